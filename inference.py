@@ -1,0 +1,16 @@
+#!/usr/bin/env python3
+"""Write text with the model that train.py made: python3 inference.py --prompt "In the year" --temperature 0.7
+
+All flags: python3 inference.py --help
+"""
+
+from tiny_gpt.launch import ensure_environment
+
+ensure_environment()
+
+if __name__ == "__main__":
+    import sys
+
+    from tiny_gpt.cli import inference_script
+
+    sys.exit(inference_script())

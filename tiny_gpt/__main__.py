@@ -1,0 +1,7 @@
+"""`python -m tiny_gpt` is `tiny-gpt`."""
+
+import sys
+
+from tiny_gpt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,167 @@
+"""The command `tiny-gpt VERB`, and what the two root scripts share with it. Thin: parse, call, print, exit code.
+
+Importing this, and `--help`, do not import torch.
+"""
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from tiny_gpt import __version__
+from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig, flag, load_config
+from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
+from tiny_gpt.recipes import RECIPES
+from tiny_gpt.ui.terminal import error, make_safe
+
+FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where the settings come from before the flags below change them."""
+
+    recipe: Literal["overnight", "first"] = "overnight"
+    """overnight is the guide's night, first takes a few minutes."""
+    config: str | None = None
+    """A saved config.json to run again."""
+
+
+@dataclass(frozen=True)
+class ScriptCommand(RunConfig):
+    """Train a model as the guide says; the settings at the top of train.py are the defaults."""
+
+    config: str | None = None
+    """A saved config.json to run again, instead of the settings in train.py."""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a model on your text and save it as tiny_gpt_best.pt."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOURCE ...]")] = ()
+    """Text files, folders, or python-docs; the same as --data."""
+    start: StartingPoint = field(default_factory=StartingPoint)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`tiny-gpt VERB ...`; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["--version"]:
+        print(f"tiny-gpt {__version__}")
+        return 0
+    if args and args[0] in VERBS:
+        return guarded(VERBS[args[0]], args[1:])
+    if args and args[0] not in ("-h", "--help"):
+        error(f"tiny-gpt: there is no command {args[0]!r}; try tiny-gpt --help")
+        return UsageError.exit_code
+    verbs = "\n".join(f"  {name:<10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    print(
+        "usage: tiny-gpt COMMAND [...]\n\nTrain a small language model on your own text, on your own computer.\n\n"
+        f"{verbs}\n\ntiny-gpt COMMAND --help tells the rest. --debug shows the traceback of an error."
+    )
+    return 0
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a model on your text and save it as tiny_gpt_best.pt."""
+    start = _given(args, "recipe", "config")
+    base = RECIPES.get(start["recipe"] or "", RunConfig())
+    base = load_config(Path(start["config"]), base) if start["config"] else base
+    default = TrainCommand(base.model, base.data, base.train)
+    command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
+    data = DataConfig(command.sources, command.data.tokenizer) if command.sources else command.data
+    return _train(RunConfig(command.model, data, command.train), "tiny-gpt generate")
+
+
+def train_script(settings: Mapping[str, Any]) -> int:
+    """`python3 train.py`: the same, with the settings that stand in that file."""
+
+    def run(args: Sequence[str]) -> int:
+        base = RunConfig().with_flat(settings, "train.py")
+        config = _given(args, "config")["config"]
+        base = load_config(Path(config), base) if config else base
+        default = ScriptCommand(base.model, base.data, base.train)
+        command = tyro.cli(ScriptCommand, prog="train.py", args=args, default=default, config=FLAT)
+        return _train(RunConfig(command.model, command.data, command.train), "python3 inference.py")
+
+    return guarded(run, sys.argv[1:])
+
+
+def generate(args: Sequence[str], prog: str = "tiny-gpt generate") -> int:
+    """Write text with a trained model."""
+    config = tyro.cli(SampleConfig, prog=prog, description="Write text with a trained model.", args=args, config=FLAT)
+    from tiny_gpt.commands import write_samples
+
+    return write_samples(config)
+
+
+def inference_script() -> int:
+    """`python3 inference.py`."""
+    return guarded(lambda args: generate(args, "inference.py"), sys.argv[1:])
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "generate": generate}
+
+
+def _train(config: RunConfig, generate_command: str) -> int:
+    from tiny_gpt.commands import train_and_sample
+
+    return train_and_sample(config, generate_command)
+
+
+def _given(args: Sequence[str], *names: str) -> dict[str, str | None]:
+    """The values of a few flags, before the others can be understood."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(flag(name))
+    with contextlib.suppress(argparse.ArgumentError):  # the real parser will explain it
+        return vars(parser.parse_known_args(args)[0])
+    return dict.fromkeys(names)
+
+
+def guarded(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
+    """Run a command; every failure becomes a line or two on standard error and the right exit code."""
+    debug = "--debug" in args
+    make_safe(sys.stdout)
+    try:
+        return command([arg for arg in args if arg != "--debug"])
+    except SystemExit as leaving:  # tyro after --help or a usage error
+        return leaving.code if isinstance(leaving.code, int) else UsageError.exit_code
+    except KeyboardInterrupt:
+        error("\nStopped. Every file that was saved is whole.")
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out
+        return 0
+    except Exception as failure:
+        if debug:
+            traceback.print_exc()
+        told = foreseen(failure)
+        error(f"error: {told}")
+        return told.exit_code
+
+
+def foreseen(failure: Exception) -> TinyGPTError:
+    """The failure in words for a person: our own errors as they are, the machine's translated."""
+    if isinstance(failure, TinyGPTError):
+        return failure
+    if isinstance(failure, MemoryError) or "out of memory" in str(failure) or "can't allocate memory" in str(failure):
+        return OutOfResourcesError(
+            "out of memory: reduce the batch size (--batch-size 32), the block (--block-size 64), or compute each "
+            "batch in parts (--grad-accum-steps 2)"
+        )
+    if isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
+        return OutOfResourcesError("no space left on the disk; free some and start again")
+    return TinyGPTError(f"{type(failure).__name__}: {failure}\nThis is a bug in tiny_gpt; --debug shows where.")

@@ -1,0 +1,77 @@
+"""What the commands do once their flags are understood: join training, inference and what a person sees."""
+
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tiny_gpt.config import METRICS_FILE, RunConfig, SampleConfig
+from tiny_gpt.device import pick_device
+from tiny_gpt.inference.generate import stream
+from tiny_gpt.model_file import load_model
+from tiny_gpt.training.events import Event, Finished, Prepared
+from tiny_gpt.training.run import run
+from tiny_gpt.ui.console import Console
+from tiny_gpt.ui.metrics import MetricsFile
+from tiny_gpt.ui.terminal import error, printable
+
+
+class Consumer(Protocol):
+    """Anything that listens to a run."""
+
+    def consume(self, event: Event) -> None: ...
+
+
+def train_and_sample(config: RunConfig, generate_command: str) -> int:
+    """Train, then show what the best model writes. Returns the exit code; `generate_command` is for the last line."""
+    consumers: list[Consumer] = [Console(config, sys.stdout)]
+    finished = None
+    for event in run(config):
+        if isinstance(event, Prepared):
+            consumers.append(MetricsFile(Path(config.train.out_dir).expanduser() / METRICS_FILE))
+        deliver(event, consumers)
+        if isinstance(event, Finished):
+            finished = event
+    assert finished is not None, "a run that ends without an error has finished"
+    if finished.stopped_by is None:
+        _show_sample(finished, config)
+    checkpoint = "" if str(finished.best_path) == SampleConfig().checkpoint else f" --checkpoint {finished.best_path}"
+    print(f'\nWrite more with: {generate_command}{checkpoint} --prompt "The" --temperature 0.8')
+    return 0 if finished.stopped_by is None else 128 + finished.stopped_by
+
+
+def deliver(event: Event, consumers: list[Consumer]) -> None:
+    """Hand an event to every consumer. One that fails is dropped and named: it must not end a night."""
+    for consumer in list(consumers):
+        try:
+            consumer.consume(event)
+        except Exception as failure:
+            consumers.remove(consumer)
+            error(f"{type(consumer).__name__} stopped working and is left out from now on: {failure}")
+
+
+def write_samples(config: SampleConfig) -> int:
+    """Print `config.num_samples` texts as they are written. Returns the exit code."""
+    loaded = load_model(Path(config.checkpoint).expanduser(), pick_device(config.device))
+    seed = random.SystemRandom().randrange(2**31) if config.seed is None else config.seed
+    if config.seed is None and config.temperature > 0:
+        error(f"(--seed {seed} writes the same again)")
+    for i in range(config.num_samples):
+        if config.num_samples > 1:
+            print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {config.num_samples} ---")
+        print(printable(config.prompt), end="", flush=True)
+        for piece in stream(loaded, config, seed + i):
+            print(printable(piece), end="", flush=True)
+        print()
+    return 0
+
+
+def _show_sample(finished: Finished, config: RunConfig) -> None:
+    loaded = load_model(finished.best_path, torch.device("cpu"))
+    sample = replace(SampleConfig(), seed=config.train.seed)
+    text = "".join(stream(loaded, sample, config.train.seed))
+    print(f"\nA sample from the best model (epoch {finished.best_epoch}), temperature {sample.temperature}:\n")
+    print(printable(sample.prompt + text))

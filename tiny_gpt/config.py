@@ -1,0 +1,261 @@
+"""Every setting, its default, its help and its limits: the one place.
+
+Flags, `--help` and the saved `config.json` are generated from the fields below. The defaults are the guide's
+overnight recipe. Does not know torch; values in, checked frozen dataclasses out.
+"""
+
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from tiny_gpt.errors import BadInputError, UsageError
+
+# What a run leaves in its out_dir.
+BEST_FILE = "tiny_gpt_best.pt"
+FINAL_FILE = "tiny_gpt_final.pt"
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UsageError(message)
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{flag(name)} {value}: must be above zero")
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field: n_layer -> --n-layer."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the network."""
+
+    architecture: Literal["classic", "modern"] = "classic"
+    """classic is GPT-2's, modern is Qwen3's; both load in other tools."""
+    n_layer: int = 4
+    """Transformer blocks, one above the other."""
+    n_head: int = 8
+    """Attention heads in each block."""
+    d_model: int = 256
+    """Width: numbers that describe one token inside the network."""
+    d_ff: int = 1024
+    """Width of the feed-forward layer inside each block."""
+    block_size: int = 128
+    """Tokens the model sees at once."""
+    dropout: float = 0.15
+    """Share of attention weights and feed-forward outputs zeroed at random while training."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "n_layer", "n_head", "d_model", "d_ff", "block_size")
+        _require(
+            self.d_model % self.n_head == 0,
+            f"--d-model {self.d_model} is not divisible by --n-head {self.n_head}: every head gets an equal "
+            f"part of the width; try --d-model {max(1, round(self.d_model / self.n_head)) * self.n_head}",
+        )
+        _require(
+            self.architecture != "modern" or self.d_model // self.n_head % 2 == 0,
+            f"--d-model {self.d_model} with --n-head {self.n_head}: rotary positions (--architecture modern) "
+            "turn pairs of numbers, so d_model / n_head must be even",
+        )
+        _require(0 <= self.dropout < 1, f"--dropout {self.dropout}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text and how it becomes tokens."""
+
+    data: tuple[str, ...] = ("python-docs",)
+    """Text files, folders, or python-docs (the manual and docstrings of your own Python)."""
+    tokenizer: Literal["char", "byte"] = "char"
+    """char: one token a character; byte: one token a byte of UTF-8."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.data) > 0, "--data: name at least one text file or folder, or python-docs")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how the model learns."""
+
+    epochs: int = 80
+    """Epochs; each ends with a validation and, if that improved, a saved model."""
+    iters_per_epoch: int = 400
+    """Optimizer steps in an epoch."""
+    batch_size: int = 64
+    """Blocks of text in one optimizer step."""
+    grad_accum_steps: int = 1
+    """Parts that a batch is computed in, to save memory; the result stays that of the whole batch."""
+    learning_rate: float = 5e-4
+    """Peak learning rate, reached after the warm-up."""
+    min_learning_rate: float = 5e-5
+    """Learning rate at the last step, approached along a cosine."""
+    warmup_steps: int = 200
+    """Steps of linear rise to the peak (at most half of the run)."""
+    weight_decay: float = 0.01
+    """AdamW's decay of the weight matrices."""
+    beta2: float = 0.999
+    """AdamW's memory of squared gradients; small batches like a shorter one, such as 0.99."""
+    grad_clip: float = 1.0
+    """Longest gradient, as its norm over all parameters; 0 turns clipping off."""
+    eval_interval: int = 100
+    """Steps between two refreshes of train_loss and val_loss."""
+    seed: int = 1337
+    """Same seed, same machine: same numbers."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; auto takes bf16 where it is faster. Weights are kept in fp32."""
+    out_dir: str = "."
+    """Folder that gets tiny_gpt_best.pt, tiny_gpt_final.pt, config.json and metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            "epochs",
+            "iters_per_epoch",
+            "batch_size",
+            "grad_accum_steps",
+            "learning_rate",
+            "eval_interval",
+        )
+        _require(
+            self.batch_size % self.grad_accum_steps == 0,
+            f"--batch-size {self.batch_size} does not divide into --grad-accum-steps {self.grad_accum_steps} parts",
+        )
+        _require(
+            0 <= self.min_learning_rate <= self.learning_rate,
+            f"--min-learning-rate {self.min_learning_rate}: must be between 0 and --learning-rate {self.learning_rate}",
+        )
+        _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: must not be negative")
+        _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
+        _require(0 <= self.beta2 < 1, f"--beta2 {self.beta2}: must be at least 0 and below 1")
+        _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must not be negative")
+        _require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63")
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.iters_per_epoch
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.batch_size // self.grad_accum_steps
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How text is drawn from a trained model."""
+
+    prompt: str = "The"
+    """Text to continue; may be empty."""
+    max_tokens: int = 200
+    """Tokens to write after the prompt."""
+    temperature: float = 0.8
+    """Below 1 more conservative, above 1 more daring; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Choose among the k likeliest tokens only; 0 means all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together hold this probability."""
+    num_samples: int = 3
+    """Texts to write."""
+    seed: int | None = None
+    """Same seed, same text; none draws a new one and prints it."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
+    checkpoint: str = BEST_FILE
+    """The model file to write with."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "max_tokens", "num_samples")
+        _require(
+            0 <= self.temperature < float("inf"),
+            f"--temperature {self.temperature}: must be 0 or above; 0.5 is conservative, 1.0 creative",
+        )
+        _require(self.top_k >= 0, f"--top-k {self.top_k}: must be 0 (all tokens) or above")
+        _require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
+        _require(
+            self.seed is None or 0 <= self.seed < 2**63,
+            f"--seed {self.seed}: must be at least 0 and below 2^63",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a training run was told. Field names are unique across the sections, so it also reads flat."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_flat(self) -> dict[str, Any]:
+        """{"n_layer": 4, ..., "epochs": 80, ...}, ready for JSON."""
+        return {name: value for section in asdict(self).values() for name, value in section.items()}
+
+    def with_flat(self, values: Mapping[str, Any], source: str) -> Self:
+        """This config with the named settings replaced.
+
+        Raises BadInputError, naming `source`, for an unknown name or a value of the wrong type.
+        """
+        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        section_of = {setting.name: name for name, part in sections.items() for setting in fields(part)}
+        changes: dict[str, dict[str, Any]] = {name: {} for name in sections}
+        for name, value in values.items():
+            if name not in section_of:
+                raise BadInputError(f"{source}: unknown setting {name!r}; known are {', '.join(sorted(section_of))}")
+            part = sections[section_of[name]]
+            changes[section_of[name]][name] = checked_value(type(part), name, value, source)
+        return replace(self, **{name: replace(part, **changes[name]) for name, part in sections.items()})
+
+
+def checked_value(section: type, name: str, value: Any, source: str) -> Any:
+    """`value` as the type that the field `name` of `section` declares, or BadInputError: JSON has types of its own."""
+    wanted = typing.get_type_hints(section)[name]
+    if typing.get_origin(wanted) is Literal:
+        ok, description = value in typing.get_args(wanted), "one of " + ", ".join(typing.get_args(wanted))
+    elif wanted is float:
+        ok, description = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        value = float(value) if ok else value
+    elif wanted is int:
+        ok, description = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif wanted is str:
+        ok, description = isinstance(value, str), "a text"
+    else:
+        value = (value,) if isinstance(value, str) else value
+        ok = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        value, description = tuple(value) if ok else value, "a list of texts"
+    if not ok:
+        raise BadInputError(f"{source}: {name} must be {description}, but is {value!r}")
+    return value
+
+
+def model_config_from(values: Mapping[str, Any], source: str) -> ModelConfig:
+    """A ModelConfig from a stranger's mapping; raises BadInputError naming `source`."""
+    names = {setting.name for setting in fields(ModelConfig)}
+    if set(values) != names:
+        raise BadInputError(f"{source}: expected the model settings {sorted(names)}, found {sorted(map(str, values))}")
+    try:
+        return ModelConfig(**{name: checked_value(ModelConfig, name, values[name], source) for name in names})
+    except UsageError as error:
+        raise BadInputError(f"{source}: {error}") from error
+
+
+def load_config(path: Path, base: RunConfig) -> RunConfig:
+    """`base` with the settings of a saved `config.json`; raises BadInputError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(f"cannot read the config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInputError(f"{path} is not a config.json: {error}") from error
+    if not isinstance(values, dict):
+        raise BadInputError(f"{path} is not a config.json: expected an object of settings")
+    return base.with_flat(values, str(path))

@@ -1,0 +1,81 @@
+"""The corpus that every user already has: the manual and the docstrings of their own Python, about 2 MB of English.
+
+Read from `pydoc_data.topics` and the standard library's source, in a fixed order and without importing any of it, so
+the same Python gives the same text. Tests, vendored packages and whatever was installed later stay out.
+"""
+
+import ast
+import importlib.util
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+
+from tiny_gpt.errors import BadInputError
+
+NAME = "python-docs"
+# A Python without its docstrings has some kilobytes left; the whole is about 2 MB.
+MIN_CHARACTERS = 200_000
+SKIPPED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+    "__pycache__",
+    "_vendor",
+}
+
+
+def read_python_docs() -> list[str]:
+    """The documents: one for each topic of the manual, one for each module that has docstrings.
+
+    Raises BadInputError on a Python that was stripped of them.
+    """
+    documents = [*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))]
+    if sum(map(len, documents)) < MIN_CHARACTERS:
+        raise BadInputError(
+            f"{NAME}: this Python was installed without its documentation; "
+            "name a text of your own instead: tiny-gpt train FILE, or python3 train.py --data FILE"
+        )
+    return documents
+
+
+def _topics() -> Iterator[str]:
+    spec = importlib.util.find_spec("pydoc_data.topics") if importlib.util.find_spec("pydoc_data") else None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return
+    for node in ast.walk(_parse(Path(spec.origin))):
+        if isinstance(node, ast.Dict):
+            topics = ast.literal_eval(node)
+            yield from (topics[name].strip() for name in sorted(topics))
+            return
+
+
+def _docstrings(stdlib: Path) -> Iterator[str]:
+    """One document a module: its own docstring, then each class's and function's under its name."""
+    paths = (path.relative_to(stdlib) for path in stdlib.rglob("*.py"))
+    seen: set[str] = set()
+    for path in sorted(path for path in paths if not SKIPPED_FOLDERS.intersection(path.parts)):
+        passages = []
+        for node in ast.walk(_parse(stdlib / path)):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            text = cleandoc(ast.get_docstring(node, clean=False) or "").strip()
+            if text and text not in seen:
+                seen.add(text)
+                passages.append(text if isinstance(node, ast.Module) else f"{node.name}\n{text}")
+        if passages:
+            yield "\n\n".join(passages)
+
+
+def _parse(path: Path) -> ast.Module:
+    """The syntax tree of a file; an empty one where it is none, as for the deliberately broken files of a library."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            return ast.Module(body=[], type_ignores=[])

@@ -1,0 +1,99 @@
+"""Files that are complete or absent: write beside, flush to the disk, rename.
+
+A reader never sees a half-written file, whatever ends the writer: the old content stays until the new is whole.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tiny_gpt.errors import OutOfResourcesError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the name `path` only once it is whole and on the disk.
+
+    Raises OutOfResourcesError when the disk is full or the folder cannot be written; `path` is untouched then.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            sync_to_disk(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sync_to_disk(descriptor: int) -> None:
+    """fsync that also empties the drive's own cache on macOS, where plain fsync does not (fcntl(2))."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # some network drives refuse it; plain fsync remains
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` outlive a power cut. Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> OutOfResourcesError:
+    """The error that tells a person why `path` could not be written and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutOfResourcesError(f"no space left to write {path}: free some space, or choose another folder")
+    reason = error.strerror or str(error)
+    return OutOfResourcesError(f"cannot write {path}: {reason}; choose a folder that you may write to")
+
+
+def writable_folder(folder: Path, flag: str) -> Path:
+    """`folder`, made if need be and proven writable by writing; raises OutOfResourcesError naming `flag`."""
+    probe = folder / f".tiny_gpt-{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutOfResourcesError(
+            f"{flag} {folder}: cannot write there ({reason}); name a folder that you may write to"
+        ) from error
+    return folder
+
+
+def cache_folder() -> Path:
+    """The user's cache: TINY_GPT_CACHE, else the system's own place (XDG, ~/Library/Caches, %LOCALAPPDATA%)."""
+    if chosen := os.environ.get("TINY_GPT_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "tiny_gpt"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

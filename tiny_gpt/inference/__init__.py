@@ -1,0 +1,1 @@
+"""A trained model and a prompt in, text out. Never imports training."""

@@ -1,0 +1,207 @@
+"""A decoder-only transformer: token ids in, logits of the next token out. Knows nothing of text.
+
+Two stock architectures that other tools load: `classic` is GPT-2's (Radford et al. 2019; learned positions,
+LayerNorm, tanh-form GELU, biases), `modern` is Qwen3's (arXiv 2505.09388; rotary positions, RMSNorm, normed queries
+and keys, SwiGLU, no biases). Both have a head of their own, untied from the embedding.
+
+Shapes: B batch, T time, D model width, F feed-forward width, H heads, K head width, V vocabulary.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tiny_gpt.config import ModelConfig
+from tiny_gpt.model.attention import causal_attention
+from tiny_gpt.model.dropout import dropout
+from tiny_gpt.model.kv_cache import KVCache
+
+INIT_STD = 0.02  # GPT-2's
+ROPE_THETA = 10_000.0
+RMS_NORM_EPS = 1e-6
+LAYER_NORM_EPS = 1e-5
+
+
+class GPT(nn.Module):
+    """The whole network. Weights are fp32; the arithmetic between them runs in `compute_dtype`."""
+
+    rope_cos_TK: torch.Tensor
+    rope_sin_TK: torch.Tensor
+
+    def __init__(self, config: ModelConfig, vocab_size: int, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.compute_dtype = config, vocab_size, compute_dtype
+        self.token_embedding = nn.Embedding(vocab_size, config.d_model)
+        if config.architecture == "classic":
+            self.position_embedding = nn.Embedding(config.block_size, config.d_model)
+        else:
+            cos_TK, sin_TK = rope_table(config.block_size, config.d_model // config.n_head)
+            self.register_buffer("rope_cos_TK", cos_TK, persistent=False)
+            self.register_buffer("rope_sin_TK", sin_TK, persistent=False)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config, config.d_model)
+        self.head = Linear(config.d_model, vocab_size, bias=False)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """GPT-2's scheme: normal weights, and narrower ones where n_layer outputs add up in the residual stream."""
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(
+                    parameter, std=residual_std if name.endswith(("out.weight", "down.weight")) else INIT_STD
+                )
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, ids_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """Logits (B, T, V) of the token after each position.
+
+        With a cache, `ids_BT` continues what it holds: many tokens into an empty cache, or one at a time. T plus the
+        cache's length is at most block_size.
+        """
+        start = cache.length if cache else 0
+        end = start + ids_BT.shape[1]
+        x_BTD = self.token_embedding(ids_BT)
+        rope = None
+        if self.config.architecture == "classic":
+            x_BTD = x_BTD + self.position_embedding(torch.arange(start, end, device=ids_BT.device))
+        else:
+            rope = self.rope_cos_TK[start:end], self.rope_sin_TK[start:end]
+        x_BTD = x_BTD.to(self.compute_dtype)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rope, cache)
+        if cache:
+            cache.advance(ids_BT.shape[1])
+        return self.head(self.norm(x_BTD))
+
+    def losses(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each target in nats, (B, T) fp32."""
+        logits_BTV = self(ids_BT).float()
+        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class Block(nn.Module):
+    """Attention looks back, the feed-forward layer thinks; each adds to what was there."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config, config.d_model)
+        self.attention = SelfAttention(config, layer)
+        self.norm2 = make_norm(config, config.d_model)
+        self.mlp = MLP(config) if config.architecture == "classic" else GatedMLP(config)
+
+    def forward(
+        self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
+    ) -> torch.Tensor:
+        x_BTD = x_BTD + self.attention(self.norm1(x_BTD), rope, cache)
+        return x_BTD + self.mlp(self.norm2(x_BTD))
+
+
+class SelfAttention(nn.Module):
+    """Every position gathers from those before it what its queries ask for."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        biased = config.architecture == "classic"
+        self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
+        self.qkv = Linear(config.d_model, 3 * config.d_model, bias=biased)
+        self.out = Linear(config.d_model, config.d_model, bias=biased)
+        if config.architecture == "modern":
+            self.q_norm, self.k_norm = (make_norm(config, config.d_model // config.n_head) for _ in range(2))
+
+    def forward(
+        self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
+    ) -> torch.Tensor:
+        qkv_BTHK = self.qkv(x_BTD).unflatten(-1, (3 * self.n_head, -1))
+        q_BHTK, k_BHTK, v_BHTK = qkv_BTHK.transpose(1, 2).chunk(3, dim=1)
+        if rope is not None:
+            q_BHTK, k_BHTK = rotate(self.q_norm(q_BHTK), *rope), rotate(self.k_norm(k_BHTK), *rope)
+        if cache is not None:
+            k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
+        y_BHTK = causal_attention(q_BHTK, k_BHTK, v_BHTK, self.dropout if self.training else 0.0)
+        return self.out(y_BHTK.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """GPT-2's feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up, self.down = Linear(config.d_model, config.d_ff), Linear(config.d_ff, config.d_model)
+        self.dropout = config.dropout
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        hidden_BTF = F.gelu(self.up(x_BTD), approximate="tanh")
+        return dropout(self.down(hidden_BTF), self.dropout if self.training else 0.0)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202), as in Qwen3 and Llama."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate, self.up = (Linear(config.d_model, config.d_ff, bias=False) for _ in range(2))
+        self.down = Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout = config.dropout
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        hidden_BTF = F.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        return dropout(self.down(hidden_BTF), self.dropout if self.training else 0.0)
+
+
+class Linear(nn.Linear):
+    """fp32 weights, product in the input's dtype, always as one 2-D product (bf16 3-D ones were wrong on MPS:
+    pytorch#181936)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x.flatten(0, -2), self.weight.to(x.dtype), bias).unflatten(0, x.shape[:-1])
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with fp32 weights and statistics, in the input's dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to root mean square one (arXiv 1910.07467), statistics in fp32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + RMS_NORM_EPS)
+        return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """The architecture's own normalization over the last dimension."""
+    return LayerNorm(width, eps=LAYER_NORM_EPS) if config.architecture == "classic" else RMSNorm(width)
+
+
+def rope_table(block_size: int, head_width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (T, K) of rotary positions (arXiv 2104.09864), the halves of K turned by the same angles."""
+    frequencies = ROPE_THETA ** (-torch.arange(0, head_width, 2).float() / head_width)
+    angles = torch.outer(torch.arange(block_size).float(), frequencies).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (k, k + K/2) by its position's angle."""
+    first, second = x_BHTK.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x_BHTK * cos_TK.to(x_BHTK.dtype) + turned * sin_TK.to(x_BHTK.dtype)

@@ -1,0 +1,1 @@
+"""Learning: trainer.py sequences, the other files each hold one idea. Yields events, prints nothing."""

@@ -1,0 +1,69 @@
+"""Losses that compare: the same windows every time, no dropout, never random batches.
+
+The windows lie side by side over the whole text where that is cheap, else evenly spaced over it.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tiny_gpt.model.gpt import GPT
+
+IGNORED = -100  # cross_entropy skips this target; the last window and the last batch are filled up with it
+
+
+class FixedWindows:
+    """A fixed set of windows of one text, and the mean loss over them."""
+
+    def __init__(self, tokens: NDArray[np.unsignedinteger], block_size: int, batch_size: int, max_tokens: int) -> None:
+        """Cover all of `tokens` if they are at most `max_tokens`, else as many evenly spaced blocks as fit."""
+        self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
+        n_targets = len(tokens) - 1
+        n_blocks = math.ceil(n_targets / block_size)
+        if n_targets > max_tokens:
+            n_chosen = max(1, max_tokens // block_size)
+            blocks = np.linspace(0, n_blocks - 2, n_chosen).round().astype(np.int64)  # the last may be a part
+        else:
+            blocks = np.arange(n_blocks)
+        self.starts = blocks * block_size
+        self.n_tokens = int(np.minimum(block_size, n_targets - self.starts).sum())
+
+    def loss(self, model: GPT) -> float:
+        """Mean loss in nats per token. Leaves the model in the mode (train or eval) it was in."""
+        was_training = model.training
+        model.eval()
+        total = torch.zeros(
+            (), dtype=torch.float64 if model.device.type != "mps" else torch.float32, device=model.device
+        )
+        with torch.no_grad():
+            for i in range(0, len(self.starts), self.batch_size):
+                inputs_BT, targets_BT = self._batch(self.starts[i : i + self.batch_size])
+                total += model.losses(inputs_BT.to(model.device), targets_BT.to(model.device)).sum(dtype=total.dtype)
+        model.train(was_training)
+        return total.item() / self.n_tokens
+
+    def _batch(self, starts: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Always (batch_size, block_size), so that a device compiles one shape only."""
+        windows = np.full((self.batch_size, self.block_size + 1), IGNORED, dtype=np.int64)
+        for row, start in enumerate(starts):
+            window = self.tokens[start : start + self.block_size + 1]
+            windows[row, : len(window)] = window
+        inputs_BT, targets_BT = torch.from_numpy(windows).split([self.block_size, 1], dim=1)
+        targets_BT = torch.cat((inputs_BT[:, 1:], targets_BT), dim=1)
+        return inputs_BT.clamp(min=0), targets_BT
+
+
+def affordable_tokens(tokens_trained: int, share: float) -> int:
+    """Tokens that can be scored while `tokens_trained` are trained on, for `share` of the time.
+
+    A forward pass is a third of a training step's arithmetic. Counted, not timed, so that the same seed scores the
+    same windows.
+    """
+    return int(3 * share * tokens_trained)
+
+
+def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
+    """Nats per token to bits per byte of UTF-8, the figure that compares across tokenizers."""
+    return loss * n_tokens / (n_bytes * math.log(2))

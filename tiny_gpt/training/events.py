@@ -1,0 +1,109 @@
+"""What a training run tells the world. Progress bars, metrics files and reports are made from these alone.
+
+Losses are mean cross-entropy in nats per token; steps and epochs count from 1 and name what is finished.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything stands ready; the first step comes next."""
+
+    device: str
+    precision: str
+    n_characters: int
+    n_documents: int
+    skipped: list[str]
+    tokenizer: str
+    vocab_size: int
+    train_tokens: int
+    val_tokens: int
+    val_tokens_scored: int
+    n_parameters: int
+    tokens_per_step: int
+    earlier_run: Path | None
+    """Where the files of a run that was in the same folder have been put."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer update. `batch_loss` is read from the device only now and then: reading waits for it."""
+
+    step: int
+    batch_loss: float | None
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class SpeedMeasured:
+    """The first steps have been timed."""
+
+    tokens_per_s: float
+    remaining_s: float
+    """Until the last step at this speed, evaluations included."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Losses over the fixed windows, without dropout, and where the run stands."""
+
+    step: int
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_bits_per_byte: float
+    batch_loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_s: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch's last evaluation."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model file is whole and on the disk."""
+
+    path: Path
+    is_best: bool
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A signal asked the run to end; it will evaluate and save first."""
+
+    signal_number: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over, after its last step or because it was asked to stop."""
+
+    best_path: Path
+    best_epoch: int
+    best_val_loss: float
+    best_val_bits_per_byte: float
+    scored_tokens: int
+    """Validation tokens behind the figures above."""
+    final_path: Path
+    last_step: int
+    elapsed_s: float
+    eval_share: float
+    """Part of the time that evaluations took."""
+    peak_memory_bytes: int
+    stopped_by: int | None
+    """The signal that ended the run early."""
+
+
+Event = Prepared | StepDone | SpeedMeasured | Evaluated | EpochDone | Saved | Stopping | Finished

@@ -1,0 +1,179 @@
+"""What a person sees of a run: the guide's very lines, with a bar on a terminal and plain lines elsewhere."""
+
+import signal
+import time
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.training.events import (
+    EpochDone,
+    Evaluated,
+    Event,
+    Finished,
+    Prepared,
+    Saved,
+    SpeedMeasured,
+    StepDone,
+    Stopping,
+)
+from tiny_gpt.ui.terminal import check_mark, columns, duration
+
+BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
+NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
+# The full bar with its four figures needs this many columns.
+WIDE = 120
+LABEL = "{:<11}"
+
+
+class Console:
+    """Consumes a run's events onto `stream`."""
+
+    def __init__(self, config: RunConfig, stream: TextIO) -> None:
+        self.config, self.stream = config, stream
+        self.has_bars = stream.isatty()
+        self.bar: _EpochBar | None = None
+        self._epoch_started = time.perf_counter()
+
+    def consume(self, event: Event) -> None:
+        match event:
+            case Prepared():
+                self._introduce(event)
+            case StepDone():
+                self._step(event)
+            case SpeedMeasured():
+                self._print(self._speed(event))
+            case Evaluated():
+                self._refresh(event)
+            case EpochDone():
+                self._close_bar()
+                self._print(
+                    f"Epoch {event.epoch}/{self.config.train.epochs} complete - "
+                    f"Train: {event.train_loss:.4f}, Val: {event.val_loss:.4f}"
+                )
+            case Saved():
+                self._close_bar()
+                if event.is_best:
+                    self._print(f"{self._check} Saved best model (val_loss={event.val_loss:.4f}) to {event.path}")
+                else:
+                    self._print(f"{self._check} Saved final model to {event.path}")
+            case Stopping():
+                name = "Ctrl+C" if event.signal_number == signal.SIGINT else signal.Signals(event.signal_number).name
+                self._print(f"{name}: the step is done; evaluating and saving. (Ctrl+C again ends at once.)")
+            case Finished():
+                self._finish(event)
+
+    @property
+    def _check(self) -> str:
+        return check_mark(self.stream)
+
+    def _print(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        tqdm.write(text, file=self.stream)
+        self.stream.flush()
+
+    def _row(self, label: str, text: str) -> None:
+        self._print(LABEL.format(label) + text)
+
+    def _introduce(self, event: Prepared) -> None:
+        model, train, data = self.config.model, self.config.train, self.config.data
+        total_tokens = train.total_steps * event.tokens_per_step
+        documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
+        self._row("device", f"{event.device}, {event.precision}")
+        self._row("text", f"{', '.join(data.data)}: {event.n_characters:,} characters{documents}")
+        for reason in event.skipped[:3]:
+            self._row("", f"skipped: {reason}")
+        if len(event.skipped) > 3:
+            self._row("", f"and {len(event.skipped) - 3:,} more files skipped")
+        self._row(
+            "tokens",
+            f"{event.tokenizer}, vocabulary {event.vocab_size:,}: {event.train_tokens:,} to learn from",
+        )
+        share = "all" if event.val_tokens_scored >= event.val_tokens - 1 else f"{event.val_tokens_scored:,} fixed ones"
+        self._row("", f"{event.val_tokens:,} held out for validation, {share} of them scored each time")
+        self._row(
+            "model",
+            f"{model.architecture}, {event.n_parameters:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+            f"width {model.d_model}, block {model.block_size}",
+        )
+        self._row(
+            "training",
+            f"{train.epochs} epochs of {train.iters_per_epoch} steps, {event.tokens_per_step:,} tokens a step: "
+            f"{total_tokens:,} tokens, {total_tokens / event.train_tokens:.1f} times the text",
+        )
+        if event.earlier_run:
+            self._row("kept", f"the earlier run's files are now in {event.earlier_run}")
+
+    def _step(self, event: StepDone) -> None:
+        iters = self.config.train.iters_per_epoch
+        epoch, at = (event.step - 1) // iters + 1, (event.step - 1) % iters + 1
+        if at == 1:
+            self._epoch_started = time.perf_counter()
+        if not self.has_bars:
+            return
+        if self.bar is None:
+            wide = columns() >= WIDE
+            self.bar = _EpochBar(
+                desc=f"Epoch {epoch}/{self.config.train.epochs}",
+                total=iters,
+                initial=at - 1,
+                bar_format=BAR if wide else NARROW_BAR,
+                file=self.stream,
+                dynamic_ncols=True,
+            )
+        if event.batch_loss is not None and event.step == 1:
+            self.bar.set_postfix_str(f"batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}", refresh=False)
+        self.bar.update(1)
+
+    def _speed(self, event: SpeedMeasured) -> str:
+        end = time.localtime(time.time() + event.remaining_s)
+        clock = time.strftime("%H:%M" if event.remaining_s < 20 * 3600 else "%A %H:%M", end)
+        return LABEL.format("time") + (
+            f"{event.tokens_per_s:,.0f} tokens/s: about {duration(event.remaining_s)} to go, until {clock}"
+        )
+
+    def _refresh(self, event: Evaluated) -> None:
+        losses = f"train_loss={event.train_loss:.4f}, val_loss={event.val_loss:.4f}"
+        details = f"{losses}, batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(details if self.bar.bar_format == BAR else losses)
+            return
+        iters = self.config.train.iters_per_epoch
+        at = (event.step - 1) % iters + 1
+        speed = _it_per_s(at / (time.perf_counter() - self._epoch_started))
+        self._print(f"Epoch {event.epoch}/{self.config.train.epochs}: {at}/{iters} [{speed}, {details}]")
+
+    def _close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _finish(self, event: Finished) -> None:
+        self._close_bar()
+        self._print("")
+        self._row(
+            "best model",
+            f"epoch {event.best_epoch}, val_loss={event.best_val_loss:.4f} over {event.scored_tokens:,} validation "
+            f"tokens, {event.best_val_bits_per_byte:.3f} bits per byte",
+        )
+        self._row(
+            "took",
+            f"{duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating; "
+            f"peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
+        )
+
+
+class _EpochBar(tqdm):
+    """tqdm with the speed in the guide's form: no padding."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        values = super().format_dict
+        rate = values["rate"] or (values["n"] - values["initial"]) / max(values["elapsed"], 1e-9)
+        return {**values, "speed": _it_per_s(rate)}
+
+
+def _it_per_s(rate: float) -> str:
+    """2.4218 -> "2.42it/s", and 0.4 -> "2.50s/it"."""
+    return f"{rate:.2f}it/s" if rate >= 1 or rate <= 0 else f"{1 / rate:.2f}s/it"

@@ -1,0 +1,52 @@
+"""Text made fit for whatever terminal, pipe or file it goes to."""
+
+import re
+import shutil
+import sys
+from typing import TextIO
+
+# Control characters, line feed and tab apart: a model may write an escape sequence, and a terminal would obey it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def make_safe(stream: TextIO) -> None:
+    """Characters that `stream` cannot encode become `?` from now on instead of an error."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
+
+
+def printable(text: str) -> str:
+    """`text` without control characters."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def check_mark(stream: TextIO) -> str:
+    """✓, or * where the stream has no such character."""
+    try:
+        "✓".encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return "*"
+    return "✓"
+
+
+def columns() -> int:
+    """Width of the terminal in characters."""
+    return shutil.get_terminal_size().columns
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1 min 15 s", 13500 -> "3 h 45 min"."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def error(message: str) -> None:
+    """Tell a person on standard error; never fails."""
+    try:
+        make_safe(sys.stderr)
+        print(message, file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        pass  # nobody is listening

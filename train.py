@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""The guide's overnight training: python3 train.py
+
+Change a setting below, or give it as a flag for one run: python3 train.py --batch-size 32 --data my_text.txt
+All flags: python3 train.py --help
+"""
+
+from tiny_gpt.launch import ensure_environment
+
+ensure_environment()
+
+SETTINGS = dict(
+    # The text: files, folders, or python-docs.
+    data=["python-docs"],
+    tokenizer="char",
+    # The model.
+    n_layer=4,
+    n_head=8,
+    d_model=256,
+    d_ff=1024,
+    block_size=128,  # tokens seen at once; 64 if memory is short
+    dropout=0.15,
+    # The training.
+    epochs=80,
+    iters_per_epoch=400,
+    batch_size=64,  # 32 if memory is short
+    learning_rate=5e-4,  # at its peak, after the warm-up
+    min_learning_rate=5e-5,  # at the end
+    warmup_steps=200,
+    weight_decay=0.01,
+    grad_clip=1.0,
+    seed=1337,
+)
+
+if __name__ == "__main__":
+    import sys
+
+    from tiny_gpt.cli import train_script
+
+    sys.exit(train_script(SETTINGS))
