@@ -28,6 +28,9 @@ STAMP = Path(launch.STAMP)
 LOG = VENV / "setup.log"
 DOWNLOADS = VENV / "downloads"
 
+# Rather now than at the start of a night: torch may want a library that this system lacks.
+TORCH_CHECK = "import torch"
+
 # Disk space in gigabytes. On Linux PyTorch brings NVIDIA's libraries: the archives, pip's cache of them and
 # what they unpack to lie side by side for a while.
 SPACE_LINUX, SPACE_ELSEWHERE, SPACE_WITHOUT_TORCH = 10, 1.5, 0.5
@@ -118,11 +121,14 @@ def clean_environment() -> dict[str, str]:
 
 def look_into_venv() -> tuple[str, str]:
     """(version of its Python, version of its torch), "" for what is missing, broken or too old"""
+    # pip's own entry is written after its files: without it, making .venv was interrupted.
     code = (
-        "import importlib.metadata, pip, platform\n"
+        "import platform\n"
+        "from importlib.metadata import PackageNotFoundError, version\n"
+        "version('pip')\n"
         "print(platform.python_version())\n"
-        "try: print(importlib.metadata.version('torch'))\n"
-        "except importlib.metadata.PackageNotFoundError: print()"
+        "try: print(version('torch'))\n"
+        "except PackageNotFoundError: print()"
     )
     version, torch = ask_python(launch.venv_python(), code) or ("", "")
     if not version or tuple(int(number) for number in version.split(".")[:2]) < launch.OLDEST_PYTHON:
@@ -132,7 +138,7 @@ def look_into_venv() -> tuple[str, str]:
 
 def check_venv_module() -> None:
     """Debian and Ubuntu leave ensurepip out of their Python."""
-    if ask_python(sys.executable, "import ensurepip, venv") is not None:
+    if ask_python(sys.executable, "import venv; from ensurepip import version") is not None:
         return
     package = "python{}.{}-venv".format(*sys.version_info)
     remedy = f"Run `sudo apt install {package}`" if shutil.which("apt-get") else "Install what has them"
@@ -144,7 +150,7 @@ def check_venv_module() -> None:
 def make_venv() -> str:
     """Makes .venv anew, whatever is left of an old one. Returns its Python's version."""
     print(f"Making .venv with Python {platform.python_version()}.", flush=True)
-    command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
+    command = [sys.executable, "-m", "venv", "--clear", str(VENV.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
     if done.returncode:
         raise explain(done.stdout + done.stderr, platform.python_version(), free_space())
@@ -164,7 +170,7 @@ def check_space(torch: str) -> None:
         return
     why = ", as PyTorch brings NVIDIA's libraries" if needed == SPACE_LINUX else ""
     raise SetupError(
-        f"Too little disk space: .venv needs {needed:g} GB{why}; {free:.1f} GB are free in {ROOT}.\n"
+        f"Too little disk space: .venv needs {needed:g} GB{why}; {free:.1f} GB are free for {VENV}.\n"
         f"Make room and repeat, or set {NO_SPACE_CHECK}=1 to try all the same.",
         FULL_EXIT_CODE,
     )
@@ -189,8 +195,7 @@ def install(extras: list[str], version: str) -> None:
     started = time.monotonic()
     LOG.unlink(missing_ok=True)
     run_logged(pip_install(extras), version)
-    # Rather now than at the start of a night: torch may want a library that this system lacks.
-    run_logged([launch.venv_python(), "-c", "import torch"], version)
+    run_logged([launch.venv_python(), "-c", TORCH_CHECK], version)
     print(f"Done in {clock(time.monotonic() - started)}.", flush=True)
 
 
@@ -252,6 +257,6 @@ def activity(output: str) -> str:
         words = line.split()
         if words[:1] == ["Downloading"] and ".metadata" not in line:
             return f"downloading {words[1].split('/')[-1].split('-')[0]} {' '.join(words[2:])}"
-        if words[:1] == ["Installing"]:
+        if words[:2] == ["Installing", "collected"]:
             return "unpacking"
     return "looking up packages"

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 FULL_EXIT_CODE = 5
+# On a full disk not even the reason can be written to the log.
+FULL_GB = 0.02
 
 FULL_SIGNS = r"Errno 28|No space left|WinError 112|not enough space"
 CERTIFICATE_SIGNS = r"CERTIFICATE_VERIFY_FAILED|SSLCertVerificationError"
@@ -34,7 +36,7 @@ def explain(output: str, version: str, free_gb: float, log: Path | None = None) 
     """What venv, pip or `import torch` printed, .venv's Python version, the room on its disk → the error"""
     missing = re.search(r"No matching distribution found for ([\w.-]+)", output)
     versions_listed = re.search(r"from versions: \d", output)
-    if re.search(FULL_SIGNS, output):
+    if re.search(FULL_SIGNS, output) or free_gb < FULL_GB:
         return SetupError(full_disk(free_gb), FULL_EXIT_CODE)
     if re.search(CERTIFICATE_SIGNS, output) and not versions_listed:
         return SetupError(
@@ -44,7 +46,7 @@ def explain(output: str, version: str, free_gb: float, log: Path | None = None) 
     if re.search(NETWORK_SIGNS, output) and not versions_listed:
         return SetupError("The package server does not answer. Check network and proxy, then repeat.")
     if missing:
-        return SetupError(no_build(missing.group(1), version))
+        return SetupError(no_build(missing.group(1), version, log))
     if re.search(LIBRARY_SIGNS, output):
         return SetupError("PyTorch needs Microsoft's Visual C++ Redistributable (x64): install it and repeat.")
     end = "\n  ".join(output.strip().splitlines()[-8:])
@@ -58,14 +60,14 @@ def full_disk(free_gb: float) -> str:
     return f"The disk is full ({free_gb:.1f} GB free). Make room, then repeat."
 
 
-def no_build(package: str, version: str) -> str:
+def no_build(package: str, version: str, log: Path | None) -> str:
     """Why pip has nothing to install, and what does work"""
-    fact = f"There is no build of {package} for Python {version} on {platform.platform()}."
+    fact = f"pip finds no {package} for Python {version} on {platform.platform()}"
     if package != "torch":
-        return f"{fact}\nAnother Python may have one: delete .venv, then `make setup PYTHON=python3.12`."
+        return f"{fact} (all of it: {log})\nFor another Python: delete .venv, then `make setup PYTHON=python3.12`."
     if sys.platform == "darwin" and platform.machine() == "x86_64":
-        return f"{fact}\nPyTorch has left Intel Macs; a Mac with Apple silicon needs a Python made for that."
+        return f"{fact}.\nPyTorch has left Intel Macs; a Mac with Apple silicon needs a Python made for that."
     return (
-        f"{fact}\nThere is one for Python 3.11 to 3.14 on 64-bit Linux, Windows (x64), and macOS 14 or newer."
+        f"{fact}.\nThere is one for Python 3.11 to 3.14 on 64-bit Linux, Windows (x64), and macOS 14 or newer."
         "\nTo take another Python: delete .venv, then `make setup PYTHON=python3.12`."
     )

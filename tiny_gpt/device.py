@@ -4,6 +4,8 @@ Order of preference: cuda, mps, cpu. bf16 only where it is measured (CPU) or kno
 in fp32, where bf16 brought no speed (nanochat's log) and wrong numbers on some chips (pytorch#181936).
 """
 
+import contextlib
+import ctypes
 import platform
 import sys
 import time
@@ -47,8 +49,18 @@ def configure(device: torch.device) -> None:
     """Settings of torch that only make it faster."""
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # Adam's second moments of unused ids fade into denormals, 20 times slower
+        _keep_freed_memory()
     elif device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse the activations' memory instead of fetching zeroed pages for each: 13% of a guide step."""
+    m_trim_threshold, m_mmap_threshold, never = -1, -3, 2**31 - 1  # malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems have no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_mmap_threshold, never)
+        mallopt(m_trim_threshold, never)
 
 
 def _bf16_is_faster(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tiny_gpt.model.dropout import dropout, keep_mask
+from tiny_gpt.model.dropout import apply_mask, dropout, keep_mask
 
 
 def causal_attention(
@@ -53,21 +53,22 @@ class _ExplicitAttention(torch.autograd.Function):
         q, k, v = (x.reshape(B * H, T, K) for x in (q_BHTK, k_BHTK, v_BHTK))
         scale = 1 / math.sqrt(K)
         weights = torch.baddbmm(causal_mask(T, q), q, k.transpose(1, 2), alpha=scale).softmax(-1)
-        keep = keep_mask(weights.shape, dropout_p, weights.dtype) if dropout_p else None
-        dropped = weights if keep is None else weights * keep
-        ctx.save_for_backward(q, k, v, weights, keep, dropped)
-        ctx.shape, ctx.scale = (B, H, T, K), scale
+        mask, makeup = keep_mask(weights.shape, dropout_p, weights.dtype) if dropout_p else (None, 1.0)
+        dropped = weights if mask is None else apply_mask(weights, mask)
+        v = v * makeup  # instead of the far larger weights
+        ctx.save_for_backward(q, k, v, weights, mask, dropped)
+        ctx.shape, ctx.scale, ctx.makeup = (B, H, T, K), scale, makeup
         return torch.bmm(dropped, v).view(B, H, T, K)
 
     @staticmethod
     def backward(ctx: Any, grad_BHTK: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, weights, keep, dropped = ctx.saved_tensors
+        q, k, v, weights, mask, dropped = ctx.saved_tensors
         B, H, T, K = ctx.shape
         grad = grad_BHTK.reshape(B * H, T, K)
-        grad_v = torch.bmm(dropped.transpose(1, 2), grad)
+        grad_v = torch.bmm(dropped.transpose(1, 2), grad).mul_(ctx.makeup)
         grad_weights = torch.bmm(grad, v.transpose(1, 2))
-        if keep is not None:
-            grad_weights.mul_(keep)
+        if mask is not None:
+            grad_weights = apply_mask(grad_weights, mask)
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
         grad_q = torch.bmm(grad_scores, k).mul_(ctx.scale)
         grad_k = torch.bmm(grad_scores.transpose(1, 2), q).mul_(ctx.scale)

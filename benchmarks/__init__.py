@@ -1,0 +1,1 @@
+"""Measurements: ratios taken in one run, printed as a table and written as JSON. Not part of the installed package."""
