@@ -1,18 +1,20 @@
 """What the commands do once their flags are understood: join training, inference and what a person sees."""
 
+import contextlib
 import random
+import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from tiny_gpt.config import METRICS_FILE, RunConfig, SampleConfig
 from tiny_gpt.device import pick_device
+from tiny_gpt.files import user_path
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.model_file import load_model
-from tiny_gpt.training.events import Event, Finished, Prepared
+from tiny_gpt.training.events import Event, Finished
 from tiny_gpt.training.run import run
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.metrics import MetricsFile
@@ -27,18 +29,18 @@ class Consumer(Protocol):
 
 def train_and_sample(config: RunConfig, generate_command: str) -> int:
     """Train, then show what the best model writes. Returns the exit code; `generate_command` is for the last line."""
-    consumers: list[Consumer] = [Console(config, sys.stdout)]
     finished = None
-    for event in run(config):
-        if isinstance(event, Prepared):
-            consumers.append(MetricsFile(Path(config.train.out_dir).expanduser() / METRICS_FILE))
-        deliver(event, consumers)
-        if isinstance(event, Finished):
-            finished = event
+    with contextlib.closing(Console(config, sys.stdout)) as console:
+        consumers: list[Consumer] = [console, MetricsFile(user_path(config.train.out_dir) / METRICS_FILE)]
+        for event in run(config):
+            deliver(event, consumers)
+            if isinstance(event, Finished):
+                finished = event
     assert finished is not None, "a run that ends without an error has finished"
     if finished.stopped_by is None:
         _show_sample(finished, config)
-    checkpoint = "" if str(finished.best_path) == SampleConfig().checkpoint else f" --checkpoint {finished.best_path}"
+    best_path = str(finished.best_path)
+    checkpoint = "" if best_path == SampleConfig().checkpoint else f" --checkpoint {shlex.quote(best_path)}"
     print(f'\nWrite more with: {generate_command}{checkpoint} --prompt "The" --temperature 0.8')
     return 0 if finished.stopped_by is None else 128 + finished.stopped_by
 
@@ -55,7 +57,7 @@ def deliver(event: Event, consumers: list[Consumer]) -> None:
 
 def write_samples(config: SampleConfig) -> int:
     """Print `config.num_samples` texts as they are written. Returns the exit code."""
-    loaded = load_model(Path(config.checkpoint).expanduser(), pick_device(config.device))
+    loaded = load_model(user_path(config.checkpoint), pick_device(config.device))
     seed = random.SystemRandom().randrange(2**31) if config.seed is None else config.seed
     if config.seed is None and config.temperature > 0:
         error(f"(--seed {seed} writes the same again)")

@@ -5,6 +5,7 @@ overnight recipe. Does not know torch; values in, checked frozen dataclasses out
 """
 
 import json
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -203,7 +204,7 @@ class RunConfig:
     def with_flat(self, values: Mapping[str, Any], source: str) -> Self:
         """This config with the named settings replaced.
 
-        Raises BadInputError, naming `source`, for an unknown name or a value of the wrong type.
+        Raises BadInputError, naming `source`, for an unknown name, a value of the wrong type or an impossible one.
         """
         sections = {section.name: getattr(self, section.name) for section in fields(self)}
         section_of = {setting.name: name for name, part in sections.items() for setting in fields(part)}
@@ -213,7 +214,10 @@ class RunConfig:
                 raise BadInputError(f"{source}: unknown setting {name!r}; known are {', '.join(sorted(section_of))}")
             part = sections[section_of[name]]
             changes[section_of[name]][name] = checked_value(type(part), name, value, source)
-        return replace(self, **{name: replace(part, **changes[name]) for name, part in sections.items()})
+        try:
+            return replace(self, **{name: replace(part, **changes[name]) for name, part in sections.items()})
+        except UsageError as error:
+            raise BadInputError(f"{source}: {error}") from error
 
 
 def checked_value(section: type, name: str, value: Any, source: str) -> Any:
@@ -223,6 +227,7 @@ def checked_value(section: type, name: str, value: Any, source: str) -> Any:
         ok, description = value in typing.get_args(wanted), "one of " + ", ".join(typing.get_args(wanted))
     elif wanted is float:
         ok, description = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        ok = ok and abs(value) <= sys.float_info.max
         value = float(value) if ok else value
     elif wanted is int:
         ok, description = isinstance(value, int) and not isinstance(value, bool), "a whole number"

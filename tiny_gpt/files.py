@@ -32,7 +32,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone by its new name, or it never came to be
+            beside.unlink()
 
 
 def sync_to_disk(descriptor: int) -> None:
@@ -47,22 +48,23 @@ def sync_to_disk(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` outlive a power cut. Windows has no such call and needs none."""
+    """Make a rename inside `folder` outlive a power cut, where the system can. Windows has no such call."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):  # some network drives refuse it; the rename itself has been done
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def cannot_write(path: Path, error: OSError) -> OutOfResourcesError:
+def cannot_write(path: Path, error: OSError, remedy: str = "choose another folder") -> OutOfResourcesError:
     """The error that tells a person why `path` could not be written and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutOfResourcesError(f"no space left to write {path}: free some space, or choose another folder")
+        return OutOfResourcesError(f"no space left to write {path}: free some, or {remedy}")
     reason = error.strerror or str(error)
-    return OutOfResourcesError(f"cannot write {path}: {reason}; choose a folder that you may write to")
+    return OutOfResourcesError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def writable_folder(folder: Path, flag: str) -> Path:
@@ -80,10 +82,15 @@ def writable_folder(folder: Path, flag: str) -> Path:
     return folder
 
 
+def user_path(name: str) -> Path:
+    """The path that a person named; ~ is their home, and an unknown ~user stays as it is."""
+    return Path(os.path.expanduser(name))
+
+
 def cache_folder() -> Path:
     """The user's cache: TINY_GPT_CACHE, else the system's own place (XDG, ~/Library/Caches, %LOCALAPPDATA%)."""
     if chosen := os.environ.get("TINY_GPT_CACHE"):
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif os.name == "nt":

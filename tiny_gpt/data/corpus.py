@@ -4,12 +4,14 @@ A source is a text file, a folder of them, or the name of a known corpus. Text i
 leaves here. Knows nothing of tokens.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_gpt.data import python_docs
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.files import user_path
 
 # One part in this many is kept for validation.
 VALIDATION_PART = 10
@@ -58,12 +60,12 @@ def split(documents: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _read_source(source: str, skipped: list[str]) -> list[str]:
-    if source in CORPORA and not Path(source).exists():
+    if source in CORPORA and not os.path.exists(source):
         return CORPORA[source]()
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = user_path(source)
+    if os.path.isdir(path):
         return _read_folder(path, skipped)
-    if not path.exists():
+    if not os.path.exists(path):
         raise BadInputError(
             f"no such file or folder: {source} (looked in {Path.cwd()}); known corpora are {', '.join(CORPORA)}"
         )
@@ -76,7 +78,7 @@ def _read_source(source: str, skipped: list[str]) -> list[str]:
 def _read_folder(folder: Path, skipped: list[str]) -> list[str]:
     """The text files below `folder` in the order of their names; the others go to `skipped` with their reason."""
     documents = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if os.path.isfile(path)):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         try:
@@ -89,7 +91,8 @@ def _read_folder(folder: Path, skipped: list[str]) -> list[str]:
         else:
             skipped.append(f"{path} is empty")
     if not documents:
-        raise BadInputError(f"{folder}: no text found in this folder ({len(skipped)} other files skipped)")
+        reason = f"; {skipped[-1]}" if skipped else ""
+        raise BadInputError(f"{folder}: no text found in this folder{reason}")
     return documents
 
 

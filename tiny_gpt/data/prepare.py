@@ -39,8 +39,8 @@ def _require_a_block(corpus: Corpus, train: Tokens, val: Tokens, block_size: int
     shorter = min(len(train), len(val))
     if shorter <= block_size:
         part = "training" if len(train) <= block_size else "validation"
+        remedy = f", or a shorter block with --block-size {shorter - 1}" if shorter > 1 else ""
         raise BadInputError(
             f"the text is too short: {corpus.n_characters:,} characters leave {shorter:,} tokens for {part}, and a "
-            f"block takes {block_size + 1:,}; give more text, or a shorter block with "
-            f"--block-size {max(1, shorter - 1)}"
+            f"block takes {block_size + 1:,}; give more text{remedy}"
         )

@@ -50,7 +50,7 @@ def _topics() -> Iterator[str]:
     for node in ast.walk(_parse(Path(spec.origin))):
         if isinstance(node, ast.Dict):
             topics = ast.literal_eval(node)
-            yield from (topics[name].strip() for name in sorted(topics))
+            yield from dict.fromkeys(topics[name].strip() for name in sorted(topics))
             return
 
 

@@ -12,16 +12,19 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.data.tokenizer import Tokenizer, to_utf8
+from tiny_gpt.errors import OutOfResourcesError
 from tiny_gpt.files import cannot_write, sha256_of, sync_folder, sync_to_disk
 
 FORMAT_VERSION = 1
 # Between two documents stands an empty line.
 SEPARATOR = "\n\n"
+REMEDY = "name another folder for tiny_gpt's cache in the environment variable TINY_GPT_CACHE"
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,27 @@ def open_or_build(
 
     Raises OutOfResourcesError when they cannot be written.
     """
-    try:
-        return _open(folder)
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or damaged by something other than us
+    found = _open(folder)
+    if found is None:
         _build(folder, {"train": train, "val": val}, tokenizer)
-        return _open(folder)
+        found = _open(folder)
+    if found is None:
+        raise OutOfResourcesError(f"{folder} does not hold what was just written: the disk is faulty; {REMEDY}")
+    return found
 
 
-def _open(folder: Path) -> tuple[Tokens, Tokens]:
+def _open(folder: Path) -> tuple[Tokens, Tokens] | None:
+    """The tokens stored in `folder`; None if there are none, or something other than us has damaged them."""
+    try:
+        return _open_whole(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _open_whole(folder: Path) -> tuple[Tokens, Tokens]:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest.pop("sha256") != _sha256_of_json(manifest):
+        raise ValueError(f"{folder / 'manifest.json'} is damaged")
     train, val = (
         _open_part(folder / f"{name}.bin", manifest["dtype"], _Part(**manifest[name])) for name in ("train", "val")
     )
@@ -98,16 +113,31 @@ def _build(folder: Path, splits: dict[str, Sequence[str]], tokenizer: Tokenizer)
             "tokenizer": tokenizer.to_dict(),
             **parts,
         }
+        manifest["sha256"] = _sha256_of_json(manifest)
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(beside, folder)
-        sync_folder(folder.parent)
+        _give_name(beside, folder)
     except OSError as error:
-        if not (folder / "manifest.json").exists():  # else another run built the same store first
-            raise cannot_write(folder, error) from error
+        if _open(folder) is None:
+            raise cannot_write(folder, error, REMEDY) from error
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _give_name(beside: Path, folder: Path) -> None:
+    """Rename `beside` to `folder`, unless another run has built the same store there meanwhile."""
+    try:
+        os.rename(beside, folder)
+    except OSError:  # something stands there
+        if _open(folder) is not None:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(beside, folder)
+    sync_folder(folder.parent)
+
+
+def _sha256_of_json(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _write_part(path: Path, dtype: np.dtype, texts: Iterable[str], tokenizer: Tokenizer) -> _Part:

@@ -136,28 +136,36 @@ TOKENIZERS: dict[str, type[ByteTokenizer] | type[CharTokenizer]] = {
 
 def tokenizer_from_dict(values: Any) -> Tokenizer:
     """The tokenizer that `to_dict` described; raises BadInputError."""
-    if not isinstance(values, dict) or values.get("type") not in TOKENIZERS:
+    if not isinstance(values, dict) or values.get("type") not in list(TOKENIZERS):
         raise BadInputError(f"unknown tokenizer; known are {', '.join(TOKENIZERS)}")
     return TOKENIZERS[values["type"]].from_dict(values)
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of `ids`; bytes that are no character become U+FFFD."""
-    encoded = tokenizer.decode_bytes(ids)
-    try:
-        return encoded.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return encoded.decode("utf-8", "replace")
+    return tokenizer.decode_bytes(ids).decode("utf-8", LENIENT)
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """The text of `ids` piece by piece, each as soon as its last byte is there."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = codecs.getincrementaldecoder("utf-8")(LENIENT)
     for i in ids:
         if piece := decoder.decode(tokenizer.decode_bytes([i])):
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
+
+
+def _surrogate_or_replacement(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What `to_utf8` can write is read back; all else that is not UTF-8 becomes U+FFFD."""
+    try:
+        return codecs.lookup_error("surrogatepass")(error)
+    except UnicodeError:
+        return codecs.lookup_error("replace")(error)
+
+
+LENIENT = "tiny_gpt.surrogate_or_replacement"
+codecs.register_error(LENIENT, _surrogate_or_replacement)
 
 
 def to_utf8(text: str) -> bytes:

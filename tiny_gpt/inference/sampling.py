@@ -9,8 +9,9 @@ def sample(logits_V: torch.Tensor, config: SampleConfig, generator: torch.Genera
     """Draw the next id; with temperature 0 take the likeliest. `generator` is a CPU generator."""
     if config.temperature == 0:
         return int(logits_V.argmax())
-    logits_V = keep_top_k(logits_V.float().cpu() / config.temperature, config.top_k)
-    probabilities_V = keep_top_p(logits_V.softmax(-1), config.top_p)
+    logits_V = logits_V.cpu().double()
+    logits_V = (logits_V - logits_V.max()) / config.temperature  # at most 0: no temperature is too low to divide by
+    probabilities_V = keep_top_p(keep_top_k(logits_V, config.top_k).softmax(-1), config.top_p)
     return int(torch.multinomial(probabilities_V, 1, generator=generator))
 
 

@@ -1,5 +1,6 @@
 """What a person sees of a run: the guide's very lines, with a bar on a terminal and plain lines elsewhere."""
 
+import contextlib
 import signal
 import time
 from typing import Any, TextIO
@@ -22,8 +23,8 @@ from tiny_gpt.ui.terminal import check_mark, columns, duration
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
 NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
-# The full bar with its four figures needs this many columns.
-WIDE = 120
+# The full bar with its four figures needs this many columns, and a few more where hours or losses are long.
+WIDE = 126
 LABEL = "{:<11}"
 
 
@@ -36,10 +37,17 @@ class Console:
         self.bar: _EpochBar | None = None
         self._epoch_started = time.perf_counter()
 
+    def close(self) -> None:
+        """Leave the terminal at the start of a line, whatever ended the run; never fails."""
+        with contextlib.suppress(OSError, ValueError):
+            self._close_bar()
+
     def consume(self, event: Event) -> None:
         match event:
             case Prepared():
                 self._introduce(event)
+                self._epoch_started = time.perf_counter()
+                self._open_bar(0)  # the first step may take long; a bar at 0% says that it is under way
             case StepDone():
                 self._step(event)
             case SpeedMeasured():
@@ -52,12 +60,14 @@ class Console:
                     f"Epoch {event.epoch}/{self.config.train.epochs} complete - "
                     f"Train: {event.train_loss:.4f}, Val: {event.val_loss:.4f}"
                 )
+                self._epoch_started = time.perf_counter()
             case Saved():
                 self._close_bar()
                 if event.is_best:
                     self._print(f"{self._check} Saved best model (val_loss={event.val_loss:.4f}) to {event.path}")
                 else:
                     self._print(f"{self._check} Saved final model to {event.path}")
+                self._epoch_started = time.perf_counter()
             case Stopping():
                 name = "Ctrl+C" if event.signal_number == signal.SIGINT else signal.Signals(event.signal_number).name
                 self._print(f"{name}: the step is done; evaluating and saving. (Ctrl+C again ends at once.)")
@@ -105,23 +115,24 @@ class Console:
         if event.earlier_run:
             self._row("kept", f"the earlier run's files are now in {event.earlier_run}")
 
-    def _step(self, event: StepDone) -> None:
-        iters = self.config.train.iters_per_epoch
-        epoch, at = (event.step - 1) // iters + 1, (event.step - 1) % iters + 1
-        if at == 1:
-            self._epoch_started = time.perf_counter()
+    def _open_bar(self, steps_done: int) -> None:
         if not self.has_bars:
             return
+        iters = self.config.train.iters_per_epoch
+        self.bar = _EpochBar(
+            desc=f"Epoch {steps_done // iters + 1}/{self.config.train.epochs}",
+            total=iters,
+            initial=steps_done % iters,
+            bar_format=BAR if columns() >= WIDE else NARROW_BAR,
+            file=self.stream,
+        )
+        self.bar.start_t -= time.perf_counter() - self._epoch_started  # the step that opened it counts too
+
+    def _step(self, event: StepDone) -> None:
         if self.bar is None:
-            wide = columns() >= WIDE
-            self.bar = _EpochBar(
-                desc=f"Epoch {epoch}/{self.config.train.epochs}",
-                total=iters,
-                initial=at - 1,
-                bar_format=BAR if wide else NARROW_BAR,
-                file=self.stream,
-                dynamic_ncols=True,
-            )
+            self._open_bar(event.step - 1)
+        if self.bar is None:
+            return
         if event.batch_loss is not None and event.step == 1:
             self.bar.set_postfix_str(f"batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}", refresh=False)
         self.bar.update(1)
@@ -165,13 +176,13 @@ class Console:
 
 
 class _EpochBar(tqdm):
-    """tqdm with the speed in the guide's form: no padding."""
+    """tqdm with the speed in the guide's form, no padding, and never wider than the terminal is at the moment."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
         values = super().format_dict
         rate = values["rate"] or (values["n"] - values["initial"]) / max(values["elapsed"], 1e-9)
-        return {**values, "speed": _it_per_s(rate)}
+        return {**values, "speed": _it_per_s(rate), "ncols": columns()}
 
 
 def _it_per_s(rate: float) -> str:

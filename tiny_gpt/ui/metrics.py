@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tiny_gpt.training.events import Evaluated, Event
+from tiny_gpt.training.events import Evaluated, Event, Prepared
 
 
 class MetricsFile:
@@ -11,9 +11,10 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.path.write_text("", encoding="utf-8")
 
     def consume(self, event: Event) -> None:
+        if isinstance(event, Prepared):
+            self.path.write_text("", encoding="utf-8")
         if not isinstance(event, Evaluated):
             return
         row = {

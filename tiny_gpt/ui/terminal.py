@@ -6,7 +6,8 @@ import sys
 from typing import TextIO
 
 # Control characters, line feed and tab apart: a model may write an escape sequence, and a terminal would obey it.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Lone surrogates, which no terminal can show.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def make_safe(stream: TextIO) -> None:
@@ -16,7 +17,7 @@ def make_safe(stream: TextIO) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters."""
+    """`text` with U+FFFD for each character that is not for a terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -1,0 +1,43 @@
+"""The world that every test lives in: a cache of its own, no network, the same random examples every time."""
+
+import errno
+import io
+import socket
+
+import pytest
+from hypothesis import settings
+
+from tiny_gpt.launch import ROOT
+
+settings.register_profile("tests", database=None, deadline=None, derandomize=True)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def world(tmp_path_factory):
+    """Nothing of the user's is read or written, and what a test starts finds this checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_GPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", ROOT)
+        patch.setattr(socket.socket, "connect", _no_network)
+        yield
+
+
+def _no_network(self, address):
+    raise AssertionError(f"a test asked the network for {address}")
+
+
+@pytest.fixture
+def fill_disk(monkeypatch):
+    """`fill_disk(module, n_bytes)`: files that `module` opens for writing from now on find room for so much."""
+
+    def fill(module, n_bytes):
+        class FullDisk(io.FileIO):
+            def write(self, data):
+                if self.tell() + len(memoryview(data).cast("B")) > n_bytes:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return super().write(data)
+
+        monkeypatch.setattr(module, "open", lambda path, mode="r", **_: FullDisk(path, mode), raising=False)
+
+    return fill

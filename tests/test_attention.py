@@ -1,0 +1,158 @@
+"""Every way of computing causal attention against its definition in fp64.
+
+Bounds are of the largest error over the largest element of the reference.
+"""
+
+import math
+
+import pytest
+import torch
+
+from tiny_gpt.model.attention import causal_attention, plain_attention
+
+SHAPES_BHTK = [(1, 1, 1, 2), (3, 2, 1, 8), (2, 3, 7, 5), (1, 2, 33, 10), (2, 2, 64, 32), (1, 3, 129, 16)]
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+all_shapes = pytest.mark.parametrize("shape_BHTK", SHAPES_BHTK, ids=str)
+all_dtypes = pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+
+
+def projected(shape_BHTK: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Queries, keys and values as the model makes them: strided views of one projection; and a gradient to send."""
+    B, H, T, K = shape_BHTK
+    generator = torch.Generator().manual_seed(T)
+    qkv_BTHK = torch.randn(B, T, 3 * H, K, generator=generator, dtype=torch.float64).to(dtype)
+    gradient_BTHK = torch.randn(B, T, H, K, generator=generator, dtype=torch.float64).to(dtype)
+    return *qkv_BTHK.transpose(1, 2).chunk(3, dim=1), gradient_BTHK.transpose(1, 2)
+
+
+def reference(
+    q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, keep_BHTT: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """softmax(q k' / sqrt(K)) over the past, times what dropout keeps, times v."""
+    T, K = q_BHTK.shape[-2:]
+    future_TT = torch.ones(T, T).triu(1).bool()
+    scores_BHTT = (torch.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHTK) / math.sqrt(K)).masked_fill(future_TT, -math.inf)
+    return torch.einsum("bhts,bhsk->bhtk", scores_BHTT.softmax(-1) * keep_BHTT, v_BHTK)
+
+
+def outcome(attention, inputs: tuple[torch.Tensor, ...], *args: object) -> tuple[torch.Tensor, ...]:
+    """The output, and the gradients of queries, keys and values."""
+    *qkv, gradient = inputs
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    out = attention(*leaves, *args)
+    out.backward(gradient)
+    return out.detach(), *(leaf.grad for leaf in leaves)
+
+
+def assert_near(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], bound: float) -> None:
+    for name, x, y in zip(("output", "q.grad", "k.grad", "v.grad"), found, expected, strict=True):
+        error = (x.double() - y).abs().max()
+        assert error <= bound * max(1.0, y.abs().max().item()), f"{name} is off by {error}"
+
+
+def in_fp64(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(x.double() for x in inputs)
+
+
+@all_shapes
+@all_dtypes
+@pytest.mark.parametrize("attention", [causal_attention, plain_attention])
+def test_output_and_gradients_equal_the_definition(attention, shape_BHTK, dtype) -> None:
+    inputs = projected(shape_BHTK, dtype)
+    assert inputs[0].is_contiguous() == (shape_BHTK[2] == 1 and shape_BHTK[0] == 1)
+    found, expected = outcome(attention, inputs, 0.0), outcome(reference, in_fp64(inputs))
+    assert {x.dtype for x in found} == {dtype}
+    assert_near(found, expected, BOUNDS[dtype])
+
+
+@all_dtypes
+def test_output_is_the_same_without_gradients_and_for_contiguous_inputs(dtype: torch.dtype) -> None:
+    q, k, v, _ = projected((2, 3, 33, 8), dtype)
+    expected = causal_attention(q.detach().requires_grad_(), k, v).detach()
+    with torch.no_grad():
+        strided, contiguous = causal_attention(q, k, v), causal_attention(*(x.contiguous() for x in (q, k, v)))
+    assert_near((strided,) * 4, (expected.double(),) * 4, BOUNDS[dtype])
+    assert_near((contiguous,) * 4, (expected.double(),) * 4, BOUNDS[dtype])
+
+
+def test_a_single_query_sees_all_that_the_cache_holds() -> None:
+    q, k, v, _ = projected((2, 3, 33, 8), torch.float32)
+    with torch.no_grad():
+        last = causal_attention(q[:, :, -1:], k, v)
+    assert_near((last,) * 4, (reference(*in_fp64((q, k, v)))[:, :, -1:],) * 4, BOUNDS[torch.float32])
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("n_seen", [1, 32, 63])
+def test_no_position_depends_on_a_later_one(n_seen: int, dropout_p: float) -> None:
+    q, k, v, _ = projected((2, 2, 64, 8), torch.float32)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    torch.manual_seed(0)
+    out = causal_attention(*leaves, dropout_p)
+    out[:, :, :n_seen].sum().backward()
+    for leaf in leaves:
+        assert (leaf.grad[:, :, n_seen:] == 0).all()
+    changed = [x.detach().clone() for x in (q, k, v)]
+    for x in changed:
+        x[:, :, n_seen:] = 30 * torch.randn_like(x[:, :, n_seen:])
+    torch.manual_seed(0)
+    after = causal_attention(*(x.requires_grad_() for x in changed), dropout_p)
+    assert (out[:, :, :n_seen] - after[:, :, :n_seen]).abs().max() <= 1e-6
+    assert (out[:, :, n_seen:] - after[:, :, n_seen:]).abs().max() > 1
+
+
+def dropped_weights(q: torch.Tensor, k: torch.Tensor, dropout_p: float, seed: int) -> torch.Tensor:
+    """What attention multiplies the values with, (B, H, T, T): its output where the values are unit vectors."""
+    B, H, T, K = q.shape
+    columns = []
+    for units_TK in torch.eye(T, dtype=q.dtype).split(K, dim=1):
+        width = units_TK.shape[1]
+        values = torch.nn.functional.pad(units_TK, (0, K - width)).expand(B, H, T, K)
+        torch.manual_seed(seed)
+        columns.append(causal_attention(q.detach().requires_grad_(), k, values, dropout_p).detach()[..., :width])
+    return torch.cat(columns, dim=-1)
+
+
+@all_dtypes
+@pytest.mark.parametrize("shape_BHTK", [(2, 3, 7, 5), (1, 2, 33, 10), (2, 2, 64, 32)], ids=str)
+def test_with_dropout_output_and_gradients_equal_the_definition_with_the_same_elements_dropped(
+    shape_BHTK, dtype
+) -> None:
+    dropout_p = 0.15
+    inputs = projected(shape_BHTK, dtype)
+    q, k, _, _ = inputs
+    is_kept = dropped_weights(q, k, dropout_p, seed=3) != 0
+
+    def seeded_attention(*qkv: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return causal_attention(*qkv, dropout_p)
+
+    found = outcome(seeded_attention, inputs)
+    expected = outcome(reference, in_fp64(inputs), is_kept / (1 - dropout_p))
+    assert_near(found, expected, max(BOUNDS[dtype], 1e-4))  # the rate is exact to 1/65536
+    for again, first in zip(outcome(seeded_attention, inputs), found, strict=True):
+        assert torch.equal(again, first)
+
+
+def test_dropout_drops_the_given_share_of_weights_apart_in_every_head() -> None:
+    q, k, _, _ = projected((4, 4, 64, 8), torch.float32)
+    past_TT = torch.ones(64, 64).tril().bool()
+    is_kept = (dropped_weights(q, k, 0.15, seed=0) != 0)[..., past_TT].flatten(0, 1).double()
+    n_heads, n = is_kept.shape
+    sigma = math.sqrt(0.15 * 0.85)
+    assert is_kept.mean().item() == pytest.approx(0.85, abs=5 * sigma / math.sqrt(n_heads * n))
+    correlations = torch.corrcoef(is_kept) - torch.eye(n_heads)
+    assert correlations.abs().max() < 5 / math.sqrt(n)
+    another = (dropped_weights(q, k, 0.15, seed=1) != 0)[..., past_TT].flatten().double()
+    assert torch.corrcoef(torch.stack((is_kept.flatten(), another)))[0, 1].abs() < 5 / math.sqrt(n_heads * n)
+
+
+def test_gradients_with_dropout_equal_finite_differences() -> None:
+    q, k, v, _ = projected((1, 2, 6, 4), torch.float64)
+
+    def seeded_attention(*qkv: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return causal_attention(*qkv, 0.3)
+
+    assert torch.autograd.gradcheck(seeded_attention, [x.detach().requires_grad_() for x in (q, k, v)])

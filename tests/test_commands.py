@@ -1,0 +1,541 @@
+"""The commands as a person meets them: the guide's own from training to text, bad input, terminals, Ctrl+C."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tiny_gpt import cli, commands, model_file
+from tiny_gpt.launch import ROOT
+from tiny_gpt.model_file import load_model
+from tiny_gpt.training.events import Evaluated, Saved, StepDone, Stopping
+from tiny_gpt.ui.console import Console
+
+TINY = dict(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=16, batch_size=4, epochs=2, iters_per_epoch=6)
+TINY |= dict(eval_interval=3, device="cpu", precision="fp32")
+LOSS = r"\d+\.\d{4}"
+DETAILS = rf"train_loss={LOSS}, val_loss={LOSS}, batch_loss={LOSS}, lr=\d\.\de-\d\d"
+SPEED = r"\d+\.\d\d(it/s|s/it)"
+OUR_FILES = ["config.json", "metrics.jsonl", "tiny_gpt_best.pt", "tiny_gpt_final.pt"]
+
+needs_terminal = pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals of this kind")
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def flags(**settings):
+    """n_layer=1 -> --n-layer 1."""
+    return [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    """All that a run's seed decides."""
+    decided = ("step", "epoch", "train_loss", "val_loss", "batch_loss", "lr", "grad_norm")
+    return [{name: row[name] for name in decided} for row in rows(folder)]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def load(path):
+    return load_model(path, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """About 20 kB of sentences."""
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "said", "hello", "to", "every", "dog", "in", "town", "while", "it", "rained"]
+    rng = random.Random(0)
+    sentences = [" ".join(rng.choices(words, k=9)) + "." for _ in range(480)]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(sentences), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """`command("tiny-gpt", ...)`, and so train.py and inference.py, inside this process."""
+
+    def run(program, *args):
+        arguments = [str(arg) for arg in args]
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        code = {"tiny-gpt": cli.main, "train.py": lambda: cli.train_script({}), "inference.py": cli.inference_script}[
+            program
+        ]()
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def train(command, text, tmp_path):
+    """`train(out_dir, **settings)`: a tiny training."""
+
+    def run(out_dir=tmp_path, **settings):
+        return command("tiny-gpt", "train", text, *flags(**(TINY | {"out_dir": out_dir} | settings)))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    """The folder of a finished run of train.py, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train.py", "--data", str(text), *flags(**TINY)])
+        assert cli.train_script({}) == 0
+    return folder, out.getvalue()
+
+
+@pytest.fixture
+def inference(command, trained):
+    """`inference(...)`: inference.py with the trained model."""
+
+    def run(*args):
+        return command("inference.py", "--checkpoint", trained[0] / "tiny_gpt_best.pt", "--device", "cpu", *args)
+
+    return run
+
+
+class TestTraining:
+    def test_prints_the_guides_lines(self, trained):
+        lines = trained[1].splitlines()
+        forms = [
+            *(rf"Epoch 1/2: {at}/6 \[{SPEED}, {DETAILS}\]" for at in (3, 6)),
+            rf"Epoch 1/2 complete - Train: {LOSS}, Val: {LOSS}",
+            rf"(✓|\*) Saved best model \(val_loss={LOSS}\) to tiny_gpt_best.pt",
+            *(rf"Epoch 2/2: {at}/6 \[{SPEED}, {DETAILS}\]" for at in (3, 6)),
+            rf"Epoch 2/2 complete - Train: {LOSS}, Val: {LOSS}",
+            rf"(✓|\*) Saved best model \(val_loss={LOSS}\) to tiny_gpt_best.pt",
+            r"(✓|\*) Saved final model to tiny_gpt_final.pt",
+        ]
+        start = next(i for i, line in enumerate(lines) if line.startswith("Epoch"))
+        for form, line in zip(forms, lines[start : start + len(forms)], strict=True):
+            assert re.fullmatch(form, line), line
+        assert any(line.startswith("A sample from the best model (epoch 2)") for line in lines)
+        assert lines[-1] == 'Write more with: python3 inference.py --prompt "The" --temperature 0.8'
+
+    def test_writes_four_files_and_nothing_else(self, trained):
+        assert names(trained[0]) == OUR_FILES
+
+    def test_metrics_hold_one_line_for_each_evaluation(self, trained):
+        found = rows(trained[0])
+        assert [(row["step"], row["epoch"]) for row in found] == [(3, 1), (6, 1), (9, 2), (12, 2)]
+        for row in found:
+            assert row.keys() >= {"train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
+            assert all(value > 0 for value in row.values())
+
+    def test_model_files_hold_what_generating_takes(self, trained):
+        for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):
+            content = torch.load(trained[0] / name, weights_only=True)
+            assert content.keys() >= {"format_version", "weights", "model_config", "run_config", "tokenizer"}
+            assert content["progress"]["step"] == 12 and content["progress"]["epoch"] == 2
+            last = rows(trained[0])[-1]
+            assert content["progress"]["val_loss"] == last["val_loss"]
+            assert content["progress"]["train_loss"] == last["train_loss"]
+
+    def test_the_best_file_stays_that_of_the_lowest_validation_loss(self, train, tmp_path, monkeypatch):
+        """Also where the loss rises again, which a rate of 2 makes sure of."""
+        train(learning_rate=2.0, warmup_steps=0, epochs=4)
+        ends = [row for row in rows(tmp_path) if row["step"] % TINY["iters_per_epoch"] == 0]
+        lowest = min(ends, key=lambda row: row["val_loss"])
+        assert load(tmp_path / "tiny_gpt_best.pt").progress.val_loss == lowest["val_loss"]
+        assert load(tmp_path / "tiny_gpt_final.pt").progress.val_loss == ends[-1]["val_loss"]
+
+    def test_a_saved_config_run_again_gives_the_same_losses_to_the_last_bit(self, trained, command, tmp_path):
+        config = trained[0] / "config.json"
+        assert json.loads(config.read_text())["n_layer"] == TINY["n_layer"]
+        for program, more in (("train.py", []), ("tiny-gpt", ["train"])):
+            folder = tmp_path / program
+            assert command(program, *more, "--config", config, "--out-dir", folder).code == 0
+            assert losses(folder) == losses(trained[0])
+        assert command("train.py", "--config", config, "--out-dir", tmp_path, "--seed", 7).code == 0
+        assert losses(tmp_path) != losses(trained[0])
+
+    def test_settings_of_train_py_are_defaults_that_flags_change(self, text, tmp_path, monkeypatch):
+        settings = TINY | {"data": [str(text)], "seed": 5}
+        monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "6", "--out-dir", str(tmp_path)])
+        assert cli.train_script(settings) == 0
+        saved = json.loads((tmp_path / "config.json").read_text())
+        assert saved["seed"] == 6 and saved["n_layer"] == 1 and saved["data"] == [str(text)]
+
+    def test_an_earlier_run_in_the_same_folder_is_kept(self, train, tmp_path):
+        train()
+        kept = {name: (tmp_path / name).read_bytes() for name in OUR_FILES}
+        done = train(seed=2)
+        (folder,) = (tmp_path / "earlier").iterdir()
+        assert {name: (folder / name).read_bytes() for name in OUR_FILES} == kept
+        assert str(folder) in done.out
+        assert load(tmp_path / "tiny_gpt_best.pt").run_config["seed"] == 2
+
+    def test_says_how_to_generate_from_a_folder_with_a_space(self, train, tmp_path):
+        done = train(tmp_path / "my run")
+        assert f"tiny-gpt generate --checkpoint '{tmp_path / 'my run' / 'tiny_gpt_best.pt'}' --prompt" in done.out
+
+    @pytest.mark.parametrize("consumer", [Console, commands.MetricsFile])
+    def test_a_screen_or_file_that_fails_does_not_stop_it(self, train, tmp_path, monkeypatch, consumer):
+        consume = consumer.consume
+
+        def fail_at_first_evaluation(self, event):
+            if isinstance(event, Evaluated):
+                raise OSError("gone")
+            consume(self, event)
+
+        monkeypatch.setattr(consumer, "consume", fail_at_first_evaluation)
+        done = train()
+        assert done.code == 0 and names(tmp_path) == OUR_FILES
+        assert f"{consumer.__name__} stopped working and is left out from now on: gone" in done.err
+
+    def test_metrics_that_cannot_be_written_do_not_stop_it(self, train, tmp_path):
+        (tmp_path / "metrics.jsonl").mkdir()
+        done = train()
+        assert done.code == 0 and "MetricsFile stopped working" in done.err
+        assert load(tmp_path / "tiny_gpt_final.pt").progress.step == 12
+
+    def test_a_folder_of_texts_tells_what_it_skipped(self, command, text, tmp_path):
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / "a.txt").write_bytes(text.read_bytes())
+        (tmp_path / "texts" / "b.png").write_bytes(b"\x89PNG\0")
+        done = command("tiny-gpt", "train", tmp_path / "texts", *flags(**TINY, out_dir=tmp_path / "out"))
+        assert done.code == 0 and "skipped:" in done.out and "b.png" in done.out
+
+
+class TestStopping:
+    @pytest.fixture
+    def send(self, monkeypatch):
+        """`send(number, when)`: this process gets the signal when an event fits."""
+        deliver = commands.deliver
+
+        def arm(*plan):
+            waiting = list(plan)
+
+            def deliver_and_send(event, consumers):
+                deliver(event, consumers)
+                if waiting and waiting[0][1](event):
+                    os.kill(os.getpid(), waiting.pop(0)[0])
+
+            monkeypatch.setattr(commands, "deliver", deliver_and_send)
+
+        return arm
+
+    @staticmethod
+    def step(number):
+        return lambda event: isinstance(event, StepDone) and event.step == number
+
+    @staticmethod
+    def assert_whole(folder, *expected):
+        assert names(folder) == sorted(expected)
+        for name in expected:
+            if name.endswith(".pt"):
+                load(folder / name)
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_the_first_signal_ends_the_step_evaluates_and_saves(self, train, send, tmp_path, number, code):
+        send((number, self.step(2)))
+        done = train(iters_per_epoch=10_000)
+        assert done.code == code
+        self.assert_whole(tmp_path, *OUR_FILES)
+        assert [row["step"] for row in rows(tmp_path)] == [3]
+        for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):
+            assert load(tmp_path / name).progress.step == 3
+        assert "the step is done; evaluating and saving" in done.out
+        assert f"tiny-gpt generate --checkpoint {tmp_path / 'tiny_gpt_best.pt'} --prompt" in done.out
+        assert "A sample" not in done.out
+
+    def test_the_losses_up_to_a_signal_are_those_of_a_whole_run(self, train, send, trained, tmp_path):
+        send((signal.SIGINT, self.step(8)))
+        assert train().code == 130
+        assert losses(tmp_path) == losses(trained[0])[:3]
+
+    def test_a_second_signal_ends_at_once(self, train, send, tmp_path):
+        send((signal.SIGINT, self.step(8)), (signal.SIGINT, lambda event: isinstance(event, Stopping)))
+        done = train()
+        assert done.code == 130 and "Every file that was saved is whole" in done.err
+        self.assert_whole(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt")
+        assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
+
+    def test_a_second_signal_in_the_middle_of_saving_leaves_the_older_file(self, train, send, tmp_path, monkeypatch):
+        save = torch.save
+
+        def save_half(content, file):
+            if content["progress"]["step"] > 6:
+                file.write(b"half of a model")
+                os.kill(os.getpid(), signal.SIGINT)
+            save(content, file)
+
+        monkeypatch.setattr(model_file.torch, "save", save_half)
+        send((signal.SIGINT, self.step(8)))
+        assert train().code == 130
+        self.assert_whole(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt")
+        assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
+
+    def test_ctrl_c_while_the_sample_is_written_loses_nothing(self, train, tmp_path, monkeypatch):
+        monkeypatch.setattr(commands, "stream", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert train().code == 130
+        self.assert_whole(tmp_path, *OUR_FILES)
+
+    def test_ctrl_c_while_the_text_is_read_is_no_traceback(self, train, tmp_path, monkeypatch):
+        monkeypatch.setattr(commands, "run", lambda config: os.kill(os.getpid(), signal.SIGINT))
+        done = train()
+        assert done.code == 130 and "Traceback" not in done.err
+
+    def test_the_handlers_of_before_are_back_afterwards(self, train, send):
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        send((signal.SIGINT, lambda event: isinstance(event, Saved)))
+        train()
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+class TestGenerating:
+    def test_the_defaults_are_three_texts_after_the_prompt(self, trained, command, monkeypatch):
+        monkeypatch.chdir(trained[0])
+        done = command("inference.py", "--max-tokens", 5)
+        assert done.code == 0
+        assert re.findall(r"--- (\d) of 3 ---\nThe", done.out) == ["1", "2", "3"]
+        seed = re.fullmatch(r"\(--seed (\d+) writes the same again\)\n", done.err).group(1)
+        again = command("inference.py", "--max-tokens", 5, "--seed", seed)
+        assert (again.out, again.err) == (done.out, "")
+        assert command("tiny-gpt", "generate", "--max-tokens", 5, "--seed", seed).out == done.out
+
+    def test_the_same_seed_writes_the_same_and_another_another(self, inference):
+        first, again, other = (inference("--seed", seed).out for seed in (1, 1, 2))
+        assert first == again != other
+
+    def test_temperature_zero_always_takes_the_likeliest(self, inference):
+        texts = [inference("--temperature", 0, "--num-samples", 1, "--max-tokens", 40).out for _ in range(2)]
+        texts.append(inference("--top-k", 1, "--num-samples", 1, "--max-tokens", 40).out)
+        texts.append(inference("--top-p", 1e-9, "--num-samples", 1, "--max-tokens", 40).out)
+        assert len(set(texts)) == 1
+
+    @pytest.mark.parametrize("prompt", ["", "In the year", "né 日本 🦉", "x" * 500, "\n", "a\tb\n"])
+    def test_any_prompt_is_continued(self, inference, prompt):
+        done = inference("--prompt", prompt, "--num-samples", 1, "--max-tokens", 30, "--seed", 1)
+        assert done.code == 0 and done.out.startswith(prompt) and len(done.out) > len(prompt) + 10
+
+    def test_what_a_terminal_would_obey_is_not_passed_on(self, inference):
+        done = inference("--prompt", "\x1b[31m\r", "--num-samples", 1, "--temperature", 2, "--max-tokens", 300)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", done.out)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("--temperature", "-1"),
+            ("--temperature", "nan"),
+            ("--temperature", "warm"),
+            ("--max-tokens", "0"),
+            ("--max-tokens", "many"),
+            ("--num-samples", "-3"),
+            ("--top-k", "-1"),
+            ("--top-k", "1.5"),
+            ("--top-p", "0"),
+            ("--top-p", "1.5"),
+            ("--seed", "-1"),
+            ("--seed", str(2**63)),
+            ("--nonsense", "1"),
+        ],
+    )
+    def test_a_bad_value_is_told_by_its_flag(self, inference, name, value):
+        done = inference(name, value)
+        assert done.code == 2 and name in done.err and value in done.err
+        assert done.out == "" and "Traceback" not in done.err
+
+    def test_a_reader_that_has_seen_enough_is_no_error(self, trained):
+        """As in `python3 inference.py | head -c 10`."""
+        writing = [sys.executable, Path(ROOT) / "inference.py", *flags(max_tokens=3000, num_samples=100, device="cpu")]
+        with subprocess.Popen(
+            [*writing, "--seed", "1"], cwd=trained[0], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert len(process.stdout.read(10)) == 10
+            process.stdout.close()
+            assert (process.wait(60), process.stderr.read()) == (0, b"")
+
+
+class TestBadInput:
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path, monkeypatch, text):
+        """A folder with everything that can be wrong."""
+        monkeypatch.chdir(tmp_path)
+        Path("empty.txt").touch()
+        Path("short.txt").write_text("Too short for a block.")
+        Path("latin.txt").write_bytes(b"caf\xe9 " * 100)
+        Path("no_text").mkdir()
+        Path("no_text", "a.png").write_bytes(b"\x89PNG\0")
+        Path("good.txt").write_bytes(text.read_bytes())
+        Path("not_json.json").write_text("{")
+        Path("odd.json").write_text('{"n_layer": "four"}')
+
+    @pytest.mark.parametrize(
+        ("args", "code", "words"),
+        [
+            ("nosuch.txt", 3, ["no such file or folder: nosuch.txt", "python-docs"]),
+            ("empty.txt", 3, ["empty.txt is empty"]),
+            ("short.txt", 3, ["the text is too short", "--block-size 1"]),
+            ("latin.txt", 3, ["latin.txt is not UTF-8", "byte 3 is 0xe9", "save it as UTF-8"]),
+            ("no_text", 3, ["no_text: no text found in this folder", "a.png is not a text file"]),
+            ("good.txt nosuch.txt", 3, ["nosuch.txt"]),
+            ("good.txt --d-model 250", 2, ["--d-model 250 is not divisible by --n-head 8", "try --d-model 248"]),
+            ("good.txt --out-dir good.txt", 5, ["--out-dir good.txt: cannot write there"]),
+            ("good.txt --out-dir good.txt/below", 5, ["--out-dir good.txt/below: cannot write there"]),
+            ("good.txt --device nosuch", 2, ["--device nosuch: not on this machine; here are", "cpu"]),
+            ("good.txt --device cuda:99", 2, ["--device cuda:99: not on this machine"]),
+            ("good.txt --batch-size 6 --grad-accum-steps 4", 2, ["--batch-size 6", "--grad-accum-steps 4"]),
+            ("good.txt --n-layer four", 2, ["--n-layer", "four"]),
+            ("good.txt --n-leyer 4", 2, ["--n-leyer"]),
+            ("good.txt --recipe nonsense", 2, ["--recipe", "nonsense"]),
+            ("good.txt --tokenizer nonsense", 2, ["--tokenizer", "nonsense"]),
+            ("good.txt --config nosuch.json", 3, ["cannot read the config nosuch.json"]),
+            ("good.txt --config not_json.json", 3, ["not_json.json is not a config.json"]),
+            ("good.txt --config odd.json", 3, ["odd.json: n_layer must be a whole number, but is 'four'"]),
+            ("good.txt --config", 2, ["--config"]),
+            ("--data", 2, ["--data: name at least one text"]),
+        ],
+    )
+    def test_of_training_is_told_in_a_line_or_two(self, command, tmp_path, args, code, words):
+        before = names(tmp_path)
+        done = command("tiny-gpt", "train", *args.split())
+        assert done.code == code
+        assert all(word in done.err for word in words), done.err
+        assert "Traceback" not in done.err and done.out == "" and names(tmp_path) == before
+        assert "╭" in done.err or (done.err.startswith("error: ") and done.err.count("\n") <= 2)
+
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+    def test_a_folder_where_nobody_may_write_is_told(self, command):
+        done = command("tiny-gpt", "train", "good.txt", "--out-dir", "/proc/x")
+        assert done.code == 5 and "--out-dir /proc/x: cannot write there" in done.err
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (None, "no model file tiny_gpt_best.pt: train one first"),
+            (b"", "is not a tiny_gpt model file, or was cut short"),
+            (b"The cat sat on the mat.", "is not a tiny_gpt model file, or was cut short"),
+        ],
+    )
+    def test_of_generating_is_told_in_a_line(self, command, content, words):
+        if content is not None:
+            Path("tiny_gpt_best.pt").write_bytes(content)
+        done = command("inference.py")
+        assert done.code == 3 and words in done.err and done.err.count("\n") == 1 and done.out == ""
+
+    def test_a_model_file_cut_short_is_told(self, command, trained):
+        whole = (trained[0] / "tiny_gpt_best.pt").read_bytes()
+        Path("cut.pt").write_bytes(whole[: len(whole) // 2])
+        done = command("tiny-gpt", "generate", "--checkpoint", "cut.pt")
+        assert done.code == 3 and "cut.pt is not a tiny_gpt model file, or was cut short" in done.err
+
+    def test_no_command_and_an_unknown_one_lead_to_help(self, command):
+        assert "train" in command("tiny-gpt").out
+        done = command("tiny-gpt", "trian")
+        assert done.code == 2 and "no command 'trian'; try tiny-gpt --help" in done.err
+
+    @pytest.mark.parametrize(
+        ("failure", "code", "words"),
+        [
+            (KeyError("x"), 1, "This is a bug in tiny_gpt; --debug shows where."),
+            (MemoryError(), 5, "out of memory: reduce the batch size (--batch-size 32)"),
+            (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 5, "out of memory"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 5, "out of memory"),
+            (OSError(28, "No space left on device"), 5, "no space left on the disk"),
+        ],
+    )
+    def test_what_nobody_foresaw_is_told_too_and_traced_on_demand(self, command, monkeypatch, failure, code, words):
+        def fail(*_):
+            raise failure
+
+        monkeypatch.setattr(commands, "run", fail)
+        done = command("tiny-gpt", "train", "good.txt")
+        assert done.code == code and words in done.err and "Traceback" not in done.err
+        assert "Traceback" in command("tiny-gpt", "train", "good.txt", "--debug").err
+
+
+def in_terminal(argv, columns, keys_after=(), **environment):
+    """Run `argv` in a pseudo-terminal. `keys_after`: what is typed once a text has appeared. (exit code, output)"""
+    import fcntl
+    import pty
+    import termios
+
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, columns))
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment
+    process = subprocess.Popen(
+        argv,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=env,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    output, waiting = b"", list(keys_after)
+    try:
+        while select.select([controller], [], [], 60)[0]:
+            try:
+                chunk = os.read(controller, 65536)
+            except OSError:  # Linux's way of saying that the program is gone
+                break
+            if not chunk:
+                break
+            output += chunk
+            if waiting and waiting[0][0] in output:
+                os.write(controller, waiting.pop(0)[1])
+        return process.wait(60), output
+    finally:
+        process.kill()
+        os.close(controller)
+
+
+@needs_terminal
+def test_train_py_on_a_wide_terminal_shows_the_guides_lines(text, tmp_path):
+    argv = [sys.executable, Path(ROOT) / "train.py", "--data", text, *flags(**TINY, out_dir=tmp_path)]
+    code, output = in_terminal(argv, columns=140, PYTHONIOENCODING="utf-8")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", output.decode())]
+    assert code == 0, output.decode()
+    best = re.escape(str(tmp_path / "tiny_gpt_best.pt"))
+    for form in (
+        rf"Epoch 2/2: 100%\|███\| 6/6 \[\d\d:\d\d<00:00, {SPEED}, {DETAILS}\]",
+        rf"Epoch 2/2 complete - Train: {LOSS}, Val: {LOSS}",
+        rf"✓ Saved best model \(val_loss={LOSS}\) to {best}",
+    ):
+        assert any(re.fullmatch(form, line) for line in lines), form
+    assert names(tmp_path) == OUR_FILES
+
+
+@needs_terminal
+def test_ctrl_c_on_a_narrow_terminal_without_utf8_ends_in_good_order(text, tmp_path):
+    endless = TINY | {"iters_per_epoch": 1_000_000}
+    argv = [sys.executable, Path(ROOT) / "train.py", "--data", text, *flags(**endless, out_dir=tmp_path)]
+    code, output = in_terminal(argv, columns=60, keys_after=[(b"train_loss", b"\x03")], PYTHONIOENCODING="ascii")
+    lines = [line.strip() for line in re.split(r"[\r\n]+", output.decode("ascii"))]
+    assert code == 130, output
+    bars = [line for line in lines if line.startswith("Epoch")]
+    assert bars and max(map(len, bars)) <= 60
+    assert any(line.startswith("* Saved best model") for line in lines)
+    assert any(line.startswith("Write more with: python3 inference.py --checkpoint") for line in lines)
+    assert names(tmp_path) == OUR_FILES
+    step = rows(tmp_path)[-1]["step"]
+    for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):
+        assert load(tmp_path / name).progress.step <= step

@@ -1,0 +1,246 @@
+"""What a person sees of a run: the guide's very lines, at any width, in any encoding, on a terminal and off."""
+
+import io
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.training.events import EpochDone, Evaluated, Finished, Prepared, Saved, SpeedMeasured, StepDone, Stopping
+from tiny_gpt.ui import console
+from tiny_gpt.ui.console import WIDE, Console
+from tiny_gpt.ui.metrics import MetricsFile
+from tiny_gpt.ui.terminal import duration, printable
+
+ITERS, EPOCHS = 4, 80
+CONFIG = RunConfig().with_flat({"iters_per_epoch": ITERS, "epochs": EPOCHS, "eval_interval": 2}, "test")
+LAST_STEP = 42 * ITERS  # of the epoch that the guide shows
+PREPARED = Prepared(
+    device="cpu (2 threads)",
+    precision="fp32",
+    n_characters=1_115_394,
+    n_documents=1,
+    skipped=[f"{i}.png is not a text file" for i in range(5)],
+    tokenizer="char",
+    vocab_size=256,
+    train_tokens=1_003_855,
+    val_tokens=111_539,
+    val_tokens_scored=40_960,
+    n_parameters=3_222_784,
+    tokens_per_step=8192,
+    earlier_run=Path("earlier/2026-01-01"),
+)
+FINISHED = Finished(
+    best_path=Path("tiny_gpt_best.pt"),
+    best_epoch=42,
+    best_val_loss=1.2456,
+    best_val_bits_per_byte=1.797,
+    scored_tokens=111_538,
+    final_path=Path("tiny_gpt_final.pt"),
+    last_step=LAST_STEP,
+    elapsed_s=13_500.0,
+    eval_share=0.04,
+    peak_memory_bytes=2**30,
+    stopped_by=None,
+)
+
+LOSSES = "train_loss=1.1234, val_loss=1.2456"
+DETAILS = f"{LOSSES}, batch_loss=1.1100, lr=2.5e-04"
+CLOCK = r"\d+:\d\d(:\d\d)?"
+SPEED = r"\d+\.\d\d(it/s|s/it)"
+
+
+class Stream(io.TextIOWrapper):
+    """A terminal, or a file, that remembers."""
+
+    def __init__(self, is_terminal, encoding="utf-8"):
+        super().__init__(io.BytesIO(), encoding=encoding, errors="replace", newline="\n")
+        self.is_terminal = is_terminal
+
+    def isatty(self):
+        return self.is_terminal
+
+    def lines(self):
+        """All that was ever drawn, each state of a bar as a line of its own."""
+        self.flush()
+        drawn = self.buffer.getvalue().decode(self.encoding)
+        return [line.rstrip() for line in re.split(r"[\r\n]", drawn.replace("\x1b[A", "")) if line.strip()]
+
+
+def evaluated(step, **changes):
+    values = dict(
+        step=step,
+        epoch=42,
+        train_loss=1.1234,
+        val_loss=1.2456,
+        val_bits_per_byte=1.797,
+        batch_loss=1.11,
+        learning_rate=2.5e-4,
+        grad_norm=0.5,
+        tokens_per_s=20_000.0,
+        elapsed_s=100.0,
+    )
+    return Evaluated(**values | changes)
+
+
+def epoch_42():
+    """The guide's epoch, evaluated twice."""
+    for step in range(LAST_STEP - ITERS + 1, LAST_STEP + 1):
+        evaluates = step % 2 == 0
+        yield StepDone(step, 1.11 if evaluates else None, 2.5e-4)
+        if evaluates:
+            yield evaluated(step)
+    yield EpochDone(42, 1.1234, 1.2456)
+    yield Saved(Path("tiny_gpt_best.pt"), is_best=True, val_loss=1.2456)
+
+
+def shown(events, stream, config=CONFIG):
+    consumer = Console(config, stream)
+    for event in events:
+        consumer.consume(event)
+    consumer.close()
+    return stream.lines()
+
+
+def test_a_wide_terminal_shows_the_guides_lines(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    lines = shown(epoch_42(), Stream(is_terminal=True))
+    bar = rf"Epoch 42/80: 100%\|███\| 4/4 \[{CLOCK}<00:00, {SPEED}, {re.escape(DETAILS)}\]"
+    assert re.fullmatch(bar, lines[-3])
+    assert lines[-2:] == [
+        "Epoch 42/80 complete - Train: 1.1234, Val: 1.2456",
+        "✓ Saved best model (val_loss=1.2456) to tiny_gpt_best.pt",
+    ]
+    halfway = rf"Epoch 42/80:  50%\|█▌ \| 2/4 \[{CLOCK}<{CLOCK}, {SPEED}, {re.escape(DETAILS)}\]"
+    assert any(re.fullmatch(halfway, line) for line in lines)
+
+
+def test_off_a_terminal_there_are_plain_lines_and_no_bars():
+    lines = shown(epoch_42(), Stream(is_terminal=False))
+    assert [re.sub(SPEED, "SPEED", line) for line in lines] == [
+        f"Epoch 42/80: 2/4 [SPEED, {DETAILS}]",
+        f"Epoch 42/80: 4/4 [SPEED, {DETAILS}]",
+        "Epoch 42/80 complete - Train: 1.1234, Val: 1.2456",
+        "✓ Saved best model (val_loss=1.2456) to tiny_gpt_best.pt",
+    ]
+
+
+@pytest.mark.parametrize("columns", [10, 40, 79, 80, 100, WIDE - 1, WIDE, 140, 300])
+def test_no_state_of_a_bar_is_wider_than_its_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(console, "_it_per_s", lambda rate: "100.42it/s")
+    lines = shown(epoch_42(), Stream(is_terminal=True))
+    bars = [line for line in lines if line.startswith("Epoch") and "complete" not in line]
+    assert len(bars) >= 2 and max(map(len, bars)) <= columns
+    if columns >= 80:
+        assert LOSSES in bars[-1] and bars[-1].endswith("]")
+    if columns >= WIDE:
+        assert DETAILS in bars[-1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_stream_without_utf8_gets_a_star_for_the_check_mark_and_a_bar_it_can_show(monkeypatch, encoding, is_terminal):
+    monkeypatch.setenv("COLUMNS", "140")
+    lines = shown([PREPARED, *epoch_42(), FINISHED], Stream(is_terminal, encoding))
+    assert "* Saved best model (val_loss=1.2456) to tiny_gpt_best.pt" in lines
+    assert "?" not in "".join(line for line in lines if "100%" in line)
+    if is_terminal:
+        assert any("|###|" in line for line in lines)
+
+
+def test_before_the_first_step_a_person_learns_what_is_about_to_happen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    text = "\n".join(shown([PREPARED], Stream(is_terminal=True)))
+    for fact in (
+        "cpu (2 threads), fp32",
+        "python-docs: 1,115,394 characters",
+        "vocabulary 256",
+        "1,003,855 to learn from",
+        "111,539 held out for validation, 40,960 fixed ones of them scored each time",
+        "3,222,784 parameters",
+        "8,192 tokens a step",
+        "skipped: 0.png is not a text file",
+        "and 2 more files skipped",
+        "earlier/2026-01-01",
+        "Epoch 1/80:   0%",
+    ):
+        assert fact in text
+
+
+def test_the_time_that_a_run_takes_is_told_once_measured():
+    (line,) = shown([SpeedMeasured(tokens_per_s=20_000.0, remaining_s=13_500.0)], Stream(is_terminal=False))
+    assert re.fullmatch(r"time +20,000 tokens/s: about 3 h 45 min to go, until \d\d:\d\d", line)
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl+C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_stop_is_answered_at_once_by_its_name(number, name):
+    (line,) = shown([Stopping(number)], Stream(is_terminal=False))
+    assert line.startswith(f"{name}: the step is done; evaluating and saving")
+
+
+def test_at_the_end_stand_the_best_loss_and_what_it_was_measured_on():
+    text = "\n".join(shown([FINISHED], Stream(is_terminal=False)))
+    assert "epoch 42, val_loss=1.2456 over 111,538 validation tokens, 1.797 bits per byte" in text
+    assert "3 h 45 min for 168 steps, 4% of it evaluating; peak memory 1.00 GiB" in text
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_error_in_mid_epoch_begins_on_a_line_of_its_own(monkeypatch, is_terminal):
+    monkeypatch.setenv("COLUMNS", "140")
+    stream = Stream(is_terminal)
+    shown([PREPARED, StepDone(1, 5.5, 1e-5)], stream)
+    assert stream.buffer.getvalue().endswith(b"\n")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_that_went_away_can_still_be_closed(is_terminal):
+    stream = Stream(is_terminal)
+    consumer = Console(CONFIG, stream)
+    consumer.consume(PREPARED)
+    stream.close()
+    consumer.close()
+
+
+def test_metrics_are_one_line_of_json_for_each_evaluation(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("an older run's\n")
+    metrics = MetricsFile(path)
+    for event in [PREPARED, *epoch_42(), FINISHED]:
+        metrics.consume(event)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [LAST_STEP - 2, LAST_STEP]
+    assert rows[0] == {
+        "step": LAST_STEP - 2,
+        "epoch": 42,
+        "train_loss": 1.1234,
+        "val_loss": 1.2456,
+        "val_bits_per_byte": 1.797,
+        "batch_loss": 1.11,
+        "lr": 2.5e-4,
+        "grad_norm": 0.5,
+        "tokens_per_s": 20_000.0,
+        "elapsed_s": 100.0,
+    }
+
+
+def test_what_a_terminal_would_obey_is_not_printed():
+    assert printable("a\x1b[31m\x07\x9b\r\x00\ud800é中😀\n\tb") == "a�[31m�����é中😀\n\tb"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (75, "1 min 15 s"),
+        (13_500, "3 h 45 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
