@@ -5,6 +5,7 @@ import io
 import socket
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tiny_gpt.launch import ROOT
@@ -15,10 +16,15 @@ settings.load_profile("tests")
 
 @pytest.fixture(scope="session", autouse=True)
 def world(tmp_path_factory):
-    """Nothing of the user's is read or written, and what a test starts finds this checkout."""
+    """Nothing of the user's is read or written, and what a test starts finds this checkout.
+
+    One thread: threads that wait for one another slow so small models down, a hundredfold on a busy machine.
+    """
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_GPT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("PYTHONPATH", ROOT)
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(socket.socket, "connect", _no_network)
         yield
 

@@ -66,7 +66,7 @@ def load(path):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """About 20 kB of sentences."""
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "said", "hello", "to", "every", "dog", "in", "town", "while", "it", "rained"]
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "said", "hello", "to", "every", "dog", "in", "town"]
     rng = random.Random(0)
     sentences = [" ".join(rng.choices(words, k=9)) + "." for _ in range(480)]
     path = tmp_path_factory.mktemp("text") / "text.txt"
@@ -419,7 +419,8 @@ class TestBadInput:
         assert done.code == code
         assert all(word in done.err for word in words), done.err
         assert "Traceback" not in done.err and done.out == "" and names(tmp_path) == before
-        assert "╭" in done.err or (done.err.startswith("error: ") and done.err.count("\n") <= 2)
+        by_us = done.err.startswith("error: ") and done.err.count("\n") <= 2
+        assert by_us or "tiny-gpt train --help" in done.err
 
     @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
     def test_a_folder_where_nobody_may_write_is_told(self, command):
@@ -505,6 +506,7 @@ def in_terminal(argv, columns, keys_after=(), **environment):
         return process.wait(60), output
     finally:
         process.kill()
+        process.wait()
         os.close(controller)
 
 
@@ -531,7 +533,7 @@ def test_ctrl_c_on_a_narrow_terminal_without_utf8_ends_in_good_order(text, tmp_p
     code, output = in_terminal(argv, columns=60, keys_after=[(b"train_loss", b"\x03")], PYTHONIOENCODING="ascii")
     lines = [line.strip() for line in re.split(r"[\r\n]+", output.decode("ascii"))]
     assert code == 130, output
-    bars = [line for line in lines if line.startswith("Epoch")]
+    bars = [line.removesuffix("^C") for line in lines if line.startswith("Epoch")]  # the terminal echoes the key
     assert bars and max(map(len, bars)) <= 60
     assert any(line.startswith("* Saved best model") for line in lines)
     assert any(line.startswith("Write more with: python3 inference.py --checkpoint") for line in lines)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from tiny_gpt.config import ModelConfig, SampleConfig
@@ -31,7 +32,7 @@ def random_model(architecture: Any, block_size: int = BLOCK_SIZE) -> GPT:
     model = GPT(config, VOCAB_SIZE).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model
 
 
@@ -187,11 +188,12 @@ def reciting_model(ids: list[int]) -> GPT:
         for name, parameter in model.named_parameters():
             if name.startswith("blocks") or name.endswith("bias") or name.startswith("position"):
                 parameter.zero_()
-        model.norm.weight.fill_(1.0)
+            elif name.startswith("norm"):
+                parameter.fill_(1.0)
         model.token_embedding.weight.copy_(torch.randn(VOCAB_SIZE, 16))
         model.head.weight.zero_()
         for now, following in itertools.pairwise([*ids, ids[0]]):
-            model.head.weight[following] = model.norm(model.token_embedding.weight[now])
+            model.head.weight[following] = F.layer_norm(model.token_embedding.weight[now], (16,))
     return model
 
 

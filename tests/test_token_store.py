@@ -202,9 +202,10 @@ def test_two_processes_that_build_the_same_store_at_once_both_get_it(tmp_path):
         for order in (sides, sides[::-1])
     ]
     try:
-        errors = [process.communicate(timeout=50)[1] for process in processes]
+        errors = [process.communicate(timeout=30)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     assert errors == [b"", b""]
     assert sorted(path.name for path in (tmp_path / "stores").iterdir()) == sorted(map(str, range(40)))

@@ -41,7 +41,7 @@ def random_model(config: ModelConfig = MODEL) -> GPT:
     model = GPT(config, VOCAB_SIZE)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
 
 
@@ -199,6 +199,7 @@ def test_a_step_goes_down_the_gradient_of_the_batchs_mean_loss() -> None:
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     assert grad_norm == pytest.approx(length(changes), rel=1e-5)
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
         torch.testing.assert_close(changes[name], -parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 

@@ -21,7 +21,8 @@ def causal_attention(
 ) -> torch.Tensor:
     """Attention output (B, H, T, K). S is T, or with a cache, more; then T is 1 and the query sees all."""
     causal = q_BHTK.shape[2] > 1
-    if q_BHTK.device.type == "cpu" and torch.is_grad_enabled() and q_BHTK.requires_grad:
+    trains = torch.is_grad_enabled() and q_BHTK.requires_grad and q_BHTK.shape == k_BHSK.shape
+    if q_BHTK.device.type == "cpu" and trains:
         return _ExplicitAttention.apply(q_BHTK, k_BHSK, v_BHSK, dropout_p)
     # MPS computed wrong numbers from transposed views (pytorch#181133).
     q, k, v = (x.contiguous() if x.device.type == "mps" else x for x in (q_BHTK, k_BHSK, v_BHSK))

@@ -8,7 +8,8 @@ from tiny_gpt.config import TrainConfig
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of `step`, counted from 0.
 
-    The first step is above zero, the peak is reached at the end of the warm-up, and the last step has the minimum.
+    The first step is above zero, the peak is reached at the end of the warm-up, and the last step has the minimum
+    (in runs of three steps or more).
     """
     peak, floor = config.learning_rate, config.min_learning_rate
     warmup_steps = min(config.warmup_steps, config.total_steps // 2)
