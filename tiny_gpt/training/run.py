@@ -12,7 +12,7 @@ import torch
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, METRICS_FILE, RunConfig
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.device import configure, describe_device, pick_device, pick_precision
-from tiny_gpt.files import atomic_write, cannot_write, writable_folder
+from tiny_gpt.files import atomic_write, cannot_write, user_path, writable_folder
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.stop import StopRequest
@@ -27,7 +27,7 @@ def run(config: RunConfig) -> Iterator[Event]:
     From the first step on, Ctrl+C and SIGTERM end the run in good order. Raises the TinyGPTError that tells what is
     wrong, before anything in out_dir is touched where that is possible.
     """
-    out_dir = writable_folder(Path(config.train.out_dir).expanduser(), "--out-dir")
+    out_dir = writable_folder(user_path(config.train.out_dir), "--out-dir")
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
     configure(device)
