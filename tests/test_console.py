@@ -13,7 +13,7 @@ from tiny_gpt.training.events import EpochDone, Evaluated, Finished, Prepared, S
 from tiny_gpt.ui import console
 from tiny_gpt.ui.console import WIDE, Console
 from tiny_gpt.ui.metrics import MetricsFile
-from tiny_gpt.ui.terminal import duration, printable
+from tiny_gpt.ui.terminal import duration, make_safe, printable
 
 ITERS, EPOCHS = 4, 80
 CONFIG = RunConfig().with_flat({"iters_per_epoch": ITERS, "epochs": EPOCHS, "eval_interval": 2}, "test")
@@ -93,8 +93,8 @@ def epoch_42():
         yield StepDone(step, 1.11 if evaluates else None, 2.5e-4)
         if evaluates:
             yield evaluated(step)
+            yield Saved(Path("tiny_gpt_best.pt"), is_best=True, val_loss=1.2456)  # told once, at the epoch's end
     yield EpochDone(42, 1.1234, 1.2456)
-    yield Saved(Path("tiny_gpt_best.pt"), is_best=True, val_loss=1.2456)
 
 
 def shown(events, stream, config=CONFIG):
@@ -225,6 +225,14 @@ def test_metrics_are_one_line_of_json_for_each_evaluation(tmp_path):
         "tokens_per_s": 20_000.0,
         "elapsed_s": 100.0,
     }
+
+
+def test_a_stream_made_safe_takes_any_text():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    make_safe(stream)
+    stream.write("né \ud800 😀")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"n? ? ?"
 
 
 def test_what_a_terminal_would_obey_is_not_printed():

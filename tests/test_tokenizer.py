@@ -105,6 +105,10 @@ def test_char_gives_frequent_characters_an_id_and_rare_ones_their_bytes():
     assert char.encode("né" + RARE[0]).tolist() == [ord("n"), *char.encode("é"), *RARE[0].encode()]
 
 
+def test_char_gives_no_id_to_lone_surrogates_however_many():
+    assert TOKENIZERS["char"].train(["\ud800\udfff" * 100]).vocab_size == N_BYTES
+
+
 def test_byte_is_utf8():
     assert TOKENIZERS["byte"].train([]).encode("é中\ud800").tolist() == list(to_utf8("é中\ud800"))
 

@@ -375,11 +375,11 @@ def test_events_come_in_order_and_files_are_whole_when_announced(config: RunConf
         if step % 3 == 0:
             evaluated = next(losses)
             expected.append((Evaluated, step, math.ceil(step / 6)))
-        if step % 6 == 0:
-            expected.append((EpochDone, step // 6, evaluated.train_loss, evaluated.val_loss))
             if evaluated.val_loss < best_so_far:
                 best_so_far = evaluated.val_loss
                 expected.append((Saved, BEST_FILE, best_so_far))
+        if step % 6 == 0:
+            expected.append((EpochDone, step // 6, evaluated.train_loss, evaluated.val_loss))
     expected.append((Saved, FINAL_FILE, evaluated.val_loss))
     assert list(map(summary, events[1:-1])) == expected
     rates_told = [event.learning_rate for event in events if isinstance(event, StepDone)]
@@ -403,19 +403,19 @@ def summary(event: Event) -> tuple[Any, ...]:
 def test_the_best_file_keeps_the_lowest_validation_loss(config: RunConfig) -> None:
     Path(config.data.data[0]).write_text(MISLEADING, encoding="utf-8")
     events = list(run(config))
-    done = [event for event in events if isinstance(event, EpochDone)]
-    lowest = min(done, key=lambda event: event.val_loss)
+    evaluated = [event for event in events if isinstance(event, Evaluated)]
+    lowest = min(evaluated, key=lambda event: event.val_loss)
     assert lowest.epoch < 4, "the text must mislead for this test to show anything"
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert finished.best_epoch == lowest.epoch
     val = prepare(config.data, config.model.block_size).val
-    for path, epoch_done in ((finished.best_path, lowest), (finished.final_path, done[-1])):
+    for path, told in ((finished.best_path, lowest), (finished.final_path, evaluated[-1])):
         loaded = load_model(path, CPU)
-        assert (loaded.progress.epoch, loaded.progress.val_loss) == (epoch_done.epoch, epoch_done.val_loss)
+        assert (loaded.progress.step, loaded.progress.val_loss) == (told.step, told.val_loss)
         n_scored = next(event for event in events if isinstance(event, Prepared)).val_tokens_scored
         windows = FixedWindows(val.ids, config.model.block_size, 8, n_scored)
-        assert windows.loss(loaded.model) == pytest.approx(epoch_done.val_loss, rel=1e-6)
+        assert windows.loss(loaded.model) == pytest.approx(told.val_loss, rel=1e-6)
     best = load_model(finished.best_path, CPU).model
     assert finished.scored_tokens == len(val) - 1, "in the end the whole validation text is affordable"
     assert finished.best_val_loss == pytest.approx(mean_loss(best, np.asarray(val.ids)), rel=1e-6)

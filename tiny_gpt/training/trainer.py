@@ -102,11 +102,11 @@ class Trainer:
             if evaluates:
                 evaluated = self._evaluate(step, loss.item(), grad_norm.item())
                 yield evaluated
+                if self.best is None or evaluated.val_loss < self.best.val_loss:
+                    self.best = evaluated
+                    yield self._save(self.best_path, evaluated)
             if epoch_ends:
                 yield EpochDone(evaluated.epoch, evaluated.train_loss, evaluated.val_loss)
-            if (epoch_ends or stopping) and (self.best is None or evaluated.val_loss < self.best.val_loss):
-                self.best = evaluated
-                yield self._save(self.best_path, evaluated)
             if stopping:
                 break
         yield self._save(self.final_path, evaluated)

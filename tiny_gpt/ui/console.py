@@ -35,6 +35,7 @@ class Console:
         self.config, self.stream = config, stream
         self.has_bars = stream.isatty()
         self.bar: _EpochBar | None = None
+        self._best: Saved | None = None
         self._epoch_started = time.perf_counter()
 
     def close(self) -> None:
@@ -60,19 +61,25 @@ class Console:
                     f"Epoch {event.epoch}/{self.config.train.epochs} complete - "
                     f"Train: {event.train_loss:.4f}, Val: {event.val_loss:.4f}"
                 )
+                self._tell_best()
                 self._epoch_started = time.perf_counter()
+            case Saved(is_best=True):
+                self._best = event
             case Saved():
                 self._close_bar()
-                if event.is_best:
-                    self._print(f"{self._check} Saved best model (val_loss={event.val_loss:.4f}) to {event.path}")
-                else:
-                    self._print(f"{self._check} Saved final model to {event.path}")
-                self._epoch_started = time.perf_counter()
+                self._tell_best()
+                self._print(f"{self._check} Saved final model to {event.path}")
             case Stopping():
                 name = "Ctrl+C" if event.signal_number == signal.SIGINT else signal.Signals(event.signal_number).name
                 self._print(f"{name}: the step is done; evaluating and saving. (Ctrl+C again ends at once.)")
             case Finished():
                 self._finish(event)
+
+    def _tell_best(self) -> None:
+        """Name the best model saved since this was last told: one line an epoch, however often it improved."""
+        if self._best is not None:
+            self._print(f"{self._check} Saved best model (val_loss={self._best.val_loss:.4f}) to {self._best.path}")
+            self._best = None
 
     @property
     def _check(self) -> str:
