@@ -20,6 +20,7 @@ from tiny_gpt import cli, commands, model_file
 from tiny_gpt.launch import ROOT
 from tiny_gpt.model_file import load_model
 from tiny_gpt.training.events import Evaluated, Saved, StepDone, Stopping
+from tiny_gpt.training.run import set_aside_earlier_run
 from tiny_gpt.ui.console import Console
 
 TINY = dict(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=16, batch_size=4, epochs=2, iters_per_epoch=6)
@@ -136,7 +137,10 @@ class TestTraining:
         for form, line in zip(forms, lines[start : start + len(forms)], strict=True):
             assert re.fullmatch(form, line), line
         assert any(line.startswith("A sample from the best model (epoch 2)") for line in lines)
-        assert lines[-1] == 'Write more with: python3 inference.py --prompt "The" --temperature 0.8'
+        assert lines[-2:] == [
+            'Write more with: python3 inference.py --prompt "The" --temperature 0.8',
+            "Train a night on your own text with: python3 train.py --data my_text.txt",
+        ]
 
     def test_writes_four_files_and_nothing_else(self, trained):
         assert names(trained[0]) == OUR_FILES
@@ -190,6 +194,14 @@ class TestTraining:
         assert {name: (folder / name).read_bytes() for name in OUR_FILES} == kept
         assert str(folder) in done.out
         assert load(tmp_path / "tiny_gpt_best.pt").run_config["seed"] == 2
+
+    def test_runs_of_the_same_second_and_a_lone_final_file_are_kept_too(self, tmp_path):
+        for content in (b"first", b"second"):
+            (tmp_path / "tiny_gpt_final.pt").write_bytes(content)
+            os.utime(tmp_path / "tiny_gpt_final.pt", (1_000_000, 1_000_000))
+            set_aside_earlier_run(tmp_path)
+        kept = (tmp_path / "earlier").glob("*/tiny_gpt_final.pt")
+        assert {path.read_bytes() for path in kept} == {b"first", b"second"}
 
     def test_says_how_to_generate_from_a_folder_with_a_space(self, train, tmp_path):
         done = train(tmp_path / "my run")

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +83,8 @@ def train(args: Sequence[str]) -> int:
     default = TrainCommand(base.model, base.data, base.train)
     command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
     data = DataConfig(command.sources, command.data.tokenizer) if command.sources else command.data
-    return _train(RunConfig(command.model, data, command.train), "tiny-gpt generate")
+    me = "tiny-gpt" if shutil.which("tiny-gpt") else sys.argv[0]  # as typed, if it is not on PATH
+    return _train(RunConfig(command.model, data, command.train), f"{me} generate", f"{me} train my_text.txt")
 
 
 def train_script(settings: Mapping[str, Any]) -> int:
@@ -94,7 +96,8 @@ def train_script(settings: Mapping[str, Any]) -> int:
         base = load_config(user_path(config), base) if config else base
         default = ScriptCommand(base.model, base.data, base.train)
         command = tyro.cli(ScriptCommand, prog="train.py", args=args, default=default, config=FLAT)
-        return _train(RunConfig(command.model, command.data, command.train), "python3 inference.py")
+        chosen = RunConfig(command.model, command.data, command.train)
+        return _train(chosen, "python3 inference.py", "python3 train.py --data my_text.txt")
 
     return guarded(run, sys.argv[1:])
 
@@ -115,10 +118,10 @@ def inference_script() -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "generate": generate}
 
 
-def _train(config: RunConfig, generate_command: str) -> int:
+def _train(config: RunConfig, generate_command: str, train_command: str) -> int:
     from tiny_gpt.commands import train_and_sample
 
-    return train_and_sample(config, generate_command)
+    return train_and_sample(config, generate_command, train_command)
 
 
 def _given(args: Sequence[str], *names: str) -> dict[str, str | None]:

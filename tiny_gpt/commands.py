@@ -27,8 +27,8 @@ class Consumer(Protocol):
     def consume(self, event: Event) -> None: ...
 
 
-def train_and_sample(config: RunConfig, generate_command: str) -> int:
-    """Train, then show what the best model writes. Returns the exit code; `generate_command` is for the last line."""
+def train_and_sample(config: RunConfig, generate_command: str, train_command: str) -> int:
+    """Train, then show what the best model writes and the two commands to type next. Returns the exit code."""
     finished = None
     with contextlib.closing(Console(config, sys.stdout)) as console:
         consumers: list[Consumer] = [console, MetricsFile(user_path(config.train.out_dir) / METRICS_FILE)]
@@ -42,6 +42,7 @@ def train_and_sample(config: RunConfig, generate_command: str) -> int:
     best_path = str(finished.best_path)
     checkpoint = "" if best_path == SampleConfig().checkpoint else f" --checkpoint {shlex.quote(best_path)}"
     print(f'\nWrite more with: {generate_command}{checkpoint} --prompt "The" --temperature 0.8')
+    print(f"Train a night on your own text with: {train_command}")
     return 0 if finished.stopped_by is None else 128 + finished.stopped_by
 
 

@@ -48,12 +48,14 @@ def run(config: RunConfig) -> Iterator[Event]:
 def set_aside_earlier_run(out_dir: Path) -> Path | None:
     """Move the files of a run that is already in `out_dir` to earlier/DATE, so that no night is overwritten."""
     names = [name for name in (BEST_FILE, FINAL_FILE, CONFIG_FILE, METRICS_FILE) if (out_dir / name).exists()]
-    if BEST_FILE not in names:
+    if BEST_FILE not in names and FINAL_FILE not in names:
         return None
-    written = time.localtime((out_dir / BEST_FILE).stat().st_mtime)
+    written = time.localtime(max((out_dir / name).stat().st_mtime for name in names))
     folder = out_dir / EARLIER_FOLDER / time.strftime("%Y-%m-%d_%H-%M-%S", written)
+    while folder.exists():  # two runs within a second
+        folder = folder.with_name(folder.name + "_")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         for name in names:
             shutil.move(out_dir / name, folder / name)
     except OSError as error:
