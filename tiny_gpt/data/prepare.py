@@ -38,7 +38,7 @@ def prepare(config: DataConfig, block_size: int) -> Dataset:
 def _require_a_block(corpus: Corpus, train: Tokens, val: Tokens, block_size: int) -> None:
     shorter = min(len(train), len(val))
     if shorter <= block_size:
-        part = "training" if len(train) <= block_size else "validation"
+        part = "training" if len(train) < len(val) else "validation"
         remedy = f", or a shorter block with --block-size {shorter - 1}" if shorter > 1 else ""
         raise BadInputError(
             f"the text is too short: {corpus.n_characters:,} characters leave {shorter:,} tokens for {part}, and a "
