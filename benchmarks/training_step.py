@@ -5,7 +5,8 @@ python -m benchmarks.training_step [--pairs 7] [--vocab-size 256] [--json FILE] 
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets them
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import json
 import platform

@@ -138,9 +138,11 @@ def guarded(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     """Run a command; every failure becomes a line or two on standard error and the right exit code."""
     debug = "--debug" in args
     make_safe(sys.stdout)
-    # Read when torch is first imported: threads that sleep instead of spinning at each operation's end. On two cores
-    # with another program busy on one of them, a training step took 0.76 s so, and 2.49 s spinning.
+    # Read when torch is first imported: threads that wait for one another spin for microseconds, then sleep. Spinning
+    # on made a guide's step three times as slow as sleeping once another program was busy on one of two cores;
+    # sleeping at once made a small model's step half as slow again on an idle machine (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         return command([arg for arg in args if arg != "--debug"])
     except SystemExit as leaving:  # tyro after --help or a usage error
