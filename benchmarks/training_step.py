@@ -3,10 +3,9 @@
 python -m benchmarks.training_step [--pairs 7] [--vocab-size 256] [--json FILE] [any model flag]
 """
 
-import os
+from tiny_gpt.cli import let_waiting_threads_sleep
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets them
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+let_waiting_threads_sleep()
 
 import json
 import platform

@@ -138,11 +138,7 @@ def guarded(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     """Run a command; every failure becomes a line or two on standard error and the right exit code."""
     debug = "--debug" in args
     make_safe(sys.stdout)
-    # Read when torch is first imported: threads that wait for one another spin for microseconds, then sleep. Spinning
-    # on made a guide's step three times as slow as sleeping once another program was busy on one of two cores;
-    # sleeping at once made a small model's step half as slow again on an idle machine (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    let_waiting_threads_sleep()
     try:
         return command([arg for arg in args if arg != "--debug"])
     except SystemExit as leaving:  # tyro after --help or a usage error
@@ -159,6 +155,17 @@ def guarded(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
         told = foreseen(failure)
         error(f"error: {told}")
         return told.exit_code
+
+
+def let_waiting_threads_sleep() -> None:
+    """Have torch's CPU threads spin for microseconds when they wait for one another, then sleep.
+
+    Call it before torch is first imported. Spinning on made a guide's step three times as slow as sleeping once
+    another program was busy on one of two cores; sleeping at once made a small model's step half as slow again on an
+    idle machine (docs/log.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def foreseen(failure: Exception) -> TinyGPTError:
