@@ -10,9 +10,9 @@ from tiny_gpt.launch import ensure_environment
 ensure_environment()
 
 SETTINGS = dict(
-    # The text: files, folders, or python-docs.
-    data=["python-docs"],
-    tokenizer="char",
+    # The text: files, folders, addresses or known texts. A|B is B where A cannot be downloaded.
+    data=["wikitext-103|python-docs"],
+    tokenizer="char",  # or "bpe": pieces of words
     # The model.
     n_layer=4,
     n_head=8,

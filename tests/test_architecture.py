@@ -19,12 +19,12 @@ FLOORS = [
     {"model_file"},
     {"training", "inference"},
     {"ui"},
-    {"commands"},
+    {"commands", "text_commands"},
     {"cli"},
     {"train.py", "inference.py", "__main__"},
 ]
 FLOOR_OF = {unit: number for number, units in enumerate(FLOORS) for unit in units}
-PRINTING = {"ui", "cli", "commands"}
+PRINTING = {"ui", "cli", "commands", "text_commands"}
 
 
 def sources():

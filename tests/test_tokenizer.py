@@ -1,20 +1,21 @@
 """Every tokenizer gives every text back, refuses none, and saves itself as plain JSON."""
 
 import json
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
-from tiny_gpt.data.tokenizer import (
-    MIN_CHARACTER_COUNT,
-    N_BYTES,
-    TOKENIZERS,
-    decode,
-    decode_stream,
-    to_utf8,
-    tokenizer_from_dict,
-)
+from tiny_gpt.data import bpe as bpe_module
+from tiny_gpt.data.bpe import BpeTokenizer
+from tiny_gpt.data.characters import MIN_CHARACTER_COUNT, N_BYTES
+from tiny_gpt.data.tokenizer import TOKENIZERS, decode, decode_stream, tokenizer_from_dict
+from tiny_gpt.data.utf8 import to_utf8
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.launch import ROOT
 
 FREQUENT, RARE = "éß中😀", "ñ日🦉"
 TRAINING_TEXTS = ["The cat sat on the mat.\n" * 20 + FREQUENT * MIN_CHARACTER_COUNT, RARE * (MIN_CHARACTER_COUNT - 1)]
@@ -24,7 +25,7 @@ EDGES = "\0\x7f\x80\u07ff\u0800\ud7ff\ue000\ufeff\uffff\U00010000\U0010ffff"
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def tokenizer(request):
-    return TOKENIZERS[request.param].train(TRAINING_TEXTS)
+    return TOKENIZERS[request.param].train(TRAINING_TEXTS, 300)
 
 
 def random_texts(n_texts):
@@ -64,7 +65,7 @@ def test_every_code_point_comes_back_lone_surrogates_too(tokenizer):
 @pytest.mark.parametrize("training_texts", [[], [""], ["abc"], TRAINING_TEXTS], ids=["none", "empty", "abc", "mixed"])
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_text_unlike_the_training_text_comes_back(name, training_texts, text):
-    tokenizer = TOKENIZERS[name].train(training_texts)
+    tokenizer = TOKENIZERS[name].train(training_texts, 300)
     assert decode(tokenizer, tokenizer.encode(text).tolist()) == text
 
 
@@ -84,19 +85,19 @@ def test_any_ids_decode_and_a_stream_writes_the_same(tokenizer):
 
 
 def test_bytes_that_are_no_character_decode_as_pythons_own_codec_does():
-    byte = TOKENIZERS["byte"].train([])
+    byte = TOKENIZERS["byte"].train([], 0)
     for encoded in (b"\xff", b"a\xc3", b"\xe4\xb8", b"\xf0\x9f\x98", b"\xc3(", b"\x80\x80", b"\xf5\x80", b"\xc0\x80"):
         assert decode(byte, encoded) == encoded.decode("utf-8", "replace")
 
 
 def test_a_stream_writes_a_character_as_soon_as_its_last_byte_is_there():
-    byte = TOKENIZERS["byte"].train([])
+    byte = TOKENIZERS["byte"].train([], 0)
     assert list(decode_stream(byte, "aé😀".encode())) == ["a", "é", "😀"]
     assert list(decode_stream(byte, "é".encode()[:1])) == ["\N{REPLACEMENT CHARACTER}"]
 
 
 def test_char_gives_frequent_characters_an_id_and_rare_ones_their_bytes():
-    char = TOKENIZERS["char"].train(TRAINING_TEXTS)
+    char = TOKENIZERS["char"].train(TRAINING_TEXTS, 0)
     assert char.vocab_size == N_BYTES + len(FREQUENT)
     assert sorted(int(char.encode(c)[0]) for c in FREQUENT) == list(range(N_BYTES, char.vocab_size))
     assert all(len(char.encode(c)) == 1 for c in FREQUENT)
@@ -106,11 +107,11 @@ def test_char_gives_frequent_characters_an_id_and_rare_ones_their_bytes():
 
 
 def test_char_gives_no_id_to_lone_surrogates_however_many():
-    assert TOKENIZERS["char"].train(["\ud800\udfff" * 100]).vocab_size == N_BYTES
+    assert TOKENIZERS["char"].train(["\ud800\udfff" * 100], 0).vocab_size == N_BYTES
 
 
 def test_byte_is_utf8():
-    assert TOKENIZERS["byte"].train([]).encode("é中\ud800").tolist() == list(to_utf8("é中\ud800"))
+    assert TOKENIZERS["byte"].train([], 0).encode("é中\ud800").tolist() == list(to_utf8("é中\ud800"))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,108 @@ def test_byte_is_utf8():
         {"type": "char", "characters": ["é"]},
         {"type": "char", "characters": "éé"},
         {"type": "char", "characters": "a"},
+        {"type": "bpe"},
+        {"type": "bpe", "tokenizer_json": None},
+        {"type": "bpe", "tokenizer_json": "{}"},
     ],
 )
 def test_a_strangers_tokenizer_is_refused(values):
     with pytest.raises(BadInputError):
         tokenizer_from_dict(values)
+
+
+# What a pattern written twice would cut differently: spaces of every kind, digits and letters beyond ASCII, both
+# sides of an apostrophe, controls, code points newer than Python's tables.
+ODD = [
+    *"ab1 .'s\n\t\xa0\u3000é中½٣ⅷ\x1c\x00\U0001f600\u0301-_\u200b\r2İ\ufffd\U0001e4d0\u2028",
+    "'s",
+    "'ll",
+    "  ",
+    "é ",
+]
+
+
+def test_bpe_gives_the_very_ids_of_the_library():
+    bpe = BpeTokenizer.train([(Path(ROOT) / "README.md").read_text(encoding="utf-8")], 700)
+    library = tokenizers.Tokenizer.from_str(bpe.to_dict()["tokenizer_json"])
+    rng = random.Random(1)
+    for _ in range(20_000):
+        text = "".join(rng.choices(ODD, k=rng.randint(1, 12)))
+        assert bpe.encode(text).tolist() == library.encode(text).ids, repr(text)
+    text = (Path(ROOT) / "docs" / "log.md").read_text(encoding="utf-8")
+    assert bpe.encode(text).tolist() == library.encode(text).ids
+    assert library.decode(bpe.encode(text).tolist()) == text
+
+
+def test_bpe_learns_the_same_twice_and_no_more_than_it_was_asked():
+    text = (Path(ROOT) / "README.md").read_text(encoding="utf-8")
+    first, second = BpeTokenizer.train([text], 600), BpeTokenizer.train([text], 600)
+    assert first.to_dict() == second.to_dict() and first.vocab_size == 600
+    assert len(first.encode(text)) < len(text.encode()) / 2
+    assert BpeTokenizer.train(["ab"], 5000).vocab_size == N_BYTES
+
+
+def test_bpe_forgets_words_before_they_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(bpe_module, "MAX_CACHED_WORDS", 10)
+    bpe = BpeTokenizer.train(TRAINING_TEXTS, 300)
+    text = " ".join(map(str, range(1000)))
+    assert decode(bpe, bpe.encode(text).tolist()) == text
+    assert len(bpe._ids_of_word) <= 10
+
+
+def brought(tmp_path, model, **parts):
+    """A tokenizer.json as a person may bring it."""
+    library = tokenizers.Tokenizer(model)
+    for name, part in parts.items():
+        if name != "added":
+            setattr(library, name, part)
+    library.add_special_tokens(parts.get("added", []))
+    library.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def byte_level():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {char: i for i, char in enumerate(alphabet)} | {"he": 256}
+    return models.BPE(vocab=vocab, merges=[("h", "e")])
+
+
+def test_a_brought_tokenizer_is_used_as_it_is(tmp_path):
+    cut = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,3}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    path = brought(tmp_path, byte_level(), pre_tokenizer=cut, added=["<|endoftext|>"])
+    mine, library = BpeTokenizer.from_file(path), tokenizers.Tokenizer.from_file(str(path))
+    text = "the 12345 héllo<|endoftext|> \ud800".replace("\ud800", "")
+    assert mine.encode(text).tolist() == library.encode(text).ids
+    assert mine.vocab_size == 258 and decode(mine, [257]) == "<|endoftext|>"
+    assert decode(mine, mine.encode(text + "\ud800").tolist()) == text + "\ud800"
+    assert tokenizer_from_dict(mine.to_dict()).encode(text).tolist() == library.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "words"),
+    [
+        (byte_level(), {"normalizer": normalizers.Lowercase()}, "changes text"),
+        (byte_level(), {"normalizer": normalizers.NFC()}, "changes text"),
+        (byte_level(), {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, "changes text"),
+        (models.BPE(vocab={"a": 0}, merges=[]), {}, "255 of the 256 bytes"),
+        (models.WordPiece(vocab={"[UNK]": 0, "中": 1}, unk_token="[UNK]"), {}, "not byte-level"),
+    ],
+    ids=["lowercase", "NFC", "prefix space", "few bytes", "word pieces"],
+)
+def test_a_brought_tokenizer_that_would_lose_text_is_refused(tmp_path, model, parts, words):
+    parts = {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False)} | parts
+    with pytest.raises(BadInputError, match=words) as caught:
+        BpeTokenizer.from_file(brought(tmp_path, model, **parts))
+    assert "tokenizer.json" in str(caught.value) and "--tokenizer bpe" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"model": null}', b"[1]"])
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path, content):
+    (tmp_path / "odd.json").write_bytes(content)
+    with pytest.raises(BadInputError, match=r"odd\.json"):
+        BpeTokenizer.from_file(tmp_path / "odd.json")

@@ -14,6 +14,7 @@ import torch
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, DataConfig, ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.data.batches import Batch, Batches
 from tiny_gpt.data.prepare import prepare
+from tiny_gpt.data.progress import Note, Progress, finish
 from tiny_gpt.errors import DivergedError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import load_model
@@ -318,7 +319,7 @@ def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig) -> None:
     told = [event for event in run(config) if isinstance(event, StepDone) and event.batch_loss is not None]
     assert [event.step for event in told] == [1, *range(3, 25, 3)]
 
-    train, dataset = config.train, prepare(config.data, MODEL.block_size)
+    train, dataset = config.train, finish(prepare(config.data, MODEL.block_size))
     torch.manual_seed(train.seed)
     model = GPT(config.model, dataset.tokenizer.vocab_size)
     batches = Batches(dataset.train.ids, MODEL.block_size, train.batch_size, train.seed)
@@ -361,6 +362,9 @@ def test_how_a_batch_is_divided_does_not_change_a_run(config: RunConfig, tmp_pat
 def test_events_come_in_order_and_files_are_whole_when_announced(config: RunConfig) -> None:
     events, best_so_far = [], math.inf
     for event in run(config):
+        if isinstance(event, Progress | Note):
+            assert not events, "the text is prepared first"
+            continue
         events.append(event)
         if isinstance(event, Saved):
             assert load_model(event.path, CPU).progress.val_loss == event.val_loss
@@ -402,14 +406,14 @@ def summary(event: Event) -> tuple[Any, ...]:
 
 def test_the_best_file_keeps_the_lowest_validation_loss(config: RunConfig) -> None:
     Path(config.data.data[0]).write_text(MISLEADING, encoding="utf-8")
-    events = list(run(config))
+    events = [event for event in run(config) if not isinstance(event, Progress | Note)]
     evaluated = [event for event in events if isinstance(event, Evaluated)]
     lowest = min(evaluated, key=lambda event: event.val_loss)
     assert lowest.epoch < 4, "the text must mislead for this test to show anything"
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert finished.best_epoch == lowest.epoch
-    val = prepare(config.data, config.model.block_size).val
+    val = finish(prepare(config.data, config.model.block_size)).val
     for path, told in ((finished.best_path, lowest), (finished.final_path, evaluated[-1])):
         loaded = load_model(path, CPU)
         assert (loaded.progress.step, loaded.progress.val_loss) == (told.step, told.val_loss)
@@ -424,7 +428,7 @@ def test_the_best_file_keeps_the_lowest_validation_loss(config: RunConfig) -> No
 def trainer(config: RunConfig) -> Trainer:
     out_dir = Path(config.train.out_dir)
     out_dir.mkdir()
-    return Trainer(random_model(config.model), prepare(config.data, config.model.block_size), config, out_dir)
+    return Trainer(random_model(config.model), finish(prepare(config.data, config.model.block_size)), config, out_dir)
 
 
 def until_saved(events: Iterator[Event]) -> None:

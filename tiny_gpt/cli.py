@@ -11,13 +11,13 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from tiny_gpt import __version__
-from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig, flag, load_config
+from tiny_gpt.config import DataConfig, EvalConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig, flag, load_config
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.recipes import RECIPES
@@ -52,8 +52,35 @@ class TrainCommand:
     data: DataConfig
     train: TrainConfig
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOURCE ...]")] = ()
-    """Text files, folders, or python-docs; the same as --data."""
+    """Your text: files, folders, patterns, - for standard input, addresses or known texts; the same as --data."""
     start: StartingPoint = field(default_factory=StartingPoint)
+
+
+@dataclass(frozen=True)
+class DataCommand:
+    """Look at your text before you train on it: size, scripts, repetitions, tokens, and what it means for a night.
+
+    `tiny-gpt data list` shows the known texts.
+    """
+
+    data: DataConfig
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")]
+    """Your text: files, folders, patterns, - for standard input, addresses or known texts."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the figures as JSON."""
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Score a trained model on a text."""
+
+    eval: EvalConfig
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A model file, such as tiny_gpt_best.pt."""
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")]
+    """The text, named as for train."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the figures as JSON."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +109,7 @@ def train(args: Sequence[str]) -> int:
     base = load_config(user_path(start["config"]), base) if start["config"] else base
     default = TrainCommand(base.model, base.data, base.train)
     command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
-    data = DataConfig(command.sources, command.data.tokenizer) if command.sources else command.data
+    data = replace(command.data, data=command.sources) if command.sources else command.data
     me = "tiny-gpt" if shutil.which("tiny-gpt") else sys.argv[0]  # as typed, if it is not on PATH
     return _train(RunConfig(command.model, data, command.train), f"{me} generate", f"{me} train my_text.txt")
 
@@ -110,12 +137,39 @@ def generate(args: Sequence[str], prog: str = "tiny-gpt generate") -> int:
     return write_samples(config)
 
 
+def data(args: Sequence[str]) -> int:
+    """Look at your text before you train on it; `data list` shows the known texts."""
+    command = tyro.cli(DataCommand, prog="tiny-gpt data", args=args, config=FLAT)
+    from tiny_gpt.text_commands import describe_data, list_datasets
+
+    if not command.sources:
+        raise UsageError("name a text: tiny-gpt data my_text.txt; tiny-gpt data list shows the known ones")
+    if command.sources == ("list",):
+        return list_datasets()
+    return describe_data(RunConfig(data=replace(command.data, data=command.sources)), command.json)
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Score a trained model on a text, in bits per byte and other units."""
+    command = tyro.cli(EvalCommand, prog="tiny-gpt eval", args=args, config=FLAT)
+    if not command.sources:
+        raise UsageError("name a text to score the model on: tiny-gpt eval MODEL my_text.txt")
+    from tiny_gpt.commands import score
+
+    return score(user_path(command.model), command.sources, command.eval, command.json)
+
+
 def inference_script() -> int:
     """`python3 inference.py`."""
     return guarded(lambda args: generate(args, "inference.py"), sys.argv[1:])
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "generate": generate}
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "generate": generate,
+    "data": data,
+    "eval": evaluate,
+}
 
 
 def _train(config: RunConfig, generate_command: str, train_command: str) -> int:

@@ -20,6 +20,8 @@ FINAL_FILE = "tiny_gpt_final.pt"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 
+TOKENIZER_NAMES = ("char", "byte", "bpe")
+
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
@@ -75,13 +77,33 @@ class ModelConfig:
 class DataConfig:
     """The text and how it becomes tokens."""
 
-    data: tuple[str, ...] = ("python-docs",)
-    """Text files, folders, or python-docs (the manual and docstrings of your own Python)."""
-    tokenizer: Literal["char", "byte"] = "char"
-    """char: one token a character; byte: one token a byte of UTF-8."""
+    data: tuple[str, ...] = ("wikitext-103|python-docs",)
+    """Text: files, folders, patterns, - for standard input, https:// addresses, hf:OWNER/NAME, or known texts
+    (tiny-gpt data list). A|B is B where A cannot be had."""
+    val: tuple[str, ...] = ()
+    """Validation text, named like --data; without it a part of the text is held out."""
+    val_share: float = 0.1
+    """Part of the text held out for validation, at most 10 MB: the ends of long documents, every n-th short one."""
+    tokenizer: str = "char"
+    """char: one token a character; byte: one a byte; bpe: pieces of words; or a tokenizer.json of your own."""
+    vocab_size: int = 0
+    """Tokens that bpe has; 0 chooses by the size of the text."""
+    text_field: str = "text"
+    """Field of .jsonl, column of .csv and .parquet, that holds the text."""
+    encoding: str = ""
+    """Encoding of text files, such as cp1252; without it UTF-8, or UTF-16 by its byte order mark."""
 
     def __post_init__(self) -> None:
         _require(len(self.data) > 0, "--data: name at least one text file or folder, or python-docs")
+        _require(0 < self.val_share < 1, f"--val-share {self.val_share}: must be above 0 and below 1")
+        _require(
+            self.tokenizer in TOKENIZER_NAMES or self.tokenizer.endswith(".json"),
+            f"--tokenizer {self.tokenizer}: give one of {', '.join(TOKENIZER_NAMES)}, or a tokenizer.json",
+        )
+        _require(
+            self.vocab_size == 0 or (self.tokenizer == "bpe" and self.vocab_size >= 256),
+            f"--vocab-size {self.vocab_size} with --tokenizer {self.tokenizer}: only bpe has a choice, of at least 256",
+        )
 
 
 @dataclass(frozen=True)
@@ -187,6 +209,23 @@ class SampleConfig:
             self.seed is None or 0 <= self.seed < 2**63,
             f"--seed {self.seed}: must be at least 0 and below 2^63",
         )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How a model is scored on a text."""
+
+    text_field: str = DataConfig.text_field
+    """Field of .jsonl, column of .csv and .parquet, that holds the text."""
+    encoding: str = DataConfig.encoding
+    """Encoding of text files, such as cp1252; without it UTF-8, or UTF-16 by its byte order mark."""
+    batch_size: int = 32
+    """Blocks scored at once."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "batch_size")
 
 
 @dataclass(frozen=True)

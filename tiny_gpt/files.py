@@ -59,6 +59,9 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+CACHE_REMEDY = "name another folder for tiny_gpt's cache in the environment variable TINY_GPT_CACHE"
+
+
 def cannot_write(path: Path, error: OSError, remedy: str = "choose another folder") -> OutOfResourcesError:
     """The error that tells a person why `path` could not be written and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

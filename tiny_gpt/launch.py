@@ -13,7 +13,7 @@ import sys
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 10)
-NEEDED = ("numpy", "psutil", "torch", "tqdm", "tyro")
+NEEDED = ("numpy", "psutil", "pyarrow", "requests", "tokenizers", "torch", "tqdm", "tyro")
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")

@@ -1,114 +1,111 @@
-"""Sources to documents, and documents to training and validation text.
+"""Sources to one text: every file read through its format, nothing left out without being counted and told."""
 
-A source is a text file, a folder of them, or the name of a known corpus. Text is UTF-8 with LF line ends when it
-leaves here. Knows nothing of tokens.
-"""
-
-import os
-from collections.abc import Callable, Sequence
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_gpt.data import python_docs
+from tiny_gpt.data.formats import DAMAGE, ReadOptions, read_documents
+from tiny_gpt.data.progress import Progress, Step
+from tiny_gpt.data.sources import SourceFile
+from tiny_gpt.data.text_file import TextFile, TextWriter
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import user_path
+from tiny_gpt.files import cannot_write
 
-# One part in this many is kept for validation.
-VALIDATION_PART = 10
-# From this many documents on, whole documents are held out instead of the end of each.
-MANY_DOCUMENTS = 100
-
-CORPORA: dict[str, Callable[[], list[str]]] = {python_docs.NAME: python_docs.read_python_docs}
+# A progress step each so many bytes of text.
+TELL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and validation text of a run, and what was left out on the way."""
+    """A text and what was left out of it."""
 
-    train: list[str]
-    val: list[str]
-    n_documents: int
-    skipped: list[str]
-    """One line for each file of a folder that is no text."""
-
-    @property
-    def n_characters(self) -> int:
-        return sum(map(len, self.train)) + sum(map(len, self.val))
+    text: TextFile
+    n_source_bytes: int
+    skipped: Counter[str]
+    """Reason -> number of files of folders, or of records."""
+    examples: dict[str, str]
+    """Reason -> the first file that was left out for it."""
 
 
-def read_corpus(sources: Sequence[str]) -> Corpus:
-    """Read and split all `sources`. Raises BadInputError, naming the source, when one gives no text."""
-    documents: list[str] = []
-    skipped: list[str] = []
-    for source in sources:
-        documents += _read_source(source, skipped)
-    train, val = split(documents)
-    return Corpus(train, val, len(documents), skipped)
+def gather(files: Sequence[SourceFile], into: Path, options: ReadOptions) -> Generator[Step, None, Corpus]:
+    """Write all text of `files` to the new file `into`.
 
-
-def split(documents: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hold out every tenth of many documents, or the last tenth of each of few.
-
-    ["abcdefghij"] -> (["abcdefghi"], ["j"])
+    Raises BadInputError for a named file that is no text or empty, for a file that changes while it is read, and
+    where there is no text at all; OutOfResourcesError when `into` cannot be written.
     """
-    if len(documents) >= MANY_DOCUMENTS:
-        val = list(documents[VALIDATION_PART - 1 :: VALIDATION_PART])
-        return [text for i, text in enumerate(documents) if i % VALIDATION_PART != VALIDATION_PART - 1], val
-    cuts = [len(text) - len(text) // VALIDATION_PART for text in documents]
-    pairs = list(zip(documents, cuts, strict=True))
-    return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs if text[cut:]]
-
-
-def _read_source(source: str, skipped: list[str]) -> list[str]:
-    if source in CORPORA and not os.path.exists(source):
-        return CORPORA[source]()
-    path = user_path(source)
-    if os.path.isdir(path):
-        return _read_folder(path, skipped)
-    if not os.path.exists(path):
-        raise BadInputError(
-            f"no such file or folder: {source} (looked in {Path.cwd()}); known corpora are {', '.join(CORPORA)}"
-        )
-    text = _read_text(path)
-    if not text.strip():
-        raise BadInputError(f"{source} is empty: give a file with some text in it")
-    return [text]
-
-
-def _read_folder(folder: Path, skipped: list[str]) -> list[str]:
-    """The text files below `folder` in the order of their names; the others go to `skipped` with their reason."""
-    documents = []
-    for path in sorted(path for path in folder.rglob("*") if os.path.isfile(path)):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        try:
-            text = _read_text(path)
-        except BadInputError as error:
-            skipped.append(str(error))
-            continue
-        if text.strip():
-            documents.append(text)
-        else:
-            skipped.append(f"{path} is empty")
-    if not documents:
-        reason = f"; {skipped[-1]}" if skipped else ""
-        raise BadInputError(f"{folder}: no text found in this folder{reason}")
-    return documents
-
-
-def _read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without byte order mark and with LF line ends. Raises BadInputError."""
     try:
-        raw = path.read_bytes()
+        writer = TextWriter(into)
     except OSError as error:
-        raise BadInputError(f"cannot read {path}: {error.strerror}") from error
-    if b"\0" in raw[:65536]:
-        raise BadInputError(f"{path} is not a text file (it holds zero bytes); give plain text in UTF-8")
+        raise cannot_write(into, error) from error
+    skipped: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    total, done, last_reason = _total_bytes(files), 0, ""
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInputError(
-            f"{path} is not UTF-8 text (byte {error.start:,} is 0x{raw[error.start]:02x}); "
-            "save it as UTF-8, for instance in a text editor"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        for file in files:
+            start = writer.mark()
+            notes: Counter[str] = Counter()
+            try:
+                for position in _read(file, writer, options, notes):
+                    yield Progress("reading", done + position, total)
+                if writer.mark() == start:
+                    raise BadInputError(f"{file.path} is empty: give a file with some text in it")
+                skipped += notes
+            except BadInputError as error:
+                if file.is_named:
+                    raise
+                writer.go_back(start)
+                last_reason = str(error)
+                skipped[reason := _reason(error, file)] += 1
+                examples.setdefault(reason, file.path.name)
+            done += _total_bytes([file])
+            yield Progress("reading", done, total)
+    finally:
+        text = writer.close()
+    if len(text.documents) == 0:
+        raise BadInputError(f"no text found in {len(files):,} files{'; ' + last_reason if last_reason else ''}")
+    return Corpus(text, total, skipped, examples)
+
+
+def _read(
+    file: SourceFile, writer: TextWriter, options: ReadOptions, notes: Counter[str]
+) -> Generator[int, None, None]:
+    """Write the documents of one file; yields how far in the file it is."""
+    try:
+        before = file.state()
+        with open(file.path, "rb") as raw:
+            told = 0
+            for document in read_documents(raw, str(file.path), options, notes, members=file.members):
+                writer.begin()
+                for piece in document:
+                    writer.write(piece)
+                    if raw.tell() - told > TELL_BYTES:
+                        told = raw.tell()
+                        yield told
+                writer.end()
+        changed = file.state() != before
+    except DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise BadInputError(f"{file.path} is damaged or cut short ({reason}); get it anew") from error
+    except OSError as error:
+        raise BadInputError(f"cannot read {file.path}: {error.strerror or error}") from error
+    if changed:
+        raise BadInputError(f"{file.path} changed while it was read: start again when it is complete, or give a copy")
+
+
+def _total_bytes(files: Sequence[SourceFile]) -> int:
+    """Their sizes on the disk; one that cannot be looked at counts nothing, reading it will tell why."""
+    total = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            total += file.state()[0]
+    return total
+
+
+def _reason(error: BadInputError, file: SourceFile) -> str:
+    """An error as the reason for a count: without the name of the file and without advice."""
+    reason = str(error).replace(str(file.path), "file").split(";")[0].split(": ")[0]
+    reason = re.sub(r"\s*\([^)]*\)", "", reason)
+    return re.sub(r"\bline [\d,]+ ", "a line ", reason).removeprefix("file ").strip()

@@ -1,13 +1,27 @@
 """From sources to a tokenizer and memory-mapped tokens: the way through this folder in one call."""
 
+from collections import Counter
+from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tiny_gpt.config import DataConfig
-from tiny_gpt.data.corpus import Corpus, read_corpus
-from tiny_gpt.data.token_store import Tokens, open_or_build, store_key
+from tiny_gpt.data.bpe import BpeTokenizer
+from tiny_gpt.data.corpus import Corpus, gather
+from tiny_gpt.data.formats import ReadOptions
+from tiny_gpt.data.overlap import share_also_in_training
+from tiny_gpt.data.progress import Step
+from tiny_gpt.data.sources import Sources, fingerprint, resolve
+from tiny_gpt.data.text_file import Part, TextFile
+from tiny_gpt.data.token_store import Tokens, TokenStore, build_store, building_place, open_store, store_folder
 from tiny_gpt.data.tokenizer import TOKENIZERS, Tokenizer
-from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import cache_folder
+from tiny_gpt.errors import BadInputError, OutOfResourcesError
+from tiny_gpt.files import CACHE_REMEDY, cache_folder, sha256_of, user_path
+
+# A tokenizer learns from at most so much text, drawn evenly from all over it; more changes little and takes longer.
+SAMPLE_BYTES = 32_000_000
+# Validation text that the training text holds too is told from this share on.
+TELLING_OVERLAP = 0.01
 
 
 @dataclass(frozen=True)
@@ -19,28 +33,122 @@ class Dataset:
     val: Tokens
     n_characters: int
     n_documents: int
-    skipped: list[str]
+    notes: list[str]
+    """What was skipped, and what else a person should know, a line each."""
+    words: tuple[str, ...]
+    """The sources as they were used; naming these again gives the same text."""
 
 
-def prepare(config: DataConfig, block_size: int) -> Dataset:
-    """Read, split, tokenize and store the text of `config`.
+def prepare(config: DataConfig, block_size: int) -> Generator[Step, None, Dataset]:
+    """Read, split, tokenize and store the text of `config`, or find it stored; yields how far it is.
 
-    Raises BadInputError for unusable sources and for a text shorter than a block in either split.
+    Raises BadInputError for unusable sources and for a text shorter than a block in either split, and
+    OutOfResourcesError when the cache cannot be written.
     """
-    corpus = read_corpus(config.data)
-    tokenizer = TOKENIZERS[config.tokenizer].train(corpus.train)
-    folder = cache_folder() / "tokens" / store_key([corpus.train, corpus.val], tokenizer)
-    train, val = open_or_build(folder, corpus.train, corpus.val, tokenizer)
-    _require_a_block(corpus, train, val, block_size)
-    return Dataset(tokenizer, train, val, corpus.n_characters, corpus.n_documents, corpus.skipped)
+    sources = yield from resolve(config.data)
+    if config.val:
+        val_sources = yield from resolve(config.val)
+        sources.val_files = val_sources.files
+        sources.skipped += val_sources.skipped
+    train_hash = yield from fingerprint(sources.files)
+    val_hash = yield from fingerprint(sources.val_files)
+    tokenizer_id = config.tokenizer if config.tokenizer in TOKENIZERS else sha256_of_tokenizer(config.tokenizer)
+    how = (tokenizer_id, config.vocab_size, config.text_field, config.encoding, config.val_share)
+    folder = store_folder(cache_folder() / "tokens", train_hash, val_hash, *how)
+    store = open_store(folder)
+    if store is None:
+        with building_place(folder) as place:
+            yield from _build(config, sources, place, folder)
+        store = open_store(folder)
+    if store is None:
+        raise OutOfResourcesError(f"{folder} does not hold what was just written: the disk is faulty; {CACHE_REMEDY}")
+    _require_a_block(store, block_size)
+    return Dataset(
+        tokenizer=store.tokenizer,
+        train=store.train,
+        val=store.val,
+        n_characters=store.about["n_characters"],
+        n_documents=store.about["n_documents"],
+        notes=_notes(store, sources),
+        words=tuple(sources.words),
+    )
 
 
-def _require_a_block(corpus: Corpus, train: Tokens, val: Tokens, block_size: int) -> None:
-    shorter = min(len(train), len(val))
+def tokenizer_for(config: DataConfig, train: Part) -> Tokenizer:
+    """The tokenizer that `config` names, fitted to a sample of `train` where it has something to learn."""
+    if config.tokenizer not in TOKENIZERS:
+        return BpeTokenizer.from_file(user_path(config.tokenizer))
+    vocab_size = config.vocab_size or default_vocab_size(train.n_bytes)
+    return TOKENIZERS[config.tokenizer].train(train.sample(SAMPLE_BYTES), vocab_size)
+
+
+def default_vocab_size(n_bytes: int) -> int:
+    """1,024 for a text of 1 MB and twice that for four times the text: each token must be seen often to be learned."""
+    return next((size for size in (512, 1024, 2048, 4096) if size * size * 2 > n_bytes), 8192)
+
+
+def sha256_of_tokenizer(name: str) -> str:
+    """What tells one tokenizer.json from another; raises BadInputError where there is no such file."""
+    path = user_path(name)
+    if not path.is_file():
+        raise BadInputError(f"--tokenizer {name}: no such file; give {', '.join(TOKENIZERS)} or a tokenizer.json")
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise BadInputError(f"cannot read the tokenizer {name}: {error.strerror}") from error
+
+
+def read_text(
+    config: DataConfig, sources: Sources, place: Path
+) -> Generator[Step, None, tuple[list[Corpus], Part, Part]]:
+    """All text of `sources` as files in `place`: what was gathered, and its training and validation parts."""
+    options = ReadOptions(config.text_field, config.encoding or None)
+    corpora = [(yield from gather(sources.files, place / "text", options))]
+    train, val = corpora[0].text.split(config.val_share)
+    if sources.val_files:
+        corpora.append((yield from gather(sources.val_files, place / "val-text", options)))
+        train, val = corpora[0].text.whole(), corpora[1].text.whole()
+    return corpora, train, val
+
+
+def skipped_lines(corpora: list[Corpus]) -> list[str]:
+    """What was left out of some texts, a line for each reason."""
+    skipped = sum((corpus.skipped for corpus in corpora), Counter())
+    examples = {reason: name for corpus in corpora for reason, name in corpus.examples.items()}
+    return [
+        f"skipped {n:,}: {reason}{f' (such as {examples[reason]})' if reason in examples else ''}"
+        for reason, n in skipped.most_common()
+    ]
+
+
+def _build(config: DataConfig, sources: Sources, place: Path, folder: Path) -> Generator[Step, None, None]:
+    corpora, train, val = yield from read_text(config, sources, place)
+    tokenizer = tokenizer_for(config, train)
+    texts: list[TextFile] = [corpus.text for corpus in corpora]
+    about = {
+        "n_characters": sum(text.n_characters for text in texts),
+        "n_documents": sum(len(text.documents) for text in texts),
+        "skipped": skipped_lines(corpora),
+        "val_also_in_train": share_also_in_training(train, val),
+    }
+    yield from build_store(place, folder, train, val, tokenizer, about)
+
+
+def _notes(store: TokenStore, sources: Sources) -> list[str]:
+    notes = [*store.about["skipped"], *(f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items())]
+    if (overlap := store.about["val_also_in_train"]) >= TELLING_OVERLAP:
+        notes.append(
+            f"{overlap:.0%} of the validation text also stands in the training text: val_loss will look too good"
+        )
+    return notes
+
+
+def _require_a_block(store: TokenStore, block_size: int) -> None:
+    shorter = min(len(store.train), len(store.val))
     if shorter <= block_size:
-        part = "training" if len(train) < len(val) else "validation"
+        part = "training" if len(store.train) < len(store.val) else "validation"
         remedy = f", or a shorter block with --block-size {shorter - 1}" if shorter > 1 else ""
         raise BadInputError(
-            f"the text is too short: {corpus.n_characters:,} characters leave {shorter:,} tokens for {part}, and a "
-            f"block takes {block_size + 1:,}; give more text{remedy}"
+            f"the text is too short: {store.about['n_characters']:,} characters leave {shorter:,} tokens for {part}, "
+            f"and a block takes {block_size + 1:,}; give more text{remedy}"
         )

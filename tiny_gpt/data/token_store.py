@@ -1,30 +1,37 @@
 """Token ids on disk, memory-mapped: a folder with train.bin, val.bin and, written last, manifest.json.
 
-The folder's name is a hash of the text and the tokenizer, so a later run of the same text finds it and a changed
-text gets a new one. A store is built beside and renamed: it is whole or it is not there.
+The folder's name is a hash of the sources and of how they become tokens, so a later run of the same text finds it
+without reading the text, and a changed text gets a new one. A store is built beside and renamed: it is whole or it
+is not there. Encoding takes all processors, one chunk of text each at a time.
 """
 
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from tiny_gpt.data.tokenizer import Tokenizer, to_utf8
-from tiny_gpt.errors import OutOfResourcesError
-from tiny_gpt.files import cannot_write, sha256_of, sync_folder, sync_to_disk
+from tiny_gpt.data.encoding import encode_chunks
+from tiny_gpt.data.progress import Progress, Step
+from tiny_gpt.data.text_file import Part
+from tiny_gpt.data.tokenizer import Tokenizer, tokenizer_from_dict
+from tiny_gpt.errors import BadInputError
+from tiny_gpt.files import CACHE_REMEDY, cannot_write, sync_folder, sync_to_disk
 
-FORMAT_VERSION = 1
-# Between two documents stands an empty line.
-SEPARATOR = "\n\n"
-REMEDY = "name another folder for tiny_gpt's cache in the environment variable TINY_GPT_CACHE"
+FORMAT_VERSION = 2
+# Hashed apart, so that all processors can check a large store.
+HASHED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -39,115 +46,161 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class TokenStore:
+    """Everything about a text that training needs."""
+
+    tokenizer: Tokenizer
+    train: Tokens
+    val: Tokens
+    about: dict[str, Any]
+    """What was learned about the text while it was read; plain JSON types."""
+
+
+@dataclass(frozen=True)
 class _Part:
     n_tokens: int
     n_bytes: int
-    sha256: str
+    sha256: list[str]
+    """Of each HASHED_BYTES of the file."""
 
 
-def store_key(splits: Sequence[Sequence[str]], tokenizer: Tokenizer) -> str:
-    """A name for the ids of this text under this tokenizer; another text or tokenizer has another."""
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, tokenizer.to_dict()]).encode())
-    for texts in splits:
-        for text in texts:
-            encoded = to_utf8(text)
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-        digest.update(b"end of split")
-    return digest.hexdigest()[:32]
+def store_folder(parent: Path, *identity: Any) -> Path:
+    """Where the store of this text under this tokenizer is or would be; `identity` is JSON."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, *identity]).encode())
+    return parent / digest.hexdigest()[:32]
 
 
-def open_or_build(
-    folder: Path, train: Sequence[str], val: Sequence[str], tokenizer: Tokenizer
-) -> tuple[Tokens, Tokens]:
-    """The memory-mapped training and validation tokens, from `folder` if whole there, else encoded anew.
+@contextmanager
+def building_place(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to build in; gone afterwards unless it was given its name.
 
-    Raises OutOfResourcesError when they cannot be written.
+    What a killed build has left there is removed first. Raises OutOfResourcesError.
     """
-    found = _open(folder)
-    if found is None:
-        _build(folder, {"train": train, "val": val}, tokenizer)
-        found = _open(folder)
-    if found is None:
-        raise OutOfResourcesError(f"{folder} does not hold what was just written: the disk is faulty; {REMEDY}")
-    return found
-
-
-def _open(folder: Path) -> tuple[Tokens, Tokens] | None:
-    """The tokens stored in `folder`; None if there are none, or something other than us has damaged them."""
+    mine = f".{platform.node()}-{{}}-"
     try:
-        return _open_whole(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(mine.format("*") + "*"):
+            process = left.name.removeprefix(mine.split("{")[0]).split("-")[0]
+            if process.isdecimal() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(left, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(prefix=mine.format(os.getpid()), dir=folder.parent))
+    except OSError as error:
+        raise cannot_write(folder, error, CACHE_REMEDY) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def open_store(folder: Path) -> TokenStore | None:
+    """The store in `folder`, every byte checked; None if there is none or it is damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest.pop("sha256") != _sha256_of_json(manifest):
+            return None
+        dtype = np.dtype(manifest["dtype"])
+        train, val = (_open_part(folder / f"{name}.bin", dtype, _Part(**manifest[name])) for name in ("train", "val"))
+        return TokenStore(tokenizer_from_dict(manifest["tokenizer"]), train, val, manifest["about"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInputError):
         return None
 
 
-def _open_whole(folder: Path) -> tuple[Tokens, Tokens]:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    if manifest.pop("sha256") != _sha256_of_json(manifest):
-        raise ValueError(f"{folder / 'manifest.json'} is damaged")
-    train, val = (
-        _open_part(folder / f"{name}.bin", manifest["dtype"], _Part(**manifest[name])) for name in ("train", "val")
-    )
-    return train, val
-
-
-def _open_part(path: Path, dtype: str, part: _Part) -> Tokens:
-    if part.n_tokens == 0:
-        return Tokens(np.zeros(0, dtype=np.dtype(dtype)), 0)
-    if sha256_of(path) != part.sha256:
-        raise ValueError(f"{path} is damaged")
-    return Tokens(np.memmap(path, dtype=np.dtype(dtype), mode="r", shape=(part.n_tokens,)), part.n_bytes)
-
-
-def _build(folder: Path, splits: dict[str, Sequence[str]], tokenizer: Tokenizer) -> None:
+def build_store(
+    place: Path, folder: Path, train: Part, val: Part, tokenizer: Tokenizer, about: dict[str, Any]
+) -> Generator[Step, None, None]:
+    """Encode both parts in `place`, then give it the name `folder`. Raises OutOfResourcesError."""
     dtype = np.dtype(np.min_scalar_type(tokenizer.vocab_size - 1))
-    beside = None
+    total = train.n_bytes + val.n_bytes
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        parts = {
-            name: asdict(_write_part(beside / f"{name}.bin", dtype, texts, tokenizer)) for name, texts in splits.items()
-        }
+        parts = {}
+        done = 0
+        for name, part in (("train", train), ("val", val)):
+            for written in _write_part(place / f"{name}.bin", encode_chunks(part, tokenizer, dtype)):
+                yield Progress("encoding", done + written.n_bytes, total)
+            done += written.n_bytes
+            parts[name] = asdict(written)
         manifest = {
             "format_version": FORMAT_VERSION,
             "dtype": dtype.name,
             "tokenizer": tokenizer.to_dict(),
+            "about": about,
             **parts,
         }
         manifest["sha256"] = _sha256_of_json(manifest)
-        (beside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _give_name(beside, folder)
+        for text in (train.path, val.path):
+            text.unlink(missing_ok=True)
+        (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        _give_name(place, folder)
     except OSError as error:
-        if _open(folder) is None:
-            raise cannot_write(folder, error, REMEDY) from error
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        raise cannot_write(folder, error, CACHE_REMEDY) from error
 
 
-def _give_name(beside: Path, folder: Path) -> None:
-    """Rename `beside` to `folder`, unless another run has built the same store there meanwhile."""
+def encode_to_file(path: Path, part: Part, tokenizer: Tokenizer) -> Generator[Step, None, Tokens]:
+    """The ids of `part` in the new file `path`, memory-mapped. Raises OutOfResourcesError."""
+    dtype = np.dtype(np.min_scalar_type(tokenizer.vocab_size - 1))
+    written = _Part(0, 0, [])
     try:
-        os.rename(beside, folder)
+        for written in _write_part(path, encode_chunks(part, tokenizer, dtype)):
+            yield Progress("encoding", written.n_bytes, part.n_bytes)
+        return _open_part(path, dtype, written)
+    except OSError as error:
+        raise cannot_write(path, error, CACHE_REMEDY) from error
+
+
+def _write_part(path: Path, chunks: Iterable[tuple[bytes, int, int]]) -> Iterator[_Part]:
+    """Write encoded chunks; yields what has been written so far, in the end all of it."""
+    n_tokens = n_bytes = n_written = 0
+    hashes: list[str] = []
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for ids, n_ids, n_text_bytes in chunks:
+            file.write(ids)
+            n_tokens, n_bytes = n_tokens + n_ids, n_bytes + n_text_bytes
+            while n_written + len(ids) >= HASHED_BYTES:
+                room = HASHED_BYTES - n_written
+                digest.update(ids[:room])
+                hashes.append(digest.hexdigest())
+                digest, ids, n_written = hashlib.sha256(), ids[room:], 0
+            digest.update(ids)
+            n_written += len(ids)
+            yield _Part(n_tokens, n_bytes, [])
+        file.flush()
+        sync_to_disk(file.fileno())
+    yield _Part(n_tokens, n_bytes, [*hashes, digest.hexdigest()])
+
+
+def _open_part(path: Path, dtype: np.dtype, part: _Part) -> Tokens:
+    n_file_bytes = part.n_tokens * dtype.itemsize
+    if path.stat().st_size != n_file_bytes or len(part.sha256) != n_file_bytes // HASHED_BYTES + 1:
+        raise ValueError(f"{path} is damaged")
+    with ThreadPoolExecutor() as pool:
+        if list(pool.map(lambda i: _hash_of_part(path, i), range(len(part.sha256)))) != part.sha256:
+            raise ValueError(f"{path} is damaged")
+    if part.n_tokens == 0:
+        return Tokens(np.zeros(0, dtype=dtype), 0)
+    return Tokens(np.memmap(path, dtype=dtype, mode="r", shape=(part.n_tokens,)), part.n_bytes)
+
+
+def _hash_of_part(path: Path, number: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(number * HASHED_BYTES)
+        for _ in range(HASHED_BYTES // (1 << 20)):
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
+def _give_name(place: Path, folder: Path) -> None:
+    """Rename `place` to `folder`, unless another run has built the same store there meanwhile."""
+    try:
+        os.rename(place, folder)
     except OSError:  # something stands there
-        if _open(folder) is not None:
+        if open_store(folder) is not None:
             return
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(beside, folder)
+        os.rename(place, folder)
     sync_folder(folder.parent)
 
 
 def _sha256_of_json(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _write_part(path: Path, dtype: np.dtype, texts: Iterable[str], tokenizer: Tokenizer) -> _Part:
-    n_tokens = n_bytes = 0
-    with open(path, "wb") as file:
-        for i, text in enumerate(texts):
-            text = SEPARATOR + text if i else text
-            ids = tokenizer.encode(text)
-            file.write(ids.astype(dtype).tobytes())
-            n_tokens, n_bytes = n_tokens + len(ids), n_bytes + len(to_utf8(text))
-        file.flush()
-        sync_to_disk(file.fileno())
-    return _Part(n_tokens, n_bytes, sha256_of(path))

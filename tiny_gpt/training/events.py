@@ -6,16 +6,19 @@ Losses are mean cross-entropy in nats per token; steps and epochs count from 1 a
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiny_gpt.data.progress import Note, Progress
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything stands ready; the first step comes next."""
+    """The text has been prepared and everything stands ready; the first step comes next."""
 
     device: str
     precision: str
     n_characters: int
     n_documents: int
-    skipped: list[str]
+    notes: list[str]
+    """What a person should know about the text, a line each."""
     tokenizer: str
     vocab_size: int
     train_tokens: int
@@ -106,4 +109,4 @@ class Finished:
     """The signal that ended the run early."""
 
 
-Event = Prepared | StepDone | SpeedMeasured | Evaluated | EpochDone | Saved | Stopping | Finished
+Event = Progress | Note | Prepared | StepDone | SpeedMeasured | Evaluated | EpochDone | Saved | Stopping | Finished

@@ -22,7 +22,7 @@ EARLIER_FOLDER = "earlier"
 
 
 def run(config: RunConfig) -> Iterator[Event]:
-    """Train as `config` says, into its out_dir; Prepared comes first, Finished last.
+    """Train as `config` says, into its out_dir: first the steps of preparing the text, then Prepared, Finished last.
 
     From the first step on, Ctrl+C and SIGTERM end the run in good order. Raises the TinyGPTError that tells what is
     wrong, before anything in out_dir is touched where that is possible.
@@ -31,9 +31,13 @@ def run(config: RunConfig) -> Iterator[Event]:
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
     configure(device)
-    dataset = prepare(config.data, config.model.block_size)
+    dataset = yield from prepare(config.data, config.model.block_size)
     # Saved as resolved: a rerun of config.json computes in the same precision.
-    config = replace(config, train=replace(config.train, precision="bf16" if dtype == torch.bfloat16 else "fp32"))
+    config = replace(
+        config,
+        data=replace(config.data, data=dataset.words),
+        train=replace(config.train, precision="bf16" if dtype == torch.bfloat16 else "fp32"),
+    )
     torch.manual_seed(config.train.seed)
     model = GPT(config.model, dataset.tokenizer.vocab_size, dtype).to(device)
     trainer = Trainer(model, dataset, config, out_dir)
@@ -69,7 +73,7 @@ def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Pa
         precision=config.train.precision,
         n_characters=dataset.n_characters,
         n_documents=dataset.n_documents,
-        skipped=dataset.skipped,
+        notes=dataset.notes,
         tokenizer=config.data.tokenizer,
         vocab_size=dataset.tokenizer.vocab_size,
         train_tokens=len(dataset.train),

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from tiny_gpt.config import RunConfig
+from tiny_gpt.data.progress import Note, Progress
 from tiny_gpt.training.events import (
     EpochDone,
     Evaluated,
@@ -19,6 +20,7 @@ from tiny_gpt.training.events import (
     StepDone,
     Stopping,
 )
+from tiny_gpt.ui.preparation import PreparationBar
 from tiny_gpt.ui.terminal import check_mark, columns, duration
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
@@ -26,6 +28,8 @@ NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
 # The full bar with its four figures needs this many columns, and a few more where hours or losses are long.
 WIDE = 126
 LABEL = "{:<11}"
+# Lines about the text before the others are left to tiny-gpt data.
+MAX_NOTES = 4
 
 
 class Console:
@@ -35,17 +39,22 @@ class Console:
         self.config, self.stream = config, stream
         self.has_bars = stream.isatty()
         self.bar: _EpochBar | None = None
+        self._preparing = PreparationBar(stream)
         self._best: Saved | None = None
         self._epoch_started = time.perf_counter()
 
     def close(self) -> None:
         """Leave the terminal at the start of a line, whatever ended the run; never fails."""
         with contextlib.suppress(OSError, ValueError):
+            self._preparing.close()
             self._close_bar()
 
     def consume(self, event: Event) -> None:
         match event:
+            case Progress() | Note():
+                self._preparing.consume(event)
             case Prepared():
+                self._preparing.close()
                 self._introduce(event)
                 self._epoch_started = time.perf_counter()
                 self._open_bar(0)  # the first step may take long; a bar at 0% says that it is under way
@@ -99,10 +108,10 @@ class Console:
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
         self._row("device", f"{event.device}, {event.precision}")
         self._row("text", f"{', '.join(data.data)}: {event.n_characters:,} characters{documents}")
-        for reason in event.skipped[:3]:
-            self._row("", f"skipped: {reason}")
-        if len(event.skipped) > 3:
-            self._row("", f"and {len(event.skipped) - 3:,} more files skipped")
+        for note in event.notes[:MAX_NOTES]:
+            self._row("", note)
+        if len(event.notes) > MAX_NOTES:
+            self._row("", f"and {len(event.notes) - MAX_NOTES:,} more such lines: tiny-gpt data shows them")
         self._row(
             "tokens",
             f"{event.tokenizer}, vocabulary {event.vocab_size:,}: {event.train_tokens:,} to learn from",
