@@ -29,7 +29,12 @@ def world(tmp_path_factory):
         yield
 
 
+_connect = socket.socket.connect
+
+
 def _no_network(self, address):
+    if isinstance(address, tuple) and address[0] == "127.0.0.1":  # a server of the test's own
+        return _connect(self, address)
     raise AssertionError(f"a test asked the network for {address}")
 
 

@@ -163,8 +163,8 @@ def _part_file(path: Path) -> Iterator[Path]:
     """The file to fetch into; while another process is at the common one, one of our own."""
     lock = path.with_name(path.name + ".lock")
     try:
-        with open(lock, "x", encoding="utf-8") as file:
-            file.write(str(os.getpid()))
+        with open(lock, "xb") as file:
+            file.write(str(os.getpid()).encode())
     except FileExistsError:
         owner = lock.read_text(encoding="utf-8")
         if owner.isdecimal() and psutil.pid_exists(int(owner)):
