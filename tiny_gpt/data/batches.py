@@ -5,6 +5,7 @@ its blocks at another offset. A step takes the next `batch_size` blocks of that 
 split into micro-batches, or over how many machines, never changes which tokens a step sees.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +30,17 @@ class Batches:
         # What is left after cutting blocks is how far a pass may shift its first block.
         self._n_offsets = len(tokens) - self._blocks_per_pass * block_size
 
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: dict[int, Future[Batch]] = {}
+
     def batch(self, step: int) -> Batch:
-        """The whole batch of `step` (counted from 0)."""
+        """The whole batch of `step` (counted from 0). The next one is read meanwhile: a disk may take its time."""
+        ahead = self._ahead.pop(step, None)
+        batch = ahead.result() if ahead else self._read(step)
+        self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
+        return batch
+
+    def _read(self, step: int) -> Batch:
         starts_B = self._starts(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
         windows = np.stack([self.tokens[start : start + self.block_size + 1] for start in starts_B])
         windows_BT = torch.from_numpy(windows.astype(np.int64))

@@ -7,6 +7,7 @@ is not there. Encoding takes all processors, one chunk of text each at a time.
 
 import hashlib
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -182,7 +183,12 @@ def _open_part(path: Path, dtype: np.dtype, part: _Part) -> Tokens:
             raise ValueError(f"{path} is damaged")
     if part.n_tokens == 0:
         return Tokens(np.zeros(0, dtype=dtype), 0)
-    return Tokens(np.memmap(path, dtype=dtype, mode="r", shape=(part.n_tokens,)), part.n_bytes)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+        # Batches come from all over the text: reading ahead made a step on a cold 10 GB store 20% slower.
+        mapped.madvise(mmap.MADV_RANDOM)
+    return Tokens(np.frombuffer(mapped, dtype=dtype), part.n_bytes)
 
 
 def _hash_of_part(path: Path, number: int) -> str:
