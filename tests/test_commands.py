@@ -553,3 +553,51 @@ def test_ctrl_c_on_a_narrow_terminal_without_utf8_ends_in_good_order(text, tmp_p
     step = rows(tmp_path)[-1]["step"]
     for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):
         assert load(tmp_path / name).progress.step <= step
+
+
+class TestLookingAtText:
+    def test_data_tells_what_a_text_is_like(self, command, text):
+        done = command("tiny-gpt", "data", text)
+        assert done.code == 0 and done.err == ""
+        for words in ("characters", "Latin 100.0%", "held out", "bpe", "times", "suits this text"):
+            assert words in done.out
+        figures = json.loads(command("tiny-gpt", "data", text, "--json").out)
+        assert figures["n_bytes"] == text.stat().st_size and figures["n_documents"] == 1
+
+    def test_data_list_shows_the_known_texts(self, command):
+        done = command("tiny-gpt", "data", "list")
+        assert done.code == 0 and all(name in done.out for name in ("python-docs", "wikitext-103", "CC BY-SA"))
+
+    def test_eval_scores_a_model_over_the_whole_text(self, command, text, tmp_path):
+        tiny = TINY | dict(epochs=1, out_dir=tmp_path)
+        assert command("tiny-gpt", "train", text, "--tokenizer", "bpe", *flags(**tiny)).code == 0
+        model = tmp_path / "tiny_gpt_best.pt"
+        scores = json.loads(command("tiny-gpt", "eval", model, text, "--json").out)
+        loaded = load(model)
+        ids = torch.from_numpy(loaded.tokenizer.encode(text.read_text()).astype(int))
+        blocks = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
+        with torch.no_grad():
+            losses = torch.cat([loaded.model.losses(b[None, :-1], b[None, 1:]).flatten() for b in blocks])
+        assert scores["n_tokens"] == len(ids) == len(losses) + 1 and scores["n_bytes"] == text.stat().st_size
+        assert scores["nats_per_token"] == pytest.approx(losses.mean().item(), abs=1e-5)
+        nats = scores["nats_per_token"] * len(ids)
+        assert scores["bits_per_byte"] == pytest.approx(nats / scores["n_bytes"] / 0.6931472)
+        assert scores["nats_per_character"] == pytest.approx(nats / scores["n_characters"])
+        assert "bits per byte" in command("tiny-gpt", "eval", model, text).out
+
+    @pytest.mark.parametrize(
+        ("args", "code", "words"),
+        [
+            ("data", 2, "name a text"),
+            ("data nosuch.txt", 3, "no such file"),
+            ("eval nosuch.pt a.txt", 3, "no model file"),
+            ("train a.txt --vocab-size 5", 2, "--vocab-size 5"),
+            ("train a.txt --tokenizer nosuch.json", 3, "nosuch.json: no such file"),
+            ("train a.txt --encoding klingon", 3, "--encoding klingon"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, command, tmp_path, monkeypatch, args, code, words):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a.txt").write_text("some text\n" * 100)
+        done = command("tiny-gpt", *args.split())
+        assert done.code == code and words in done.err and "Traceback" not in done.err

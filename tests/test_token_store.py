@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
 from tiny_gpt.data import token_store
@@ -225,3 +227,35 @@ def test_two_processes_that_build_the_same_store_at_once_both_get_it(tmp_path):
             process.communicate()
     assert errors == [b"", b""]
     assert sorted(path.name for path in (tmp_path / "stores").iterdir()) == sorted(map(str, range(40)))
+
+
+ENCODE = """
+import sys
+from pathlib import Path
+from tests.test_token_store import open_or_build
+from tiny_gpt.data.characters import ByteTokenizer
+if __name__ == "__main__":
+    train, _ = open_or_build(Path(sys.argv[1]) / "store", ["0123456789 " * 2_000_000], ["held out"], ByteTokenizer())
+    print(len(train))
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor encodes alone")
+def test_encoding_on_all_processors_can_be_killed_and_started_again(tmp_path):
+    """The processes of a killed program end, and what it left is cleared away by the next."""
+    script = tmp_path / "encode.py"
+    script.write_text(ENCODE)
+    command = [sys.executable, str(script), str(tmp_path / "tokens")]
+    program = subprocess.Popen(command)
+    deadline = time.monotonic() + 30
+    while not (children := psutil.Process(program.pid).children(recursive=True)) or len(children) < 2:
+        assert time.monotonic() < deadline and program.poll() is None
+        time.sleep(0.01)
+    program.kill()
+    program.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    assert [path.name[0] for path in (tmp_path / "tokens").iterdir()] == ["."]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "22000000\n", done.stderr
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["store"]
