@@ -23,6 +23,7 @@ PREPARED = Prepared(
     precision="fp32",
     n_characters=1_115_394,
     n_documents=1,
+    sources=["python-docs"],
     notes=[f"skipped 1: reason {i}" for i in range(6)],
     tokenizer="char",
     vocab_size=256,

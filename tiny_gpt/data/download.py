@@ -89,7 +89,7 @@ def _fetch(address: str, part: Path, n_bytes: int | None, name: str) -> Generato
         except requests.exceptions.RequestException as error:
             reason = _cause(error)
         tries = 0 if _size(part) > before else tries + 1
-        if tries >= len(PAUSES_S):
+        if tries >= len(PAUSES_S) or (reason.startswith("no network") and tries > 1):
             raise DownloadError(
                 f"{name} cannot be downloaded from {shown(address)} ({reason}); "
                 f"the same command goes on where it stopped{'' if _size(part) else ' once the network is there'}"

@@ -69,7 +69,7 @@ def resolve(words: Sequence[str]) -> Generator[Step, None, Sources]:
                 if alternative == alternatives[-1]:
                     raise
                 rest = "|".join(alternatives[alternatives.index(alternative) + 1 :])
-                yield Note(f"{alternative} cannot be had, so the text is {rest} this time ({error})")
+                yield Note(f"{alternative} cannot be had, so the text is {rest} this time: {str(error).split(';')[0]}")
     return sources
 
 

@@ -15,6 +15,8 @@ class Prepared:
 
     device: str
     precision: str
+    sources: list[str]
+    """As they were used: what stood in for another is named."""
     n_characters: int
     n_documents: int
     notes: list[str]

@@ -71,6 +71,7 @@ def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Pa
     return Prepared(
         device=describe_device(trainer.model.device),
         precision=config.train.precision,
+        sources=list(dataset.words),
         n_characters=dataset.n_characters,
         n_documents=dataset.n_documents,
         notes=dataset.notes,

@@ -103,11 +103,11 @@ class Console:
         self._print(LABEL.format(label) + text)
 
     def _introduce(self, event: Prepared) -> None:
-        model, train, data = self.config.model, self.config.train, self.config.data
+        model, train = self.config.model, self.config.train
         total_tokens = train.total_steps * event.tokens_per_step
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
         self._row("device", f"{event.device}, {event.precision}")
-        self._row("text", f"{', '.join(data.data)}: {event.n_characters:,} characters{documents}")
+        self._row("text", f"{', '.join(event.sources)}: {event.n_characters:,} characters{documents}")
         for note in event.notes[:MAX_NOTES]:
             self._row("", note)
         if len(event.notes) > MAX_NOTES:
