@@ -164,13 +164,14 @@ def test_a_folder_gives_its_texts_in_order_and_counts_what_it_left_out(tmp_path,
         written(tmp_path / name, raw)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "c" / "loop").symlink_to(tmp_path)
+    (tmp_path / "d_second_name.txt").symlink_to(tmp_path / "b.txt")
     (tmp_path / "again.txt").symlink_to(tmp_path / "again.txt")
     documents, found = read(str(tmp_path))
     assert documents == ["first", "second", "third"]
     assert found.skipped == {
         "hidden": 2,
         "link that leads nowhere": 2,
-        "another name of a file or folder already read": 1,
+        "another name of a file or folder already read": 2,
         "is not a text file": 1,
         "is not UTF-8 text": 1,
         "is empty": 1,

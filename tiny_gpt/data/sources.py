@@ -154,8 +154,7 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[SourceFile]:
                 seen.add(key)
                 yield from walk(entry.path)
             elif is_file:
-                if status.st_nlink > 1 or entry.is_symlink():
-                    seen.add(key)
+                seen.add(key)
                 yield SourceFile(Path(entry.path), is_named=False)
             else:
                 skipped["no regular file"] += 1

@@ -32,13 +32,13 @@ def report(summary: Summary, config: RunConfig) -> Iterator[str]:
     for line in summary.skipped:
         yield _row("", line)
     yield ""
-    yield f"{'tokenizer':<11}{'vocabulary':>11}{'tokens':>15}{'bytes a token':>15}{'a night reads it':>18}"
+    yield f"{'tokenizer':<11}{'vocabulary':>11}{'tokens':>15}{'bytes a token':>15}{'a night reads it':>21}"
     n_night = config.train.total_steps * config.train.batch_size * config.model.block_size
     for count in summary.tokens:
         times = n_night / max(1, count.train_tokens)
         yield (
             f"{count.tokenizer:<11}{count.vocab_size:>11,}{count.train_tokens:>15,}{count.bytes_per_token:>15.2f}"
-            f"{times:>12,.1f} times"
+            f"{times:>15,.1f} times"
         )
     yield ""
     yield from _advice(summary, n_night)
