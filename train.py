@@ -30,6 +30,7 @@ SETTINGS = dict(
     weight_decay=0.01,
     grad_clip=1.0,
     seed=1337,
+    out_dir=".",  # where tiny_gpt_best.pt and all else goes
 )
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tiny_gpt.data.batches import Batches
 from tiny_gpt.device import configure, describe_device, pick_device, pick_precision, synchronize
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.optimizer import make_optimizer
-from tiny_gpt.training.trainer import train_step
+from tiny_gpt.training.step import train_step
 
 
 @dataclass(frozen=True)

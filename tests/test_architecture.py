@@ -12,13 +12,13 @@ from tiny_gpt.launch import ROOT
 
 # Each unit may import from the floors below its own. A new file or folder gets its floor here.
 FLOORS = [
-    {"tiny_gpt", "errors", "launch"},
-    {"config", "files"},
+    {"tiny_gpt", "errors", "launch", "duration", "heartbeat"},
+    {"config", "files", "watchdog", "strict_archive", "strict_pickle"},
     {"device", "recipes"},
     {"data", "model"},
     {"model_file"},
     {"training", "inference"},
-    {"ui"},
+    {"ui", "runs"},
     {"commands", "text_commands"},
     {"cli"},
     {"train.py", "inference.py", "__main__"},

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.batches import Batches, permute
-from tiny_gpt.training.trainer import train_step
+from tiny_gpt.training.step import train_step
 
 BLOCK_SIZE, BATCH_SIZE = 8, 4
 

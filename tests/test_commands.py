@@ -24,11 +24,11 @@ from tiny_gpt.training.run import set_aside_earlier_run
 from tiny_gpt.ui.console import Console
 
 TINY = dict(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=16, batch_size=4, epochs=2, iters_per_epoch=6)
-TINY |= dict(eval_interval=3, device="cpu", precision="fp32")
+TINY |= dict(eval_interval=3, device="cpu", precision="fp32", watchdog=False, keep_awake=False)
 LOSS = r"\d+\.\d{4}"
 DETAILS = rf"train_loss={LOSS}, val_loss={LOSS}, batch_loss={LOSS}, lr=\d\.\de-\d\d"
 SPEED = r"\d+\.\d\d(it/s|s/it)"
-OUR_FILES = ["config.json", "metrics.jsonl", "tiny_gpt_best.pt", "tiny_gpt_final.pt"]
+OUR_FILES = ["config.json", "metrics.jsonl", "tiny_gpt_best.pt", "tiny_gpt_final.pt", "train.log"]
 
 needs_terminal = pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals of this kind")
 
@@ -42,8 +42,12 @@ class Done(NamedTuple):
 
 
 def flags(**settings):
-    """n_layer=1 -> --n-layer 1."""
-    return [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    """n_layer=1 -> --n-layer 1, watchdog=False -> --no-watchdog."""
+    words = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        words += [f"--no-{flag}"] if value is False else [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    return words
 
 
 def rows(folder):
@@ -57,7 +61,10 @@ def losses(folder):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.rglob("*"))
+    """All that a run left apart from its checkpoints, its samples and its lock."""
+    found = [path.relative_to(folder) for path in folder.rglob("*")]
+    assert not any(path.name.endswith((".part", ".old")) for path in found)
+    return sorted(path.as_posix() for path in found if path.parts[0] not in ("checkpoints", "samples", ".lock"))
 
 
 def load(path):
@@ -79,13 +86,17 @@ def text(tmp_path_factory):
 def command(capsys, monkeypatch):
     """`command("tiny-gpt", ...)`, and so train.py and inference.py, inside this process."""
 
+    monkeypatch.setattr(cli, "watched", lambda: True)
+
+    programs = {
+        "tiny-gpt": cli.main,
+        "train.py": lambda: cli.train_script({"out_dir": "."}),
+        "inference.py": cli.inference_script,
+    }
+
     def run(program, *args):
-        arguments = [str(arg) for arg in args]
-        monkeypatch.setattr(sys, "argv", [program, *arguments])
-        code = {"tiny-gpt": cli.main, "train.py": lambda: cli.train_script({}), "inference.py": cli.inference_script}[
-            program
-        ]()
-        return Done(code, *capsys.readouterr())
+        monkeypatch.setattr(sys, "argv", [program, *map(str, args)])
+        return Done(programs[program](), *capsys.readouterr())
 
     return run
 
@@ -107,7 +118,7 @@ def trained(text, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["train.py", "--data", str(text), *flags(**TINY)])
-        assert cli.train_script({}) == 0
+        assert cli.train_script({"out_dir": "."}) == 0
     return folder, out.getvalue()
 
 
@@ -191,6 +202,7 @@ class TestTraining:
         kept = {name: (tmp_path / name).read_bytes() for name in OUR_FILES}
         done = train(seed=2)
         (folder,) = (tmp_path / "earlier").iterdir()
+        assert (folder / "checkpoints").is_dir()
         assert {name: (folder / name).read_bytes() for name in OUR_FILES} == kept
         assert str(folder) in done.out
         assert load(tmp_path / "tiny_gpt_best.pt").run_config["seed"] == 2
@@ -286,7 +298,7 @@ class TestStopping:
         send((signal.SIGINT, self.step(8)), (signal.SIGINT, lambda event: isinstance(event, Stopping)))
         done = train()
         assert done.code == 130 and "Every file that was saved is whole" in done.err
-        self.assert_whole(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt")
+        self.assert_whole(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt", "train.log")
         assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
 
     def test_a_second_signal_in_the_middle_of_saving_leaves_the_older_file(self, train, send, tmp_path, monkeypatch):
@@ -301,16 +313,16 @@ class TestStopping:
         monkeypatch.setattr(model_file.torch, "save", save_half)
         send((signal.SIGINT, self.step(8)))
         assert train().code == 130
-        self.assert_whole(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt")
+        self.assert_whole(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt", "train.log")
         assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
 
     def test_ctrl_c_while_the_sample_is_written_loses_nothing(self, train, tmp_path, monkeypatch):
-        monkeypatch.setattr(commands, "stream", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(commands, "sample_text", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         assert train().code == 130
         self.assert_whole(tmp_path, *OUR_FILES)
 
     def test_ctrl_c_while_the_text_is_read_is_no_traceback(self, train, tmp_path, monkeypatch):
-        monkeypatch.setattr(commands, "run", lambda config: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(commands, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         done = train()
         assert done.code == 130 and "Traceback" not in done.err
 

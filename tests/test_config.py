@@ -10,6 +10,7 @@ import pytest
 from tiny_gpt.config import (
     DataConfig,
     ModelConfig,
+    NightConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
@@ -52,12 +53,13 @@ def test_the_defaults_are_the_guides_numbers():
     flat = RunConfig().to_flat()
     assert {name: flat[name] for name in GUIDE} == GUIDE
     assert flat["eval_interval"] == 100  # "Show progress every 100 iterations"
-    assert flat["architecture"] == "classic" and flat["out_dir"] == "." and flat["grad_accum_steps"] == 1
+    assert flat["architecture"] == "classic" and flat["out_dir"] == "" and flat["grad_accum_steps"] == 1
 
 
 def test_the_settings_in_train_py_are_the_defaults():
     settings = train_py_settings()
     assert settings.keys() >= GUIDE.keys()
+    assert settings.pop("out_dir") == ".", "the guide's model files appear beside train.py, not in runs/"
     assert RunConfig().with_flat(settings, "train.py") == RunConfig() == RECIPES["overnight"]
 
 
@@ -68,7 +70,9 @@ def test_inference_starts_as_the_guide_says():
 
 
 def test_every_setting_has_a_name_of_its_own_and_a_help_text():
-    names = [setting.name for section in (ModelConfig, DataConfig, TrainConfig) for setting in fields(section)]
+    names = [
+        setting.name for section in (ModelConfig, DataConfig, TrainConfig, NightConfig) for setting in fields(section)
+    ]
     assert len(names) == len(set(names)) == len(RunConfig().to_flat())
 
 

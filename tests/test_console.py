@@ -4,16 +4,30 @@ import io
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.training.events import EpochDone, Evaluated, Finished, Prepared, Saved, SpeedMeasured, StepDone, Stopping
+from tiny_gpt.duration import duration
+from tiny_gpt.training.events import (
+    EpochDone,
+    Evaluated,
+    Finished,
+    Prepared,
+    Saved,
+    SpeedMeasured,
+    StepDone,
+    SteppedBack,
+    Stopping,
+    Warned,
+)
 from tiny_gpt.ui import console
 from tiny_gpt.ui.console import WIDE, Console
+from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
-from tiny_gpt.ui.terminal import duration, make_safe, printable
+from tiny_gpt.ui.terminal import make_safe, printable
 
 ITERS, EPOCHS = 4, 80
 CONFIG = RunConfig().with_flat({"iters_per_epoch": ITERS, "epochs": EPOCHS, "eval_interval": 2}, "test")
@@ -33,6 +47,8 @@ PREPARED = Prepared(
     n_parameters=3_222_784,
     tokens_per_step=8192,
     earlier_run=Path("earlier/2026-01-01"),
+    steps_done=0,
+    history=[],
 )
 FINISHED = Finished(
     best_path=Path("tiny_gpt_best.pt"),
@@ -44,8 +60,10 @@ FINISHED = Finished(
     last_step=LAST_STEP,
     elapsed_s=13_500.0,
     eval_share=0.04,
+    save_share=0.002,
     peak_memory_bytes=2**30,
     stopped_by=None,
+    incidents=[],
 )
 
 LOSSES = "train_loss=1.1234, val_loss=1.2456"
@@ -186,7 +204,7 @@ def test_a_stop_is_answered_at_once_by_its_name(number, name):
 def test_at_the_end_stand_the_best_loss_and_what_it_was_measured_on():
     text = "\n".join(shown([FINISHED], Stream(is_terminal=False)))
     assert "epoch 42, val_loss=1.2456 over 111,538 validation tokens, 1.797 bits per byte" in text
-    assert "3 h 45 min for 168 steps, 4% of it evaluating; peak memory 1.00 GiB" in text
+    assert "3 h 45 min for 168 steps, 4% of it evaluating, 0.2% saving; peak memory 1.00 GiB" in text
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -226,6 +244,54 @@ def test_metrics_are_one_line_of_json_for_each_evaluation(tmp_path):
         "tokens_per_s": 20_000.0,
         "elapsed_s": 100.0,
     }
+
+
+def test_metrics_of_a_resumed_run_begin_with_what_the_checkpoint_knew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 3}\n{"step": 4}\n{"st')  # beyond the checkpoint, and cut off
+    metrics = MetricsFile(path)
+    metrics.consume(replace(PREPARED, steps_done=2, history=[evaluated(1), evaluated(2)]))
+    for event in (evaluated(3), SteppedBack(1, [evaluated(1)]), evaluated(2), evaluated(3)):
+        metrics.consume(event)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_metrics_that_found_no_room_are_all_there_once_there_is_some(tmp_path):
+    folder = tmp_path / "run"
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    folder.write_text("in the way")
+    metrics.consume(PREPARED)
+    metrics.consume(evaluated(1))
+    folder.unlink()
+    metrics.consume(evaluated(2))
+    folder.joinpath("metrics.jsonl").unlink()  # someone tidied up in the night
+    metrics.consume(evaluated(3))
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_the_log_has_every_line_with_its_time(tmp_path):
+    log = LogFile(CONFIG, tmp_path / "train.log")
+    for event in (PREPARED, *epoch_42(), Warned(168, "out of memory"), FINISHED):
+        log.consume(event)
+    text = (tmp_path / "train.log").read_text()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in text.splitlines())
+    for words in ("Epoch 42/80 complete - Train: 1.1234, Val: 1.2456", "step 168: out of memory", "3 h 45 min for"):
+        assert words in text
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_resumed_run_says_where_it_goes_on(monkeypatch, is_terminal):
+    monkeypatch.setenv("COLUMNS", "140")
+    lines = shown([replace(PREPARED, steps_done=LAST_STEP - 2)], Stream(is_terminal))
+    assert "after step 166 of 320, in epoch 42" in "\n".join(lines)
+    if is_terminal:
+        assert any(line.startswith("Epoch 42/80:  50%") for line in lines)
+
+
+def test_what_a_night_has_met_stands_at_its_end():
+    met = [f"trouble {i}" for i in range(12)]
+    text = "\n".join(shown([replace(FINISHED, incidents=met)], Stream(is_terminal=False)))
+    assert "trouble 11" in text and "trouble 3" not in text and "4 more before that: train.log tells all" in text
 
 
 def test_a_stream_made_safe_takes_any_text():

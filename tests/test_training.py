@@ -19,12 +19,25 @@ from tiny_gpt.errors import DivergedError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import load_model
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
-from tiny_gpt.training.events import EpochDone, Evaluated, Event, Finished, Prepared, Saved, StepDone, Stopping
+from tiny_gpt.training.events import (
+    Checkpointed,
+    EpochDone,
+    Evaluated,
+    Event,
+    Finished,
+    Prepared,
+    Saved,
+    StepDone,
+    SteppedBack,
+    Stopping,
+)
+from tiny_gpt.training.night import Night
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.run import run
 from tiny_gpt.training.schedule import learning_rate
+from tiny_gpt.training.step import train_step
 from tiny_gpt.training.stop import StopRequest
-from tiny_gpt.training.trainer import Trainer, train_step
+from tiny_gpt.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 256
@@ -385,7 +398,9 @@ def test_events_come_in_order_and_files_are_whole_when_announced(config: RunConf
         if step % 6 == 0:
             expected.append((EpochDone, step // 6, evaluated.train_loss, evaluated.val_loss))
     expected.append((Saved, FINAL_FILE, evaluated.val_loss))
-    assert list(map(summary, events[1:-1])) == expected
+    assert [summary(event) for event in events[1:-1] if not isinstance(event, Checkpointed)] == expected
+    assert isinstance(events[1], Checkpointed), "before the first step it shows that the disk takes a checkpoint"
+    assert [event.step for event in events if isinstance(event, Checkpointed)][-1] == 24
     rates_told = [event.learning_rate for event in events if isinstance(event, StepDone)]
     assert rates_told == rates(config.train)
 
@@ -431,22 +446,39 @@ def trainer(config: RunConfig) -> Trainer:
     return Trainer(random_model(config.model), finish(prepare(config.data, config.model.block_size)), config, out_dir)
 
 
+def night(stop: StopRequest | None = None) -> Night:
+    return Night(stop or StopRequest(), keep_awake=False)
+
+
 def until_saved(events: Iterator[Event]) -> None:
     assert any(isinstance(event, Saved) for event in events)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_best_file(config: RunConfig) -> None:
+def test_weights_that_became_no_numbers_are_those_of_the_last_checkpoint_again(config: RunConfig) -> None:
     training = trainer(config)
-    events = training.train(StopRequest())
+    events = training.train(night())
     until_saved(events)
-    saved = load_model(training.best_path, CPU).model.state_dict()
     with torch.no_grad():
         training.model.head.weight[0, 0] = math.nan
-    with pytest.raises(DivergedError, match=BEST_FILE):
+    *rest, finished = events
+    assert isinstance(finished, Finished) and finished.last_step == config.train.total_steps
+    assert any("with other batches and half the learning rate" in line for line in finished.incidents)
+    assert any(isinstance(event, SteppedBack) for event in rest)
+    for path in (finished.best_path, finished.final_path):
+        assert all(weight.isfinite().all() for weight in load_model(path, CPU).model.state_dict().values())
+
+
+def test_trouble_that_stays_ends_the_run_and_leaves_the_best_file(config: RunConfig) -> None:
+    training = trainer(config)
+    events = training.train(night())
+    until_saved(events)
+    saved = load_model(training.keeper.best_path, CPU).model.state_dict()
+    training.model.head.register_forward_hook(lambda *args: args[-1] * math.nan)
+    with pytest.raises(DivergedError, match=f"(?s)3 times.*{BEST_FILE}.*--learning-rate"):
         list(events)
-    kept = load_model(training.best_path, CPU).model.state_dict()
+    kept = load_model(training.keeper.best_path, CPU).model.state_dict()
     assert all(torch.equal(weight, kept[name]) and weight.isfinite().all() for name, weight in saved.items())
-    assert not training.final_path.exists()
+    assert not training.keeper.final_path.exists()
 
 
 def test_a_run_that_diverges_at_once_says_so_and_saves_nothing(config: RunConfig, tmp_path: Path) -> None:
@@ -460,14 +492,14 @@ def test_a_run_that_diverges_at_once_says_so_and_saves_nothing(config: RunConfig
 def test_a_run_asked_to_stop_ends_the_step_evaluates_and_saves(config: RunConfig, stop_after: int) -> None:
     training, stop = trainer(config), StopRequest()
     events: list[Event] = []
-    for event in training.train(stop):
+    for event in training.train(night(stop)):
         events.append(event)
         if isinstance(event, StepDone) and event.step == stop_after:
             stop.signal_number = 15
     last_step = max(event.step for event in events if isinstance(event, StepDone))
     assert last_step <= stop_after + 1
     after = list(itertools.dropwhile(lambda event: not isinstance(event, Stopping), events))
-    assert [type(event) for event in after if not isinstance(event, EpochDone | Saved)] == [
+    assert [type(event) for event in after if not isinstance(event, EpochDone | Saved | Checkpointed)] == [
         Stopping,
         StepDone,
         Evaluated,

@@ -7,28 +7,50 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from tiny_gpt import __version__
-from tiny_gpt.config import DataConfig, EvalConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig, flag, load_config
+from tiny_gpt.config import DataConfig, EvalConfig, RunConfig, SampleConfig, flag, load_config
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
+from tiny_gpt.heartbeat import heartbeat, restart_reason, watched
 from tiny_gpt.recipes import RECIPES
+from tiny_gpt.runs import config_of, find_run, folder_for, newest_model, newest_step, unfinished
 from tiny_gpt.ui.terminal import error, make_safe
+from tiny_gpt.watchdog import watch
+
+# Set for the process that trains: what its parent has settled, as "resume FOLDER" or "new FOLDER".
+SETTLED = "TINY_GPT_SETTLED"
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 @dataclass(frozen=True)
-class StartingPoint:
-    """Where the settings come from before the flags below change them."""
+class Beginning:
+    """What becomes of an unfinished run in the same folder; on a terminal you are asked."""
+
+    resume: bool = False
+    """Go on with it."""
+    new: bool = False
+    """Leave it as it is and begin a new run."""
+
+    def __post_init__(self) -> None:
+        if self.resume and self.new:
+            raise UsageError("--resume and --new: give one of them")
+
+
+@dataclass(frozen=True)
+class StartingPoint(Beginning):
+    """Where the settings come from before the flags below change them, and what becomes of an unfinished run."""
 
     recipe: Literal["overnight", "first"] = "overnight"
     """overnight is the guide's night, first takes a few minutes."""
@@ -42,18 +64,24 @@ class ScriptCommand(RunConfig):
 
     config: str | None = None
     """A saved config.json to run again, instead of the settings in train.py."""
+    beginning: Beginning = field(default_factory=Beginning)
 
 
 @dataclass(frozen=True)
-class TrainCommand:
-    """Train a model on your text and save it as tiny_gpt_best.pt."""
+class TrainCommand(RunConfig):
+    """Train a model on your text; its folder, runs/NAME, gets tiny_gpt_best.pt and all else."""
 
-    model: ModelConfig
-    data: DataConfig
-    train: TrainConfig
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOURCE ...]")] = ()
     """Your text: files, folders, patterns, - for standard input, addresses or known texts; the same as --data."""
     start: StartingPoint = field(default_factory=StartingPoint)
+
+
+@dataclass(frozen=True)
+class ResumeCommand(RunConfig):
+    """Go on with a run that was stopped, from its newest whole checkpoint. Flags change its settings."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")] = ""
+    """A run's folder, or its name below runs/; without it the unfinished one that was worked on last."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +131,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(args: Sequence[str]) -> int:
-    """Train a model on your text and save it as tiny_gpt_best.pt."""
+    """Train a model on your text; it goes to a folder in runs/."""
     start = _given(args, "recipe", "config")
     base = RECIPES.get(start["recipe"] or "", RunConfig())
     base = load_config(user_path(start["config"]), base) if start["config"] else base
-    default = TrainCommand(base.model, base.data, base.train)
+    default = TrainCommand(base.model, base.data, base.train, base.night)
     command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
     data = replace(command.data, data=command.sources) if command.sources else command.data
-    me = "tiny-gpt" if shutil.which("tiny-gpt") else sys.argv[0]  # as typed, if it is not on PATH
-    return _train(RunConfig(command.model, data, command.train), f"{me} generate", f"{me} train my_text.txt")
+    config = replace(_settings(command), data=data)
+    return _train(config, command.start, [sys.executable, "-m", "tiny_gpt", "train", *args], _me())
+
+
+def resume(args: Sequence[str]) -> int:
+    """Go on with a run that was stopped, exactly where its newest checkpoint is."""
+    name = tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, config=FLAT).run
+    folder = find_run(name)
+    if newest_step(folder) >= 0 and not unfinished(folder):
+        raise UsageError(f"{folder} is finished; to train it further give more epochs: --epochs N")
+    base = config_of(folder)
+    default = ResumeCommand(base.model, base.data, base.train, base.night)
+    config = _settings(tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, default=default, config=FLAT))
+    config = replace(config, train=replace(config.train, out_dir=str(folder)))
+    return _train(config, Beginning(resume=True), [sys.executable, "-m", "tiny_gpt", "resume", *args], _me())
 
 
 def train_script(settings: Mapping[str, Any]) -> int:
@@ -121,17 +162,19 @@ def train_script(settings: Mapping[str, Any]) -> int:
         base = RunConfig().with_flat(settings, "train.py")
         config = _given(args, "config")["config"]
         base = load_config(user_path(config), base) if config else base
-        default = ScriptCommand(base.model, base.data, base.train)
+        default = ScriptCommand(base.model, base.data, base.train, base.night)
         command = tyro.cli(ScriptCommand, prog="train.py", args=args, default=default, config=FLAT)
-        chosen = RunConfig(command.model, command.data, command.train)
-        return _train(chosen, "python3 inference.py", "python3 train.py --data my_text.txt")
+        again = [sys.executable, os.path.abspath(sys.argv[0]), *args]
+        return _train(_settings(command), command.beginning, again, "")
 
     return guarded(run, sys.argv[1:])
 
 
 def generate(args: Sequence[str], prog: str = "tiny-gpt generate") -> int:
     """Write text with a trained model."""
-    config = tyro.cli(SampleConfig, prog=prog, description="Write text with a trained model.", args=args, config=FLAT)
+    default = SampleConfig() if prog == "inference.py" else SampleConfig(checkpoint=str(newest_model()))
+    described = "Write text with a trained model."
+    config = tyro.cli(SampleConfig, prog=prog, description=described, args=args, default=default, config=FLAT)
     from tiny_gpt.commands import write_samples
 
     return write_samples(config)
@@ -166,16 +209,76 @@ def inference_script() -> int:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "resume": resume,
     "generate": generate,
     "data": data,
     "eval": evaluate,
 }
 
 
-def _train(config: RunConfig, generate_command: str, train_command: str) -> int:
-    from tiny_gpt.commands import train_and_sample
+def _settings(command: RunConfig) -> RunConfig:
+    return RunConfig(command.model, command.data, command.train, command.night)
 
-    return train_and_sample(config, generate_command, train_command)
+
+def _me() -> str:
+    """This program as it was typed, if it is not on PATH."""
+    return "tiny-gpt" if shutil.which("tiny-gpt") else sys.argv[0]
+
+
+def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str) -> int:
+    """Train in a process of its own under the watchdog's eyes, or in this one. `me` is "" for train.py."""
+    settled = os.environ.pop(SETTLED, None)
+    if settled is None:
+        folder, is_resumed = settle(config, beginning)
+    else:  # by the parent; what it started again goes on
+        kind, _, name = settled.partition(" ")
+        folder, is_resumed = user_path(name), kind == "resume" or bool(restart_reason())
+    if config.night.watchdog and not watched():
+        os.environ[SETTLED] = f"{'resume' if is_resumed else 'new'} {folder}"
+        sys.stdout.flush()
+        try:
+            return watch(again, again, lambda: newest_step(folder), error)
+        finally:
+            del os.environ[SETTLED]
+    heartbeat()
+    from tiny_gpt.commands import NextCommands, train_and_sample
+
+    config = replace(config, train=replace(config.train, out_dir=str(folder)))
+    name = shlex.quote(str(folder))
+    out_dir = "" if folder == Path() else f" --out-dir {name}"
+    return train_and_sample(
+        config,
+        is_resumed,
+        NextCommands(
+            generate=f"{me} generate" if me else "python3 inference.py",
+            train=f"{me} train my_text.txt" if me else "python3 train.py --data my_text.txt",
+            resume=f"{me} resume {name}" if me else f"python3 train.py --resume{out_dir}",
+        ),
+    )
+
+
+def settle(config: RunConfig, beginning: Beginning) -> tuple[Path, bool]:
+    """Which folder the run of `config` goes to, and whether it goes on with what is there; asks on a terminal.
+
+    Raises UsageError where there is an unfinished run, no flag and nobody to ask.
+    """
+    folder = folder_for(config, is_new=beginning.new)
+    found = unfinished(folder)
+    if beginning.resume:
+        if found is None:
+            state = "is finished" if newest_step(folder) >= 0 else "holds no checkpoint"
+            raise UsageError(f"--resume: {folder} {state}; leave --resume out to begin a new run")
+        return folder, True
+    if found is None or beginning.new:
+        return folder, False
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(f"{found}; give --resume to go on with it, or --new to begin a new one")
+    while True:
+        answer = input(f"{found}.\nGo on with it? [Y]es, [n]ew run: ").strip().lower()
+        if answer in ("", "y", "yes"):
+            return folder, True
+        if answer in ("n", "new", "no"):
+            return folder_for(config, is_new=True), False
 
 
 def _given(args: Sequence[str], *names: str) -> dict[str, str | None]:

@@ -6,13 +6,11 @@ import math
 import random
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from tiny_gpt.config import METRICS_FILE, DataConfig, EvalConfig, RunConfig, SampleConfig
+from tiny_gpt.config import LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, DataConfig, EvalConfig, RunConfig, SampleConfig
 from tiny_gpt.data.corpus import gather
 from tiny_gpt.data.formats import ReadOptions
 from tiny_gpt.data.sources import resolve
@@ -26,8 +24,10 @@ from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.events import Event, Finished
 from tiny_gpt.training.run import run
 from tiny_gpt.ui.console import Console
+from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
 from tiny_gpt.ui.preparation import shown
+from tiny_gpt.ui.samples import Samples, sample_text
 from tiny_gpt.ui.terminal import error, printable
 
 
@@ -37,23 +37,48 @@ class Consumer(Protocol):
     def consume(self, event: Event) -> None: ...
 
 
-def train_and_sample(config: RunConfig, generate_command: str, train_command: str) -> int:
-    """Train, then show what the best model writes and the two commands to type next. Returns the exit code."""
+@dataclass(frozen=True)
+class NextCommands:
+    """What to type after a training, as this person calls the program."""
+
+    generate: str
+    train: str
+    resume: str
+
+
+def train_and_sample(config: RunConfig, resume: bool, commands: NextCommands) -> int:
+    """Train, then show what the best model writes and the commands to type next. Returns the exit code."""
     finished = None
+    out_dir = user_path(config.train.out_dir)
     with contextlib.closing(Console(config, sys.stdout)) as console:
-        consumers: list[Consumer] = [console, MetricsFile(user_path(config.train.out_dir) / METRICS_FILE)]
-        for event in run(config):
+        consumers: list[Consumer] = [
+            console,
+            MetricsFile(out_dir / METRICS_FILE),
+            LogFile(config, out_dir / LOG_FILE),
+            Samples(config, out_dir / SAMPLES_FOLDER),
+        ]
+        for event in run(config, resume):
             deliver(event, consumers)
             if isinstance(event, Finished):
                 finished = event
     assert finished is not None, "a run that ends without an error has finished"
+    with contextlib.suppress(BrokenPipeError):  # whoever was to read this has left; the night was not for nothing
+        _say_what_is_next(finished, config, commands)
+    return 0 if finished.stopped_by is None else 128 + finished.stopped_by
+
+
+def _say_what_is_next(finished: Finished, config: RunConfig, commands: NextCommands) -> None:
     if finished.stopped_by is None:
-        _show_sample(finished, config)
+        sample = replace(SampleConfig(), seed=config.train.seed)
+        print(f"\nA sample from the best model (epoch {finished.best_epoch}), temperature {sample.temperature}:\n")
+        print(printable(sample_text(finished.best_path, sample)))
     best_path = str(finished.best_path)
     checkpoint = "" if best_path == SampleConfig().checkpoint else f" --checkpoint {shlex.quote(best_path)}"
-    print(f'\nWrite more with: {generate_command}{checkpoint} --prompt "The" --temperature 0.8')
-    print(f"Train a night on your own text with: {train_command}")
-    return 0 if finished.stopped_by is None else 128 + finished.stopped_by
+    print(f'\nWrite more with: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
+    if finished.stopped_by is None:
+        print(f"Train a night on your own text with: {commands.train}")
+    else:
+        print(f"Go on where it stopped with: {commands.resume}", flush=True)
 
 
 def deliver(event: Event, consumers: list[Consumer]) -> None:
@@ -112,11 +137,3 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: boo
         print(f"{name.removeprefix('n_').replace('_', ' '):<20}{value:{',' if isinstance(value, int) else ',.4f'}}")
     print(f"(each block of {loaded.model.config.block_size} tokens read anew, as val_loss is)")
     return 0
-
-
-def _show_sample(finished: Finished, config: RunConfig) -> None:
-    loaded = load_model(finished.best_path, torch.device("cpu"))
-    sample = replace(SampleConfig(), seed=config.train.seed)
-    text = "".join(stream(loaded, sample, config.train.seed))
-    print(f"\nA sample from the best model (epoch {finished.best_epoch}), temperature {sample.temperature}:\n")
-    print(printable(sample.prompt + text))

@@ -19,6 +19,8 @@ BEST_FILE = "tiny_gpt_best.pt"
 FINAL_FILE = "tiny_gpt_final.pt"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "train.log"
+SAMPLES_FOLDER = "samples"
 
 TOKENIZER_NAMES = ("char", "byte", "bpe")
 
@@ -138,8 +140,10 @@ class TrainConfig:
     """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; auto takes bf16 where it is faster. Weights are kept in fp32."""
-    out_dir: str = "."
-    """Folder that gets tiny_gpt_best.pt, tiny_gpt_final.pt, config.json and metrics.jsonl."""
+    deterministic: bool = False
+    """Same numbers on a GPU too, more slowly; a CPU always gives them."""
+    out_dir: str = ""
+    """The run's folder, for its model files, checkpoints and metrics; without it runs/NAME, named after the text."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -172,6 +176,21 @@ class TrainConfig:
     @property
     def micro_batch_size(self) -> int:
         return self.batch_size // self.grad_accum_steps
+
+
+@dataclass(frozen=True)
+class NightConfig:
+    """What keeps a run safe while nobody watches."""
+
+    checkpoint_minutes: float = 3.0
+    """Minutes between two checkpoints, which an epoch's end and a stop make too; more where saving is slow."""
+    watchdog: bool = True
+    """Start the training again from its last checkpoint if it crashes, hangs or is killed."""
+    keep_awake: bool = True
+    """Keep the machine from falling asleep while it trains; the display may turn off."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -235,6 +254,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    night: NightConfig = field(default_factory=NightConfig)
 
     def to_flat(self) -> dict[str, Any]:
         """{"n_layer": 4, ..., "epochs": 80, ...}, ready for JSON."""
@@ -270,6 +290,8 @@ def checked_value(section: type, name: str, value: Any, source: str) -> Any:
         value = float(value) if ok else value
     elif wanted is int:
         ok, description = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif wanted is bool:
+        ok, description = isinstance(value, bool), "true or false"
     elif wanted is str:
         ok, description = isinstance(value, str), "a text"
     else:

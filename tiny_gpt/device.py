@@ -6,6 +6,7 @@ in fp32, where bf16 brought no speed (nanochat's log) and wrong numbers on some 
 
 import contextlib
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -45,8 +46,12 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def configure(device: torch.device) -> None:
-    """Settings of torch that only make it faster."""
+def configure(device: torch.device, deterministic: bool = False) -> None:
+    """Settings of torch that only make it faster; `deterministic` makes a GPU give the same numbers every time."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # Adam's second moments of unused ids fade into denormals, 20 times slower
         _keep_freed_memory()
@@ -98,6 +103,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what torch keeps for reuse, after memory has run out."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

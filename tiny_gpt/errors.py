@@ -33,3 +33,9 @@ class OutOfResourcesError(TinyGPTError):
     """No disk, no permission to write, or no memory."""
 
     exit_code = 5
+
+
+class RestartRequestedError(TinyGPTError):
+    """The watchdog asked the training to save and to make way for a fresh process."""
+
+    exit_code = 75

@@ -6,11 +6,12 @@ A reader never sees a half-written file, whatever ends the writer: the old conte
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tiny_gpt.errors import OutOfResourcesError
 
@@ -107,3 +108,8 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(values: Any) -> str:
+    """Hex digest of plain JSON types, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,19 @@ import sys
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 10)
-NEEDED = ("numpy", "psutil", "pyarrow", "requests", "tokenizers", "torch", "tqdm", "tyro")
+NEEDED = (
+    "filelock",
+    "numpy",
+    "psutil",
+    "pyarrow",
+    "requests",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "tqdm",
+    "tyro",
+    "wakepy",
+)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")

@@ -1,9 +1,11 @@
 """From sources to a tokenizer and memory-mapped tokens: the way through this folder in one call."""
 
+import re
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data.bpe import BpeTokenizer
@@ -16,7 +18,7 @@ from tiny_gpt.data.text_file import Part, TextFile
 from tiny_gpt.data.token_store import Tokens, TokenStore, build_store, building_place, open_store, store_folder
 from tiny_gpt.data.tokenizer import TOKENIZERS, Tokenizer
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
-from tiny_gpt.files import CACHE_REMEDY, cache_folder, sha256_of, user_path
+from tiny_gpt.files import CACHE_REMEDY, cache_folder, sha256_of, sha256_of_json, user_path
 
 # A tokenizer learns from at most so much text, drawn evenly from all over it; more changes little and takes longer.
 SAMPLE_BYTES = 32_000_000
@@ -37,6 +39,8 @@ class Dataset:
     """What was skipped, and what else a person should know, a line each."""
     words: tuple[str, ...]
     """The sources as they were used; naming these again gives the same text."""
+    identity: dict[str, Any]
+    """What tells this text under this tokenizer from any other, and where its tokens are stored; plain JSON types."""
 
 
 def prepare(config: DataConfig, block_size: int) -> Generator[Step, None, Dataset]:
@@ -63,14 +67,36 @@ def prepare(config: DataConfig, block_size: int) -> Generator[Step, None, Datase
     if store is None:
         raise OutOfResourcesError(f"{folder} does not hold what was just written: the disk is faulty; {CACHE_REMEDY}")
     _require_a_block(store, block_size)
+    skipped = [f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items()]
+    return _dataset(store, folder.name, tuple(sources.words), skipped)
+
+
+def stored(config: DataConfig, name: str) -> Dataset | None:
+    """The tokens that were stored under `name` for `config`, its sources left alone; None if they are gone."""
+    if not re.fullmatch(r"[0-9a-f]{32}", name):
+        return None
+    store = open_store(cache_folder() / "tokens" / name)
+    return _dataset(store, name, config.data, []) if store else None
+
+
+def _dataset(store: TokenStore, name: str, words: tuple[str, ...], skipped: list[str]) -> Dataset:
+    identity = {
+        "train_tokens": len(store.train),
+        "val_tokens": len(store.val),
+        "vocab_size": store.tokenizer.vocab_size,
+        "tokenizer_sha256": sha256_of_json(store.tokenizer.to_dict()),
+        "text_sha256": store.sha256,
+        "store": name,
+    }
     return Dataset(
         tokenizer=store.tokenizer,
         train=store.train,
         val=store.val,
         n_characters=store.about["n_characters"],
         n_documents=store.about["n_documents"],
-        notes=_notes(store, sources),
-        words=tuple(sources.words),
+        notes=_notes(store, skipped),
+        words=words,
+        identity=identity,
     )
 
 
@@ -134,8 +160,8 @@ def _build(config: DataConfig, sources: Sources, place: Path, folder: Path) -> G
     yield from build_store(place, folder, train, val, tokenizer, about)
 
 
-def _notes(store: TokenStore, sources: Sources) -> list[str]:
-    notes = [*store.about["skipped"], *(f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items())]
+def _notes(store: TokenStore, skipped: list[str]) -> list[str]:
+    notes = [*store.about["skipped"], *skipped]
     if (overlap := store.about["val_also_in_train"]) >= TELLING_OVERLAP:
         notes.append(
             f"{overlap:.0%} of the validation text also stands in the training text: val_loss will look too good"

@@ -28,7 +28,7 @@ from tiny_gpt.data.progress import Progress, Step
 from tiny_gpt.data.text_file import Part
 from tiny_gpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import CACHE_REMEDY, cannot_write, sync_folder, sync_to_disk
+from tiny_gpt.files import CACHE_REMEDY, cannot_write, sha256_of_json, sync_folder, sync_to_disk
 
 FORMAT_VERSION = 2
 # Hashed apart, so that all processors can check a large store.
@@ -55,6 +55,8 @@ class TokenStore:
     val: Tokens
     about: dict[str, Any]
     """What was learned about the text while it was read; plain JSON types."""
+    sha256: str
+    """Of the ids of both splits."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ def open_store(folder: Path) -> TokenStore | None:
     """The store in `folder`, every byte checked; None if there is none or it is damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest.pop("sha256") != _sha256_of_json(manifest):
+        if manifest.pop("sha256") != sha256_of_json(manifest):
             return None
         dtype = np.dtype(manifest["dtype"])
         train, val = (_open_part(folder / f"{name}.bin", dtype, _Part(**manifest[name])) for name in ("train", "val"))
-        return TokenStore(tokenizer_from_dict(manifest["tokenizer"]), train, val, manifest["about"])
+        sha256 = sha256_of_json([manifest[name]["sha256"] for name in ("train", "val")])
+        return TokenStore(tokenizer_from_dict(manifest["tokenizer"]), train, val, manifest["about"], sha256)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInputError):
         return None
 
@@ -127,7 +130,7 @@ def build_store(
             "about": about,
             **parts,
         }
-        manifest["sha256"] = _sha256_of_json(manifest)
+        manifest["sha256"] = sha256_of_json(manifest)
         for text in (train.path, val.path):
             text.unlink(missing_ok=True)
         (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -206,7 +209,3 @@ def _give_name(place: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(place, folder)
     sync_folder(folder.parent)
-
-
-def _sha256_of_json(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

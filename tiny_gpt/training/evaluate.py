@@ -4,6 +4,7 @@ The windows lie side by side over the whole text where that is cheap, else evenl
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,8 +31,11 @@ class FixedWindows:
         self.starts = blocks * block_size
         self.n_tokens = int(np.minimum(block_size, n_targets - self.starts).sum())
 
-    def loss(self, model: GPT) -> float:
-        """Mean loss in nats per token. Leaves the model in the mode (train or eval) it was in."""
+    def loss(self, model: GPT, beat: Callable[[], None] = lambda: None) -> float:
+        """Mean loss in nats per token. Leaves the model in the mode (train or eval) it was in.
+
+        `beat` is called after each batch: a whole text may take long, and a watchdog may be waiting.
+        """
         was_training = model.training
         model.eval()
         total = torch.zeros(
@@ -41,6 +45,7 @@ class FixedWindows:
             for i in range(0, len(self.starts), self.batch_size):
                 inputs_BT, targets_BT = self._batch(self.starts[i : i + self.batch_size])
                 total += model.losses(inputs_BT.to(model.device), targets_BT.to(model.device)).sum(dtype=total.dtype)
+                beat()
         model.train(was_training)
         return total.item() / self.n_tokens
 

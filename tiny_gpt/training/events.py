@@ -30,6 +30,10 @@ class Prepared:
     tokens_per_step: int
     earlier_run: Path | None
     """Where the files of a run that was in the same folder have been put."""
+    steps_done: int
+    """Steps that the run had done when it was stopped; 0 for a new one."""
+    history: list["Evaluated"]
+    """The evaluations of those steps."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,33 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Checkpointed:
+    """All that resuming from `step` takes is on the disk, and has been read back."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something out of the ordinary that the run has dealt with, in a line."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SteppedBack:
+    """The run has gone back to an earlier checkpoint, away from trouble: what came after it no longer counts."""
+
+    step: int
+    history: list[Evaluated]
+    """The evaluations that still count."""
+
+
+@dataclass(frozen=True)
 class Stopping:
-    """A signal asked the run to end; it will evaluate and save first."""
+    """A signal asked the run to end; all is saved, and it will evaluate."""
 
     signal_number: int
 
@@ -106,9 +135,27 @@ class Finished:
     elapsed_s: float
     eval_share: float
     """Part of the time that evaluations took."""
+    save_share: float
+    """Part of the time that checkpoints and model files took."""
     peak_memory_bytes: int
     stopped_by: int | None
     """The signal that ended the run early."""
+    incidents: list[str]
+    """What the run has met and dealt with, a line each, since its very first step."""
 
 
-Event = Progress | Note | Prepared | StepDone | SpeedMeasured | Evaluated | EpochDone | Saved | Stopping | Finished
+Event = (
+    Progress
+    | Note
+    | Prepared
+    | StepDone
+    | SpeedMeasured
+    | Evaluated
+    | EpochDone
+    | Saved
+    | Checkpointed
+    | Warned
+    | SteppedBack
+    | Stopping
+    | Finished
+)

@@ -1,58 +1,133 @@
 """A whole run from its config: prepare the text, build the model, train. The one door into this folder."""
 
+import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import filelock
 import torch
 
-from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, METRICS_FILE, RunConfig
+from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.device import configure, describe_device, pick_device, pick_precision
+from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, cannot_write, user_path, writable_folder
+from tiny_gpt.heartbeat import restart_reason
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, DamagedError
 from tiny_gpt.training.events import Event, Prepared
+from tiny_gpt.training.night import Night
+from tiny_gpt.training.resume import Saved, find_checkpoint, prepare_again, this_machine
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
 
 EARLIER_FOLDER = "earlier"
+LOCK_FILE = ".lock"
 
 
-def run(config: RunConfig) -> Iterator[Event]:
+def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
     """Train as `config` says, into its out_dir: first the steps of preparing the text, then Prepared, Finished last.
 
-    From the first step on, Ctrl+C and SIGTERM end the run in good order. Raises the TinyGPTError that tells what is
-    wrong, before anything in out_dir is touched where that is possible.
+    With `resume`, go on from the newest checkpoint there that verifies; settings that differ from those of that run
+    are taken over, but not another model, tokenizer or text. From the first step on, Ctrl+C and SIGTERM end the run
+    in good order; a closed terminal ends nothing. Raises the TinyGPTError that tells what is wrong, before anything
+    in out_dir is touched where that is possible.
     """
-    out_dir = writable_folder(user_path(config.train.out_dir), "--out-dir")
-    device = pick_device(config.train.device)
-    dtype = pick_precision(config.train.precision, device)
-    configure(device)
-    dataset = yield from prepare(config.data, config.model.block_size)
-    # Saved as resolved: a rerun of config.json computes in the same precision.
-    config = replace(
-        config,
-        data=replace(config.data, data=dataset.words),
-        train=replace(config.train, precision="bf16" if dtype == torch.bfloat16 else "fp32"),
-    )
-    torch.manual_seed(config.train.seed)
-    model = GPT(config.model, dataset.tokenizer.vocab_size, dtype).to(device)
-    trainer = Trainer(model, dataset, config, out_dir)
-    earlier = set_aside_earlier_run(out_dir)
-    with atomic_write(out_dir / CONFIG_FILE) as file:
-        file.write(json.dumps(config.to_flat(), indent=2).encode() + b"\n")
-    yield _prepared(config, dataset, trainer, earlier)
-    with StopRequest() as stop:
-        yield from trainer.train(stop)
+    out_dir = user_path(config.train.out_dir)
+    with only_one(out_dir), StopRequest() as stop:
+        saved = find_checkpoint(out_dir) if resume else None
+        asked = config
+        if saved:
+            config = saved.config_with_changes(config)
+        device = pick_device(config.train.device)
+        dtype = pick_precision(config.train.precision, device)
+        configure(device, config.train.deterministic)
+        dataset = yield from prepare_again(config, saved) if saved else prepare(config.data, config.model.block_size)
+        # Saved as resolved: a rerun of config.json computes in the same precision.
+        config = replace(
+            config,
+            data=replace(config.data, data=dataset.words),
+            train=replace(config.train, precision="bf16" if dtype == torch.bfloat16 else "fp32"),
+        )
+        torch.manual_seed(config.train.seed)
+        model = GPT(config.model, dataset.tokenizer.vocab_size, dtype).to(device)
+        settings = {"config": config.to_flat(), "asked": asked.to_flat()}
+        origin = {"data": dataset.identity, "machine": this_machine(device)}
+        trainer = Trainer(model, dataset, config, out_dir, settings, origin)
+        earlier = None if saved else set_aside_earlier_run(out_dir)
+        if saved:
+            _go_on(trainer, saved, origin["machine"])
+        with atomic_write(out_dir / CONFIG_FILE) as file:
+            file.write(json.dumps(config.to_flat(), indent=2).encode() + b"\n")
+        yield _prepared(config, dataset, trainer, earlier)
+        stop.listen()
+        with Night(stop, config.night.keep_awake) as night:
+            yield from trainer.train(night)
+
+
+@contextlib.contextmanager
+def only_one(out_dir: Path) -> Iterator[None]:
+    """Hold the folder, made if need be, for this process; the system frees it on a kill.
+
+    Raises UsageError while another process trains there, OutOfResourcesError where nobody may write. A folder that was
+    made for a run which then did not begin is gone afterwards.
+    """
+    made = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    lock = filelock.FileLock(writable_folder(out_dir, "--out-dir") / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as held:
+        raise UsageError(
+            f"{out_dir} is being trained by another process right now; wait for it or stop it, or name another "
+            "folder with --out-dir"
+        ) from held
+    except (OSError, NotImplementedError):
+        pass  # a drive without locks
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            if made and os.listdir(out_dir) == [LOCK_FILE]:
+                (out_dir / LOCK_FILE).unlink()
+            for folder in made:
+                folder.rmdir()
+
+
+def _go_on(trainer: Trainer, saved: Saved, machine: dict[str, Any]) -> None:
+    """Load the checkpoint; one that verifies and still cannot be used makes way for the one before it."""
+    notes = [*saved.notes, *saved.machine_differences(machine)]
+    if reason := restart_reason():
+        notes.append(f"started again: {reason}")
+    checkpoint = saved.checkpoint
+    while True:
+        try:
+            trainer.resume(checkpoint)
+            break
+        except DamagedError as damage:
+            store = trainer.keeper.store
+            notes.append(f"{checkpoint.path} cannot be used ({damage}); {store.set_aside(checkpoint.step)}")
+            older, more = store.newest()
+            notes += more
+            if older is None:
+                raise BadInputError("\n".join([*notes, "no checkpoint is left to go on from"])) from damage
+            checkpoint = older
+    for note in notes:
+        trainer.note(note)
 
 
 def set_aside_earlier_run(out_dir: Path) -> Path | None:
     """Move the files of a run that is already in `out_dir` to earlier/DATE, so that no night is overwritten."""
-    names = [name for name in (BEST_FILE, FINAL_FILE, CONFIG_FILE, METRICS_FILE) if (out_dir / name).exists()]
-    if BEST_FILE not in names and FINAL_FILE not in names:
+    worth_keeping = (BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER)
+    others = (CONFIG_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER)
+    names = [name for name in (*worth_keeping, *others) if (out_dir / name).exists()]
+    if not set(names) & set(worth_keeping):
         return None
     written = time.localtime(max((out_dir / name).stat().st_mtime for name in names))
     folder = out_dir / EARLIER_FOLDER / time.strftime("%Y-%m-%d_%H-%M-%S", written)
@@ -83,4 +158,6 @@ def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Pa
         n_parameters=trainer.model.n_parameters,
         tokens_per_step=trainer.tokens_per_step,
         earlier_run=earlier,
+        steps_done=trainer.learner.state.step,
+        history=list(trainer.learner.history),
     )

@@ -1,122 +1,319 @@
-"""The loop: `train` sequences, `train_step` holds the mathematics. Yields events, prints nothing, saves model files."""
+"""The loop: steps, evaluations, checkpoints, and what to do when one goes wrong. Yields events, prints nothing.
 
+`train` sequences. step.py holds the mathematics, guard.py judges a step, keeper.py saves, night.py looks outside.
+"""
+
+import functools
+import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
-from tiny_gpt.config import BEST_FILE, FINAL_FILE, RunConfig
-from tiny_gpt.data.batches import Batch, Batches
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.batches import Batches
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
-from tiny_gpt.device import peak_memory_bytes
-from tiny_gpt.errors import DivergedError
+from tiny_gpt.device import peak_memory_bytes, release_memory
+from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import Progress, load_model, save_model
-from tiny_gpt.training.clock import StepClock
+from tiny_gpt.model_file import load_model
+from tiny_gpt.training.checkpoint_store import Checkpoint
 from tiny_gpt.training.evaluate import FixedWindows, affordable_tokens, bits_per_byte
 from tiny_gpt.training.events import (
     EpochDone,
     Evaluated,
     Event,
     Finished,
-    Saved,
     SpeedMeasured,
     StepDone,
+    SteppedBack,
     Stopping,
+    Warned,
 )
-from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.keeper import Keeper
+from tiny_gpt.training.learner import Learner
+from tiny_gpt.training.night import Night
 from tiny_gpt.training.schedule import learning_rate
-from tiny_gpt.training.stop import StopRequest
+from tiny_gpt.training.step import is_out_of_memory, train_step
+
+Result = TypeVar("Result")
 
 # Shares of the time that evaluations may take.
 VAL_SHARE = 0.05
 TRAIN_SHARE = 0.0125
-
-
-def train_step(
-    model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, config: RunConfig, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer update with the mean loss over `batch`: (loss, gradient norm before clipping), on the device.
-
-    The batch is computed in `grad_accum_steps` parts whose gradients add up to that of the whole.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    n_parts = config.train.grad_accum_steps
-    loss = torch.zeros((), device=model.device)
-    parts = zip(batch.inputs_BT.chunk(n_parts), batch.targets_BT.chunk(n_parts), strict=True)
-    for part, (inputs_BT, targets_BT) in enumerate(parts):
-        seed_dropout(config.train.seed, step, part)
-        part_loss = model.losses(inputs_BT.to(model.device), targets_BT.to(model.device)).mean() / n_parts
-        part_loss.backward()
-        loss += part_loss.detach()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip or math.inf)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config.train)
-    optimizer.step()
-    return loss, grad_norm
-
-
-def seed_dropout(seed: int, step: int, part: int) -> None:
-    """Make one part of one step draw the same random numbers whatever came before, so that none need saving."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+# Steps between two looks at the guard on a GPU, where each look waits for all queued work.
+GUARD_INTERVAL = 16
+# Steps back without a better model in between; more of them do not help.
+MAX_ROLLBACKS = 3
+MAX_INCIDENTS = 200
+# A machine may fall asleep meanwhile.
+LONG_S = 600
 
 
 class Trainer:
     """One training run of `model` on `dataset`, from its first step to its model files in `out_dir`."""
 
-    def __init__(self, model: GPT, dataset: Dataset, config: RunConfig, out_dir: Path) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        dataset: Dataset,
+        config: RunConfig,
+        out_dir: Path,
+        settings: dict[str, Any] | None = None,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
-        self.best_path, self.final_path = out_dir / BEST_FILE, out_dir / FINAL_FILE
-        self.optimizer = make_optimizer(model, config.train)
+        self.learner = Learner(model, config, settings or {}, origin or {})
+        self.keeper = Keeper(self.learner, dataset.tokenizer, out_dir, self.note)
         block_size, train = config.model.block_size, config.train
         self.batches = Batches(dataset.train.ids, block_size, train.batch_size, train.seed)
         self.tokens_per_step = train.batch_size * block_size
         tokens_between = self.tokens_per_step * min(train.eval_interval, train.iters_per_epoch)
         self.val_windows = self._windows(dataset.val, tokens_between, VAL_SHARE)
         self.train_windows = self._windows(dataset.train, tokens_between, TRAIN_SHARE)
-        self.best: Evaluated | None = None
-        self.clock = StepClock()
+        self._noted: list[Warned] = []
+        self._n_told_skips = 0
 
-    def train(self, stop: StopRequest) -> Iterator[Event]:
-        """Run to the last step, or to the end of the step in which `stop` is asked for.
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint` as if nothing had happened. Raises DamagedError."""
+        self.keeper.resume(checkpoint)
+        self._fit_windows()
 
-        Raises DivergedError when the loss is no number any more, OutOfResourcesError when a file cannot be written.
+    def train(self, night: Night) -> Iterator[Event]:
+        """Run to the last step, or to the end of the step in which `night` asks to stop.
+
+        Raises DivergedError when stepping back does not help any more, OutOfResourcesError when the final model
+        cannot be written, RestartRequestedError when the watchdog wants a fresh process.
         """
-        train = self.config.train
+        learner, train = self.learner, self.config.train
         self.model.train()
-        for step in range(1, train.total_steps + 1):
-            loss, grad_norm = train_step(
-                self.model, self.optimizer, self.batches.batch(step - 1), self.config, step - 1
-            )
-            stopping = stop.signal_number is not None
-            if stop.signal_number is not None:
-                yield Stopping(stop.signal_number)
+        if not self.keeper.store.steps():
+            yield self.keeper.first_checkpoint()
+        first_step = learner.state.step
+        learner.clock.start_lap(first_step)
+        while learner.state.step < train.total_steps:
+            loss, grad_norm = self._step()
+            night.beat()
+            learner.state.step += 1
+            step = learner.state.step
+            yield from self._told(*(Warned(step, line) for line in night.notes()))
+            if self._is_beyond_skipping(step):
+                yield from self._step_back("the loss is no number any more, or far above what it was")
+                continue
+            stopping = night.stop.signal_number
             epoch_ends = step % train.iters_per_epoch == 0
-            evaluates = epoch_ends or stopping or step % train.iters_per_epoch % train.eval_interval == 0
-            yield StepDone(step, loss.item() if evaluates or step == 1 else None, learning_rate(step - 1, train))
-            if (seconds_per_step := self.clock.measure_once(step, self.model.device)) is not None:
-                yield self._speed(step, seconds_per_step)
+            is_regular = epoch_ends or step % train.iters_per_epoch % train.eval_interval == 0
+            if stopping is not None:
+                if not is_regular:  # an evaluation that the whole run would not have made is not kept
+                    yield from self._told(self.keeper.checkpoint())
+                yield Stopping(stopping)
+            evaluates = is_regular or stopping is not None
+            yield StepDone(step, loss.item() if evaluates or step == 1 else None, self._rate(step))
+            if (seconds := learner.clock.measure_once(step - first_step, self.model.device)) is not None:
+                yield (speed := self._speed(step, seconds))
+                if speed.remaining_s > LONG_S and night.awake_problem:
+                    yield Warned(step, night.awake_problem)
             if evaluates:
-                evaluated = self._evaluate(step, loss.item(), grad_norm.item())
-                yield evaluated
-                if self.best is None or evaluated.val_loss < self.best.val_loss:
-                    self.best = evaluated
-                    yield self._save(self.best_path, evaluated)
+                evaluated = self._evaluate(step, loss.item(), grad_norm.item(), night)
+                if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
+                    yield from self._step_back("the validation loss is no number any more")
+                    continue
+                yield from self._take(evaluated)
+                if line := night.machine.speed(evaluated.tokens_per_s):
+                    yield Warned(step, line)
             if epoch_ends:
                 yield EpochDone(evaluated.epoch, evaluated.train_loss, evaluated.val_loss)
-            if stopping:
+            if stopping is not None:
                 break
-        yield self._save(self.final_path, evaluated)
-        yield self._finish(evaluated, stop)
+            yield from self._between_steps(night, epoch_ends)
+        yield from self._told(self.keeper.checkpoint())
+        yield from self._told(self.keeper.save_final())
+        yield self._finish(night)
+
+    # --- one step, one evaluation ---
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next step; where memory runs out, the same step again in smaller parts."""
+        learner, state = self.learner, self.learner.state
+        batch = self.batches.batch(state.step + state.batch_offset)
+        return self._within_memory(
+            lambda: train_step(
+                self.model,
+                learner.optimizer,
+                batch,
+                self.config,
+                state.step,
+                n_parts=state.n_parts,
+                rate_factor=state.rate_factor,
+                guard=learner.guard,
+            )
+        )
+
+    def _within_memory(self, compute: Callable[[], Result]) -> Result:
+        """What `compute` returns, in parts of half the size as often as memory runs out."""
+        learner = self.learner
+        while True:
+            try:
+                return compute()
+            except Exception as failure:
+                if not is_out_of_memory(failure) or learner.part_size == 1:
+                    raise
+            learner.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            release_memory(self.model.device)
+            before = learner.part_size
+            while learner.part_size == before:
+                learner.state.n_parts *= 2
+            self._fit_windows()
+            self.note(
+                f"out of memory: {learner.part_size} instead of {before} blocks are computed at once from here on; "
+                "the losses stay those of the whole batch"
+            )
+
+    def _evaluate(self, step: int, batch_loss: float, grad_norm: float, night: Night) -> Evaluated:
+        n_steps, train_s = self.learner.clock.lap(step)
+        with self.learner.clock.apart("eval"):
+            train_loss, val_loss = (
+                self._within_memory(functools.partial(windows.loss, self.model, night.beat))
+                for windows in (self.train_windows, self.val_windows)
+            )
+        return Evaluated(
+            step=step,
+            epoch=math.ceil(step / self.config.train.iters_per_epoch),
+            train_loss=train_loss,
+            val_loss=val_loss,
+            val_bits_per_byte=self._bits_per_byte(val_loss),
+            batch_loss=batch_loss,
+            learning_rate=self._rate(step),
+            grad_norm=grad_norm,
+            tokens_per_s=n_steps * self.tokens_per_step / train_s,
+            elapsed_s=self.learner.clock.elapsed_s,
+        )
+
+    def _take(self, evaluated: Evaluated) -> Iterator[Event]:
+        """Add an evaluation to the history; save the model if it is the best so far."""
+        learner = self.learner
+        if evaluated.val_loss < min((e.val_loss for e in learner.history), default=math.inf):
+            learner.state.n_rollbacks, learner.state.rolled_back_to = 0, None
+        learner.history.append(evaluated)
+        yield evaluated
+        if learner.best is None or evaluated.val_loss < learner.best.val_loss:
+            yield from self._told(self.keeper.save_best(evaluated))
+
+    # --- what keeps a night going ---
+
+    def _between_steps(self, night: Night, epoch_ends: bool) -> Iterator[Event]:
+        """A checkpoint where one is due, a pause or a restart where one is asked for."""
+        reason, restart = night.must_pause(), night.restart_requested
+        interval_s = 0 if epoch_ends else 60 * self.config.night.checkpoint_minutes
+        if reason or restart or self.keeper.is_due(interval_s):
+            yield from self._told(self.keeper.checkpoint())
+        if restart:
+            raise RestartRequestedError(f"the watchdog asked for a fresh process at step {self.learner.state.step:,}")
+        if reason:
+            yield Warned(self.learner.state.step, f"paused: {reason}")
+            with self.learner.clock.apart("pause"):
+                night.wait()
+            yield Warned(self.learner.state.step, "training goes on")
+
+    def _is_beyond_skipping(self, step: int) -> bool:
+        """Look at the guard, where that does not hold up a GPU; tell of the steps that it has skipped."""
+        if self.model.device.type != "cpu" and step % GUARD_INTERVAL and step < self.config.train.total_steps:
+            return False
+        n_skipped = self.learner.guard.n_skipped_in_all()
+        if n_new := n_skipped - self._n_told_skips:
+            self._n_told_skips = n_skipped
+            steps = f"{n_new} steps" if n_new > 1 else "a step"
+            self.note(f"skipped {steps} up to step {step:,}, whose loss or gradient was out of all bounds")
+        return self.learner.guard.is_beyond_skipping()
+
+    def _step_back(self, trouble: str) -> Iterator[Event]:
+        """Go back to the last healthy checkpoint, past the batches since then, at half the rate."""
+        learner, before = self.learner, self.learner.state
+        if before.n_rollbacks == MAX_ROLLBACKS:
+            raise DivergedError(self._divergence(trouble))
+        # Trouble that comes back may have begun before the last checkpoint that looked healthy: an older one then.
+        target = self.keeper.healthy_before(before.step if before.rolled_back_to is None else before.rolled_back_to)
+        target = target or self.keeper.healthy_before(before.step)
+        if target is None:
+            raise DivergedError(self._divergence(trouble))
+        best = learner.best
+        self.keeper.step_back(target)
+        after = learner.state
+        learner.best = best
+        after.batch_offset += before.step - target.step
+        after.rate_factor = before.rate_factor / 2
+        after.n_rollbacks, after.rolled_back_to = before.n_rollbacks + 1, target.step
+        after.n_parts, after.incidents = before.n_parts, before.incidents
+        learner.guard.calm_down()
+        learner.clock.start_lap(target.step)
+        self._fit_windows()
+        self.note(
+            f"{trouble} at step {before.step:,}: back to step {target.step:,} with other batches and half the learning "
+            f"rate (time {after.n_rollbacks} of {MAX_ROLLBACKS})"
+        )
+        yield from self._told()
+        yield SteppedBack(target.step, list(learner.history))
+
+    def _divergence(self, trouble: str) -> str:
+        state, best = self.learner.state, self.learner.best
+        kept = (
+            f"The best model so far (val_loss={best.val_loss:.4f}, step {best.step:,}) is whole in "
+            f"{self.keeper.best_path}. "
+            if best
+            else ""
+        )
+        lower = self.config.train.learning_rate * state.rate_factor
+        return (
+            f"{trouble} at step {state.step:,}, and stepping back with half the learning rate has not helped "
+            f"({state.n_rollbacks} times).\n{kept}Try a lower rate: --learning-rate {lower:.1g}"
+        )
+
+    def _finish(self, night: Night) -> Finished:
+        """Score the best model file once more, over the whole validation text where the run was long enough.
+
+        A run that was stopped is not made to wait for it.
+        """
+        learner, last = self.learner, self.learner.history[-1]
+        best, path = (learner.best, self.keeper.best_path) if learner.best else (last, self.keeper.final_path)
+        val_loss, scored_tokens = best.val_loss, self.val_windows.n_tokens
+        if night.stop.signal_number is None:
+            model = load_model(path, self.model.device, self.model.compute_dtype).model
+            windows = self._windows(self.dataset.val, last.step * self.tokens_per_step, VAL_SHARE)
+            with learner.clock.apart("eval"):
+                val_loss, scored_tokens = windows.loss(model, night.beat), windows.n_tokens
+        elapsed_s = learner.clock.elapsed_s
+        return Finished(
+            best_path=path,
+            best_epoch=best.epoch,
+            best_val_loss=val_loss,
+            best_val_bits_per_byte=self._bits_per_byte(val_loss),
+            scored_tokens=scored_tokens,
+            final_path=self.keeper.final_path,
+            last_step=last.step,
+            elapsed_s=elapsed_s,
+            eval_share=learner.clock.eval_s / elapsed_s,
+            save_share=learner.clock.save_s / elapsed_s,
+            peak_memory_bytes=peak_memory_bytes(self.model.device),
+            stopped_by=night.stop.signal_number,
+            incidents=[*learner.state.incidents, *night.machine.summary()],
+        )
+
+    # --- figures and words ---
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(step - 1, self.config.train) * self.learner.state.rate_factor
 
     def _windows(self, tokens: Tokens, tokens_trained: int, share: float) -> FixedWindows:
         """As much of `tokens` as can be scored in `share` of the time that training on `tokens_trained` takes."""
-        config = self.config
         limit = affordable_tokens(tokens_trained, share)
-        return FixedWindows(tokens.ids, config.model.block_size, config.train.micro_batch_size, limit)
+        return FixedWindows(tokens.ids, self.config.model.block_size, self.learner.part_size, limit)
+
+    def _fit_windows(self) -> None:
+        self.val_windows.batch_size = self.train_windows.batch_size = self.learner.part_size
 
     def _speed(self, step: int, seconds_per_step: float) -> SpeedMeasured:
         train = self.config.train
@@ -128,58 +325,19 @@ class Trainer:
             remaining_s=(train.total_steps - step) * seconds_per_step * overhead,
         )
 
-    def _evaluate(self, step: int, batch_loss: float, grad_norm: float) -> Evaluated:
-        n_steps, train_s = self.clock.lap(step)
-        with self.clock.evaluating():
-            train_loss, val_loss = self.train_windows.loss(self.model), self.val_windows.loss(self.model)
-        if not math.isfinite(batch_loss + train_loss + val_loss):
-            raise DivergedError(self._divergence(step))
-        return Evaluated(
-            step=step,
-            epoch=math.ceil(step / self.config.train.iters_per_epoch),
-            train_loss=train_loss,
-            val_loss=val_loss,
-            val_bits_per_byte=self._bits_per_byte(val_loss),
-            batch_loss=batch_loss,
-            learning_rate=learning_rate(step - 1, self.config.train),
-            grad_norm=grad_norm,
-            tokens_per_s=n_steps * self.tokens_per_step / train_s,
-            elapsed_s=self.clock.elapsed_s,
-        )
-
-    def _divergence(self, step: int) -> str:
-        kept = (
-            f"the best model so far (val_loss={self.best.val_loss:.4f}) is whole in {self.best_path}; "
-            if self.best
-            else ""
-        )
-        lower = self.config.train.learning_rate / 3
-        return f"the loss is no number any more at step {step:,}; {kept}try a lower rate: --learning-rate {lower:.1g}"
-
     def _bits_per_byte(self, val_loss: float) -> float:
         return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)
 
-    def _save(self, path: Path, at: Evaluated) -> Saved:
-        progress = Progress(at.step, at.epoch, at.train_loss, at.val_loss, at.val_bits_per_byte)
-        save_model(path, self.model, self.dataset.tokenizer, self.config, progress)
-        return Saved(path, path == self.best_path, at.val_loss)
+    def note(self, text: str) -> None:
+        """Keep a line for the morning; it is told before the next event."""
+        incidents = self.learner.state.incidents
+        incidents.append(text)
+        if len(incidents) > MAX_INCIDENTS:
+            del incidents[MAX_INCIDENTS // 2]
+        self._noted.append(Warned(self.learner.state.step, text))
 
-    def _finish(self, last: Evaluated, stop: StopRequest) -> Finished:
-        """Score the best model file once more, over the whole validation text where the run was long enough."""
-        best = load_model(self.best_path, self.model.device, self.model.compute_dtype)
-        windows = self._windows(self.dataset.val, last.step * self.tokens_per_step, VAL_SHARE)
-        with self.clock.evaluating():
-            val_loss = windows.loss(best.model)
-        return Finished(
-            best_path=self.best_path,
-            best_epoch=best.progress.epoch,
-            best_val_loss=val_loss,
-            best_val_bits_per_byte=self._bits_per_byte(val_loss),
-            scored_tokens=windows.n_tokens,
-            final_path=self.final_path,
-            last_step=last.step,
-            elapsed_s=self.clock.elapsed_s,
-            eval_share=self.clock.eval_s / self.clock.elapsed_s,
-            peak_memory_bytes=peak_memory_bytes(self.model.device),
-            stopped_by=stop.signal_number,
-        )
+    def _told(self, *more: Event | None) -> Iterator[Event]:
+        """Everything noted so far, then `more` but None."""
+        noted, self._noted = self._noted, []
+        yield from noted
+        yield from (event for event in more if event is not None)

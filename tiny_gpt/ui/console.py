@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.progress import Note, Progress
+from tiny_gpt.duration import duration
 from tiny_gpt.training.events import (
     EpochDone,
     Evaluated,
@@ -18,10 +19,12 @@ from tiny_gpt.training.events import (
     Saved,
     SpeedMeasured,
     StepDone,
+    SteppedBack,
     Stopping,
+    Warned,
 )
 from tiny_gpt.ui.preparation import PreparationBar
-from tiny_gpt.ui.terminal import check_mark, columns, duration
+from tiny_gpt.ui.terminal import check_mark, columns
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
 NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
@@ -30,6 +33,8 @@ WIDE = 126
 LABEL = "{:<11}"
 # Lines about the text before the others are left to tiny-gpt data.
 MAX_NOTES = 4
+# What the run has met, in its last lines.
+MAX_INCIDENTS = 8
 
 
 class Console:
@@ -57,7 +62,7 @@ class Console:
                 self._preparing.close()
                 self._introduce(event)
                 self._epoch_started = time.perf_counter()
-                self._open_bar(0)  # the first step may take long; a bar at 0% says that it is under way
+                self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% says that it is under way
             case StepDone():
                 self._step(event)
             case SpeedMeasured():
@@ -78,6 +83,11 @@ class Console:
                 self._close_bar()
                 self._tell_best()
                 self._print(f"{self._check} Saved final model to {event.path}")
+            case Warned():
+                self._print(f"step {event.step:,}: {event.text}")
+            case SteppedBack():
+                self._close_bar()
+                self._epoch_started = time.perf_counter()
             case Stopping():
                 name = "Ctrl+C" if event.signal_number == signal.SIGINT else signal.Signals(event.signal_number).name
                 self._print(f"{name}: the step is done; evaluating and saving. (Ctrl+C again ends at once.)")
@@ -128,6 +138,9 @@ class Console:
             f"{train.epochs} epochs of {train.iters_per_epoch} steps, {event.tokens_per_step:,} tokens a step: "
             f"{total_tokens:,} tokens, {total_tokens / event.train_tokens:.1f} times the text",
         )
+        if event.steps_done:
+            epoch = min(event.steps_done // train.iters_per_epoch + 1, train.epochs)
+            self._row("going on", f"after step {event.steps_done:,} of {train.total_steps:,}, in epoch {epoch}")
         if event.earlier_run:
             self._row("kept", f"the earlier run's files are now in {event.earlier_run}")
 
@@ -186,9 +199,13 @@ class Console:
         )
         self._row(
             "took",
-            f"{duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating; "
-            f"peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
+            f"{duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating, "
+            f"{event.save_share:.1%} saving; peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
         )
+        for number, incident in enumerate(event.incidents[-MAX_INCIDENTS:]):
+            self._row("met" if number == 0 else "", incident)
+        if len(event.incidents) > MAX_INCIDENTS:
+            self._row("", f"and {len(event.incidents) - MAX_INCIDENTS} more before that: train.log tells all")
 
 
 class _EpochBar(tqdm):

@@ -1,33 +1,45 @@
 """metrics.jsonl: one line of JSON for each evaluation, on the disk as soon as it is known."""
 
-import json
 from pathlib import Path
 
-from tiny_gpt.training.events import Evaluated, Event, Prepared
+from tiny_gpt.files import atomic_write
+from tiny_gpt.training.checkpoint import to_line
+from tiny_gpt.training.events import Evaluated, Event, Finished, Prepared, SteppedBack
 
 
 class MetricsFile:
-    """Consumes a run's events into a new file."""
+    """Consumes a run's events into a file that holds each evaluated step once, also after a resume or a step back."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lines: list[str] = []
+        self._is_behind = False
 
     def consume(self, event: Event) -> None:
-        if isinstance(event, Prepared):
-            self.path.write_text("", encoding="utf-8")
-        if not isinstance(event, Evaluated):
-            return
-        row = {
-            "step": event.step,
-            "epoch": event.epoch,
-            "train_loss": event.train_loss,
-            "val_loss": event.val_loss,
-            "val_bits_per_byte": event.val_bits_per_byte,
-            "batch_loss": event.batch_loss,
-            "lr": event.learning_rate,
-            "grad_norm": event.grad_norm,
-            "tokens_per_s": event.tokens_per_s,
-            "elapsed_s": event.elapsed_s,
-        }
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Raises OSError or OutOfResourcesError only at the end: until then a full disk may have room again."""
+        match event:
+            case Prepared(history=history) | SteppedBack(history=history):
+                self._lines = list(map(to_line, history))
+                self._is_behind = True
+            case Evaluated():
+                self._lines.append(to_line(event))
+            case Finished() if self._is_behind:
+                pass
+            case _:
+                return
+        try:
+            if self._is_behind or not self.path.exists():
+                self._write_all()
+            else:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(self._lines[-1])
+            self._is_behind = False
+        except Exception:
+            self._is_behind = True
+            if isinstance(event, Finished):
+                raise
+
+    def _write_all(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path) as file:
+            file.write("".join(self._lines).encode())

@@ -35,15 +35,6 @@ def columns() -> int:
     return shutil.get_terminal_size().columns
 
 
-def duration(seconds: float) -> str:
-    """75 -> "1 min 15 s", 13500 -> "3 h 45 min"."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
 def error(message: str) -> None:
     """Tell a person on standard error; never fails."""
     try:

@@ -1,0 +1,142 @@
+"""May this run go on? What a checkpoint says of its run, held against what is asked for and what is here now."""
+
+import os
+import platform
+from collections.abc import Generator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiny_gpt.config import ModelConfig, RunConfig, flag
+from tiny_gpt.data.prepare import Dataset, prepare, stored
+from tiny_gpt.data.progress import Step
+from tiny_gpt.errors import BadInputError, OutOfResourcesError
+from tiny_gpt.training.checkpoint import read_state
+from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError
+
+# Where the run is and how it is looked after, not what it is.
+_ELSEWHERE = ("out_dir",)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint with what was told of its run."""
+
+    checkpoint: Checkpoint
+    config: RunConfig
+    """As the run resolved it: the text and the precision that it used."""
+    asked: RunConfig
+    """As a person gave it."""
+    data: dict[str, Any]
+    machine: dict[str, Any]
+    notes: list[str]
+    """What was wrong with newer checkpoints, and which settings are others now."""
+
+    def config_with_changes(self, asked: RunConfig) -> RunConfig:
+        """The run's config with the settings that `asked` has changed since; raises BadInputError for another model."""
+        before, used, now = self.asked.to_flat(), self.config.to_flat(), asked.to_flat()
+        changed = {
+            name: value
+            for name, value in now.items()
+            if value not in (before[name], used[name]) and name not in _ELSEWHERE
+        }
+        fixed = [setting.name for setting in fields(ModelConfig) if setting.name in changed]
+        if fixed:
+            differences = "; ".join(f"{flag(name)} was {before[name]}, is now {now[name]}" for name in fixed)
+            raise BadInputError(
+                f"this run cannot go on with another model: {differences}.\n"
+                "Go on with the run's own settings (tiny-gpt resume), or start a new run (--new)"
+            )
+        self.notes.extend(f"{flag(name)} was {before[name]}, is now {value}" for name, value in changed.items())
+        source = str(self.checkpoint.path)
+        return self.config.with_flat(changed | {"out_dir": asked.train.out_dir}, source)
+
+    def machine_differences(self, machine: dict[str, Any]) -> list[str]:
+        """What lets the run's numbers differ from here on, in a line; none where they will not."""
+        differences = [
+            f"{name} {self.machine.get(name)} before, {value} now"
+            for name, value in machine.items()
+            if value != self.machine.get(name)
+        ]
+        if not differences:
+            return []
+        return [f"this run began elsewhere ({'; '.join(differences)}): its losses may differ in their last digits"]
+
+
+def find_checkpoint(run_folder: Path) -> Saved:
+    """The newest checkpoint of a run that verifies, bad ones set aside; raises BadInputError where there is none."""
+    store = CheckpointStore(run_folder)
+    notes: list[str] = []
+    while True:
+        checkpoint, more = store.newest()
+        notes += more
+        if checkpoint is None:
+            found = "\n".join([*notes, ""]) if notes else ""
+            raise BadInputError(
+                f"{found}{run_folder} holds no checkpoint to go on from; start the run again with the command that "
+                "started it"
+            )
+        try:
+            return _read(checkpoint, notes)
+        except (DamagedError, BadInputError) as damage:
+            notes.append(f"{checkpoint.path} cannot be used ({damage}); {store.set_aside(checkpoint.step)}")
+
+
+def _read(checkpoint: Checkpoint, notes: list[str]) -> Saved:
+    state, about = read_state(checkpoint), checkpoint.about
+    parts = state.get("config"), state.get("asked"), about.get("data"), about.get("machine")
+    config, asked, data, machine = ({} if not isinstance(part, dict) else part for part in parts)
+    if not (config and asked and data and machine):
+        raise DamagedError("a part of what it says of its run is missing")
+    source = str(checkpoint.path)
+    return Saved(
+        checkpoint, RunConfig().with_flat(config, source), RunConfig().with_flat(asked, source), data, machine, notes
+    )
+
+
+def prepare_again(config: RunConfig, saved: Saved) -> Generator[Step, None, Dataset]:
+    """The text that the run learns from: read again, or as it was stored where it cannot be.
+
+    Raises BadInputError, naming the difference, where it is another one by now.
+    """
+    is_same_request = config.data == saved.config.data
+    try:
+        dataset = yield from prepare(config.data, config.model.block_size)
+    except (BadInputError, OutOfResourcesError) as failure:
+        found = stored(saved.config.data, str(saved.data.get("store"))) if is_same_request else None
+        if found is None or found.identity != saved.data:
+            raise
+        saved.notes.append(f"the text cannot be read again ({failure}); the run goes on with its stored tokens")
+        return found
+    differences = [
+        f"{what} {saved.data.get(name)} before, {value} now"
+        for name, what in _TELLING.items()
+        if (value := dataset.identity[name]) != saved.data.get(name)
+    ]
+    if differences:
+        raise BadInputError(
+            f"this run cannot go on with another text or tokenizer: {'; '.join(differences)} "
+            f"({', '.join(dataset.words)}).\nPut back the text that it learned from, or start a new run (--new)"
+        )
+    return dataset
+
+
+_TELLING = {
+    "train_tokens": "tokens to learn from",
+    "val_tokens": "tokens for validation",
+    "vocab_size": "vocabulary",
+    "tokenizer_sha256": "tokenizer's sha256",
+    "text_sha256": "text's sha256",
+}
+
+
+def this_machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on besides seed and settings."""
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processor": f"{platform.machine()} with {os.cpu_count()} cores",
+    }

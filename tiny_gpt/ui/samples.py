@@ -1,0 +1,42 @@
+"""samples/: what the best model wrote after each epoch, to watch it learn."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tiny_gpt.config import RunConfig, SampleConfig
+from tiny_gpt.inference.generate import stream
+from tiny_gpt.model_file import load_model
+from tiny_gpt.training.clock import Pace
+from tiny_gpt.training.events import EpochDone, Event, Saved
+
+
+class Samples:
+    """Consumes a run's events into small text files; writes fewer where writing would take too much of the time."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.folder = folder
+        self._sample = replace(SampleConfig(), seed=config.train.seed)
+        self._best: Path | None = None
+        self._pace = Pace()
+
+    def consume(self, event: Event) -> None:
+        match event:
+            case Saved(is_best=True, path=path):
+                self._best = path
+            case EpochDone(epoch=epoch) if self._best is not None and self._pace.allows():
+                with self._pace.spending():
+                    self._write(self._best, epoch)
+
+    def _write(self, model_path: Path, epoch: int) -> None:
+        text = sample_text(model_path, self._sample)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"epoch-{epoch:04}.txt").write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def sample_text(model_path: Path, sample: SampleConfig) -> str:
+    """The prompt and what the model makes of it; the same seed gives the same text."""
+    loaded = load_model(model_path, torch.device("cpu"))
+    assert sample.seed is not None, "a sample to be written down has a seed"
+    return sample.prompt + "".join(stream(loaded, sample, sample.seed))
