@@ -18,13 +18,14 @@ FLOORS = [
     {"data", "model"},
     {"model_file"},
     {"training", "inference"},
-    {"ui", "runs"},
-    {"commands", "text_commands"},
+    {"ui", "runs", "checks"},
+    {"self_test"},
+    {"commands", "text_commands", "doctor_command"},
     {"cli"},
     {"train.py", "inference.py", "__main__"},
 ]
 FLOOR_OF = {unit: number for number, units in enumerate(FLOORS) for unit in units}
-PRINTING = {"ui", "cli", "commands", "text_commands"}
+PRINTING = {"ui", "cli", "commands", "text_commands", "doctor_command"}
 
 
 def sources():

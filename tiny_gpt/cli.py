@@ -111,6 +111,16 @@ class EvalCommand:
     """Print the figures as JSON."""
 
 
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Hold this machine's arithmetic against exact references before a night is spent on it."""
+
+    device: str = "all"
+    """all, auto, cpu, mps, cuda or cuda:N."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the figures as JSON."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`tiny-gpt VERB ...`; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -202,6 +212,14 @@ def evaluate(args: Sequence[str]) -> int:
     return score(user_path(command.model), command.sources, command.eval, command.json)
 
 
+def doctor(args: Sequence[str]) -> int:
+    """Check that this machine computes right, before a night; says which device and settings are safe."""
+    command = tyro.cli(DoctorCommand, prog="tiny-gpt doctor", args=args, config=FLAT)
+    from tiny_gpt.doctor_command import examine
+
+    return examine(command.device, command.json)
+
+
 def inference_script() -> int:
     """`python3 inference.py`."""
     return guarded(lambda args: generate(args, "inference.py"), sys.argv[1:])
@@ -213,6 +231,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "generate": generate,
     "data": data,
     "eval": evaluate,
+    "doctor": doctor,
 }
 
 

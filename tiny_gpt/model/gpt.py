@@ -64,7 +64,7 @@ class GPT(nn.Module):
         """
         start = cache.length if cache else 0
         end = start + ids_BT.shape[1]
-        x_BTD = self.token_embedding(ids_BT)
+        x_BTD = embed(self.token_embedding, ids_BT)
         rope = None
         if self.config.architecture == "classic":
             x_BTD = x_BTD + self.position_embedding(torch.arange(start, end, device=ids_BT.device))
@@ -89,6 +89,20 @@ class GPT(nn.Module):
     @property
     def n_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def embed(embedding: nn.Embedding, ids_BT: torch.Tensor) -> torch.Tensor:
+    """The row (B, T, D) of each id. MPS adds up the gradients of equal ids in any order, so where torch is told to be
+    deterministic it gets a product instead (pytorch#195404)."""
+    if ids_BT.device.type != "mps" or not torch.are_deterministic_algorithms_enabled():
+        return embedding(ids_BT)
+    return one_hot_embed(embedding, ids_BT)
+
+
+def one_hot_embed(embedding: nn.Embedding, ids_BT: torch.Tensor) -> torch.Tensor:
+    """The same by a product with ones and zeros, which is deterministic everywhere."""
+    ones_NV = F.one_hot(ids_BT.flatten(), embedding.num_embeddings).to(embedding.weight.dtype)
+    return (ones_NV @ embedding.weight).unflatten(0, ids_BT.shape)
 
 
 class Block(nn.Module):
@@ -170,10 +184,15 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm with fp32 weights and statistics, in the input's dtype."""
+    """LayerNorm with fp32 weights and arithmetic at least; its result has the input's dtype.
+
+    torch's CPU kernel for bf16 adds up the gradients by weight and bias in bf16, which put them off by half in a
+    guide's step (docs/log.md).
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        return F.layer_norm(wide, self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

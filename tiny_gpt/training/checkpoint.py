@@ -153,9 +153,11 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
         if n_header_bytes > MAX_HEADER_BYTES:
             raise DamagedError(f"{path.name} has a header of {n_header_bytes:,} bytes")
         with safe_open(path, framework="pt") as found:
-            shapes = {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}  # noqa: SIM118
-            if shapes != {name: tuple(tensor.shape) for name, tensor in into.items()}:
-                odd = sorted(set(shapes) ^ set(into)) or [n for n in into if shapes[n] != tuple(into[n].shape)]
+            slices = {name: found.get_slice(name) for name in found.keys()}  # noqa: SIM118
+            kinds = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            expected = {name: ("F32", tuple(tensor.shape)) for name, tensor in into.items()}
+            if kinds != expected:
+                odd = sorted(name for name in kinds | expected if kinds.get(name) != expected.get(name))
                 raise DamagedError(f"{path.name} does not fit the model ({', '.join(odd[:3])})")
             for name, tensor in into.items():
                 tensor.copy_(found.get_tensor(name))

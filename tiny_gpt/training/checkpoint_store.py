@@ -29,6 +29,7 @@ SET_ASIDE_FOLDER = "set-aside"
 STATE_FILE = "state.json"
 MAX_MANIFEST_BYTES = MAX_STATE_BYTES = 1 << 20
 _NAME = re.compile(r"step-(\d{8,15})")
+_NAME_OF_FILE = re.compile(r"[a-z][a-z_.]{0,40}")
 
 N_NEWEST_KEPT = 3
 """Never below two: when the newest proves bad, there must be another."""
@@ -216,14 +217,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 f"{path} has format version {manifest['format_version']}, this tiny_gpt reads {FORMAT_VERSION}; "
                 "use the tiny_gpt that wrote it, or a newer one"
             )
-        names = list(manifest["files"])
-        if not all(re.fullmatch(r"[a-z][a-z_.]{0,40}", name) for name in names) or not isinstance(
-            manifest["about"], dict
-        ):
+        entries = manifest["files"].items()
+        if not all(_NAME_OF_FILE.fullmatch(name) and _is_entry(entry) for name, entry in entries):
             raise DamagedError("its manifest names odd files")
+        if not isinstance(manifest["about"], dict):
+            raise DamagedError("its manifest tells nothing of the run")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError("its manifest cannot be read") from error
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    return entry.keys() == {"n_bytes", "sha256"} and type(entry["n_bytes"]) is int and type(entry["sha256"]) is str
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

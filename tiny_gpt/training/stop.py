@@ -5,20 +5,25 @@ SIGHUP, which a terminal sends when it is closed, ends nothing: a night goes on 
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
+
+# timeout(1) and service managers send TERM to a process and then to its whole group.
+SAME_REQUEST_S = 1.0
 
 
 class StopRequest:
     """A context in which HUP only sets `hung_up`, and after `listen` the first INT or TERM only sets `signal_number`.
 
-    The second one raises KeyboardInterrupt.
+    The second one raises KeyboardInterrupt, unless it is but the echo of a TERM.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self.hung_up = False
+        self._asked_at = 0.0
         self._earlier_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -39,9 +44,10 @@ class StopRequest:
             self._earlier_handlers[number] = signal.signal(number, handler)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal_number is not None:
+        if self.signal_number is None:
+            self.signal_number, self._asked_at = number, time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self._asked_at > SAME_REQUEST_S:
             raise KeyboardInterrupt
-        self.signal_number = number
 
     def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
         self.hung_up = True
