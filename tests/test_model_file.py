@@ -81,6 +81,11 @@ def test_a_folder_is_told_apart(tmp_path):
     assert f"is a folder; name the model file in it, such as {tmp_path / 'tiny_gpt_best.pt'}" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "model.pt/model.pt"])
+def test_a_name_that_no_file_can_have_is_told(path, name):
+    refusal(path.parent / name)
+
+
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_refused(path, part):
     os.truncate(path, int(path.stat().st_size * part))

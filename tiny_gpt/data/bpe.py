@@ -17,11 +17,14 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tiny_gpt.data.characters import N_BYTES
+from tiny_gpt.data.strict_bpe import build_library_tokenizer
 from tiny_gpt.data.utf8 import to_utf8
 from tiny_gpt.errors import BadInputError
 
 # Words kept in the table; when it is full it starts anew. About 100 bytes each.
 MAX_CACHED_WORDS = 400_000
+# More ids than any text of an evening can fill; those of 300,000 tokens fit into what strict_bpe.py reads.
+MAX_VOCAB_SIZE = 300_000
 
 # Where GPT-2's pattern cuts ASCII text into words. Whatever touches another character is taken up to the next white
 # space (the last alternative but one), for the library to cut: its tables of letters and digits may be newer.
@@ -61,7 +64,7 @@ class BpeTokenizer:
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         library.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=max(vocab_size, N_BYTES),
+            vocab_size=min(max(vocab_size, N_BYTES), MAX_VOCAB_SIZE),
             min_frequency=2,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
@@ -73,7 +76,8 @@ class BpeTokenizer:
     def from_file(cls, path: Path) -> Self:
         """A tokenizer.json; raises BadInputError saying why when it cannot be used."""
         try:
-            return cls(_library_from(path.read_text(encoding="utf-8")))
+            tokenizer = cls(_library_from(path.read_text(encoding="utf-8")))
+            return cls.from_dict(tokenizer.to_dict())  # as it is read from a model file: what that refuses, refuse now
         except OSError as error:
             raise BadInputError(f"cannot read the tokenizer {path}: {error.strerror}") from error
         except (UnicodeDecodeError, BadInputError) as error:
@@ -97,7 +101,7 @@ class BpeTokenizer:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         if not isinstance(values.get("tokenizer_json"), str):
             raise BadInputError("the tokenizer lacks its tokenizer_json")
-        return cls(_library_from(values["tokenizer_json"]))
+        return cls(build_library_tokenizer(values["tokenizer_json"]))
 
     def _encode_by_library(self, text: str) -> bytes:
         """The ids as the bytes of an array. Lone surrogates, which the library refuses, go byte by byte."""
@@ -118,7 +122,11 @@ class BpeTokenizer:
             )
         added = list(self._library.get_added_tokens_decoder().values())
         for probe in (_PROBE, _PROBE.strip(), *(f"a {token.content} b" for token in added)):
-            if self.decode_bytes(self.encode(probe).tolist()) != to_utf8(probe):
+            try:
+                comes_back = self.decode_bytes(self.encode(probe).tolist()) == to_utf8(probe)
+            except Exception:  # the library raises plain Exception for what it has no token for
+                comes_back = False
+            if not comes_back:
                 raise BadInputError(
                     f"this tokenizer changes text: {probe[:40]!r} does not come back as it was; "
                     "use one that loses nothing, or --tokenizer bpe to train your own"
@@ -156,11 +164,10 @@ def _library_from(tokenizer_json: str) -> LibraryTokenizer:
 
 
 def _cuts_like_gpt2(library: LibraryTokenizer) -> bool:
-    settings = json.loads(library.to_str())
-    cut = settings["pre_tokenizer"] or {}
+    cut = json.loads(library.pre_tokenizer.__getstate__()) if library.pre_tokenizer else {}
     return (
-        settings["normalizer"] is None
-        and not settings["added_tokens"]
+        library.normalizer is None
+        and not library.get_added_tokens_decoder()
         and cut.get("type") == "ByteLevel"
         and cut.get("use_regex", True)
         and not cut["add_prefix_space"]
@@ -171,18 +178,20 @@ def _bytes_of_ids(library: LibraryTokenizer) -> list[bytes]:
     """The bytes of each id: tokens are written in GPT-2's alphabet of 256 printable characters, added ones plainly."""
     added = {i: token.content for i, token in library.get_added_tokens_decoder().items()}
     byte_of_char = _byte_of_gpt2_char()
+    foreign = re.compile(f"[^{re.escape(''.join(byte_of_char))}]")
+    latin1 = {ord(char): byte for char, byte in byte_of_char.items()}
     result = []
     for i in range(max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1):
         token = library.id_to_token(i) or ""
         if i in added:
             result.append(added[i].encode())
-        elif all(char in byte_of_char for char in token):
-            result.append(bytes(byte_of_char[char] for char in token))
-        else:
+        elif foreign.search(token):
             raise BadInputError(
                 f"its token {token!r} is not byte-level; use a byte-level tokenizer (such as GPT-2's or Llama 3's), "
                 "or --tokenizer bpe to train your own"
             )
+        else:
+            result.append(token.translate(latin1).encode("latin-1"))
     return result
 
 

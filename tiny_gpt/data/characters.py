@@ -108,13 +108,15 @@ class CharTokenizer:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         characters = values.get("characters")
-        if (
-            not isinstance(characters, str)
-            or len(set(characters)) < len(characters)
-            or any(map(str.isascii, characters))
-        ):
+        if not isinstance(characters, str) or len(characters) > N_CODEPOINTS or not _are_distinct(characters):
             raise BadInputError("the tokenizer's characters are not a text of distinct characters beyond ASCII")
         return cls(characters)
+
+
+def _are_distinct(characters: str) -> bool:
+    """Each beyond ASCII, no lone surrogate, none twice."""
+    times = np.bincount(_codepoints(characters), minlength=N_CODEPOINTS)
+    return not times[:128].any() and not times[0xD800:0xE000].any() and times.max() <= 1
 
 
 def _codepoints(text: str) -> NDArray[np.uint32]:
