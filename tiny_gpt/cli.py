@@ -156,11 +156,11 @@ def resume(args: Sequence[str]) -> int:
     """Go on with a run that was stopped, exactly where its newest checkpoint is."""
     name = tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, config=FLAT).run
     folder = find_run(name)
-    if newest_step(folder) >= 0 and not unfinished(folder):
-        raise UsageError(f"{folder} is finished; to train it further give more epochs: --epochs N")
     base = config_of(folder)
     default = ResumeCommand(base.model, base.data, base.train, base.night)
     config = _settings(tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, default=default, config=FLAT))
+    if not unfinished(folder, config.train.total_steps):
+        raise UsageError(f"{folder} is finished; to train it further give more epochs: --epochs N")
     config = replace(config, train=replace(config.train, out_dir=str(folder)))
     return _train(config, Beginning(resume=True), [sys.executable, "-m", "tiny_gpt", "resume", *args], _me())
 
@@ -282,7 +282,7 @@ def settle(config: RunConfig, beginning: Beginning) -> tuple[Path, bool]:
     Raises UsageError where there is an unfinished run, no flag and nobody to ask.
     """
     folder = folder_for(config, is_new=beginning.new)
-    found = unfinished(folder)
+    found = unfinished(folder, config.train.total_steps if beginning.resume else 0)
     if beginning.resume:
         if found is None:
             state = "is finished" if newest_step(folder) >= 0 else "holds no checkpoint"

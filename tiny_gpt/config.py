@@ -22,6 +22,8 @@ METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
 SAMPLES_FOLDER = "samples"
 
+# What a model file may hold.
+MAX_LAYERS, MAX_VOCAB_SIZE = 500, 300_000
 TOKENIZER_NAMES = ("char", "byte", "bpe")
 
 
@@ -62,6 +64,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_layer", "n_head", "d_model", "d_ff", "block_size")
+        _require(self.n_layer <= MAX_LAYERS, f"--n-layer {self.n_layer}: at most {MAX_LAYERS}")
         _require(
             self.d_model % self.n_head == 0,
             f"--d-model {self.d_model} is not divisible by --n-head {self.n_head}: every head gets an equal "
@@ -103,8 +106,9 @@ class DataConfig:
             f"--tokenizer {self.tokenizer}: give one of {', '.join(TOKENIZER_NAMES)}, or a tokenizer.json",
         )
         _require(
-            self.vocab_size == 0 or (self.tokenizer == "bpe" and self.vocab_size >= 256),
-            f"--vocab-size {self.vocab_size} with --tokenizer {self.tokenizer}: only bpe has a choice, of at least 256",
+            self.vocab_size == 0 or (self.tokenizer == "bpe" and 256 <= self.vocab_size <= MAX_VOCAB_SIZE),
+            f"--vocab-size {self.vocab_size} with --tokenizer {self.tokenizer}: only bpe has a choice, of 256 to "
+            f"{MAX_VOCAB_SIZE:,}",
         )
 
 

@@ -37,13 +37,14 @@ class Unfinished:
         )
 
 
-def unfinished(folder: Path) -> Unfinished | None:
-    """The run in `folder` if it can go on."""
+def unfinished(folder: Path, total_steps: int = 0) -> Unfinished | None:
+    """The run in `folder` if it can go on, to the end that it was given or to `total_steps` if that is more."""
     store = CheckpointStore(folder)
     for step in store.steps():
         try:
             about = store.about(step)
-            found = Unfinished(folder, step, int(about["total_steps"]), max(1, int(about["iters_per_epoch"])))
+            total_steps = max(total_steps, int(about["total_steps"]))
+            found = Unfinished(folder, step, total_steps, max(1, int(about["iters_per_epoch"])))
         except (DamagedError, BadInputError, KeyError, TypeError, ValueError):
             continue
         is_finished = found.step >= found.total_steps and (folder / FINAL_FILE).exists()

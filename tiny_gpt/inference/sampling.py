@@ -3,10 +3,16 @@
 import torch
 
 from tiny_gpt.config import SampleConfig
+from tiny_gpt.errors import BadInputError
 
 
 def sample(logits_V: torch.Tensor, config: SampleConfig, generator: torch.Generator) -> int:
-    """Draw the next id; with temperature 0 take the likeliest. `generator` is a CPU generator."""
+    """Draw the next id; with temperature 0 take the likeliest. `generator` is a CPU generator.
+
+    Raises BadInputError for logits that are no numbers, as those of a model whose weights are none.
+    """
+    if not logits_V.isfinite().all():
+        raise BadInputError("this model computes no numbers: its weights are damaged or have diverged; use another one")
     if config.temperature == 0:
         return int(logits_V.argmax())
     logits_V = logits_V.cpu().double()

@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from tiny_gpt.config import ModelConfig
+from tiny_gpt.model.shapes import check_dimensions
 from tiny_gpt.training.checkpoint_store import (
     MAX_STATE_BYTES,
     STATE_FILE,
@@ -145,13 +147,31 @@ def write_tensors(sink: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
         sink.write(tensor.detach().cpu().contiguous().numpy().reshape(-1).view("uint8").data)
 
 
+def check_model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int) -> None:
+    """Raise DamagedError unless the weights are those of this very model, before memory is taken for it."""
+    path = checkpoint.path / MODEL_FILE
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt") as found:
+            shapes = {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}  # noqa: SIM118
+        check_dimensions(config, vocab_size, shapes, path.stat().st_size)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DamagedError(f"{path.name}: {str(error)[:200]}") from error
+
+
+def _check_header(path: Path) -> None:
+    """The library reads a header of any size into memory; ours are small. Raises DamagedError or OSError."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    n_header_bytes = int.from_bytes(start, "little")
+    if len(start) < 8 or n_header_bytes > MAX_HEADER_BYTES:
+        raise DamagedError(f"{path.name} has a header of {n_header_bytes:,} bytes")
+
+
 def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
     """Copy the tensors of a safetensors file into those of the same names; raises DamagedError if any differ."""
     try:
-        with open(path, "rb") as file:
-            (n_header_bytes,) = struct.unpack("<Q", file.read(8))
-        if n_header_bytes > MAX_HEADER_BYTES:
-            raise DamagedError(f"{path.name} has a header of {n_header_bytes:,} bytes")
+        _check_header(path)
         with safe_open(path, framework="pt") as found:
             slices = {name: found.get_slice(name) for name in found.keys()}  # noqa: SIM118
             kinds = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
@@ -161,7 +181,7 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
                 raise DamagedError(f"{path.name} does not fit the model ({', '.join(odd[:3])})")
             for name, tensor in into.items():
                 tensor.copy_(found.get_tensor(name))
-    except (OSError, SafetensorError, struct.error) as error:
+    except (OSError, SafetensorError) as error:
         raise DamagedError(f"{path.name} cannot be read") from error
 
 

@@ -13,7 +13,7 @@ from tiny_gpt.config import ModelConfig, RunConfig, flag
 from tiny_gpt.data.prepare import Dataset, prepare, stored
 from tiny_gpt.data.progress import Step
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
-from tiny_gpt.training.checkpoint import read_state
+from tiny_gpt.training.checkpoint import check_model, read_state
 from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError
 
 # Where the run is and how it is looked after, not what it is.
@@ -52,6 +52,13 @@ class Saved:
         self.notes.extend(f"{flag(name)} was {before[name]}, is now {value}" for name, value in changed.items())
         source = str(self.checkpoint.path)
         return self.config.with_flat(changed | {"out_dir": asked.train.out_dir}, source)
+
+    def check_model(self, config: ModelConfig, vocab_size: int) -> None:
+        """Raise BadInputError unless the saved weights are those of this model."""
+        try:
+            check_model(self.checkpoint, config, vocab_size)
+        except DamagedError as damage:
+            raise BadInputError(f"{self.checkpoint.path} cannot be used: {damage}") from damage
 
     def machine_differences(self, machine: dict[str, Any]) -> list[str]:
         """What lets the run's numbers differ from here on, in a line; none where they will not."""

@@ -55,6 +55,8 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
             data=replace(config.data, data=dataset.words),
             train=replace(config.train, precision="bf16" if dtype == torch.bfloat16 else "fp32"),
         )
+        if saved:
+            saved.check_model(config.model, dataset.tokenizer.vocab_size)
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, dataset.tokenizer.vocab_size, dtype).to(device)
         settings = {"config": config.to_flat(), "asked": asked.to_flat()}

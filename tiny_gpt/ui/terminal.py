@@ -39,6 +39,6 @@ def error(message: str) -> None:
     """Tell a person on standard error; never fails."""
     try:
         make_safe(sys.stderr)
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
         pass  # nobody is listening
