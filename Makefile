@@ -6,13 +6,14 @@ SETUP = command -v $(PYTHON) >/dev/null || \
 	{ echo "$(PYTHON) is not on this machine; install Python 3.11 or newer, then repeat." >&2; exit 1; }; \
 	$(PYTHON) scripts/setup.py
 
-.PHONY: help setup train test lint bench
+.PHONY: help setup train test lint bench torture
 
 help:
 	@echo "make train   train a first small GPT (a few minutes) and print what it writes"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure the training step on this machine"
+	@echo "make torture kill, starve and damage runs for an hour, and see what holds"
 	@echo "make setup   only prepare .venv; the others do it when needed"
 	@echo "Another Python: make setup PYTHON=python3.12"
 
@@ -36,3 +37,7 @@ lint:
 bench:
 	@$(SETUP)
 	$(VENV_PYTHON) -m benchmarks.training_step
+
+torture:
+	@$(SETUP) test
+	$(VENV_PYTHON) -m torture

@@ -6,6 +6,7 @@ Importing this, and `--help`, do not import torch.
 import argparse
 import contextlib
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -28,7 +29,7 @@ from tiny_gpt.runs import config_of, find_run, folder_for, newest_model, newest_
 from tiny_gpt.ui.terminal import error, make_safe
 from tiny_gpt.watchdog import watch
 
-# Set for the process that trains: what its parent has settled, as "resume FOLDER" or "new FOLDER".
+# Set for the process that trains: what its parent has settled, as JSON [folder, goes on, name of this program].
 SETTLED = "TINY_GPT_SETTLED"
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -250,10 +251,10 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str) -
     if settled is None:
         folder, is_resumed = settle(config, beginning)
     else:  # by the parent; what it started again goes on
-        kind, _, name = settled.partition(" ")
-        folder, is_resumed = user_path(name), kind == "resume" or bool(restart_reason())
+        name, is_resumed, me = json.loads(settled)
+        folder, is_resumed = Path(name), is_resumed or bool(restart_reason())
     if config.night.watchdog and not watched():
-        os.environ[SETTLED] = f"{'resume' if is_resumed else 'new'} {folder}"
+        os.environ[SETTLED] = json.dumps([str(folder), is_resumed, me])
         sys.stdout.flush()
         try:
             return watch(again, again, lambda: newest_step(folder), error)
