@@ -37,6 +37,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             beside.unlink()
 
 
+def sweep(folder: Path) -> None:
+    """Delete what killed writers have left in `folder`. Only where no other process writes."""
+    for left in folder.glob(".*.*.part"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
 def sync_to_disk(descriptor: int) -> None:
     """fsync that also empties the drive's own cache on macOS, where plain fsync does not (fcntl(2))."""
     if sys.platform == "darwin":
@@ -73,7 +80,7 @@ def cannot_write(path: Path, error: OSError, remedy: str = "choose another folde
 
 def writable_folder(folder: Path, flag: str) -> Path:
     """`folder`, made if need be and proven writable by writing; raises OutOfResourcesError naming `flag`."""
-    probe = folder / f".tiny_gpt-{os.getpid()}.part"
+    probe = folder / f".probe.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()

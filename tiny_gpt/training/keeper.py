@@ -4,6 +4,7 @@ A night's work is worth more than any single file. A save that fails is tried on
 is told and left for the next occasion, and the training goes on.
 """
 
+import copy
 import dataclasses
 import errno
 import functools
@@ -40,6 +41,8 @@ class Keeper:
         self._pace = Pace()
         self._trouble = ""
         """Why the last save failed; empty if it did not."""
+        self._unsaved_best: tuple[Evaluated, GPT] | None = None
+        """What a disk in trouble has not taken yet."""
         self._safe_step: int | None = None
         """Step of the checkpoint that holds the learner as it is now."""
 
@@ -101,12 +104,32 @@ class Keeper:
     # --- model files ---
 
     def save_best(self, evaluated: Evaluated) -> Saved | None:
-        """A model that could not be saved is not the best: the next one that beats the last saved is tried again."""
+        """Save the model as the best; where that cannot be done now, keep a copy of it and try again later."""
+        saved = self._save_best(evaluated, self.learner.model)
+        self._unsaved_best = None if saved else (evaluated, copy.deepcopy(self.learner.model).cpu())
+        return saved
+
+    def catch_up(self) -> Saved | None:
+        """Save the best model if it is not on the disk yet, or not any more; None where there is nothing to do."""
+        if self._unsaved_best is not None:
+            saved = self._save_best(*self._unsaved_best)
+            self._unsaved_best = None if saved else self._unsaved_best
+            return saved
+        if self.learner.best is not None and not self.best_path.exists():
+            self.tell(f"{self.best_path} is gone; {self._best_from_checkpoints()}")
+        return None
+
+    def _save_best(self, evaluated: Evaluated, model: GPT) -> Saved | None:
         with self.learner.clock.apart("save"):
-            saved = self._attempt(lambda: self._save(self.best_path, evaluated, self.learner.model))
+            saved = self._attempt(lambda: self._save(self.best_path, evaluated, model))
         if saved:
             self.learner.best = evaluated
         return saved
+
+    def is_better(self, evaluated: Evaluated) -> bool:
+        """Whether this evaluation is better than that of the best model, saved or not."""
+        best = self._unsaved_best[0] if self._unsaved_best else self.learner.best
+        return best is None or evaluated.val_loss < best.val_loss
 
     def save_final(self) -> Saved:
         """The model of the last step; raises OutOfResourcesError where not even this can be saved."""

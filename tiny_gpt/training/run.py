@@ -17,7 +17,7 @@ from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, LOG_FILE, METRIC
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.device import configure, describe_device, pick_device, pick_precision
 from tiny_gpt.errors import BadInputError, UsageError
-from tiny_gpt.files import atomic_write, cannot_write, user_path, writable_folder
+from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
 from tiny_gpt.heartbeat import restart_reason
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, DamagedError
@@ -91,6 +91,7 @@ def only_one(out_dir: Path) -> Iterator[None]:
         ) from held
     except (OSError, NotImplementedError):
         pass  # a drive without locks
+    sweep(out_dir)
     try:
         yield
     finally:

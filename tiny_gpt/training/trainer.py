@@ -130,6 +130,7 @@ class Trainer:
                 break
             yield from self._between_steps(night, epoch_ends)
         yield from self._told(self.keeper.checkpoint())
+        yield from self._told(self.keeper.catch_up())
         yield from self._told(self.keeper.save_final())
         yield self._finish(night)
 
@@ -200,8 +201,8 @@ class Trainer:
             learner.state.n_rollbacks, learner.state.rolled_back_to = 0, None
         learner.history.append(evaluated)
         yield evaluated
-        if learner.best is None or evaluated.val_loss < learner.best.val_loss:
-            yield from self._told(self.keeper.save_best(evaluated))
+        better = self.keeper.is_better(evaluated)
+        yield from self._told(self.keeper.save_best(evaluated) if better else self.keeper.catch_up())
 
     # --- what keeps a night going ---
 
