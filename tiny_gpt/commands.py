@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import random
 import shlex
 import sys
@@ -62,8 +63,11 @@ def train_and_sample(config: RunConfig, resume: bool, commands: NextCommands) ->
             if isinstance(event, Finished):
                 finished = event
     assert finished is not None, "a run that ends without an error has finished"
-    with contextlib.suppress(BrokenPipeError):  # whoever was to read this has left; the night was not for nothing
+    try:
         _say_what_is_next(finished, config, commands)
+        sys.stdout.flush()
+    except OSError:  # whoever was to read this has left; the night was not for nothing
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out
     return 0 if finished.stopped_by is None else 128 + finished.stopped_by
 
 

@@ -46,8 +46,10 @@ class RunState:
     """Multiplies the scheduled learning rate; halved when the run steps back from trouble."""
     batch_offset: int = 0
     """How many batches were left out for good; step s reads batch s + batch_offset."""
+    lowest_val_loss: float = 1e9
+    """Of all evaluations, also of those that a step back has taken out of the history."""
     n_rollbacks: int = 0
-    """Times stepped back since the best model was last improved."""
+    """Times stepped back since that was last improved."""
     rolled_back_to: int | None = None
     """Where the last of them led."""
     train_s: float = 0.0

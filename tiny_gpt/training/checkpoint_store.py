@@ -141,13 +141,8 @@ class CheckpointStore:
     def make_room(self) -> bool:
         """Delete the oldest thing for the sake of a full disk; False if only the newest checkpoint is left."""
         set_aside = sorted((self.folder / SET_ASIDE_FOLDER).glob("*"))
-        if set_aside:
-            self._delete(set_aside[0])
-            return True
-        older = self.steps()[1:]
-        if older:
-            self._delete(self._path(older[-1]))
-        return bool(older)
+        older = [self._path(step) for step in reversed(self.steps()[1:])]
+        return any(self._delete(path) for path in [*set_aside, *older])
 
     def set_aside(self, step: int) -> str:
         """Move a checkpoint out of the way; says where it is now."""
@@ -166,6 +161,8 @@ class CheckpointStore:
         """Delete what a killed writer left. Only the process that trains this run may call it."""
         for left in [*self.folder.glob(".step-*.part"), *self.folder.glob(".step-*.old")]:
             shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # of a run that never came to its first checkpoint
 
     def _worth_keeping(self, steps: Iterable[int]) -> set[int]:
         """The best by val_loss, and the first one after each milestone."""
@@ -196,12 +193,15 @@ class CheckpointStore:
         return self.folder / f"step-{step:08}"
 
     @staticmethod
-    def _delete(path: Path) -> None:
-        """By another name first: a checkpoint that is only half deleted must not look like one."""
+    def _delete(path: Path) -> bool:
+        """By another name first: a checkpoint that is only half deleted must not look like one. Whether it is gone."""
         old = path.with_name(f".{path.name}.old")
         with contextlib.suppress(OSError):
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
-        shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(old)
+            return True
+        return False
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

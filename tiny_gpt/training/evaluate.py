@@ -41,12 +41,15 @@ class FixedWindows:
         total = torch.zeros(
             (), dtype=torch.float64 if model.device.type != "mps" else torch.float32, device=model.device
         )
-        with torch.no_grad():
-            for i in range(0, len(self.starts), self.batch_size):
-                inputs_BT, targets_BT = self._batch(self.starts[i : i + self.batch_size])
-                total += model.losses(inputs_BT.to(model.device), targets_BT.to(model.device)).sum(dtype=total.dtype)
-                beat()
-        model.train(was_training)
+        try:
+            with torch.no_grad():
+                for i in range(0, len(self.starts), self.batch_size):
+                    inputs_BT, targets_BT = self._batch(self.starts[i : i + self.batch_size])
+                    losses_BT = model.losses(inputs_BT.to(model.device), targets_BT.to(model.device))
+                    total += losses_BT.sum(dtype=total.dtype)
+                    beat()
+        finally:
+            model.train(was_training)
         return total.item() / self.n_tokens
 
     def _batch(self, starts: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ A night's work is worth more than any single file. A save that fails is tried on
 is told and left for the next occasion, and the training goes on.
 """
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -75,9 +76,10 @@ class Keeper:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Have the learner go on from `checkpoint` as if nothing had happened. Raises DamagedError."""
-        self.store.sweep()
         self.learner.resume(checkpoint)
         self._safe_step = checkpoint.step
+        with contextlib.suppress(OSError):
+            self.final_path.unlink()  # of when the run was stopped: only the last step's says that it is finished
         self._mend_best_model()
 
     def healthy_before(self, step: int) -> Checkpoint | None:

@@ -20,7 +20,7 @@ from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
 from tiny_gpt.heartbeat import restart_reason
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, DamagedError
+from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.night import Night
 from tiny_gpt.training.resume import Saved, find_checkpoint, prepare_again, this_machine
@@ -92,6 +92,7 @@ def only_one(out_dir: Path) -> Iterator[None]:
     except (OSError, NotImplementedError):
         pass  # a drive without locks
     sweep(out_dir)
+    CheckpointStore(out_dir).sweep()
     try:
         yield
     finally:

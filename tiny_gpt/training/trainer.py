@@ -197,7 +197,8 @@ class Trainer:
     def _take(self, evaluated: Evaluated) -> Iterator[Event]:
         """Add an evaluation to the history; save the model if it is the best so far."""
         learner = self.learner
-        if evaluated.val_loss < min((e.val_loss for e in learner.history), default=math.inf):
+        if evaluated.val_loss < learner.state.lowest_val_loss:
+            learner.state.lowest_val_loss = evaluated.val_loss
             learner.state.n_rollbacks, learner.state.rolled_back_to = 0, None
         learner.history.append(evaluated)
         yield evaluated
@@ -248,7 +249,7 @@ class Trainer:
         after.batch_offset += before.step - target.step
         after.rate_factor = before.rate_factor / 2
         after.n_rollbacks, after.rolled_back_to = before.n_rollbacks + 1, target.step
-        after.n_parts, after.incidents = before.n_parts, before.incidents
+        after.lowest_val_loss, after.n_parts, after.incidents = before.lowest_val_loss, before.n_parts, before.incidents
         learner.guard.calm_down()
         learner.clock.start_lap(target.step)
         self._fit_windows()

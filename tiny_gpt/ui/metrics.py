@@ -23,8 +23,8 @@ class MetricsFile:
                 self._is_behind = True
             case Evaluated():
                 self._lines.append(to_line(event))
-            case Finished() if self._is_behind:
-                pass
+            case Finished():
+                self._is_behind = True  # flushed to the disk, once
             case _:
                 return
         try:
