@@ -66,6 +66,7 @@ class World:
         self.text.write_text("\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(480)))
         os.environ["TINY_GPT_CACHE"] = str(folder / "cache")
         torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # so that processes under the watchdog compute as their twins do
         configure(torch.device("cpu"))  # takes seconds the first time: here, not in every child
         self.twin = cache(self._twin)
 
