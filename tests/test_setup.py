@@ -252,7 +252,7 @@ def test_without_an_environment_the_launcher_says_what_to_do(tmp_path):
     done = run_script(tmp_path)
     assert done.returncode == 1 and not done.stdout
     first, second = done.stderr.splitlines()
-    assert "lacks numpy, psutil, pyarrow, requests, tokenizers, torch" in first
+    assert "lacks filelock, numpy, psutil, pyarrow, requests, safetensors, tokenizers, torch" in first
     assert "make setup" in second and str(tmp_path) in second
 
 

@@ -23,7 +23,7 @@ LOG_FILE = "train.log"
 SAMPLES_FOLDER = "samples"
 
 # What a model file may hold.
-MAX_LAYERS, MAX_VOCAB_SIZE = 500, 300_000
+MAX_VOCAB_SIZE = 300_000
 TOKENIZER_NAMES = ("char", "byte", "bpe")
 
 
@@ -64,7 +64,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_layer", "n_head", "d_model", "d_ff", "block_size")
-        _require(self.n_layer <= MAX_LAYERS, f"--n-layer {self.n_layer}: at most {MAX_LAYERS}")
         _require(
             self.d_model % self.n_head == 0,
             f"--d-model {self.d_model} is not divisible by --n-head {self.n_head}: every head gets an equal "
