@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tiny_gpt.files import atomic_write
+from tiny_gpt.files import atomic_write, sync_to_disk
 from tiny_gpt.training.checkpoint import to_line
 from tiny_gpt.training.events import Evaluated, Event, Finished, Prepared, SteppedBack
 
@@ -24,7 +24,7 @@ class MetricsFile:
             case Evaluated():
                 self._lines.append(to_line(event))
             case Finished():
-                self._is_behind = True  # flushed to the disk, once
+                pass
             case _:
                 return
         try:
@@ -32,7 +32,10 @@ class MetricsFile:
                 self._write_all()
             else:
                 with open(self.path, "a", encoding="utf-8") as file:
-                    file.write(self._lines[-1])
+                    if isinstance(event, Finished):
+                        sync_to_disk(file.fileno())
+                    else:
+                        file.write(self._lines[-1])
             self._is_behind = False
         except Exception:
             self._is_behind = True
