@@ -181,8 +181,7 @@ def quota(folder: Path, n_bytes: int) -> Faults:
 
     def visit(call: Call) -> None:
         used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        if used + len(call.data) > n_bytes:
-            call.half()
+        if call.kind == "write" and used + len(call.data) > n_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), call.what)
 
     return lambda _: visit_calls(folder, visit)

@@ -213,8 +213,8 @@ def spread(found: list[Point], n: int) -> list[Point]:
 
 SAFE = "every named checkpoint whole, at most one step lost, the end equal to the twin's to the last bit"
 GROUPS = {
-    "kills-at-random-moments": Group(SAFE, at_a_random_moment, times(200), 4),
-    "kills-at-points": Group(SAFE, at_a_point, points_of_a_run, 4),
+    "kills-at-random-moments": Group(SAFE, at_a_random_moment, times(200), 3),
+    "kills-at-points": Group(SAFE, at_a_point, points_of_a_run, 3),
     "kills-in-second-lives": Group(SAFE, in_a_second_life, points_of_second_lives, 2),
     "ten-kills-in-one-run": Group(f"{MIN_KILLS} kills or more; {SAFE}", many_in_one_run, lambda _: [*KINDS], 1),
 }

@@ -216,7 +216,7 @@ def poisoned(folder: Path) -> list[str]:
 
 HEALTHY = "no file ever holds a NaN; skipped steps leave weights and moments as they were"
 GROUPS = {
-    "nan": Group(f"exit 0, also when killed meanwhile; {HEALTHY}", for_a_few_steps, times(30), 2),
+    "nan": Group(f"exit 0, also when killed meanwhile; {HEALTHY}", for_a_few_steps, times(30), 1),
     "spikes": Group(f"exit 0, also when killed meanwhile; {HEALTHY}", jumps, times(30), 1),
     "nan-for-good": Group(f"exit 4 with words, the best model whole; {HEALTHY}", for_good, times(30), 1),
 }

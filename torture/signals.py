@@ -125,6 +125,6 @@ def each(n: int) -> list[signal.Signals]:
 STOPPED = "exit 130 or 143; the very step saved; then the end equal to the twin's"
 GROUPS = {
     "int-and-term": Group(STOPPED, stops, lambda _: each(20), 2),
-    "closed-terminal": Group("HUP: exit 0, the end equal to the twin's", terminal_closes, lambda _: 10 * [*OUTPUTS], 2),
+    "closed-terminal": Group("HUP: exit 0, the end equal to the twin's", terminal_closes, lambda _: 10 * [*OUTPUTS], 1),
     "second-int": Group("exit 130; every file whole; then the end equal to the twin's", twice, times(20), 1),
 }
