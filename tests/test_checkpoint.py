@@ -199,6 +199,22 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(store, monkey
     assert sorted(store.folder.rglob("*")) == before and store.newest()[0].step == 1
 
 
+def test_a_checkpoint_that_cannot_be_replaced_stays(store, monkeypatch):
+    written(store, 1, val_loss=1.0)
+    rename = os.rename
+
+    def fail_for_new_ones(old, new):
+        if old.name.endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", fail_for_new_ones)
+    with pytest.raises(OSError):
+        written(store, 1, val_loss=2.0)
+    assert store.newest()[0].about["val_loss"] == 1.0
+    assert [path.name for path in store.folder.iterdir()] == ["step-00000001"]
+
+
 def test_a_disk_that_does_not_keep_what_it_took_is_noticed_at_once(store, monkeypatch):
     monkeypatch.setattr(os, "rename", lambda old, new: (os.replace(old, new), (new / "a.bin").write_bytes(b"0")))
     with pytest.raises(DamagedError, match=r"a\.bin has 1 bytes instead of 10"):

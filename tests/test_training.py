@@ -468,6 +468,33 @@ def test_weights_that_became_no_numbers_are_those_of_the_last_checkpoint_again(c
         assert all(weight.isfinite().all() for weight in load_model(path, CPU).model.state_dict().values())
 
 
+def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoints_aside(config: RunConfig) -> None:
+    training = trainer(config)
+    training.keeper.is_due = lambda interval_s: False  # type: ignore[method-assign]
+    events = training.train(night())
+    next(event for event in events if isinstance(event, StepDone) and event.step == 8)
+    training.keeper.checkpoint()
+    training.learner.guard.is_calm = lambda: False  # type: ignore[method-assign]
+    next(event for event in events if isinstance(event, StepDone) and event.step == 10)
+    training.keeper.checkpoint()
+    del training.learner.guard.is_calm
+    assert training.keeper.store.steps() == [10, 8, 0]
+    with torch.no_grad():
+        training.model.head.weight[0, 0] = math.nan
+    back = next(event for event in events if isinstance(event, SteppedBack))
+    assert back.step == training.learner.state.step == 8, "step 10 was not healthy"
+    assert training.keeper.store.steps() == [8, 0]
+    assert [path.name for path in (training.keeper.store.folder / "set-aside").iterdir()] == ["step-00000010"]
+    state = training.learner.state
+    assert (state.rate_factor, state.n_rollbacks, state.rolled_back_to) == (0.5, 1, 8)
+    read: list[int] = []
+    batch = training.batches.batch
+    training.batches.batch = lambda index: (read.append(index), batch(index))[1]  # type: ignore[method-assign]
+    done = next(event for event in events if isinstance(event, StepDone))
+    assert done.step == 9 and done.learning_rate == learning_rate(8, config.train) / 2
+    assert read == [12], "the bad steps 11 and 12, where the evaluation noticed, had batches 10 and 11"
+
+
 def test_trouble_that_stays_ends_the_run_and_leaves_the_best_file(config: RunConfig) -> None:
     training = trainer(config)
     events = training.train(night())

@@ -126,7 +126,12 @@ class CheckpointStore:
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             os.rename(path, old)
-        os.rename(place, path)
+        try:
+            os.rename(place, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # there may have been none
+                os.rename(old, path)
+            raise
         sync_folder(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
