@@ -362,6 +362,10 @@ def test_an_odd_state_is_refused(changes):
         RunState.from_dict({**RunState().__dict__, **changes})
 
 
+def test_what_an_older_version_did_not_write_is_its_default():
+    assert RunState.from_dict({"step": 7, "n_parts": 2}) == RunState(step=7, n_parts=2)
+
+
 def test_a_line_of_metrics_comes_back_as_it_was():
     for row in (evaluated(7), replace(evaluated(7), batch_loss=math.nan, tokens_per_s=math.inf)):
         line = to_line(row)

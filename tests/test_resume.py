@@ -246,6 +246,19 @@ def test_another_machine_is_told_and_goes_on(config, monkeypatch, name):
     assert any(f"{name} {ours[name]} before, another now" in line for line in finished.incidents)
 
 
+def test_a_checkpoint_of_another_version_is_not_taken_for_damage(config, monkeypatch):
+    """Whole, with a setting that this version does not know: it is told, and every checkpoint stays."""
+    to_flat = RunConfig.to_flat
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunConfig, "to_flat", lambda self: {**to_flat(self), "n_dreams": 3})
+        cut_off(config, after=5)
+    steps = CheckpointStore(Path(config.train.out_dir)).steps()
+    for read in (lambda: list(run(config, True)), lambda: config_of(Path(config.train.out_dir))):
+        with pytest.raises(BadInputError, match="unknown setting 'n_dreams'"):
+            read()
+    assert CheckpointStore(Path(config.train.out_dir)).steps() == steps
+
+
 def test_two_processes_do_not_train_in_one_folder(config):
     events = run(config)
     next(event for event in events if isinstance(event, StepDone))

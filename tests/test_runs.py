@@ -107,6 +107,18 @@ def test_resume_finds_the_run(tiny_gpt, stopped, name):
     assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step == 18
 
 
+@pytest.mark.parametrize(("words", "named"), [([], ["runs/text"]), (["text"], [])])
+def test_a_resumed_training_that_is_started_again_goes_on_with_the_same_run(
+    tiny_gpt, stopped, monkeypatch, words, named
+):
+    monkeypatch.setattr(cli, "watched", lambda: False)
+    started = []
+    monkeypatch.setattr(cli, "watch", lambda first, again, *_: started.append((first, again)) or 0)
+    assert tiny_gpt("resume", *words, "--epochs", 3)[0] == 0
+    expected = [sys.executable, "-m", "tiny_gpt", "resume", *words, "--epochs", "3", *named]
+    assert started == [(expected, expected)]
+
+
 def test_resume_says_what_there_is_not(tiny_gpt, stopped):
     code, shown = tiny_gpt("resume", "nosuch")
     assert code == 3 and "no run nosuch" in shown and "unfinished: runs/text" in shown

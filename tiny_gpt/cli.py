@@ -163,7 +163,9 @@ def resume(args: Sequence[str]) -> int:
     if not unfinished(folder, config.train.total_steps):
         raise UsageError(f"{folder} is finished; to train it further give more epochs: --epochs N")
     config = replace(config, train=replace(config.train, out_dir=str(folder)))
-    return _train(config, Beginning(resume=True), [sys.executable, "-m", "tiny_gpt", "resume", *args], _me())
+    # Named, so that a training started again goes on with this run, whichever was worked on last by then.
+    again = [sys.executable, "-m", "tiny_gpt", "resume", *args, *([] if name else [str(folder)])]
+    return _train(config, Beginning(resume=True), again, _me())
 
 
 def train_script(settings: Mapping[str, Any]) -> int:

@@ -107,14 +107,14 @@ def newest_model() -> Path:
 def config_of(folder: Path) -> RunConfig:
     """The settings that a person gave the run in `folder`, from its newest checkpoint that verifies.
 
-    Raises BadInputError where none does.
+    Raises BadInputError where none does, or where this tiny_gpt does not know its settings.
     """
     store = CheckpointStore(folder)
     for step in store.steps():
         try:
             state = json.loads(read_bounded(store.verified(step).path / STATE_FILE, MAX_STATE_BYTES))
             return RunConfig().with_flat(state["asked"], str(folder))
-        except (DamagedError, BadInputError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     raise BadInputError(
         f"{folder} holds no whole checkpoint to go on from; start the run again with the command that started it"

@@ -73,7 +73,11 @@ class Saved:
 
 
 def find_checkpoint(run_folder: Path) -> Saved:
-    """The newest checkpoint of a run that verifies, bad ones set aside; raises BadInputError where there is none."""
+    """The newest checkpoint of a run that verifies, bad ones set aside.
+
+    Raises BadInputError where there is none, and for a whole one with settings that this tiny_gpt does not know: that
+    is no damage, so it stays where it is.
+    """
     store = CheckpointStore(run_folder)
     notes: list[str] = []
     while True:
@@ -87,7 +91,7 @@ def find_checkpoint(run_folder: Path) -> Saved:
             )
         try:
             return _read(checkpoint, notes)
-        except (DamagedError, BadInputError) as damage:
+        except DamagedError as damage:
             notes.append(f"{checkpoint.path} cannot be used ({damage}); {store.set_aside(checkpoint.step)}")
 
 
