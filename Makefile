@@ -12,7 +12,7 @@ help:
 	@echo "make train   train a first small GPT (a few minutes) and print what it writes"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
-	@echo "make bench   measure the training step on this machine"
+	@echo "make bench   measure training steps and decoding on this machine, beside others'"
 	@echo "make torture kill, starve and damage runs for an hour, and see what holds"
 	@echo "make setup   only prepare .venv; the others do it when needed"
 	@echo "Another Python: make setup PYTHON=python3.12"
@@ -35,8 +35,9 @@ lint:
 	$(VENV_PYTHON) -m mypy
 
 bench:
-	@$(SETUP)
+	@$(SETUP) test
 	$(VENV_PYTHON) -m benchmarks.training_step
+	$(VENV_PYTHON) -m benchmarks.decoding
 
 torture:
 	@$(SETUP) test

@@ -13,19 +13,22 @@ from tiny_gpt.launch import ROOT
 # Each unit may import from the floors below its own. A new file or folder gets its floor here.
 FLOORS = [
     {"tiny_gpt", "errors", "launch", "duration", "heartbeat"},
-    {"config", "files", "watchdog", "strict_archive", "strict_pickle"},
+    {"config", "files", "watchdog", "strict_archive", "strict_pickle", "bounded_json"},
     {"device", "recipes"},
     {"data", "model"},
-    {"model_file"},
+    {"model_file", "hf_config", "hf_tokenizer"},
+    {"hf_weights"},
+    {"hf_folder"},
+    {"models"},
     {"training", "inference"},
-    {"ui", "runs", "checks"},
+    {"ui", "runs", "checks", "export"},
     {"self_test"},
-    {"commands", "text_commands", "doctor_command"},
+    {"commands", "generate_command", "text_commands", "doctor_command", "export_command", "api"},
     {"cli"},
     {"train.py", "inference.py", "__main__"},
 ]
 FLOOR_OF = {unit: number for number, units in enumerate(FLOORS) for unit in units}
-PRINTING = {"ui", "cli", "commands", "text_commands", "doctor_command"}
+PRINTING = {"ui", "cli", "commands", "generate_command", "text_commands", "doctor_command", "export_command"}
 
 
 def sources():

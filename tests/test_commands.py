@@ -22,6 +22,7 @@ from tiny_gpt.model_file import load_model
 from tiny_gpt.training.events import Evaluated, Saved, StepDone, Stopping
 from tiny_gpt.training.run import set_aside_earlier_run
 from tiny_gpt.ui.console import Console
+from tiny_gpt.ui.terminal import printable
 
 TINY = dict(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=16, batch_size=4, epochs=2, iters_per_epoch=6)
 TINY |= dict(eval_interval=3, device="cpu", precision="fp32", watchdog=False, keep_awake=False)
@@ -376,6 +377,8 @@ class TestGenerating:
             ("--top-k", "1.5"),
             ("--top-p", "0"),
             ("--top-p", "1.5"),
+            ("--min-p", "-0.1"),
+            ("--repetition-penalty", "0"),
             ("--seed", "-1"),
             ("--seed", str(2**63)),
             ("--nonsense", "1"),
@@ -385,6 +388,74 @@ class TestGenerating:
         done = inference(name, value)
         assert done.code == 2 and name in done.err and value in done.err
         assert done.out == "" and "Traceback" not in done.err
+
+    def test_a_model_is_a_run_a_folder_or_a_file_and_else_the_newest(self, trained, command, monkeypatch):
+        monkeypatch.chdir(trained[0].parent)
+        folder = trained[0].name
+        Path("runs").mkdir(exist_ok=True)
+        Path("runs/mine").symlink_to(trained[0])
+        how = ("--seed", 1, "--max-tokens", 9, "--num-samples", 1)
+        names = ["mine", folder, f"{folder}/tiny_gpt_best.pt", "runs/mine", ""]
+        texts = [command("tiny-gpt", "generate", *([name] if name else []), *how).out for name in names]
+        assert len(set(texts)) == 1 and texts[0].startswith("The")
+        Path("runs/mine").unlink()
+
+    def test_the_prompt_comes_from_a_file_or_from_standard_input(self, inference, tmp_path, monkeypatch):
+        how = ("--seed", 1, "--num-samples", 1, "--max-tokens", 9)
+        expected = inference("--prompt", "né\ndog", *how)
+        (tmp_path / "prompt.txt").write_bytes("\ufeffné\ndog\r\n".encode())
+        assert inference("--prompt-file", tmp_path / "prompt.txt", *how) == expected
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("né\ndog\n".encode())))
+        assert inference("--prompt-file", "-", *how) == expected
+
+    @pytest.mark.parametrize(
+        ("content", "words"), [(None, "No such file"), (b"caf\xe9", "is not UTF-8 (byte 3); save it as UTF-8")]
+    )
+    def test_a_prompt_file_that_cannot_be_read_is_told(self, inference, tmp_path, content, words):
+        if content is not None:
+            (tmp_path / "prompt.txt").write_bytes(content)
+        done = inference("--prompt-file", tmp_path / "prompt.txt")
+        assert done.code == 3 and words in done.err and done.err.count("\n") == 1 and done.out == ""
+
+    def test_of_a_prompt_of_10_mb_the_end_is_shown_and_continued(self, inference, tmp_path):
+        (tmp_path / "prompt.txt").write_text("the cat sat on a mat. " * 480_000)
+        how = ("--seed", 1, "--num-samples", 1, "--max-tokens", 9)
+        done = inference("--prompt-file", tmp_path / "prompt.txt", *how)
+        assert done.code == 0 and done.out.startswith("…") and len(done.out) < 2100
+        end = inference("--prompt", ("the cat sat on a mat. " * 9), *how)
+        assert done.out[-12:] == end.out[-12:]
+
+    def test_json_is_a_line_for_each_text_and_the_same_as_the_screen(self, inference):
+        how = ("--seed", 5, "--max-tokens", 40, "--stop", "a", "zz", "--num-samples", 3)
+        shown, lines = inference(*how), [json.loads(line) for line in inference("--json", *how).out.splitlines()]
+        assert [line["seed"] for line in lines] == [5, 6, 7]
+        for line in lines:
+            assert line["prompt"] == "The" and "a" not in line["text"]
+            assert line["prompt"] + printable(line["text"]) in shown.out
+            assert 1 <= line["n_tokens"] <= 40 and line["stopped"] == (line["n_tokens"] < 40)
+
+    def test_no_stream_writes_the_same(self, inference):
+        assert inference("--seed", 5).out == inference("--seed", 5, "--no-stream").out
+
+    def test_more_texts_than_are_written_at_once(self, inference):
+        how = ("--seed", 1, "--max-tokens", 5)
+        many = inference("--num-samples", 40, *how).out
+        assert re.findall(r"--- (\d+) of 40 ---", many) == [str(n + 1) for n in range(40)]
+        alone = inference("--num-samples", 1, "--max-tokens", 5, "--seed", 36).out
+        assert f"--- 36 of 40 ---\n{alone}\n" in many
+
+    def test_a_conversation_continues_each_line_and_goes_on_after_an_empty_one(self, inference, monkeypatch):
+        def converse(typed, *how):
+            monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+            return inference("--interactive", "--max-tokens", 7, "--seed", 1, *how)
+
+        done = converse("The cat\n\nthe dog\n", "--json")
+        assert done.code == 0 and done.err == ""
+        first, second, third = map(json.loads, done.out.splitlines())
+        assert (first["prompt"], second["prompt"]) == ("The cat", "The cat" + first["text"])
+        assert third["prompt"] == "the dog"
+        shown = "".join(printable(line["text"]) + "\n" for line in (first, second, third))
+        assert converse("The cat\n\nthe dog\n").out == shown == converse("The cat\n\nthe dog", "--no-stream").out
 
     def test_a_reader_that_has_seen_enough_is_no_error(self, trained):
         """As in `python3 inference.py | head -c 10`."""

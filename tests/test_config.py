@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tiny_gpt.cli import SCRIPT
 from tiny_gpt.config import (
     DataConfig,
     ModelConfig,
@@ -64,7 +65,7 @@ def test_the_settings_in_train_py_are_the_defaults():
 
 
 def test_inference_starts_as_the_guide_says():
-    sample = SampleConfig()
+    sample = SCRIPT.sample
     assert (sample.checkpoint, sample.prompt, sample.temperature) == ("tiny_gpt_best.pt", "The", 0.8)
     assert (sample.max_tokens, sample.num_samples) == (200, 3)
 

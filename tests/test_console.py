@@ -39,6 +39,7 @@ PREPARED = Prepared(
     n_documents=1,
     sources=["python-docs"],
     notes=[f"skipped 1: reason {i}" for i in range(6)],
+    model=CONFIG.model,
     tokenizer="char",
     vocab_size=256,
     train_tokens=1_003_855,

@@ -23,6 +23,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "odd numbers": dict(n_layer=3, n_head=3, d_model=18, d_ff=50, block_size=37),
     "guide's heads": dict(n_layer=2, n_head=4, d_model=128, d_ff=512, block_size=96),
 }
+OF_MODERN: dict[str, Any] = dict(head_width=10, rope_theta=1e6)  # neither is what it would be without being said
 
 both_architectures = pytest.mark.parametrize("architecture", get_args(Architecture))
 all_sizes = pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
@@ -74,10 +75,10 @@ def stock_model(config: ModelConfig) -> PreTrainedModel:
         num_hidden_layers=config.n_layer,
         num_attention_heads=config.n_head,
         num_key_value_heads=config.n_head,
-        head_dim=config.d_model // config.n_head,
+        head_dim=config.width_of_head,
         max_position_embeddings=config.block_size,
         rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         attention_bias=False,
         tie_word_embeddings=False,
         attn_implementation="eager",
@@ -172,6 +173,18 @@ def test_loss_and_its_gradients_equal_those_of_transformers(architecture: Archit
     for ours, parameter in model.named_parameters():
         for name, gradient in as_stock(ours, gradient_of(parameter), architecture):
             torch.testing.assert_close(gradient, expected_of[name], rtol=1e-4, atol=1e-5 * largest, msg=name)
+
+
+@all_sizes
+def test_heads_of_any_width_and_other_angles_compute_as_in_transformers(size: dict[str, Any]) -> None:
+    config = ModelConfig("modern", dropout=0.0, **size | OF_MODERN)
+    model = random_model(config)
+    ids_BT = random_ids(config)
+    with torch.no_grad():
+        assert (model(ids_BT) - stock_twin(model)(ids_BT).logits).abs().max() <= LOGITS_BOUND
+        otherwise = GPT(ModelConfig("modern", dropout=0.0, **size | OF_MODERN | {"rope_theta": 10_000.0}), VOCAB_SIZE)
+        otherwise.load_state_dict(model.state_dict())
+        assert (model(ids_BT) - otherwise(ids_BT)).abs().max() > 100 * LOGITS_BOUND
 
 
 @both_architectures

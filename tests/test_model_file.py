@@ -72,6 +72,14 @@ def test_the_file_is_plain_types_and_tensors_that_torch_alone_can_read(path):
     assert all(type(weight) is torch.Tensor for weight in content["weights"].values())
 
 
+def test_a_file_from_before_heads_had_a_width_of_their_own_loads(path, model):
+    older = {name: value for name, value in vars(MODEL).items() if name not in ("head_width", "rope_theta")}
+    loaded = load_model(altered(path, model_config=older), CPU)
+    assert loaded.model.config == MODEL
+    del older["n_layer"]
+    assert "expected the model settings" in refusal(altered(path, model_config=older))
+
+
 def test_a_missing_file_says_how_to_get_one(tmp_path):
     message = refusal(tmp_path / "tiny_gpt_best.pt")
     assert "no model file" in message and "train.py" in message and "--checkpoint" in message

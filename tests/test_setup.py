@@ -43,6 +43,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "make_venv", lambda: venv.mkdir() or "3.11.7")
     monkeypatch.setattr(environment, "free_space", lambda: 100.0)
     monkeypatch.setattr(environment, "TORCH_CHECK", "pass")
+    monkeypatch.setattr(environment, "COMPILING", "pass")
     let_pip(monkeypatch, SUCCEEDING_PIP)
     return tmp_path
 
@@ -252,7 +253,7 @@ def test_without_an_environment_the_launcher_says_what_to_do(tmp_path):
     done = run_script(tmp_path)
     assert done.returncode == 1 and not done.stdout
     first, second = done.stderr.splitlines()
-    assert "lacks filelock, numpy, psutil, pyarrow, requests, safetensors, tokenizers, torch" in first
+    assert "lacks filelock, numba, numpy, psutil, pyarrow, requests, safetensors, tokenizers, torch" in first
     assert "make setup" in second and str(tmp_path) in second
 
 

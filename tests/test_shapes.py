@@ -1,5 +1,6 @@
 """The arithmetic of shapes gives what the network has, and no settings can make it loop or allocate."""
 
+import math
 import time
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from tiny_gpt.config import ModelConfig
+from tiny_gpt.errors import UsageError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.shapes import check_dimensions, weight_shapes
 
@@ -15,6 +17,7 @@ CONFIGS = [
     ModelConfig("modern"),
     ModelConfig(n_layer=1, n_head=1, d_model=1, d_ff=1, block_size=1),
     ModelConfig("modern", n_layer=3, n_head=2, d_model=12, d_ff=7, block_size=5),
+    ModelConfig("modern", n_layer=2, n_head=3, d_model=10, d_ff=7, block_size=5, head_width=8),
 ]
 
 
@@ -35,11 +38,13 @@ def test_the_shapes_are_those_of_the_network(config, vocab_size):
 
 
 @pytest.mark.parametrize("architecture", ["classic", "modern"])
-@pytest.mark.parametrize("name", ["n_layer", "d_model", "d_ff", "block_size", "vocab_size"])
+@pytest.mark.parametrize("name", ["n_layer", "d_model", "d_ff", "block_size", "vocab_size", "head_width"])
 @pytest.mark.parametrize("value", [9, 10**6, 10**12, 2**62])
 def test_any_other_size_is_refused_at_once(architecture, name, value):
     config = ModelConfig(architecture, n_layer=2, n_head=1, d_model=8, d_ff=16, block_size=4)
     shapes, vocab_size = shapes_of(config, 10), 10
+    if (architecture, name) == ("classic", "head_width"):
+        return  # it has no such choice
     if name == "vocab_size":
         vocab_size = value
     else:
@@ -50,6 +55,25 @@ def test_any_other_size_is_refused_at_once(architecture, name, value):
     with pytest.raises(ValueError, match=r"do not fit its settings|too long for so small a model"):
         check_dimensions(config, vocab_size, shapes, 10**6)
     assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given", "words"),
+    [
+        ("modern", {"head_width": -2}, "--head-width -2: must be 0"),
+        ("modern", {"head_width": 5}, "--head-width 5: rotary positions"),
+        ("classic", {"head_width": 32}, "--head-width 32: the heads of --architecture classic"),
+        *(("modern", {"rope_theta": theta}, f"--rope-theta {theta}") for theta in (0.0, -1.0, math.nan, math.inf)),
+    ],
+)
+def test_a_head_that_cannot_be_is_told(architecture, given, words):
+    with pytest.raises(UsageError, match=words):
+        ModelConfig(architecture, **given)
+
+
+def test_heads_of_their_own_width_need_not_divide_the_models():
+    config = ModelConfig("modern", d_model=10, n_head=3, head_width=8)
+    assert config.width_of_head == 8 and ModelConfig("modern").width_of_head == 32
 
 
 def test_a_long_block_of_rotary_positions_takes_a_large_model():

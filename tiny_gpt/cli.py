@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from tiny_gpt import __version__
-from tiny_gpt.config import DataConfig, EvalConfig, RunConfig, SampleConfig, flag, load_config
+from tiny_gpt.config import BEST_FILE, DataConfig, EvalConfig, MannerConfig, RunConfig, SampleConfig, flag, load_config
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.heartbeat import heartbeat, restart_reason, watched
 from tiny_gpt.recipes import RECIPES
-from tiny_gpt.runs import config_of, find_run, folder_for, newest_model, newest_step, unfinished
+from tiny_gpt.runs import config_of, find_model, find_run, folder_for, newest_step, unfinished
 from tiny_gpt.ui.terminal import error, make_safe
 from tiny_gpt.watchdog import watch
 
@@ -86,6 +86,26 @@ class ResumeCommand(RunConfig):
 
 
 @dataclass(frozen=True)
+class GenerateScript:
+    """Write text with a trained model."""
+
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    manner: MannerConfig = field(default_factory=MannerConfig)
+
+
+# What inference.py writes with is what train.py made beside it.
+SCRIPT = GenerateScript(SampleConfig(checkpoint=BEST_FILE))
+
+
+@dataclass(frozen=True)
+class GenerateCommand(GenerateScript):
+    """Write text with a trained model."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
+    """A run, a model file or an exported folder; the same as --checkpoint."""
+
+
+@dataclass(frozen=True)
 class DataCommand:
     """Look at your text before you train on it: size, scripts, repetitions, tokens, and what it means for a night.
 
@@ -105,11 +125,33 @@ class EvalCommand:
 
     eval: EvalConfig
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A model file, such as tiny_gpt_best.pt."""
+    """A run, a model file or an exported folder."""
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")]
     """The text, named as for train."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the figures as JSON."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a trained model as a folder that other tools read."""
+
+    to: Literal["hf", "gguf", "safetensors"]
+    """hf for transformers and mlx-lm; gguf for llama.cpp, Ollama and LM Studio; safetensors has our own names."""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
+    """A model file, a run's folder or its name below runs/; without it the newest run's best model."""
+    out: str = ""
+    """The folder to write, which must not exist; without it NAME-hf, NAME-gguf or NAME-safetensors here."""
+
+
+@dataclass(frozen=True)
+class ImportCommand:
+    """Make a model file of a folder in Hugging Face's form: GPT-2's or Qwen3's architecture, in safetensors."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """The folder, with config.json, model.safetensors and tokenizer.json."""
+    out: str = ""
+    """The model file to write, which must not exist; without it NAME.pt here, after the folder."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +225,16 @@ def train_script(settings: Mapping[str, Any]) -> int:
     return guarded(run, sys.argv[1:])
 
 
-def generate(args: Sequence[str], prog: str = "tiny-gpt generate") -> int:
+def generate(args: Sequence[str]) -> int:
     """Write text with a trained model."""
-    default = SampleConfig() if prog == "inference.py" else SampleConfig(checkpoint=str(newest_model()))
-    described = "Write text with a trained model."
-    config = tyro.cli(SampleConfig, prog=prog, description=described, args=args, default=default, config=FLAT)
-    from tiny_gpt.commands import write_samples
+    command = tyro.cli(GenerateCommand, prog="tiny-gpt generate", args=args, config=FLAT)
+    return _write(command, command.model)
 
-    return write_samples(config)
+
+def _write(command: GenerateScript, model: str) -> int:
+    from tiny_gpt.generate_command import write_samples
+
+    return write_samples(find_model(model or command.sample.checkpoint), command.sample, command.manner)
 
 
 def data(args: Sequence[str]) -> int:
@@ -212,7 +256,23 @@ def evaluate(args: Sequence[str]) -> int:
         raise UsageError("name a text to score the model on: tiny-gpt eval MODEL my_text.txt")
     from tiny_gpt.commands import score
 
-    return score(user_path(command.model), command.sources, command.eval, command.json)
+    return score(find_model(command.model), command.sources, command.eval, command.json)
+
+
+def export(args: Sequence[str]) -> int:
+    """Write a trained model for other tools: transformers, mlx-lm, llama.cpp, Ollama."""
+    command = tyro.cli(ExportCommand, prog="tiny-gpt export", args=args, config=FLAT)
+    from tiny_gpt.export_command import export_model
+
+    return export_model(command.model, command.to, command.out)
+
+
+def import_(args: Sequence[str]) -> int:
+    """Make a model file of a GPT-2 or Qwen3 folder in Hugging Face's form."""
+    command = tyro.cli(ImportCommand, prog="tiny-gpt import", args=args, config=FLAT)
+    from tiny_gpt.export_command import import_model
+
+    return import_model(command.folder, command.out)
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -225,7 +285,11 @@ def doctor(args: Sequence[str]) -> int:
 
 def inference_script() -> int:
     """`python3 inference.py`."""
-    return guarded(lambda args: generate(args, "inference.py"), sys.argv[1:])
+
+    def run(args: Sequence[str]) -> int:
+        return _write(tyro.cli(GenerateScript, prog="inference.py", args=args, default=SCRIPT, config=FLAT), "")
+
+    return guarded(run, sys.argv[1:])
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -234,6 +298,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "generate": generate,
     "data": data,
     "eval": evaluate,
+    "export": export,
+    "import": import_,
     "doctor": doctor,
 }
 
@@ -265,7 +331,8 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str) -
     heartbeat()
     from tiny_gpt.commands import NextCommands, train_and_sample
 
-    config = replace(config, train=replace(config.train, out_dir=str(folder)))
+    start = config.train.start_from and str(find_model(config.train.start_from))
+    config = replace(config, train=replace(config.train, out_dir=str(folder), start_from=start))
     name = shlex.quote(str(folder))
     out_dir = "" if folder == Path() else f" --out-dir {name}"
     return train_and_sample(

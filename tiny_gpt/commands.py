@@ -4,14 +4,22 @@ import contextlib
 import json
 import math
 import os
-import random
 import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from tiny_gpt.config import LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, DataConfig, EvalConfig, RunConfig, SampleConfig
+from tiny_gpt.config import (
+    BEST_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    SAMPLES_FOLDER,
+    DataConfig,
+    EvalConfig,
+    RunConfig,
+    SampleConfig,
+)
 from tiny_gpt.data.corpus import gather
 from tiny_gpt.data.formats import ReadOptions
 from tiny_gpt.data.sources import resolve
@@ -19,8 +27,7 @@ from tiny_gpt.data.token_store import building_place, encode_to_file
 from tiny_gpt.device import pick_device
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import cache_folder, user_path
-from tiny_gpt.inference.generate import stream
-from tiny_gpt.model_file import load_model
+from tiny_gpt.models import open_path
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.events import Event, Finished
 from tiny_gpt.training.run import run
@@ -77,7 +84,7 @@ def _say_what_is_next(finished: Finished, config: RunConfig, commands: NextComma
         print(f"\nA sample from the best model (epoch {finished.best_epoch}), temperature {sample.temperature}:\n")
         print(printable(sample_text(finished.best_path, sample)))
     best_path = str(finished.best_path)
-    checkpoint = "" if best_path == SampleConfig().checkpoint else f" --checkpoint {shlex.quote(best_path)}"
+    checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {shlex.quote(best_path)}"
     print(f'\nWrite more with: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
     if finished.stopped_by is None:
         print(f"Train a night on your own text with: {commands.train}")
@@ -95,26 +102,10 @@ def deliver(event: Event, consumers: list[Consumer]) -> None:
             error(f"{type(consumer).__name__} stopped working and is left out from now on: {failure}")
 
 
-def write_samples(config: SampleConfig) -> int:
-    """Print `config.num_samples` texts as they are written. Returns the exit code."""
-    loaded = load_model(user_path(config.checkpoint), pick_device(config.device))
-    seed = random.SystemRandom().randrange(2**31) if config.seed is None else config.seed
-    if config.seed is None and config.temperature > 0:
-        error(f"(--seed {seed} writes the same again)")
-    for i in range(config.num_samples):
-        if config.num_samples > 1:
-            print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {config.num_samples} ---")
-        print(printable(config.prompt), end="", flush=True)
-        for piece in stream(loaded, config, seed + i):
-            print(printable(piece), end="", flush=True)
-        print()
-    return 0
-
-
 def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: bool) -> int:
     """Print the loss of a model over a whole text in the units that people compare. Returns the exit code."""
     device = pick_device(config.device)
-    loaded = load_model(path, device)
+    loaded = open_path(path, device)
     data = DataConfig(sources, text_field=config.text_field, encoding=config.encoding)
     with building_place(cache_folder() / "tokens" / "eval") as place:
         files = shown(resolve(data.data)).files

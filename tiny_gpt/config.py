@@ -61,20 +61,39 @@ class ModelConfig:
     """Tokens the model sees at once."""
     dropout: float = 0.15
     """Share of attention weights and feed-forward outputs zeroed at random while training."""
+    head_width: int = 0
+    """Width of each attention head; 0 is d_model / n_head. Only modern has the choice."""
+    rope_theta: float = 10_000.0
+    """Base of the angles of modern's rotary positions; models that see more tokens at once have a larger one."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_layer", "n_head", "d_model", "d_ff", "block_size")
+        _require(self.head_width >= 0, f"--head-width {self.head_width}: must be 0 (d_model / n_head) or above")
         _require(
-            self.d_model % self.n_head == 0,
+            self.head_width == 0 or self.architecture == "modern",
+            f"--head-width {self.head_width}: the heads of --architecture classic are d_model / n_head wide; leave it "
+            "out, or take modern",
+        )
+        _require(
+            self.head_width > 0 or self.d_model % self.n_head == 0,
             f"--d-model {self.d_model} is not divisible by --n-head {self.n_head}: every head gets an equal "
             f"part of the width; try --d-model {max(1, round(self.d_model / self.n_head)) * self.n_head}",
         )
+        given = f"--head-width {self.head_width}"
+        if self.head_width == 0:
+            given = f"--d-model {self.d_model} with --n-head {self.n_head}"
         _require(
-            self.architecture != "modern" or self.d_model // self.n_head % 2 == 0,
-            f"--d-model {self.d_model} with --n-head {self.n_head}: rotary positions (--architecture modern) "
-            "turn pairs of numbers, so d_model / n_head must be even",
+            self.architecture != "modern" or self.width_of_head % 2 == 0,
+            f"{given}: rotary positions (--architecture modern) turn pairs of numbers, so a head's width "
+            "(without --head-width, d_model / n_head) must be even",
         )
         _require(0 <= self.dropout < 1, f"--dropout {self.dropout}: must be at least 0 and below 1")
+        _require(0 < self.rope_theta < float("inf"), f"--rope-theta {self.rope_theta}: must be above 0; 10000 is usual")
+
+    @property
+    def width_of_head(self) -> int:
+        """Numbers in each head's queries, keys and values."""
+        return self.head_width or self.d_model // self.n_head
 
 
 @dataclass(frozen=True)
@@ -145,6 +164,9 @@ class TrainConfig:
     """Arithmetic of the matrix products; auto takes bf16 where it is faster. Weights are kept in fp32."""
     deterministic: bool = False
     """Same numbers on a GPU too, more slowly; a CPU always gives them."""
+    start_from: str = ""
+    """A model whose weights, shape and tokenizer the training begins with: a run, a model file or an exported
+    folder."""
     out_dir: str = ""
     """The run's folder, for its model files, checkpoints and metrics; without it runs/NAME, named after the text."""
 
@@ -210,14 +232,22 @@ class SampleConfig:
     """Choose among the k likeliest tokens only; 0 means all."""
     top_p: float = 1.0
     """Choose among the likeliest tokens that together hold this probability."""
+    min_p: float = 0.0
+    """Choose among the tokens at least so many times as likely as the likeliest, such as 0.05."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the text already holds become less likely."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the writing where they would appear; they are left out."""
     num_samples: int = 3
-    """Texts to write."""
+    """Texts to write; the second has the next seed, and so on."""
     seed: int | None = None
     """Same seed, same text; none draws a new one and prints it."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
-    checkpoint: str = BEST_FILE
-    """The model file to write with."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 reads half as much memory for each token, and rounds the weights."""
+    checkpoint: str = ""
+    """The model to write with: a run, a model file or an exported folder; without it the best of the newest run."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "max_tokens", "num_samples")
@@ -227,10 +257,30 @@ class SampleConfig:
         )
         _require(self.top_k >= 0, f"--top-k {self.top_k}: must be 0 (all tokens) or above")
         _require(0 < self.top_p <= 1, f"--top-p {self.top_p}: must be above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, f"--min-p {self.min_p}: must be between 0 and 1; 0.05 is usual")
+        _require(
+            0 < self.repetition_penalty < float("inf"),
+            f"--repetition-penalty {self.repetition_penalty}: must be above 0; 1 changes nothing, 1.1 is mild",
+        )
+        _require("" not in self.stop, "--stop: an empty text stands everywhere; give at least one character")
         _require(
             self.seed is None or 0 <= self.seed < 2**63,
             f"--seed {self.seed}: must be at least 0 and below 2^63",
         )
+
+
+@dataclass(frozen=True)
+class MannerConfig:
+    """Where prompts come from and how texts are shown."""
+
+    prompt_file: str = ""
+    """Take the prompt from this file; - is standard input."""
+    interactive: bool = False
+    """Continue one prompt after the other, as they are typed."""
+    no_stream: bool = False
+    """Show a text when it is done, not while it is written."""
+    json: bool = False
+    """Print one line of JSON for each text."""
 
 
 @dataclass(frozen=True)
@@ -306,13 +356,17 @@ def checked_value(section: type, name: str, value: Any, source: str) -> Any:
     return value
 
 
+# Settings that model files of older versions lack; what these did is the default.
+ADDED_TO_MODEL = {"head_width", "rope_theta"}
+
+
 def model_config_from(values: Mapping[str, Any], source: str) -> ModelConfig:
     """A ModelConfig from a stranger's mapping; raises BadInputError naming `source`."""
     names = {setting.name for setting in fields(ModelConfig)}
-    if set(values) != names:
+    if not names - ADDED_TO_MODEL <= set(values) <= names:
         raise BadInputError(f"{source}: expected the model settings {sorted(names)}, found {sorted(map(str, values))}")
     try:
-        return ModelConfig(**{name: checked_value(ModelConfig, name, values[name], source) for name in names})
+        return ModelConfig(**{name: checked_value(ModelConfig, name, values[name], source) for name in values})
     except UsageError as error:
         raise BadInputError(f"{source}: {error}") from error
 

@@ -15,6 +15,7 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 10)
 NEEDED = (
     "filelock",
+    "numba",
     "numpy",
     "psutil",
     "pyarrow",

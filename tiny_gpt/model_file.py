@@ -59,14 +59,19 @@ class LoadedModel:
 
 def save_model(path: Path, model: GPT, tokenizer: Tokenizer, config: RunConfig, progress: Progress) -> None:
     """Write a model file, whole or not at all. Raises OutOfResourcesError; an older file at `path` stays then."""
+    save_loaded(path, LoadedModel(model, tokenizer, progress, config.to_flat()))
+
+
+def save_loaded(path: Path, loaded: LoadedModel) -> None:
+    """The same for a model that was read, such as an imported one."""
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "model_config": asdict(model.config),
-        "run_config": config.to_flat(),
-        "tokenizer": tokenizer.to_dict(),
-        "progress": asdict(progress),
-        "weights": {name: weight.detach().cpu() for name, weight in model.state_dict().items()},
+        "model_config": asdict(loaded.model.config),
+        "run_config": loaded.run_config,
+        "tokenizer": loaded.tokenizer.to_dict(),
+        "progress": asdict(loaded.progress),
+        "weights": {name: weight.detach().cpu() for name, weight in loaded.model.state_dict().items()},
     }
     with atomic_write(path) as file:
         try:

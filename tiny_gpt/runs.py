@@ -98,6 +98,17 @@ def find_run(name: str) -> Path:
     return max(candidates, key=lambda folder: CheckpointStore(folder).folder.stat().st_mtime)
 
 
+def find_model(name: str) -> Path:
+    """The model that a person calls `name`: a path, or a run's name below runs/; "" is the newest run's best.
+
+    Whether there is a model is for `models.open_path` to say.
+    """
+    if not name:
+        return newest_model()
+    path, run = user_path(name), Path(RUNS_FOLDER) / name
+    return run / BEST_FILE if not path.exists() and run.is_dir() else path
+
+
 def newest_model() -> Path:
     """The best model of the run worked on last, here or below runs/."""
     found = [folder / BEST_FILE for folder in _run_folders() if (folder / BEST_FILE).is_file()]

@@ -54,7 +54,8 @@ class BpeTokenizer:
         self.vocab_size = len(self._bytes_of_id)
         self._dtype = np.min_scalar_type(self.vocab_size - 1)
         self._id_of_byte = {token: i for i, token in enumerate(self._bytes_of_id) if len(token) == 1}
-        self._ids_of_word = _WordTable(self) if _cuts_like_gpt2(library) else None
+        self.cuts_like_gpt2 = _cuts_like_gpt2(library)
+        self._ids_of_word = _WordTable(self) if self.cuts_like_gpt2 else None
         self._require_lossless()
 
     @classmethod

@@ -15,7 +15,15 @@ from tiny_gpt.data.overlap import share_also_in_training
 from tiny_gpt.data.progress import Step
 from tiny_gpt.data.sources import Sources, fingerprint, resolve
 from tiny_gpt.data.text_file import Part, TextFile
-from tiny_gpt.data.token_store import Tokens, TokenStore, build_store, building_place, open_store, store_folder
+from tiny_gpt.data.token_store import (
+    Tokens,
+    TokenStore,
+    build_store,
+    building_place,
+    open_store,
+    store_folder,
+    tokenizer_of,
+)
 from tiny_gpt.data.tokenizer import TOKENIZERS, Tokenizer
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
 from tiny_gpt.files import CACHE_REMEDY, cache_folder, sha256_of, sha256_of_json, user_path
@@ -24,6 +32,7 @@ from tiny_gpt.files import CACHE_REMEDY, cache_folder, sha256_of, sha256_of_json
 SAMPLE_BYTES = 32_000_000
 # Validation text that the training text holds too is told from this share on.
 TELLING_OVERLAP = 0.01
+STORE_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,11 @@ class Dataset:
     """What tells this text under this tokenizer from any other, and where its tokens are stored; plain JSON types."""
 
 
-def prepare(config: DataConfig, block_size: int) -> Generator[Step, None, Dataset]:
+def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Generator[Step, None, Dataset]:
     """Read, split, tokenize and store the text of `config`, or find it stored; yields how far it is.
 
-    Raises BadInputError for unusable sources and for a text shorter than a block in either split, and
+    A `tokenizer` that is given, as that of a model to be trained further, takes the place of the one that `config`
+    names. Raises BadInputError for unusable sources and for a text shorter than a block in either split, and
     OutOfResourcesError when the cache cannot be written.
     """
     sources = yield from resolve(config.data)
@@ -56,27 +66,32 @@ def prepare(config: DataConfig, block_size: int) -> Generator[Step, None, Datase
         sources.skipped += val_sources.skipped
     train_hash = yield from fingerprint(sources.files)
     val_hash = yield from fingerprint(sources.val_files)
-    tokenizer_id = config.tokenizer if config.tokenizer in TOKENIZERS else sha256_of_tokenizer(config.tokenizer)
+    tokenizer_id = _tokenizer_id(config.tokenizer, tokenizer)
     how = (tokenizer_id, config.vocab_size, config.text_field, config.encoding, config.val_share)
     folder = store_folder(cache_folder() / "tokens", train_hash, val_hash, *how)
     store = open_store(folder)
     if store is None:
         with building_place(folder) as place:
-            yield from _build(config, sources, place, folder)
+            yield from _build(config, sources, place, folder, tokenizer)
         store = open_store(folder)
     if store is None:
         raise OutOfResourcesError(f"{folder} does not hold what was just written: the disk is faulty; {CACHE_REMEDY}")
-    _require_a_block(store, block_size)
+    _require_a_block(store, block_size, is_fixed=tokenizer is not None)
     skipped = [f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items()]
     return _dataset(store, folder.name, tuple(sources.words), skipped)
 
 
 def stored(config: DataConfig, name: str) -> Dataset | None:
     """The tokens that were stored under `name` for `config`, its sources left alone; None if they are gone."""
-    if not re.fullmatch(r"[0-9a-f]{32}", name):
+    if not STORE_NAME.fullmatch(name):
         return None
     store = open_store(cache_folder() / "tokens" / name)
     return _dataset(store, name, config.data, []) if store else None
+
+
+def stored_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer of the tokens that were stored under `name`; None if they are gone."""
+    return tokenizer_of(cache_folder() / "tokens" / name) if STORE_NAME.fullmatch(name) else None
 
 
 def _dataset(store: TokenStore, name: str, words: tuple[str, ...], skipped: list[str]) -> Dataset:
@@ -84,7 +99,7 @@ def _dataset(store: TokenStore, name: str, words: tuple[str, ...], skipped: list
         "train_tokens": len(store.train),
         "val_tokens": len(store.val),
         "vocab_size": store.tokenizer.vocab_size,
-        "tokenizer_sha256": sha256_of_json(store.tokenizer.to_dict()),
+        "tokenizer_sha256": identity_of(store.tokenizer),
         "text_sha256": store.sha256,
         "store": name,
     }
@@ -111,6 +126,18 @@ def tokenizer_for(config: DataConfig, train: Part) -> Tokenizer:
 def default_vocab_size(n_bytes: int) -> int:
     """1,024 for a text of 1 MB and twice that for four times the text: each token must be seen often to be learned."""
     return next((size for size in (512, 1024, 2048, 4096) if size * size * 2 > n_bytes), 8192)
+
+
+def identity_of(tokenizer: Tokenizer) -> str:
+    """What tells one tokenizer from another, wherever it was read from."""
+    return sha256_of_json(tokenizer.to_dict())
+
+
+def _tokenizer_id(name: str, given: Tokenizer | None) -> str:
+    """What a store's key has of its tokenizer: that of --tokenizer `name`, unless one is `given`."""
+    if given:
+        return identity_of(given)
+    return name if name in TOKENIZERS else sha256_of_tokenizer(name)
 
 
 def sha256_of_tokenizer(name: str) -> str:
@@ -147,9 +174,11 @@ def skipped_lines(corpora: list[Corpus]) -> list[str]:
     ]
 
 
-def _build(config: DataConfig, sources: Sources, place: Path, folder: Path) -> Generator[Step, None, None]:
+def _build(
+    config: DataConfig, sources: Sources, place: Path, folder: Path, given: Tokenizer | None
+) -> Generator[Step, None, None]:
     corpora, train, val = yield from read_text(config, sources, place)
-    tokenizer = tokenizer_for(config, train)
+    tokenizer = given or tokenizer_for(config, train)
     texts: list[TextFile] = [corpus.text for corpus in corpora]
     about = {
         "n_characters": sum(text.n_characters for text in texts),
@@ -169,12 +198,14 @@ def _notes(store: TokenStore, skipped: list[str]) -> list[str]:
     return notes
 
 
-def _require_a_block(store: TokenStore, block_size: int) -> None:
+def _require_a_block(store: TokenStore, block_size: int, is_fixed: bool) -> None:
+    """Raise BadInputError for a text that is shorter; `is_fixed` where the model is given, and with it the block."""
     shorter = min(len(store.train), len(store.val))
     if shorter <= block_size:
         part = "training" if len(store.train) < len(store.val) else "validation"
-        remedy = f", or a shorter block with --block-size {shorter - 1}" if shorter > 1 else ""
+        remedy = f", or a shorter block with --block-size {shorter - 1}" if shorter > 1 and not is_fixed else ""
+        whose = " of the model that is trained further" if is_fixed else ""
         raise BadInputError(
             f"the text is too short: {store.about['n_characters']:,} characters leave {shorter:,} tokens for {part}, "
-            f"and a block takes {block_size + 1:,}; give more text{remedy}"
+            f"and a block{whose} takes {block_size + 1:,}; give more text{remedy}"
         )

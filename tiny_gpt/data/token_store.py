@@ -33,6 +33,8 @@ from tiny_gpt.files import CACHE_REMEDY, cannot_write, sha256_of_json, sync_fold
 FORMAT_VERSION = 2
 # Hashed apart, so that all processors can check a large store.
 HASHED_BYTES = 64 << 20
+# What reading a store that is not there, or damaged, raises.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, BadInputError)
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,29 @@ def building_place(folder: Path) -> Iterator[Path]:
 def open_store(folder: Path) -> TokenStore | None:
     """The store in `folder`, every byte checked; None if there is none or it is damaged."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest.pop("sha256") != sha256_of_json(manifest):
-            return None
+        manifest = _read_manifest(folder)
         dtype = np.dtype(manifest["dtype"])
         train, val = (_open_part(folder / f"{name}.bin", dtype, _Part(**manifest[name])) for name in ("train", "val"))
         sha256 = sha256_of_json([manifest[name]["sha256"] for name in ("train", "val")])
         return TokenStore(tokenizer_from_dict(manifest["tokenizer"]), train, val, manifest["about"], sha256)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadInputError):
+    except UNREADABLE:
         return None
+
+
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer of the store in `folder`, its tokens left alone; None if there is none or it is damaged."""
+    try:
+        return tokenizer_from_dict(_read_manifest(folder)["tokenizer"])
+    except UNREADABLE:
+        return None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What stands in the manifest; raises one of UNREADABLE."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest.pop("sha256") != sha256_of_json(manifest):
+        raise ValueError(f"the manifest in {folder} is damaged")
+    return manifest
 
 
 def build_store(

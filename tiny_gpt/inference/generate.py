@@ -1,59 +1,102 @@
-"""Text from a model, token by token: prefill the cache with the prompt, then decode one token at a time.
+"""Text from a model: one prompt continued in several ways at once, piece by piece as it is written."""
 
-A model sees `block_size` tokens. When the cache is full, the oldest part of it is forgotten and the rest is read
-again, because positions are counted from the first token in view.
-"""
-
+import codecs
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 
 from tiny_gpt.config import SampleConfig
-from tiny_gpt.data.tokenizer import decode_stream
+from tiny_gpt.data.tokenizer import Tokenizer
+from tiny_gpt.data.utf8 import LENIENT
+from tiny_gpt.inference.decoder import Decoder, make_decoder
 from tiny_gpt.inference.sampling import sample
-from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model.kv_cache import KVCache
 from tiny_gpt.model_file import LoadedModel
 
-# Part of a full block that stays in view. Reading it again costs as much as a few single tokens.
-KEPT_PART = 3 / 4
 # What an empty prompt starts from: the beginning of a line.
 START = "\n"
 
 
-def stream(loaded: LoadedModel, config: SampleConfig, seed: int) -> Iterator[str]:
-    """The continuation of `config.prompt`, piece by piece, `config.max_tokens` tokens long."""
-    prompt_ids = loaded.tokenizer.encode(config.prompt or START).tolist()
-    yield from decode_stream(loaded.tokenizer, generate_ids(loaded.model, prompt_ids, config, seed))
+@dataclass
+class Text:
+    """One continuation of the prompt while it is written."""
 
+    seed: int
+    stop: tuple[str, ...]
+    tokenizer: Tokenizer
+    ids: list[int]
+    """Of the prompt, as far as the model sees it, and what was written after it."""
+    text: str = ""
+    """What was written, as far as it is certain that no stop text begins in it."""
+    n_tokens: int = 0
+    is_done: bool = False
+    is_stopped: bool = False
+    """Whether a stop text ended it; that is left out."""
+    _held: str = ""
+    _n_taken: int = 0
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(LENIENT), repr=False
+    )
 
-def generate_ids(model: GPT, prompt_ids: Sequence[int], config: SampleConfig, seed: int) -> Iterator[int]:
-    """Up to `config.max_tokens` ids that follow `prompt_ids` (at least one; the last block_size of them are seen)."""
-    generator = torch.Generator().manual_seed(seed)
-    block_size = model.config.block_size
-    seen = list(prompt_ids[-block_size:])
-    cache, logits_V = prefill(model, seen)
-    for n_left in range(config.max_tokens, 0, -1):
-        seen.append(sample(logits_V, config, generator))
-        yield seen[-1]
-        if n_left == 1:
+    def __post_init__(self) -> None:
+        self.generator = np.random.Generator(np.random.Philox(self.seed))
+
+    def add(self, token_id: int, is_last: bool) -> None:
+        """Take one more token; `text` grows by what it completes."""
+        self.ids.append(token_id)
+        self.n_tokens += 1
+        self._held += self._decoder.decode(self.tokenizer.decode_bytes([token_id]), final=is_last)
+        places = [place for place in (self._held.find(stop) for stop in self.stop) if place >= 0]
+        if places:
+            self.text += self._held[: min(places)]
+            self.is_done = self.is_stopped = True
             return
-        if cache.length < block_size:
-            logits_V = decode_one(model, seen[-1], cache)
-        else:
-            seen = seen[-max(1, int(block_size * KEPT_PART)) :]
-            cache, logits_V = prefill(model, seen)
+        n_held = 0 if is_last else max((_overlap(self._held, stop) for stop in self.stop), default=0)
+        n_certain = len(self._held) - n_held
+        self.text, self._held = self.text + self._held[:n_certain], self._held[n_certain:]
+        self.is_done = is_last
+
+    def take(self) -> str:
+        """What `text` has grown by since this was last called."""
+        piece = self.text[self._n_taken :]
+        self._n_taken += len(piece)
+        return piece
 
 
-@torch.inference_mode()
-def prefill(model: GPT, ids: Sequence[int]) -> tuple[KVCache, torch.Tensor]:
-    """Read all of `ids` (at most block_size) at once: a cache of them, and the logits of the next token."""
-    cache = KVCache(model.config, 1, model.device, model.compute_dtype)
-    logits_BTV = model(torch.tensor([ids], device=model.device), cache)
-    return cache, logits_BTV[0, -1]
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of `text` with which `stop` may begin."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-@torch.inference_mode()
-def decode_one(model: GPT, token_id: int, cache: KVCache) -> torch.Tensor:
-    """Read one more token: the logits of the one after it."""
-    return model(torch.tensor([[token_id]], device=model.device), cache)[0, -1]
+def write(
+    loaded: LoadedModel, config: SampleConfig, seeds: Sequence[int], decoder: Decoder | None = None
+) -> Iterator[list[Text]]:
+    """Continue `config.prompt` once for each seed; yields the texts after each token, the same objects every time.
+
+    A text depends on its own seed alone, not on the others (on a CPU with numba to the last token; elsewhere a number
+    may round otherwise).
+    """
+    block_size = loaded.model.config.block_size
+    prompt_ids = loaded.tokenizer.encode(config.prompt or START)[-block_size:].tolist()
+    texts = [Text(seed, config.stop, loaded.tokenizer, prompt_ids.copy()) for seed in seeds]
+    decoder = decoder or make_decoder(loaded.model, len(texts))
+    logits_V = decoder.read(prompt_ids, config.max_tokens)
+    logits = np.broadcast_to(logits_V, (len(texts), len(logits_V)))
+    growing = list(range(len(texts)))
+    for n_left in range(config.max_tokens, 0, -1):
+        for row, number in enumerate(growing):
+            text = texts[number]
+            next_id = sample(logits[row], config, text.ids[-block_size:], text.generator)
+            text.add(next_id, is_last=n_left == 1)
+        yield texts
+        growing = [number for number in growing if not texts[number].is_done]
+        if not growing:
+            return
+        logits = decoder.step([texts[number].ids[-1] for number in growing], growing)
+
+
+def stream(loaded: LoadedModel, config: SampleConfig, seed: int) -> Iterator[str]:
+    """The continuation of `config.prompt`, piece by piece, at most `config.max_tokens` tokens long."""
+    for (text,) in write(loaded, config, [seed]):
+        if piece := text.take():
+            yield piece

@@ -1,38 +1,78 @@
-"""Logits of the next token to its id. Sees only logits: small pure functions, applied in order."""
+"""Logits of the next token to its id. Sees only logits: small pure functions, applied in the order of transformers."""
 
-import torch
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tiny_gpt.config import SampleConfig
 from tiny_gpt.errors import BadInputError
 
+# Below it nothing changes any more: all but the likeliest have probability 0.
+LOWEST_TEMPERATURE = 1e-30
 
-def sample(logits_V: torch.Tensor, config: SampleConfig, generator: torch.Generator) -> int:
-    """Draw the next id; with temperature 0 take the likeliest. `generator` is a CPU generator.
+
+def sample(
+    logits_V: NDArray[np.float32], config: SampleConfig, seen: Sequence[int], generator: np.random.Generator
+) -> int:
+    """Draw the next id; with temperature 0 take the likeliest. `seen` are the ids so far, for their penalty.
 
     Raises BadInputError for logits that are no numbers, as those of a model whose weights are none.
     """
-    if not logits_V.isfinite().all():
+    if not np.isfinite(logits_V).all():
         raise BadInputError("this model computes no numbers: its weights are damaged or have diverged; use another one")
+    if config.repetition_penalty != 1:
+        logits_V = penalize(logits_V, seen, config.repetition_penalty)
     if config.temperature == 0:
         return int(logits_V.argmax())
-    logits_V = logits_V.cpu().double()
-    logits_V = (logits_V - logits_V.max()) / config.temperature  # at most 0: no temperature is too low to divide by
-    probabilities_V = keep_top_p(keep_top_k(logits_V, config.top_k).softmax(-1), config.top_p)
-    return int(torch.multinomial(probabilities_V, 1, generator=generator))
+    cumulative_V = probabilities(logits_V, config).cumsum()
+    total = cumulative_V[-1]
+    drawn = cumulative_V.searchsorted(generator.random() * total, side="right")
+    return int(min(drawn, cumulative_V.searchsorted(total)))  # the product may have been rounded up to the total
 
 
-def keep_top_k(logits_V: torch.Tensor, k: int) -> torch.Tensor:
+def probabilities(logits_V: NDArray[np.float32], config: SampleConfig) -> NDArray[np.float64]:
+    """Of each next token, in proportion; they need not add up to one. The temperature is above 0."""
+    temperature = max(config.temperature, LOWEST_TEMPERATURE)
+    weights_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)
+    weights_V = keep_top_k(weights_V, config.top_k)
+    weights_V = keep_top_p(weights_V, config.top_p)
+    return keep_min_p(weights_V, config.min_p)
+
+
+def penalize(logits_V: NDArray[np.float32], seen: Sequence[int], penalty: float) -> NDArray[np.float32]:
+    """Make ids that were seen less likely (above 1) or likelier (below 1), as CTRL did (arXiv 1909.05858)."""
+    penalized_V = logits_V.copy()
+    ids = np.unique(np.asarray(seen, dtype=np.int64))
+    old = logits_V[ids]
+    penalized_V[ids] = np.where(old > 0, old / penalty, old * penalty)
+    return penalized_V
+
+
+def keep_top_k(weights_V: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Rule out all but the k likeliest tokens; 0 keeps all."""
-    if not 0 < k < len(logits_V):
-        return logits_V
-    kept = logits_V.topk(k)
-    return torch.full_like(logits_V, -torch.inf).scatter(0, kept.indices, kept.values)
+    if not 0 < k < len(weights_V):
+        return weights_V
+    kept = weights_V.argpartition(-k)[-k:]
+    return _only(weights_V, kept)
 
 
-def keep_top_p(probabilities_V: torch.Tensor, p: float) -> torch.Tensor:
-    """Rule out all but the fewest likeliest tokens that together reach probability p (arXiv 1904.09751)."""
+def keep_top_p(weights_V: NDArray[np.float64], p: float) -> NDArray[np.float64]:
+    """Rule out all but the fewest likeliest tokens that together hold the share p (arXiv 1904.09751)."""
     if p >= 1:
-        return probabilities_V
-    ordered, order = probabilities_V.sort(descending=True)
-    likelier_sum = ordered.cumsum(0) - ordered  # the likeliest always stays
-    return probabilities_V.index_fill(0, order[likelier_sum >= p], 0.0)
+        return weights_V
+    order = weights_V.argsort()[::-1]
+    ordered = weights_V[order]
+    likelier_sum = ordered.cumsum() - ordered  # the likeliest always stays
+    return _only(weights_V, order[likelier_sum < p * ordered.sum()])
+
+
+def keep_min_p(weights_V: NDArray[np.float64], p: float) -> NDArray[np.float64]:
+    """Rule out tokens that are less than p times as likely as the likeliest (arXiv 2407.01082)."""
+    return np.where(weights_V >= p * weights_V.max(), weights_V, 0.0) if p > 0 else weights_V
+
+
+def _only(weights_V: NDArray[np.float64], kept: NDArray[np.intp]) -> NDArray[np.float64]:
+    only_V = np.zeros_like(weights_V)
+    only_V[kept] = weights_V[kept]
+    return only_V

@@ -19,7 +19,6 @@ from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
 
 INIT_STD = 0.02  # GPT-2's
-ROPE_THETA = 10_000.0
 RMS_NORM_EPS = 1e-6
 LAYER_NORM_EPS = 1e-5
 
@@ -37,7 +36,7 @@ class GPT(nn.Module):
         if config.architecture == "classic":
             self.position_embedding = nn.Embedding(config.block_size, config.d_model)
         else:
-            cos_TK, sin_TK = rope_table(config.block_size, config.d_model // config.n_head)
+            cos_TK, sin_TK = rope_table(config)
             self.register_buffer("rope_cos_TK", cos_TK, persistent=False)
             self.register_buffer("rope_sin_TK", sin_TK, persistent=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -129,10 +128,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         biased = config.architecture == "classic"
         self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
-        self.qkv = Linear(config.d_model, 3 * config.d_model, bias=biased)
-        self.out = Linear(config.d_model, config.d_model, bias=biased)
+        head_width = config.width_of_head
+        self.qkv = Linear(config.d_model, 3 * config.n_head * head_width, bias=biased)
+        self.out = Linear(config.n_head * head_width, config.d_model, bias=biased)
         if config.architecture == "modern":
-            self.q_norm, self.k_norm = (make_norm(config, config.d_model // config.n_head) for _ in range(2))
+            self.q_norm, self.k_norm = (make_norm(config, head_width) for _ in range(2))
 
     def forward(
         self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
@@ -212,10 +212,10 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     return LayerNorm(width, eps=LAYER_NORM_EPS) if config.architecture == "classic" else RMSNorm(width)
 
 
-def rope_table(block_size: int, head_width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines (T, K) of rotary positions (arXiv 2104.09864), the halves of K turned by the same angles."""
-    frequencies = ROPE_THETA ** (-torch.arange(0, head_width, 2).float() / head_width)
-    angles = torch.outer(torch.arange(block_size).float(), frequencies).repeat(1, 2)
+    frequencies = config.rope_theta ** (-torch.arange(0, config.width_of_head, 2).float() / config.width_of_head)
+    angles = torch.outer(torch.arange(config.block_size).float(), frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 

@@ -9,8 +9,7 @@ class KVCache:
     """Room for `block_size` positions of every layer: (n_layer, B, H, T, K) each for keys and values."""
 
     def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        head_width = config.d_model // config.n_head
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, head_width)
+        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.width_of_head)
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self.block_size = config.block_size
         self.length = 0

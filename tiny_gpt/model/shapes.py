@@ -25,7 +25,7 @@ def check_dimensions(config: ModelConfig, vocab_size: int, shapes: Mapping[str, 
     needed = FP32_BYTES * sum(map(math.prod, shapes.values()))
     if needed > n_bytes:
         raise ValueError(f"its weights would take {needed} bytes, and it has {n_bytes}")
-    n_rope_numbers = config.block_size * config.d_model // config.n_head
+    n_rope_numbers = config.block_size * config.width_of_head
     if config.architecture == "modern" and n_rope_numbers > MAX_ROPE_NUMBERS + n_bytes // 16:
         raise ValueError(f"a block_size of {config.block_size} is too long for so small a model")
 
@@ -47,11 +47,12 @@ def _around_the_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[
 
 
 def _in_a_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    D, F, K = config.d_model, config.d_ff, config.d_model // config.n_head
+    D, F, K = config.d_model, config.d_ff, config.width_of_head
+    HK = config.n_head * K
     shapes: dict[str, tuple[int, ...]] = {
         "norm1.weight": (D,),
-        "attention.qkv.weight": (3 * D, D),
-        "attention.out.weight": (D, D),
+        "attention.qkv.weight": (3 * HK, D),
+        "attention.out.weight": (D, HK),
         "norm2.weight": (D,),
         "mlp.up.weight": (F, D),
         "mlp.down.weight": (D, F),

@@ -3,8 +3,9 @@
 The windows lie side by side over the whole text where that is cheap, else evenly spaced over it.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 import torch
@@ -36,21 +37,32 @@ class FixedWindows:
 
         `beat` is called after each batch: a whole text may take long, and a watchdog may be waiting.
         """
-        was_training = model.training
-        model.eval()
         total = torch.zeros(
             (), dtype=torch.float64 if model.device.type != "mps" else torch.float32, device=model.device
         )
+        with contextlib.closing(self._scored(model)) as scored:
+            for losses_BT, _ in scored:
+                total += losses_BT.sum(dtype=total.dtype)
+                beat()
+        return total.item() / self.n_tokens
+
+    def losses(self, model: GPT) -> torch.Tensor:
+        """The loss of each token in nats, in the order of the windows, on the CPU."""
+        return torch.cat([losses_BT[targets_BT != IGNORED].cpu() for losses_BT, targets_BT in self._scored(model)])
+
+    def _scored(self, model: GPT) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Losses (B, T) and targets of each batch."""
+        was_training = model.training
+        model.eval()
         try:
-            with torch.no_grad():
-                for i in range(0, len(self.starts), self.batch_size):
-                    inputs_BT, targets_BT = self._batch(self.starts[i : i + self.batch_size])
-                    losses_BT = model.losses(inputs_BT.to(model.device), targets_BT.to(model.device))
-                    total += losses_BT.sum(dtype=total.dtype)
-                    beat()
+            for i in range(0, len(self.starts), self.batch_size):
+                inputs_BT, targets_BT = self._batch(self.starts[i : i + self.batch_size])
+                inputs_BT, targets_BT = inputs_BT.to(model.device), targets_BT.to(model.device)
+                with torch.no_grad():
+                    losses_BT = model.losses(inputs_BT, targets_BT)
+                yield losses_BT, targets_BT
         finally:
             model.train(was_training)
-        return total.item() / self.n_tokens
 
     def _batch(self, starts: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Always (batch_size, block_size), so that a device compiles one shape only."""

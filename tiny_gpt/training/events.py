@@ -6,6 +6,7 @@ Losses are mean cross-entropy in nats per token; steps and epochs count from 1 a
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiny_gpt.config import ModelConfig
 from tiny_gpt.data.progress import Note, Progress
 
 
@@ -21,6 +22,8 @@ class Prepared:
     n_documents: int
     notes: list[str]
     """What a person should know about the text, a line each."""
+    model: ModelConfig
+    """As it is: a model that is trained further brings its own shape."""
     tokenizer: str
     vocab_size: int
     train_tokens: int

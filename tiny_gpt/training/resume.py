@@ -1,23 +1,27 @@
 """May this run go on? What a checkpoint says of its run, held against what is asked for and what is here now."""
 
+import contextlib
 import os
 import platform
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tiny_gpt.config import ModelConfig, RunConfig, flag
-from tiny_gpt.data.prepare import Dataset, prepare, stored
+from tiny_gpt.config import BEST_FILE, ModelConfig, RunConfig, flag
+from tiny_gpt.data.prepare import Dataset, identity_of, prepare, stored, stored_tokenizer
 from tiny_gpt.data.progress import Step
+from tiny_gpt.data.tokenizer import Tokenizer
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
+from tiny_gpt.files import user_path
+from tiny_gpt.models import open_path
 from tiny_gpt.training.checkpoint import check_model, read_state
 from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError
 
-# Where the run is and how it is looked after, not what it is.
-_ELSEWHERE = ("out_dir",)
+# Where the run is and how it began, not what it is.
+_ELSEWHERE = ("out_dir", "start_from")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Saved:
             if value not in (before[name], used[name]) and name not in _ELSEWHERE
         }
         fixed = [setting.name for setting in fields(ModelConfig) if setting.name in changed]
+        if self.config.train.start_from:
+            fixed += [name for name in ("tokenizer", "vocab_size") if name in changed]
         if fixed:
             differences = "; ".join(f"{flag(name)} was {before[name]}, is now {now[name]}" for name in fixed)
             raise BadInputError(
@@ -50,6 +56,8 @@ class Saved:
                 "Go on with the run's own settings (tiny-gpt resume), or start a new run (--new)"
             )
         self.notes.extend(f"{flag(name)} was {before[name]}, is now {value}" for name, value in changed.items())
+        if now["start_from"] not in ("", before["start_from"]):
+            self.notes.append(f"--start-from {now['start_from']} is left alone: the run goes on with its own weights")
         source = str(self.checkpoint.path)
         return self.config.with_flat(changed | {"out_dir": asked.train.out_dir}, source)
 
@@ -113,8 +121,9 @@ def prepare_again(config: RunConfig, saved: Saved) -> Generator[Step, None, Data
     Raises BadInputError, naming the difference, where it is another one by now.
     """
     is_same_request = config.data == saved.config.data
+    tokenizer = _tokenizer_again(config, saved) if saved.config.train.start_from else None
     try:
-        dataset = yield from prepare(config.data, config.model.block_size)
+        dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
     except (BadInputError, OutOfResourcesError) as failure:
         found = stored(saved.config.data, str(saved.data.get("store"))) if is_same_request else None
         if found is None or found.identity != saved.data:
@@ -132,6 +141,31 @@ def prepare_again(config: RunConfig, saved: Saved) -> Generator[Step, None, Data
             f"({', '.join(dataset.words)}).\nPut back the text that it learned from, or start a new run (--new)"
         )
     return dataset
+
+
+def _tokenizer_again(config: RunConfig, saved: Saved) -> Tokenizer:
+    """The tokenizer of the model that the run began with, which itself need not be there any more.
+
+    Raises BadInputError where nothing has it.
+    """
+    found = _known_tokenizers(config, saved)
+    again = next((each for each in found if identity_of(each) == saved.data.get("tokenizer_sha256")), None)
+    if again is None:
+        raise BadInputError(
+            f"this run began with the tokenizer of {saved.config.train.start_from} and cannot go on without it: it is "
+            f"neither there any more, nor with the stored tokens, nor in {user_path(config.train.out_dir) / BEST_FILE}."
+            "\nPut that model back where it was, or start a new run (--new)"
+        )
+    return again
+
+
+def _known_tokenizers(config: RunConfig, saved: Saved) -> Iterator[Tokenizer]:
+    """Of the stored tokens, of the run's own model file, of the model that it began with; what can be read of them."""
+    if tokenizer := stored_tokenizer(str(saved.data.get("store"))):
+        yield tokenizer
+    for path in (user_path(config.train.out_dir) / BEST_FILE, user_path(saved.config.train.start_from)):
+        with contextlib.suppress(BadInputError):
+            yield open_path(path, torch.device("cpu")).tokenizer
 
 
 _TELLING = {

@@ -6,20 +6,32 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import filelock
 import torch
 
-from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig
+from tiny_gpt.config import (
+    BEST_FILE,
+    CONFIG_FILE,
+    FINAL_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    SAMPLES_FOLDER,
+    RunConfig,
+    flag,
+)
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.device import configure, describe_device, pick_device, pick_precision
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
 from tiny_gpt.heartbeat import restart_reason
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.models import open_path
+from tiny_gpt.recipes import RECIPES
 from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.night import Night
@@ -35,20 +47,28 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
     """Train as `config` says, into its out_dir: first the steps of preparing the text, then Prepared, Finished last.
 
     With `resume`, go on from the newest checkpoint there that verifies; settings that differ from those of that run
-    are taken over, but not another model, tokenizer or text. From the first step on, Ctrl+C and SIGTERM end the run
-    in good order; a closed terminal ends nothing. Raises the TinyGPTError that tells what is wrong, before anything
-    in out_dir is touched where that is possible.
+    are taken over, but not another model, tokenizer or text. The model that a run starts from is read when it begins
+    and not needed to go on. From the first step on, Ctrl+C and SIGTERM end the run in good order; a closed terminal
+    ends nothing. Raises the TinyGPTError that tells what is wrong, before anything in out_dir is touched where that
+    is possible.
     """
     out_dir = user_path(config.train.out_dir)
     with only_one(out_dir), StopRequest() as stop:
         saved = find_checkpoint(out_dir) if resume else None
-        asked = config
+        asked, start = config, None
         if saved:
             config = saved.config_with_changes(config)
+        elif config.train.start_from:
+            start = open_path(user_path(config.train.start_from), torch.device("cpu"))
+            config = take_over(config, start)
         device = pick_device(config.train.device)
         dtype = pick_precision(config.train.precision, device)
         configure(device, config.train.deterministic)
-        dataset = yield from prepare_again(config, saved) if saved else prepare(config.data, config.model.block_size)
+        if saved:
+            dataset = yield from prepare_again(config, saved)
+        else:
+            tokenizer = start.tokenizer if start else None
+            dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
         # Saved as resolved: a rerun of config.json computes in the same precision.
         config = replace(
             config,
@@ -59,6 +79,9 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
             saved.check_model(config.model, dataset.tokenizer.vocab_size)
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, dataset.tokenizer.vocab_size, dtype).to(device)
+        if start:
+            model.load_state_dict(start.model.state_dict())
+        del start  # it would take its memory all night
         settings = {"config": config.to_flat(), "asked": asked.to_flat()}
         origin = {"data": dataset.identity, "machine": this_machine(device)}
         trainer = Trainer(model, dataset, config, out_dir, settings, origin)
@@ -71,6 +94,28 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
         stop.listen()
         with Night(stop, config.night.keep_awake) as night:
             yield from trainer.train(night)
+
+
+def take_over(config: RunConfig, start: LoadedModel) -> RunConfig:
+    """`config` with the shape and the kind of tokenizer of `start`; dropout, which is no part of a model, stays.
+
+    Raises UsageError naming what a person has asked for otherwise: settings that are neither a recipe's nor the
+    model's.
+    """
+    kind = start.tokenizer.to_dict()["type"]
+    its = asdict(start.model.config) | {"tokenizer": kind, "vocab_size": start.tokenizer.vocab_size}
+    del its["dropout"]
+    ours = config.to_flat()
+    recipes = [recipe.to_flat() for recipe in RECIPES.values()]
+    others = [[name for name in its if ours[name] not in (its[name], recipe[name])] for recipe in recipes]
+    if asked := min(others, key=len):
+        differences = "; ".join(f"{flag(name)} {ours[name]} is not its {its[name]}" for name in asked)
+        raise UsageError(
+            f"{config.train.start_from} keeps its shape and tokenizer when it is trained further: {differences}.\n"
+            "Leave these settings out, or train a new model (without --start-from)"
+        )
+    model = replace(start.model.config, dropout=config.model.dropout)
+    return replace(config, model=model, data=replace(config.data, tokenizer=kind))
 
 
 @contextlib.contextmanager
@@ -147,13 +192,17 @@ def set_aside_earlier_run(out_dir: Path) -> Path | None:
 
 
 def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Path | None) -> Prepared:
+    notes = list(dataset.notes)
+    if config.train.start_from and trainer.learner.state.step == 0:
+        notes.insert(0, f"starting from {config.train.start_from}: its weights, its shape, its tokenizer")
     return Prepared(
         device=describe_device(trainer.model.device),
         precision=config.train.precision,
         sources=list(dataset.words),
         n_characters=dataset.n_characters,
         n_documents=dataset.n_documents,
-        notes=dataset.notes,
+        notes=notes,
+        model=config.model,
         tokenizer=config.data.tokenizer,
         vocab_size=dataset.tokenizer.vocab_size,
         train_tokens=len(dataset.train),

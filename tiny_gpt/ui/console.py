@@ -113,7 +113,7 @@ class Console:
         self._print(LABEL.format(label) + text)
 
     def _introduce(self, event: Prepared) -> None:
-        model, train = self.config.model, self.config.train
+        model, train = event.model, self.config.train
         total_tokens = train.total_steps * event.tokens_per_step
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
         self._row("device", f"{event.device}, {event.precision}")

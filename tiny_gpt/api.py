@@ -1,0 +1,99 @@
+"""tiny_gpt in a Python program: `tiny_gpt.load(PATH)` gives a `Model` that writes and that scores text.
+
+>>> model = tiny_gpt.load("runs/my_book")
+>>> model.generate("Once", max_tokens=20, seed=1)
+>>> for piece in model.stream("Once"): print(piece, end="")
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tiny_gpt.config import SampleConfig
+from tiny_gpt.data.tokenizer import decode
+from tiny_gpt.data.utf8 import to_utf8
+from tiny_gpt.device import pick_device, pick_precision
+from tiny_gpt.inference.decoder import Decoder, make_decoder
+from tiny_gpt.inference.generate import write
+from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.models import open_path
+from tiny_gpt.runs import find_model
+from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
+
+# Blocks that are scored at once.
+BATCH_SIZE = 32
+
+
+class TokenScore(NamedTuple):
+    """One token of a text and how well the model foresaw it."""
+
+    token: str
+    logprob: float
+    """Natural logarithm of its probability, given what stands before it in its block."""
+
+
+class Model:
+    """A trained model. Raises the children of TinyGPTError, whose texts say what is wrong and what to do."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        """The network, its tokenizer, how far it was trained, and the settings of its run."""
+        self._decoder: Decoder | None = None
+
+    def generate(self, prompt: str = "", **settings: Any) -> str:
+        """The continuation of `prompt`, without it. `settings` are those of `tiny-gpt generate`: max_tokens,
+        temperature, top_k, top_p, min_p, repetition_penalty, stop (a tuple), seed (none: another text every time)."""
+        return "".join(self.stream(prompt, **settings))
+
+    def stream(self, prompt: str = "", **settings: Any) -> Iterator[str]:
+        """The same piece by piece."""
+        config = replace(SampleConfig(**settings), prompt=prompt)
+        self._decoder = self._decoder or make_decoder(self.loaded.model, 1)
+        for (text,) in write(self.loaded, config, [_seed(config)], self._decoder):
+            if piece := text.take():
+                yield piece
+
+    def samples(self, prompt: str, n: int, **settings: Any) -> list[str]:
+        """`n` continuations, written beside one another; the i-th is what the seed `seed` + i gives."""
+        config = replace(SampleConfig(**settings), prompt=prompt, num_samples=n)
+        seed = _seed(config)
+        return [text.text for text in list(write(self.loaded, config, [seed + i for i in range(n)]))[-1]]
+
+    def logprobs(self, text: str) -> list[TokenScore]:
+        """Each token of `text` but the first, which nothing stands before, scored block by block as val_loss is."""
+        ids = self.loaded.tokenizer.encode(text)
+        if len(ids) < 2:
+            return []
+        losses = self._windows(ids).losses(self.loaded.model)
+        return [
+            TokenScore(decode(self.loaded.tokenizer, [token]), -loss)
+            for token, loss in zip(ids[1:].tolist(), losses.tolist(), strict=True)
+        ]
+
+    def bits_per_byte(self, text: str) -> float:
+        """How many bits the model needs for each byte of `text`; the figure of `tiny-gpt eval`. NaN for one token."""
+        ids = self.loaded.tokenizer.encode(text)
+        if len(ids) < 2:
+            return math.nan
+        return bits_per_byte(self._windows(ids).loss(self.loaded.model), len(ids), len(to_utf8(text)))
+
+    def _windows(self, ids: Any) -> FixedWindows:
+        return FixedWindows(ids, self.loaded.model.config.block_size, BATCH_SIZE, len(ids))
+
+
+def load(path: str | Path = "", device: str = "auto", precision: str = "fp32") -> Model:
+    """The model of a run (its name or folder), a model file or an exported folder; "" is the newest run's best.
+
+    Raises BadInputError saying why when there is none, or when it is damaged, foreign or from a newer tiny_gpt.
+    """
+    place: torch.device = pick_device(device)
+    return Model(open_path(find_model(str(path)), place, pick_precision(precision, place)))
+
+
+def _seed(config: SampleConfig) -> int:
+    return random.SystemRandom().randrange(2**31) if config.seed is None else config.seed

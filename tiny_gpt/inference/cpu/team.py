@@ -1,0 +1,156 @@
+"""Threads that work through one compiled program together, meeting at barriers many times within a millisecond.
+
+A barrier of the operating system would cost more than the work between two of them, so waiting threads look again and
+again, and let others go first when it takes long. Between two jobs the members of a team sleep after a short while.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from tiny_gpt.inference.cpu.compiled import compiled
+
+# Where the counters stand in the array that a team shares: each in a cache line of its own.
+ARRIVED, MEETINGS, JOBS, ASLEEP = 0, 16, 32, 48
+N_COUNTERS = 64
+# Looks at a counter before others may go first, and before a member without work falls asleep: about 20 and 200 µs.
+PATIENCE, IDLE_PATIENCE = 4_000, 40_000
+
+
+def _register_yield() -> None:
+    """Make the system's "let another thread go first" known to compiled code."""
+    library = ctypes.CDLL("kernel32" if os.name == "nt" else None)
+    function = library.SwitchToThread if os.name == "nt" else library.sched_yield
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    llvmlite.binding.add_symbol("tiny_gpt_yield", address)
+
+
+_register_yield()
+_let_others_go = types.ExternalFunction("tiny_gpt_yield", types.int32())
+
+
+@intrinsic
+def _add(typing_context, counters, place, amount):
+    """Add to a counter in one indivisible act; the value before."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments)
+        return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
+
+    return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def _read(typing_context, counters, place):
+    """A counter as it is now, and with it all that was written before it was changed."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load_atomic(_pointer(context, builder, signature, arguments), "seq_cst", 8)
+
+    return types.int64(counters, types.int64), generate
+
+
+def _pointer(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return cgutils.get_item_pointer(context, builder, signature.args[0], array, [arguments[1]], wraparound=False)
+
+
+@compiled
+def meet(counters, n_members):
+    """Wait until all members have come here."""
+    if n_members == 1:
+        return
+    meeting = _read(counters, MEETINGS)
+    if _add(counters, ARRIVED, 1) == n_members - 1:
+        _add(counters, ARRIVED, -n_members)
+        _add(counters, MEETINGS, 1)
+        return
+    looks = 0
+    while _read(counters, MEETINGS) == meeting:
+        looks += 1
+        if looks > PATIENCE:
+            _let_others_go()
+
+
+@compiled
+def _post(counters):
+    """Announce a job; how many members sleep."""
+    _add(counters, JOBS, 1)
+    return _read(counters, ASLEEP)
+
+
+@compiled
+def _await_job(counters, last_job):
+    """The number of the newest job; `last_job` if there was none for a while."""
+    for looks in range(IDLE_PATIENCE):
+        job = _read(counters, JOBS)
+        if job != last_job:
+            return job
+        if looks > PATIENCE:
+            _let_others_go()
+    return last_job
+
+
+@compiled
+def _go_to_bed(counters, last_job):
+    """Count as asleep; True if no job has come meanwhile."""
+    _add(counters, ASLEEP, 1)
+    return _read(counters, JOBS) == last_job
+
+
+@compiled
+def _get_up(counters):
+    _add(counters, ASLEEP, -1)
+
+
+class Team:
+    """The calling thread and `n_members` - 1 others, for one caller at a time. The others live as long as the process.
+
+    `run(program, arguments)` calls `program(member, n_members, counters, *arguments)` once in each; members are
+    numbered from 0. The program has them wait for one another by `meet(counters, n_members)`, at its very end too.
+    """
+
+    def __init__(self, n_members: int) -> None:
+        self.n_members = n_members
+        self._counters: NDArray[np.int64] = np.zeros(N_COUNTERS, dtype=np.int64)
+        self._lock = threading.Lock()
+        self._wake = threading.Semaphore(0)
+        self._job: tuple[Callable[..., None], tuple[Any, ...]] | None = None
+        for member in range(1, n_members):
+            threading.Thread(target=self._serve, args=(member,), name="decoder", daemon=True).start()
+
+    def run(self, program: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        with self._lock:
+            self._job = program, arguments
+            if self.n_members > 1:
+                n_asleep = _post(self._counters)
+                if n_asleep:
+                    self._wake.release(n_asleep)
+            program(0, self.n_members, self._counters, *arguments)
+            self._job = None
+
+    def _serve(self, member: int) -> None:
+        last_job = 0
+        while True:
+            job = _await_job(self._counters, last_job)
+            if job == last_job:
+                if _go_to_bed(self._counters, last_job):
+                    self._wake.acquire()
+                _get_up(self._counters)
+                continue
+            last_job = job
+            assert self._job is not None, "a job stays until all members have met at its end"
+            program, arguments = self._job
+            program(member, self.n_members, self._counters, *arguments)
+            del program, arguments
