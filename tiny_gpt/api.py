@@ -43,7 +43,7 @@ class Model:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         """The network, its tokenizer, how far it was trained, and the settings of its run."""
-        self._decoder: Decoder | None = None
+        self._idle_decoder: Decoder | None = None
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
         """The continuation of `prompt`, without it. `settings` are those of `tiny-gpt generate`: max_tokens,
@@ -53,10 +53,13 @@ class Model:
     def stream(self, prompt: str = "", **settings: Any) -> Iterator[str]:
         """The same piece by piece."""
         config = replace(SampleConfig(**settings), prompt=prompt)
-        self._decoder = self._decoder or make_decoder(self.loaded.model, 1)
-        for (text,) in write(self.loaded, config, [_seed(config)], self._decoder):
-            if piece := text.take():
-                yield piece
+        decoder, self._idle_decoder = self._idle_decoder or make_decoder(self.loaded.model, 1), None
+        try:
+            for (text,) in write(self.loaded, config, [_seed(config)], decoder):
+                if piece := text.take():
+                    yield piece
+        finally:
+            self._idle_decoder = decoder
 
     def samples(self, prompt: str, n: int, **settings: Any) -> list[str]:
         """`n` continuations, written beside one another; the i-th is what the seed `seed` + i gives."""
