@@ -208,10 +208,11 @@ def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
     decoder = kind(model, n_texts)
     for n_prompt in (1, block_size, 3 * block_size):
         prompt = generator.integers(VOCAB_SIZE, size=n_prompt).tolist()
-        logits_V = decoder.read(prompt, 10 * block_size)
+        n_ahead = 2 * block_size + 3 if n_prompt > 1 else block_size - 1
+        logits_V = decoder.read(prompt, n_ahead)
         texts = [prompt[-block_size:] for _ in range(n_texts)]
         assert np.abs(logits_V - logits_after(model, texts[0]).numpy()).max() <= LOGITS_BOUND
-        for n_steps in range(2 * block_size + 3):
+        for n_steps in range(n_ahead):
             growing = [0, 1, 2] if n_steps < block_size else [0, 2]
             ids = generator.integers(VOCAB_SIZE, size=len(growing)).tolist()
             rows = decoder.step(ids, growing)
@@ -223,16 +224,17 @@ def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
 
 
 @both_architectures
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(architecture: str, dtype: Any) -> None:
+@pytest.mark.parametrize("in_half", [False, True])
+def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
+    architecture: str, in_half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And so is a text, whichever others are written beside it."""
     model = random_model(architecture)
-    model.compute_dtype = dtype
     ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=(3 * BLOCK_SIZE, 9))
     alone: list[list[NDArray[np.float32]]] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for n_texts, n_threads in ((1, 1), (2, 1), (4, 2), (9, 3)):
-        decoder = CompiledDecoder(model, n_texts)
-        decoder._scores = np.zeros((n_threads, *decoder._scores.shape[1:]), dtype=np.float32)
+        decoder = CompiledDecoder(model, n_texts, in_half)
         decoder._team = Team(n_threads)
         logits = [decoder.read([1, 2, 3], 100)]
         logits += [decoder.step(row[:n_texts].tolist(), range(n_texts))[0] for row in ids]
@@ -242,18 +244,25 @@ def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(a
             np.testing.assert_array_equal(first, other)
 
 
-def test_bf16_weights_change_logits_no_more_than_their_rounding() -> None:
-    model, ids = random_model("classic"), list(range(10))
-    exact_V = CompiledDecoder(model, 1).read(ids, 0)
-    model.compute_dtype = torch.bfloat16
-    rounded_V = CompiledDecoder(model, 1).read(ids, 0)
-    model.compute_dtype = torch.float32
+@both_architectures
+def test_weights_in_16_bits_change_logits_no_more_than_their_rounding(architecture: str) -> None:
+    model, ids = random_model(architecture), list(range(10))
+    exact_V, rounded_V = (CompiledDecoder(model, 1, in_half).read(ids, 0) for in_half in (False, True))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embedding" not in name:
-                parameter.copy_(parameter.bfloat16().float())
+                parameter.copy_(parameter.half().float())
     assert (
         np.abs(rounded_V - logits_after(model, ids).numpy()).max() <= LOGITS_BOUND < np.abs(rounded_V - exact_V).max()
+    )
+
+
+def test_weights_too_large_for_16_bits_stay_in_32() -> None:
+    model, ids = random_model("classic"), list(range(10))
+    with torch.no_grad():
+        model.blocks[0].mlp.up.weight[0, 0] = 1e5
+    np.testing.assert_array_equal(
+        CompiledDecoder(model, 1, in_half=True).read(ids, 0), CompiledDecoder(model, 1).read(ids, 0)
     )
 
 

@@ -12,12 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from tiny_gpt.config import SampleConfig
 from tiny_gpt.data.tokenizer import decode
 from tiny_gpt.data.utf8 import to_utf8
-from tiny_gpt.device import pick_device, pick_precision
+from tiny_gpt.device import pick_device
 from tiny_gpt.inference.decoder import Decoder, make_decoder
 from tiny_gpt.inference.generate import write
 from tiny_gpt.model_file import LoadedModel
@@ -44,22 +42,26 @@ class Model:
         self.loaded = loaded
         """The network, its tokenizer, how far it was trained, and the settings of its run."""
         self._idle_decoder: Decoder | None = None
+        self._precision = ""
 
     def generate(self, prompt: str = "", **settings: Any) -> str:
         """The continuation of `prompt`, without it. `settings` are those of `tiny-gpt generate`: max_tokens,
-        temperature, top_k, top_p, min_p, repetition_penalty, stop (a tuple), seed (none: another text every time)."""
+        temperature, top_k, top_p, min_p, repetition_penalty, stop (a tuple), precision, and seed; without one each
+        text is another."""
         return "".join(self.stream(prompt, **settings))
 
     def stream(self, prompt: str = "", **settings: Any) -> Iterator[str]:
         """The same piece by piece."""
         config = replace(SampleConfig(**settings), prompt=prompt)
-        decoder, self._idle_decoder = self._idle_decoder or make_decoder(self.loaded.model, 1), None
+        decoder, self._idle_decoder = self._idle_decoder, None
+        if decoder is None or self._precision != config.precision:
+            decoder = make_decoder(self.loaded.model, 1, config.precision)
         try:
             for (text,) in write(self.loaded, config, [_seed(config)], decoder):
                 if piece := text.take():
                     yield piece
         finally:
-            self._idle_decoder = decoder
+            self._idle_decoder, self._precision = decoder, config.precision
 
     def samples(self, prompt: str, n: int, **settings: Any) -> list[str]:
         """`n` continuations, written beside one another; the i-th is what the seed `seed` + i gives."""
@@ -89,13 +91,12 @@ class Model:
         return FixedWindows(ids, self.loaded.model.config.block_size, BATCH_SIZE, len(ids))
 
 
-def load(path: str | Path = "", device: str = "auto", precision: str = "fp32") -> Model:
+def load(path: str | Path = "", device: str = "auto") -> Model:
     """The model of a run (its name or folder), a model file or an exported folder; "" is the newest run's best.
 
     Raises BadInputError saying why when there is none, or when it is damaged, foreign or from a newer tiny_gpt.
     """
-    place: torch.device = pick_device(device)
-    return Model(open_path(find_model(str(path)), place, pick_precision(precision, place)))
+    return Model(open_path(find_model(str(path)), pick_device(device)))
 
 
 def _seed(config: SampleConfig) -> int:

@@ -244,8 +244,8 @@ class SampleConfig:
     """Same seed, same text; none draws a new one and prints it."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 reads half as much memory for each token, and rounds the weights."""
+    precision: Literal["auto", "fp16", "fp32"] = "auto"
+    """On a CPU, fp16 keeps the weights in 16 bits while writing, which is up to twice as fast; auto takes it there."""
     checkpoint: str = ""
     """The model to write with: a run, a model file or an exported folder; without it the best of the newest run."""
 

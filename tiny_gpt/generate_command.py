@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tiny_gpt.config import MannerConfig, SampleConfig
-from tiny_gpt.device import pick_device, pick_precision
+from tiny_gpt.device import pick_device
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import user_path
 from tiny_gpt.inference.decoder import make_decoder, must_compile
@@ -31,8 +31,7 @@ def write_samples(path: Path, config: SampleConfig, manner: MannerConfig) -> int
     """Write `config.num_samples` texts with the model at `path`, or as many as a person asks for. The exit code."""
     if manner.prompt_file:
         config = replace(config, prompt=read_prompt(manner.prompt_file))
-    device = pick_device(config.device)
-    loaded = open_path(path, device, pick_precision(config.precision, device))
+    loaded = open_path(path, pick_device(config.device))
     if must_compile(loaded.model):
         error("(compiling the decoder for this processor: some seconds, once)")
     seed = config.seed
@@ -114,7 +113,7 @@ def show_json(config: SampleConfig, batch: Iterator[list[Text]]) -> list[Text]:
 
 def converse(loaded: LoadedModel, config: SampleConfig, seed: int, manner: MannerConfig) -> None:
     """Continue one line after the other, until the input ends. Ctrl+C ends a text only."""
-    decoder = make_decoder(loaded.model, 1)
+    decoder = make_decoder(loaded.model, 1, config.precision)
     asks = sys.stdin.isatty()
     if asks:
         error("Type a prompt. An empty line goes on with the text, Ctrl+C stops it, Ctrl+D ends.")

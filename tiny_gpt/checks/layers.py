@@ -171,7 +171,7 @@ def copies(probe: Probe) -> Iterator[Deviation]:
     ids = probe.draw_integers(300, low=0, high=50)
     moved, moved_ids, rows = x.to(probe.device), ids.to(probe.device), ids.numpy()
     permuted, exact_permuted = moved.transpose(1, 2), exact(x).swapaxes(1, 2)
-    cache = KVCache(ModelConfig(n_layer=2, n_head=8, d_model=128, block_size=60), 6, probe.device, probe.dtype)
+    cache = KVCache(ModelConfig(n_layer=2, n_head=8, d_model=128, block_size=60), 6, 60, probe.device, probe.dtype)
     cache.append(1, permuted[:, :, :49], -permuted[:, :, :49])
     cache.advance(49)
     keys, values = cache.append(1, permuted[:, :, 49:], -permuted[:, :, 49:])

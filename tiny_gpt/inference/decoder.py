@@ -26,17 +26,18 @@ class Decoder(Protocol):
         """Give each of `texts` (those still growing, by number) its next token: logits (len(texts), V) after it."""
 
 
-def make_decoder(model: GPT, n_texts: int) -> Decoder:
+def make_decoder(model: GPT, n_texts: int, precision: str = "fp32") -> Decoder:
     """The fastest decoder on the device of `model`.
 
-    The compiled one gives the same logits whatever the number of texts and threads. Where numba has no release for
-    this Python or processor, torch does its work.
+    The compiled one gives the same logits whatever the number of texts and threads. It can keep the matrices in 16
+    bits, for "fp16" and "auto": most of a token's time goes into reading them. Where numba has no release for this
+    Python or processor, torch does its work.
     """
     if model.device.type == "cpu":
         with contextlib.suppress(ImportError):
             from tiny_gpt.inference.cpu.decoder import CompiledDecoder
 
-            return CompiledDecoder(model, n_texts)
+            return CompiledDecoder(model, n_texts, in_half=precision != "fp32")
     return PlainDecoder(model, n_texts)
 
 

@@ -79,7 +79,7 @@ def write(
     block_size = loaded.model.config.block_size
     prompt_ids = loaded.tokenizer.encode(config.prompt or START)[-block_size:].tolist()
     texts = [Text(seed, config.stop, loaded.tokenizer, prompt_ids.copy()) for seed in seeds]
-    decoder = decoder or make_decoder(loaded.model, len(texts))
+    decoder = decoder or make_decoder(loaded.model, len(texts), config.precision)
     logits_V = decoder.read(prompt_ids, config.max_tokens)
     logits = np.broadcast_to(logits_V, (len(texts), len(logits_V)))
     growing = list(range(len(texts)))

@@ -19,7 +19,9 @@ class PlainDecoder:
         self._seen: list[list[int]] = []
 
     def read(self, ids: Sequence[int], n_ahead: int) -> NDArray[np.float32]:
-        self._seen = [list(ids[-self._model.config.block_size :]) for _ in range(self._n_texts)]
+        block_size = self._model.config.block_size
+        self._seen = [list(ids[-block_size:]) for _ in range(self._n_texts)]
+        self._n_positions = min(len(self._seen[0]) + n_ahead, block_size)
         return self._read_all()[0]
 
     def step(self, ids: Sequence[int], texts: Sequence[int]) -> NDArray[np.float32]:
@@ -36,7 +38,7 @@ class PlainDecoder:
 
     def _read_all(self) -> NDArray[np.float32]:
         model = self._model
-        self._cache = KVCache(model.config, self._n_texts, model.device, model.compute_dtype)
+        self._cache = KVCache(model.config, self._n_texts, self._n_positions, model.device, model.compute_dtype)
         return self._forward(self._seen)
 
     @torch.inference_mode()

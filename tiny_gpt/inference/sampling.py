@@ -1,5 +1,6 @@
 """Logits of the next token to its id. Sees only logits: small pure functions, applied in the order of transformers."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,22 +20,22 @@ def sample(
 
     Raises BadInputError for logits that are no numbers, as those of a model whose weights are none.
     """
-    if not np.isfinite(logits_V).all():
-        raise BadInputError("this model computes no numbers: its weights are damaged or have diverged; use another one")
     if config.repetition_penalty != 1:
         logits_V = penalize(logits_V, seen, config.repetition_penalty)
+    if not math.isfinite(logits_V.max()):
+        raise BadInputError("this model computes no numbers: its weights are damaged or have diverged; use another one")
     if config.temperature == 0:
         return int(logits_V.argmax())
     cumulative_V = probabilities(logits_V, config).cumsum()
-    total = cumulative_V[-1]
-    drawn = cumulative_V.searchsorted(generator.random() * total, side="right")
-    return int(min(drawn, cumulative_V.searchsorted(total)))  # the product may have been rounded up to the total
+    total = float(cumulative_V[-1])
+    place = min(generator.random() * total, math.nextafter(total, 0.0))  # the product may have been rounded up
+    return int(cumulative_V.searchsorted(place, side="right"))
 
 
 def probabilities(logits_V: NDArray[np.float32], config: SampleConfig) -> NDArray[np.float64]:
     """Of each next token, in proportion; they need not add up to one. The temperature is above 0."""
     temperature = max(config.temperature, LOWEST_TEMPERATURE)
-    weights_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)
+    weights_V = np.exp(np.divide(logits_V - logits_V.max(), temperature, dtype=np.float64))
     weights_V = keep_top_k(weights_V, config.top_k)
     weights_V = keep_top_p(weights_V, config.top_p)
     return keep_min_p(weights_V, config.min_p)

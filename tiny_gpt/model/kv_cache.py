@@ -6,12 +6,13 @@ from tiny_gpt.config import ModelConfig
 
 
 class KVCache:
-    """Room for `block_size` positions of every layer: (n_layer, B, H, T, K) each for keys and values."""
+    """Room for `n_positions` of every layer, at most block_size: (n_layer, B, H, T, K) each for keys and values."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, config.width_of_head)
+    def __init__(
+        self, config: ModelConfig, batch_size: int, n_positions: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.n_layer, batch_size, config.n_head, n_positions, config.width_of_head)
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.block_size = config.block_size
         self.length = 0
 
     def append(self, layer: int, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import numpy as np
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from tiny_gpt.inference.cpu.compiled import compiled
 
 # Where the counters stand in the array that a team shares: each in a cache line of its own.
-ARRIVED, MEETINGS, JOBS, ASLEEP = 0, 16, 32, 48
-N_COUNTERS = 64
+ARRIVED, MEETINGS, JOBS, ASLEEP, OWNER = 0, 16, 32, 48, 64
+N_COUNTERS = 80
 # Looks at a counter before others may go first, and before a member without work falls asleep: about 20 and 200 µs.
 PATIENCE, IDLE_PATIENCE = 4_000, 40_000
 
@@ -84,22 +84,28 @@ def meet(counters, n_members):
 
 
 @compiled
-def _post(counters):
-    """Announce a job; how many members sleep."""
-    _add(counters, JOBS, 1)
-    return _read(counters, ASLEEP)
-
-
-@compiled
-def _await_job(counters, last_job):
-    """The number of the newest job; `last_job` if there was none for a while."""
+def await_job(counters, last_job):
+    """The number of the job after `last_job`; `last_job` if there was none for a while."""
     for looks in range(IDLE_PATIENCE):
-        job = _read(counters, JOBS)
-        if job != last_job:
-            return job
+        if _read(counters, JOBS) != last_job:
+            return last_job + 1
         if looks > PATIENCE:
             _let_others_go()
     return last_job
+
+
+@compiled
+def go_on(counters, last_job, owner):
+    """Whether the next job comes soon, and is for the same owner as the last."""
+    return await_job(counters, last_job) != last_job and _read(counters, OWNER) == owner
+
+
+@compiled
+def _post(counters, owner):
+    """Announce a job; how many members sleep."""
+    _add(counters, OWNER, owner - _read(counters, OWNER))
+    _add(counters, JOBS, 1)
+    return _read(counters, ASLEEP)
 
 
 @compiled
@@ -114,11 +120,24 @@ def _get_up(counters):
     _add(counters, ASLEEP, -1)
 
 
+class Program(NamedTuple):
+    """Compiled code for a team, and the arrays that it works on, the same ones every time.
+
+    `run(member, n_members, counters, *arguments)` does one job; `serve(member, n_members, counters, job, owner,
+    *arguments)` does that job and those that soon follow it for the same `owner`, and returns the last one's number.
+    Members wait for one another by `meet(counters, n_members)`, at the very end too.
+    """
+
+    run: Callable[..., None]
+    serve: Callable[..., int]
+    owner: int
+    arguments: tuple[Any, ...]
+
+
 class Team:
     """The calling thread and `n_members` - 1 others, for one caller at a time. The others live as long as the process.
 
-    `run(program, arguments)` calls `program(member, n_members, counters, *arguments)` once in each; members are
-    numbered from 0. The program has them wait for one another by `meet(counters, n_members)`, at its very end too.
+    They stay in compiled code while jobs follow one another, so that they need neither waking nor Python's lock.
     """
 
     def __init__(self, n_members: int) -> None:
@@ -126,31 +145,29 @@ class Team:
         self._counters: NDArray[np.int64] = np.zeros(N_COUNTERS, dtype=np.int64)
         self._lock = threading.Lock()
         self._wake = threading.Semaphore(0)
-        self._job: tuple[Callable[..., None], tuple[Any, ...]] | None = None
+        self._program: Program | None = None
         for member in range(1, n_members):
             threading.Thread(target=self._serve, args=(member,), name="decoder", daemon=True).start()
 
-    def run(self, program: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def run(self, program: Program) -> None:
+        """Have all members run `program` once; they are numbered from 0, the caller's number."""
         with self._lock:
-            self._job = program, arguments
-            if self.n_members > 1:
-                n_asleep = _post(self._counters)
-                if n_asleep:
-                    self._wake.release(n_asleep)
-            program(0, self.n_members, self._counters, *arguments)
-            self._job = None
+            self._program = program
+            if self.n_members > 1 and (n_asleep := _post(self._counters, program.owner)):
+                self._wake.release(n_asleep)
+            program.run(0, self.n_members, self._counters, *program.arguments)
+            self._program = None
 
     def _serve(self, member: int) -> None:
         last_job = 0
         while True:
-            job = _await_job(self._counters, last_job)
+            job = await_job(self._counters, last_job)
             if job == last_job:
                 if _go_to_bed(self._counters, last_job):
                     self._wake.acquire()
                 _get_up(self._counters)
                 continue
-            last_job = job
-            assert self._job is not None, "a job stays until all members have met at its end"
-            program, arguments = self._job
-            program(member, self.n_members, self._counters, *arguments)
-            del program, arguments
+            program = self._program
+            assert program is not None, "a job stays until all members have met at its end"
+            last_job = program.serve(member, self.n_members, self._counters, job, program.owner, *program.arguments)
+            del program
