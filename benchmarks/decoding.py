@@ -28,10 +28,11 @@ from tiny_gpt.data.characters import N_BYTES, CharTokenizer
 from tiny_gpt.device import configure, describe_device
 from tiny_gpt.export.gguf import write_file
 from tiny_gpt.export.hf import write_hf
-from tiny_gpt.inference.cpu.decoder import CompiledDecoder
 from tiny_gpt.inference.sampling import sample
+from tiny_gpt.inference.writer import make_decoder
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import LoadedModel, Progress
+from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.stored_model import Progress
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -95,7 +96,7 @@ def contenders(model: GPT, n_tokens: int, batch_size: int) -> dict[str, Contende
 
 
 def ours(model: GPT, n_texts: int, n_tokens: int, in_half: bool) -> Contender:
-    decoder = CompiledDecoder(model, n_texts, in_half)
+    decoder = make_decoder(model, n_texts, "fp16" if in_half else "fp32")
     generators = [np.random.Generator(np.random.Philox(seed)) for seed in range(n_texts)]
 
     def write() -> int:
@@ -164,7 +165,7 @@ def llama(model: GPT, kind: GGMLQuantizationType, file_type: LlamaFileType, n_to
 
 def as_loaded(model: GPT) -> LoadedModel:
     """With as many characters as the model has ids."""
-    characters = "".join(chr(0x4E00 + i) for i in range(model.vocab_size - N_BYTES))
+    characters = "".join(chr(0x10000 + i) for i in range(model.vocab_size - N_BYTES))
     return LoadedModel(model, CharTokenizer(characters), Progress(0, 0, 0.0, 0.0, 0.0), {})
 
 

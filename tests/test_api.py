@@ -18,7 +18,8 @@ from tiny_gpt.data.characters import CharTokenizer
 from tiny_gpt.data.utf8 import to_utf8
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import Progress, save_model
+from tiny_gpt.model_file import save_model
+from tiny_gpt.stored_model import Progress
 
 CONFIG = ModelConfig("modern", n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=12)
 TEXT = "né dog and cat\n" * 5
@@ -106,6 +107,19 @@ def test_what_is_no_model_or_no_setting_is_told(model, tmp_path):
         model.generate("a", warmth=2)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tiny_gpt.nothing  # noqa: B018
+
+
+def test_a_small_model_on_a_processor_writes_without_torch(path):
+    """Which takes longer to load than the text to write."""
+    program = f"""if True:
+        import sys
+        from tiny_gpt import cli
+        code = cli.main(["generate", {str(path)!r}, "--max-tokens", "5", "--seed", "1"])
+        assert "torch" not in sys.modules
+        sys.exit(code)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("The") == 3
 
 
 def test_importing_the_package_loads_neither_torch_nor_numba(path):

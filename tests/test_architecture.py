@@ -16,6 +16,7 @@ FLOORS = [
     {"config", "files", "watchdog", "strict_archive", "strict_pickle", "bounded_json"},
     {"device", "recipes"},
     {"data", "model"},
+    {"stored_model"},
     {"model_file", "hf_config", "hf_tokenizer"},
     {"hf_weights"},
     {"hf_folder"},

@@ -24,7 +24,8 @@ from tiny_gpt.data.utf8 import to_utf8
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.gguf import F16_FILE, MODELFILE, Q8_0_FILE, write_gguf
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import LoadedModel, Progress
+from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.stored_model import Progress
 
 ARCHITECTURES = ["classic", "modern"]
 TEXT = "The cat sat on the mat.\r\n  It's 1,234 “words” — naïve, it isn't! 中文 😀\n"

@@ -26,7 +26,8 @@ from tiny_gpt.export_command import name_of
 from tiny_gpt.hf_folder import read_folder
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import LoadedModel, Progress, save_loaded
+from tiny_gpt.model_file import LoadedModel, save_loaded
+from tiny_gpt.stored_model import Progress
 
 transformers.utils.logging.disable_progress_bar()
 

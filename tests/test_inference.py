@@ -21,14 +21,16 @@ from transformers.generation.logits_process import (
 
 from tiny_gpt.config import ModelConfig, SampleConfig
 from tiny_gpt.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+from tiny_gpt.inference.cpu import decoder as cpu_decoder
 from tiny_gpt.inference.cpu.decoder import MAX_ROWS, CompiledDecoder
 from tiny_gpt.inference.cpu.team import Team
-from tiny_gpt.inference.decoder import make_decoder
 from tiny_gpt.inference.generate import stream, write
 from tiny_gpt.inference.plain_decoder import PlainDecoder
 from tiny_gpt.inference.sampling import keep_min_p, keep_top_k, keep_top_p, penalize, sample
+from tiny_gpt.inference.writer import Writer, make_decoder, writer_of
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import LoadedModel, Progress
+from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.stored_model import Progress
 
 VOCAB_SIZE = 256
 BLOCK_SIZE = 12
@@ -55,8 +57,14 @@ def logits_after(model: GPT, ids: Iterable[int]) -> torch.Tensor:
         return model(torch.tensor([list(ids)]))[0, -1]
 
 
-def loaded(model: GPT, tokenizer: Tokenizer | None = None) -> LoadedModel:
-    return LoadedModel(model, tokenizer or ByteTokenizer(), Progress(0, 0, 0.0, 0.0, 0.0), {})
+def writer(model: GPT, tokenizer: Tokenizer | None = None) -> Writer:
+    return writer_of(LoadedModel(model, tokenizer or ByteTokenizer(), Progress(0, 0, 0.0, 0.0, 0.0), {}))
+
+
+def compiled(model: GPT, n_texts: int, in_half: bool = False) -> CompiledDecoder:
+    decoder = make_decoder(model, n_texts, "fp16" if in_half else "fp32")
+    assert isinstance(decoder, CompiledDecoder)
+    return decoder
 
 
 # --- sampling ---
@@ -183,7 +191,7 @@ def test_the_highest_random_number_draws_a_token_that_was_not_ruled_out() -> Non
 
 
 @both_architectures
-@pytest.mark.parametrize("kind", [CompiledDecoder, PlainDecoder])
+@pytest.mark.parametrize("kind", [compiled, PlainDecoder])
 @pytest.mark.parametrize("n_read", [1, 5, BLOCK_SIZE])
 def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: str, kind: Any, n_read: int) -> None:
     model = random_model(architecture)
@@ -198,7 +206,7 @@ def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: st
 
 @both_architectures
 @pytest.mark.parametrize("block_size", [1, 2, 3, BLOCK_SIZE, MAX_ROWS + 9])
-@pytest.mark.parametrize("kind", [CompiledDecoder, PlainDecoder])
+@pytest.mark.parametrize("kind", [compiled, PlainDecoder])
 def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
     architecture: str, block_size: int, kind: Any
 ) -> None:
@@ -232,9 +240,9 @@ def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
     model = random_model(architecture)
     ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=(3 * BLOCK_SIZE, 9))
     alone: list[list[NDArray[np.float32]]] = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 3)
     for n_texts, n_threads in ((1, 1), (2, 1), (4, 2), (9, 3)):
-        decoder = CompiledDecoder(model, n_texts, in_half)
+        decoder = compiled(model, n_texts, in_half)
         decoder._team = Team(n_threads)
         logits = [decoder.read([1, 2, 3], 100)]
         logits += [decoder.step(row[:n_texts].tolist(), range(n_texts))[0] for row in ids]
@@ -247,7 +255,7 @@ def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
 @both_architectures
 def test_weights_in_16_bits_change_logits_no_more_than_their_rounding(architecture: str) -> None:
     model, ids = random_model(architecture), list(range(10))
-    exact_V, rounded_V = (CompiledDecoder(model, 1, in_half).read(ids, 0) for in_half in (False, True))
+    exact_V, rounded_V = (compiled(model, 1, in_half).read(ids, 0) for in_half in (False, True))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embedding" not in name:
@@ -261,13 +269,7 @@ def test_weights_too_large_for_16_bits_stay_in_32() -> None:
     model, ids = random_model("classic"), list(range(10))
     with torch.no_grad():
         model.blocks[0].mlp.up.weight[0, 0] = 1e5
-    np.testing.assert_array_equal(
-        CompiledDecoder(model, 1, in_half=True).read(ids, 0), CompiledDecoder(model, 1).read(ids, 0)
-    )
-
-
-def test_the_compiled_decoder_is_the_one_for_a_cpu() -> None:
-    assert isinstance(make_decoder(random_model("classic"), 1), CompiledDecoder)
+    np.testing.assert_array_equal(compiled(model, 1, in_half=True).read(ids, 0), compiled(model, 1).read(ids, 0))
 
 
 # --- generation ---
@@ -275,7 +277,7 @@ def test_the_compiled_decoder_is_the_one_for_a_cpu() -> None:
 
 def written(model: GPT, prompt: str, config: SampleConfig) -> list[int]:
     """The ids that follow a prompt of ASCII."""
-    (text,) = list(write(loaded(model), replace(config, prompt=prompt), [0]))[-1]
+    (text,) = list(write(writer(model), replace(config, prompt=prompt), [0]))[-1]
     return text.ids[-text.n_tokens :]
 
 
@@ -302,7 +304,7 @@ def test_writes_as_many_tokens_as_asked_for(architecture: str, block_size: int) 
 
 @both_architectures
 def test_same_seed_writes_the_same_and_another_seed_something_else(architecture: str) -> None:
-    model = loaded(random_model(architecture))
+    model = writer(random_model(architecture))
     config = SampleConfig(prompt="A", max_tokens=30)
     first, again, other = ("".join(stream(model, config, seed)) for seed in (1, 1, 2))
     assert first == again != other
@@ -326,7 +328,7 @@ def test_of_a_prompt_longer_than_the_block_its_end_is_read(architecture: str) ->
 
 @both_architectures
 def test_a_text_depends_on_its_own_seed_only(architecture: str) -> None:
-    model = loaded(random_model(architecture))
+    model = writer(random_model(architecture))
     config = SampleConfig(prompt="A", max_tokens=4 * BLOCK_SIZE, temperature=1.0, stop=("q",))
     together = [text.text for text in list(write(model, config, range(5, 14)))[-1]]
     assert together == ["".join(stream(model, config, seed)) for seed in range(5, 14)]
@@ -346,7 +348,7 @@ def test_a_text_depends_on_its_own_seed_only(architecture: str) -> None:
     ],
 )
 def test_a_stop_text_ends_the_writing_and_is_left_out(stop: tuple[str, ...], expected: str, stopped: bool) -> None:
-    model = loaded(reciting_model(list(b"abcdefg")))
+    model = writer(reciting_model(list(b"abcdefg")))
     config = replace(GREEDY, prompt="a", max_tokens=12, stop=stop)
     pieces = list(stream(model, config, seed=0))
     assert "".join(pieces) == expected
@@ -355,14 +357,14 @@ def test_a_stop_text_ends_the_writing_and_is_left_out(stop: tuple[str, ...], exp
 
 
 def test_what_may_begin_a_stop_text_is_held_back_no_longer_than_needed() -> None:
-    model = loaded(reciting_model(list(b"abcdefg")))
+    model = writer(reciting_model(list(b"abcdefg")))
     config = replace(GREEDY, prompt="a", max_tokens=7, stop=("cdx",))
     assert list(stream(model, config, seed=0)) == ["b", "cde", "f", "g", "a"]
 
 
 @pytest.mark.parametrize("prompt", ["", "A", "naïve 🙂 \ud800 日本", "x" * 100])
 def test_any_prompt_can_be_continued(prompt: str) -> None:
-    text = "".join(stream(loaded(random_model("classic")), SampleConfig(prompt=prompt, max_tokens=5), seed=0))
+    text = "".join(stream(writer(random_model("classic")), SampleConfig(prompt=prompt, max_tokens=5), seed=0))
     assert 1 <= len(text) <= 5
 
 
@@ -384,14 +386,14 @@ def reciting_model(ids: list[int]) -> GPT:
 
 def test_characters_of_many_bytes_are_streamed_when_whole() -> None:
     text = "é日🙂!"
-    model = loaded(reciting_model(list(text.encode())))
+    model = writer(reciting_model(list(text.encode())))
     config = replace(GREEDY, prompt="!", max_tokens=2 * len(text.encode()))
     assert list(stream(model, config, seed=0)) == [*text, *text]
 
 
 def test_a_character_cut_off_by_the_end_becomes_one_replacement_character() -> None:
     text = "é日🙂!"
-    model = loaded(reciting_model(list(text.encode())))
+    model = writer(reciting_model(list(text.encode())))
     config = replace(GREEDY, prompt="!", max_tokens=len("é日".encode()) + 3)
     assert "".join(stream(model, config, seed=0)) == "é日" + UNKNOWN
 
@@ -399,5 +401,5 @@ def test_a_character_cut_off_by_the_end_becomes_one_replacement_character() -> N
 def test_pieces_come_while_the_model_still_writes() -> None:
     """The char tokenizer's own characters, one token each, with a model that would write for days."""
     tokenizer = CharTokenizer()
-    pieces = stream(loaded(random_model("classic"), tokenizer), replace(GREEDY, max_tokens=10**9), seed=0)
+    pieces = stream(writer(random_model("classic"), tokenizer), replace(GREEDY, max_tokens=10**9), seed=0)
     assert len("".join(itertools.islice(pieces, 5))) >= 5

@@ -13,7 +13,8 @@ from tiny_gpt.config import ModelConfig, RunConfig
 from tiny_gpt.data.tokenizer import CharTokenizer
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import FORMAT_VERSION, Progress, load_model, save_model
+from tiny_gpt.model_file import load_model, save_model
+from tiny_gpt.stored_model import FORMAT_VERSION, PARTS, Progress
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=8, d_ff=16, block_size=4)
@@ -174,8 +175,8 @@ def test_code_in_a_file_does_not_run(tmp_path, write):
         ({"format": None}, "was not written by tiny_gpt"),
         ({"format_version": FORMAT_VERSION + 1}, f"this tiny_gpt reads {FORMAT_VERSION}"),
         ({"format_version": None}, "format version None"),
-        *(({part: None}, f"it lacks {part}") for part in model_file.PARTS),
-        *(({part: 7}, f"it lacks {part}") for part in model_file.PARTS),
+        *(({part: None}, f"it lacks {part}") for part in PARTS),
+        *(({part: 7}, f"it lacks {part}") for part in PARTS),
         ({"model_config": {}}, "expected the model settings"),
         ({"model_config": vars(MODEL) | {"n_layer": 10**6 + 1, "d_model": "8"}}, "d_model must be a whole number"),
         ({"model_config": vars(MODEL) | {"d_model": 16}}, "its weights do not fit its settings"),

@@ -16,8 +16,9 @@ from tiny_gpt.config import SampleConfig
 from tiny_gpt.data.tokenizer import decode
 from tiny_gpt.data.utf8 import to_utf8
 from tiny_gpt.device import pick_device
-from tiny_gpt.inference.decoder import Decoder, make_decoder
+from tiny_gpt.inference.decoder import Decoder
 from tiny_gpt.inference.generate import write
+from tiny_gpt.inference.writer import writer_of
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.models import open_path
 from tiny_gpt.runs import find_model
@@ -41,6 +42,7 @@ class Model:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         """The network, its tokenizer, how far it was trained, and the settings of its run."""
+        self._writer = writer_of(loaded)
         self._idle_decoder: Decoder | None = None
         self._precision = ""
 
@@ -55,9 +57,9 @@ class Model:
         config = replace(SampleConfig(**settings), prompt=prompt)
         decoder, self._idle_decoder = self._idle_decoder, None
         if decoder is None or self._precision != config.precision:
-            decoder = make_decoder(self.loaded.model, 1, config.precision)
+            decoder = self._writer.make_decoder(1, config.precision)
         try:
-            for (text,) in write(self.loaded, config, [_seed(config)], decoder):
+            for (text,) in write(self._writer, config, [_seed(config)], decoder):
                 if piece := text.take():
                     yield piece
         finally:
@@ -67,7 +69,7 @@ class Model:
         """`n` continuations, written beside one another; the i-th is what the seed `seed` + i gives."""
         config = replace(SampleConfig(**settings), prompt=prompt, num_samples=n)
         seed = _seed(config)
-        return [text.text for text in list(write(self.loaded, config, [seed + i for i in range(n)]))[-1]]
+        return [text.text for text in list(write(self._writer, config, [seed + i for i in range(n)]))[-1]]
 
     def logprobs(self, text: str) -> list[TokenScore]:
         """Each token of `text` but the first, which nothing stands before, scored block by block as val_loss is."""

@@ -243,7 +243,7 @@ class SampleConfig:
     seed: int | None = None
     """Same seed, same text; none draws a new one and prints it."""
     device: str = "auto"
-    """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
+    """auto (a small model the cpu, a large one cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
     precision: Literal["auto", "fp16", "fp32"] = "auto"
     """On a CPU, fp16 keeps the weights in 16 bits while writing, which is up to twice as fast; auto takes it there."""
     checkpoint: str = ""

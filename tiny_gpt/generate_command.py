@@ -11,13 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tiny_gpt.config import MannerConfig, SampleConfig
-from tiny_gpt.device import pick_device
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import user_path
-from tiny_gpt.inference.decoder import make_decoder, must_compile
 from tiny_gpt.inference.generate import Text, write
-from tiny_gpt.model_file import LoadedModel
-from tiny_gpt.models import open_path
+from tiny_gpt.inference.writer import Writer, open_writer
 from tiny_gpt.ui.terminal import error, printable
 
 # Texts that are written at once; each takes a cache of its own.
@@ -31,8 +28,8 @@ def write_samples(path: Path, config: SampleConfig, manner: MannerConfig) -> int
     """Write `config.num_samples` texts with the model at `path`, or as many as a person asks for. The exit code."""
     if manner.prompt_file:
         config = replace(config, prompt=read_prompt(manner.prompt_file))
-    loaded = open_path(path, pick_device(config.device))
-    if must_compile(loaded.model):
+    writer = open_writer(path, config.device)
+    if writer.must_compile:
         error("(compiling the decoder for this processor: some seconds, once)")
     seed = config.seed
     if seed is None:
@@ -40,11 +37,11 @@ def write_samples(path: Path, config: SampleConfig, manner: MannerConfig) -> int
         if config.temperature > 0:
             error(f"(--seed {seed} writes the same again)")
     if manner.interactive:
-        converse(loaded, config, seed, manner)
+        converse(writer, config, seed, manner)
         return 0
     seeds = [(seed + i) % MAX_SEED for i in range(config.num_samples)]
     for start in range(0, len(seeds), BATCH):
-        batch = write(loaded, config, seeds[start : start + BATCH])
+        batch = write(writer, config, seeds[start : start + BATCH])
         if manner.json:
             show_json(config, batch)
         else:
@@ -111,16 +108,16 @@ def show_json(config: SampleConfig, batch: Iterator[list[Text]]) -> list[Text]:
     return texts
 
 
-def converse(loaded: LoadedModel, config: SampleConfig, seed: int, manner: MannerConfig) -> None:
+def converse(writer: Writer, config: SampleConfig, seed: int, manner: MannerConfig) -> None:
     """Continue one line after the other, until the input ends. Ctrl+C ends a text only."""
-    decoder = make_decoder(loaded.model, 1, config.precision)
+    decoder = writer.make_decoder(1, config.precision)
     asks = sys.stdin.isatty()
     if asks:
         error("Type a prompt. An empty line goes on with the text, Ctrl+C stops it, Ctrl+D ends.")
     so_far = ""
     while line := _next_line(asks):
         config = replace(config, prompt=line.rstrip("\r\n") or so_far, num_samples=1)
-        batch = write(loaded, config, [seed], decoder)
+        batch = write(writer, config, [seed], decoder)
         so_far = config.prompt
         seed = (seed + 1) % MAX_SEED
         if manner.json:

@@ -11,7 +11,7 @@ from typing import Any
 from tiny_gpt.bounded_json import shown
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.errors import BadInputError, UsageError
-from tiny_gpt.model.gpt import LAYER_NORM_EPS, RMS_NORM_EPS
+from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 
 ARCHITECTURES = {"gpt2": "classic", "qwen3": "modern"}
 

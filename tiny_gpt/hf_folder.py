@@ -17,7 +17,8 @@ from tiny_gpt.hf_config import StockConfig, read_config
 from tiny_gpt.hf_tokenizer import read_tokenizer
 from tiny_gpt.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, StockWeights, open_weights
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import LoadedModel, Progress
+from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.stored_model import Progress
 
 MAX_CONFIG_BYTES = 1 << 20
 

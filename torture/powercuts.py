@@ -20,7 +20,8 @@ import torch
 
 from tiny_gpt.config import BEST_FILE
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.model_file import Progress, load_model
+from tiny_gpt.model_file import load_model
+from tiny_gpt.stored_model import Progress
 from tiny_gpt.training import keeper
 from tiny_gpt.training.checkpoint_store import CheckpointStore
 from torture.calls import Call, visit_calls

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import torch
 
 from hostile.honest import ESCAPE, MODEL, MODERN, archive, later, members, of_parts, parts
-from tiny_gpt.model_file import FORMAT
+from tiny_gpt.stored_model import FORMAT
 
 
 def dimensions(config=MODEL, **changes):

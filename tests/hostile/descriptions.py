@@ -8,7 +8,7 @@ import struct
 import torch
 
 from hostile.honest import CANARY, Calling, Rebuilt, Stored, archive, later, members, of_parts, parts
-from tiny_gpt.model_file import FORMAT
+from tiny_gpt.stored_model import FORMAT
 
 
 def described(instructions):

@@ -10,7 +10,7 @@ import torch
 
 from tiny_gpt.config import ModelConfig, RunConfig
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import FORMAT, FORMAT_VERSION
+from tiny_gpt.stored_model import FORMAT, FORMAT_VERSION
 
 MODEL = ModelConfig(n_layer=1, n_head=2, d_model=8, d_ff=16, block_size=4)
 MODERN = ModelConfig("modern", n_layer=1, n_head=2, d_model=8, d_ff=16, block_size=4)

@@ -19,8 +19,9 @@ from tiny_gpt.checks.probe import FP32_EPS, N_RUNS, ROUNDINGS, Deviation, Kernel
 from tiny_gpt.checks.reference import Array
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.dropout import LEVELS, dropout
-from tiny_gpt.model.gpt import LAYER_NORM_EPS, RMS_NORM_EPS, LayerNorm, Linear, RMSNorm, embed
+from tiny_gpt.model.gpt import LayerNorm, Linear, RMSNorm, embed
 from tiny_gpt.model.kv_cache import KVCache
+from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 
 N_TOKENS = 8192
 GOES_AROUND = "torch's linear is wrong on 3-D inputs (pytorch#180776, #192934); tiny_gpt makes them 2-D"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from tiny_gpt.bounded_json import shown
 from tiny_gpt.config import SampleConfig, TrainConfig
 from tiny_gpt.inference.generate import stream
+from tiny_gpt.inference.writer import writer_of
 from tiny_gpt.model_file import LoadedModel
 
 CARD_FILE = "README.md"
@@ -25,7 +26,7 @@ def card(loaded: LoadedModel) -> str:
     """The whole text, with a sample that is written now."""
     model, progress, sampling = loaded.model, loaded.progress, SampleConfig(max_tokens=SAMPLE_TOKENS)
     kind = "GPT2LMHeadModel" if model.config.architecture == "classic" else "Qwen3ForCausalLM"
-    sample = sampling.prompt + "".join(stream(loaded, sampling, SAMPLE_SEED))
+    sample = sampling.prompt + "".join(stream(writer_of(loaded), sampling, SAMPLE_SEED))
     return f"""\
 ---
 license: other  # to be filled in by the owner: https://huggingface.co/docs/hub/repositories-licenses

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from tiny_gpt.config import ModelConfig, SampleConfig
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.gguf_tokenizer import add_tokenizer
-from tiny_gpt.model.gpt import GPT, LAYER_NORM_EPS, RMS_NORM_EPS
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 from tiny_gpt.model_file import LoadedModel
 
 F16_FILE, Q8_0_FILE, MODELFILE = "model-f16.gguf", "model-q8_0.gguf", "Modelfile"

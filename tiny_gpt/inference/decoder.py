@@ -1,14 +1,10 @@
-"""What can take texts through a model token by token, and which one is the fastest where the model is."""
+"""What can take texts through a model token by token."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tiny_gpt.inference.plain_decoder import PlainDecoder
-from tiny_gpt.model.gpt import GPT
 
 
 class Decoder(Protocol):
@@ -26,26 +22,6 @@ class Decoder(Protocol):
         """Give each of `texts` (those still growing, by number) its next token: logits (len(texts), V) after it."""
 
 
-def make_decoder(model: GPT, n_texts: int, precision: str = "fp32") -> Decoder:
-    """The fastest decoder on the device of `model`.
-
-    The compiled one gives the same logits whatever the number of texts and threads. It can keep the matrices in 16
-    bits, for "fp16" and "auto": most of a token's time goes into reading them. Where numba has no release for this
-    Python or processor, torch does its work.
-    """
-    if model.device.type == "cpu":
-        with contextlib.suppress(ImportError):
-            from tiny_gpt.inference.cpu.decoder import CompiledDecoder
-
-            return CompiledDecoder(model, n_texts, in_half=precision != "fp32")
-    return PlainDecoder(model, n_texts)
-
-
-def must_compile(model: GPT) -> bool:
-    """Whether `make_decoder` will take some seconds, as it does once on each machine."""
-    if model.device.type == "cpu":
-        with contextlib.suppress(ImportError):
-            from tiny_gpt.inference.cpu.compiled import is_kept
-
-            return not is_kept(model.config.architecture)
-    return False
+def behind(block_size: int) -> int:
+    """Tokens that the second window begins after the first: half a block, at least one."""
+    return (block_size + 1) // 2

@@ -9,9 +9,9 @@ import numpy as np
 from tiny_gpt.config import SampleConfig
 from tiny_gpt.data.tokenizer import Tokenizer
 from tiny_gpt.data.utf8 import LENIENT
-from tiny_gpt.inference.decoder import Decoder, make_decoder
+from tiny_gpt.inference.decoder import Decoder
 from tiny_gpt.inference.sampling import sample
-from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.inference.writer import Writer
 
 # What an empty prompt starts from: the beginning of a line.
 START = "\n"
@@ -69,17 +69,17 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def write(
-    loaded: LoadedModel, config: SampleConfig, seeds: Sequence[int], decoder: Decoder | None = None
+    writer: Writer, config: SampleConfig, seeds: Sequence[int], decoder: Decoder | None = None
 ) -> Iterator[list[Text]]:
     """Continue `config.prompt` once for each seed; yields the texts after each token, the same objects every time.
 
     A text depends on its own seed alone, not on the others (on a CPU with numba to the last token; elsewhere a number
     may round otherwise).
     """
-    block_size = loaded.model.config.block_size
-    prompt_ids = loaded.tokenizer.encode(config.prompt or START)[-block_size:].tolist()
-    texts = [Text(seed, config.stop, loaded.tokenizer, prompt_ids.copy()) for seed in seeds]
-    decoder = decoder or make_decoder(loaded.model, len(texts), config.precision)
+    block_size = writer.config.block_size
+    prompt_ids = writer.tokenizer.encode(config.prompt or START)[-block_size:].tolist()
+    texts = [Text(seed, config.stop, writer.tokenizer, prompt_ids.copy()) for seed in seeds]
+    decoder = decoder or writer.make_decoder(len(texts), config.precision)
     logits_V = decoder.read(prompt_ids, config.max_tokens)
     logits = np.broadcast_to(logits_V, (len(texts), len(logits_V)))
     growing = list(range(len(texts)))
@@ -95,8 +95,8 @@ def write(
         logits = decoder.step([texts[number].ids[-1] for number in growing], growing)
 
 
-def stream(loaded: LoadedModel, config: SampleConfig, seed: int) -> Iterator[str]:
+def stream(writer: Writer, config: SampleConfig, seed: int) -> Iterator[str]:
     """The continuation of `config.prompt`, piece by piece, at most `config.max_tokens` tokens long."""
-    for (text,) in write(loaded, config, [seed]):
+    for (text,) in write(writer, config, [seed]):
         if piece := text.take():
             yield piece

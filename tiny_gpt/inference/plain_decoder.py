@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tiny_gpt.inference.decoder import behind
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.kv_cache import KVCache
 
@@ -46,8 +47,3 @@ class PlainDecoder:
         logits_BTV = self._model(torch.tensor(ids, device=self._model.device), self._cache)
         logits: NDArray[np.float32] = logits_BTV[:, -1].float().cpu().numpy()
         return logits
-
-
-def behind(block_size: int) -> int:
-    """Tokens that the second window begins after the first: half a block, at least one."""
-    return (block_size + 1) // 2

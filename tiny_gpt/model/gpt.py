@@ -17,10 +17,9 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.attention import causal_attention
 from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
+from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 
 INIT_STD = 0.02  # GPT-2's
-RMS_NORM_EPS = 1e-6
-LAYER_NORM_EPS = 1e-5
 
 
 class GPT(nn.Module):

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from tiny_gpt.config import ModelConfig
 
 FP32_BYTES = 4
+# What norms add to a variance: the stock values of both architectures.
+LAYER_NORM_EPS, RMS_NORM_EPS = 1e-5, 1e-6
 # The table of rotary positions is computed, not read, so no weights stand behind its size: 2^16 positions of 64.
 MAX_ROPE_NUMBERS = 1 << 22
 

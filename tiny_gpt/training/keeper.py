@@ -21,7 +21,8 @@ from tiny_gpt.data.tokenizer import Tokenizer
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
 from tiny_gpt.files import cannot_write
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import Progress, load_model, save_model
+from tiny_gpt.model_file import load_model, save_model
+from tiny_gpt.stored_model import Progress
 from tiny_gpt.training.checkpoint import load_tensors
 from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError
 from tiny_gpt.training.clock import Pace

@@ -3,11 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from tiny_gpt.config import RunConfig, SampleConfig
 from tiny_gpt.inference.generate import stream
-from tiny_gpt.model_file import load_model
+from tiny_gpt.inference.writer import open_writer
 from tiny_gpt.training.clock import Pace
 from tiny_gpt.training.events import EpochDone, Event, Saved
 
@@ -37,6 +35,5 @@ class Samples:
 
 def sample_text(model_path: Path, sample: SampleConfig) -> str:
     """The prompt and what the model makes of it; the same seed gives the same text."""
-    loaded = load_model(model_path, torch.device("cpu"))
     assert sample.seed is not None, "a sample to be written down has a seed"
-    return sample.prompt + "".join(stream(loaded, sample, sample.seed))
+    return sample.prompt + "".join(stream(open_writer(model_path, "cpu"), sample, sample.seed))

@@ -1,11 +1,12 @@
 """A model packed for the compiled programs, a cache, and the team of threads that runs them."""
 
 import itertools
+import os
 import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+import psutil
 from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
@@ -13,8 +14,8 @@ from tiny_gpt.inference.cpu.kernels import TILE
 from tiny_gpt.inference.cpu.packing import packed
 from tiny_gpt.inference.cpu.programs import classic, modern, serve_classic, serve_modern
 from tiny_gpt.inference.cpu.team import Program, Team
-from tiny_gpt.inference.plain_decoder import behind
-from tiny_gpt.model.gpt import GPT, LAYER_NORM_EPS, RMS_NORM_EPS
+from tiny_gpt.inference.decoder import behind
+from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS, weight_shapes
 
 # Rows that are taken through the model at once when a prompt is read.
 MAX_ROWS = 64
@@ -26,10 +27,11 @@ Rows = Sequence[tuple[int, int, int]]
 class CompiledDecoder:
     """See `decoder.Decoder`. Each text has two slots in the cache, one for each window; they take turns."""
 
-    def __init__(self, model: GPT, n_texts: int, in_half: bool = False) -> None:
-        """`in_half`: matrices are kept in 16 bits, unless that is too few for one of their numbers."""
-        config, n_threads, n_rows = model.config, torch.get_num_threads(), max(MAX_ROWS, 2 * n_texts)
-        self._config, self._n_texts, self._vocab_size = config, n_texts, model.vocab_size
+    def __init__(self, config: ModelConfig, weights: dict[str, Array], n_texts: int, in_half: bool = False) -> None:
+        """`weights` by the names of model/gpt.py. `in_half`: matrices are kept in 16 bits, unless that is too few for
+        one of their numbers."""
+        n_threads, n_rows = n_processors(), max(MAX_ROWS, 2 * n_texts)
+        self._config, self._n_texts, self._vocab_size = config, n_texts, len(weights["head.weight"])
         d_attention = config.n_head * config.width_of_head
         widths = [config.d_model, 3 * d_attention, d_attention, config.d_ff]
         if config.architecture == "classic":
@@ -39,13 +41,13 @@ class CompiledDecoder:
             widths.append(config.d_ff)
         self._sizes = np.zeros(2, dtype=np.int64)
         self._rows, self._wanted = np.zeros((n_rows, 3), dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
-        self._given = (config.n_head, eps, self._sizes, self._rows, self._wanted, *packed(model, in_half))
+        self._given = (config.n_head, eps, self._sizes, self._rows, self._wanted, *packed(config, weights, in_half))
         x_RD, *others = (_buffer(n_rows, width) for width in widths)
         h_MRD = np.stack([np.zeros_like(x_RD)] * n_threads)
         self._logits = _buffer(n_rows, self._vocab_size)
         self._buffers = (x_RD, h_MRD, *others, _buffer(n_threads, config.block_size), self._logits)
         self._make_room(n_slots=1, n_places=1)
-        self._team = self._fastest_team()
+        self._team = self._fastest_team(n_threads)
 
     def _make_room(self, n_slots: int, n_places: int) -> None:
         """Have a cache for texts of `n_places` tokens; what the one before held is lost."""
@@ -103,9 +105,9 @@ class CompiledDecoder:
         (team or self._team).run(self._program)
         return self._logits[: len(wanted), : self._vocab_size]
 
-    def _fastest_team(self) -> Team:
-        """As many threads as torch would use, or one where that is faster: for a small model, or on a busy machine."""
-        seconds = dict.fromkeys(sorted({1, torch.get_num_threads()}), float("inf"))
+    def _fastest_team(self, n_threads: int) -> Team:
+        """A thread for each processor, or one where that is faster: for a small model, or on a busy machine."""
+        seconds = dict.fromkeys(sorted({1, n_threads}), float("inf"))
         for _ in range(4):  # the first compiles, or loads what was compiled
             for size in seconds:
                 team = _teams.get(size) or _teams.setdefault(size, Team(size))
@@ -119,10 +121,21 @@ _teams: dict[int, Team] = {}
 _owners = itertools.count(1)
 
 
+def n_processors() -> int:
+    """Processors that this process may use, without the second thread that some run; OMP_NUM_THREADS is obeyed."""
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(asked) > 0:
+        return int(asked)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
 def compile_all() -> None:
     """Have all of it compiled, so that nobody waits for it later."""
-    for config in (ModelConfig("classic", n_layer=1), ModelConfig("modern", n_layer=1)):
-        CompiledDecoder(GPT(config, vocab_size=1), 1)
+    for architecture in ("classic", "modern"):
+        config = ModelConfig(architecture, n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=1)
+        weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(config, vocab_size=1)}
+        for in_half in (False, True):
+            CompiledDecoder(config, weights, 1, in_half)
 
 
 def _buffer(n_rows: int, width: int) -> Array:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tiny_gpt.config import ModelConfig
 from tiny_gpt.inference.cpu.kernels import TILE, in_16_bits, tiles
-from tiny_gpt.model.gpt import GPT, rope_table
 
 HALF_MAX = 65504
 
@@ -16,18 +16,24 @@ Weights = dict[str, Array]
 Pack = Callable[[Array], NDArray[Any]]
 
 
-def packed(model: GPT, in_half: bool) -> tuple[NDArray[Any], ...]:
+def packed(config: ModelConfig, weights: Weights, in_half: bool) -> tuple[NDArray[Any], ...]:
     """All weights, those of all layers together, and modern's table of angles.
 
     `in_half`: matrices in 16 bits, unless that is too few for one of the numbers.
     """
-    weights = {name: weight.detach().float().numpy() for name, weight in model.state_dict().items()}
     in_half = in_half and all(np.abs(weight).max() <= HALF_MAX for weight in weights.values())
     pack = in_16_bits if in_half else _as_is
-    if model.config.architecture == "classic":
-        return _classic_weights(weights, model.config.n_layer, pack)
-    angles = (table_TK.numpy() for table_TK in rope_table(model.config))
-    return (*angles, *_modern_weights(weights, model.config.n_layer, pack))
+    if config.architecture == "classic":
+        return _classic_weights(weights, config.n_layer, pack)
+    return (*_angles(config), *_modern_weights(weights, config.n_layer, pack))
+
+
+def _angles(config: ModelConfig) -> tuple[Array, Array]:
+    """gpt.rope_table without torch: cosines and sines (T, K)."""
+    width = config.width_of_head
+    frequencies = np.float32(config.rope_theta) ** (-np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    angles = np.tile(np.outer(np.arange(config.block_size, dtype=np.float32), frequencies), 2)
+    return np.cos(angles), np.sin(angles)
 
 
 def _classic_weights(weights: Weights, n_layer: int, pack: Pack) -> tuple[NDArray[Any], ...]:
