@@ -22,9 +22,11 @@ from tiny_gpt.export import export as export_module
 from tiny_gpt.export import hf
 from tiny_gpt.export.card import card
 from tiny_gpt.export.export import FORMATS, export
+from tiny_gpt.export.hf import write_hf
 from tiny_gpt.export_command import name_of
 from tiny_gpt.hf_folder import read_folder
 from tiny_gpt.inference.generate import stream
+from tiny_gpt.inference.writer import writer_of
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import LoadedModel, save_loaded
 from tiny_gpt.stored_model import Progress
@@ -181,7 +183,7 @@ def test_the_card_tells_what_the_model_is_and_shows_what_it_writes() -> None:
     ):
         assert told in text
     assert "wikitext-103 or python-docs" in text and "License: not\nchosen yet" in text
-    first_line = next(iter("".join(stream(loaded, SampleConfig(max_tokens=300), 1)).split("\n")))
+    first_line = next(iter("".join(stream(writer_of(loaded), SampleConfig(max_tokens=300), 1)).split("\n")))
     clean = "".join(
         char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}"
         for char in first_line.split("\r")[0]
@@ -274,6 +276,14 @@ def test_the_plain_folder_holds_everything_by_our_own_names(tmp_path: Path) -> N
 
 def test_the_command_offers_every_format() -> None:
     assert typing.get_args(typing.get_type_hints(ExportCommand)["to"]) == tuple(FORMATS)
+
+
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_mlx_is_named_where_it_computes_the_same(tmp_path: Path, architecture: str) -> None:
+    """mlx-lm's GPT-2 takes the embedding for the head."""
+    notes = write_hf(random_model(architecture), tmp_path)
+    told = "\n".join([*notes, (tmp_path / "README.md").read_text(encoding="utf-8")])
+    assert told.count("mlx_lm.generate") == (2 if architecture == "modern" else 0)
 
 
 def test_the_command_names_the_folder_after_the_run_and_tells_what_to_type(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -137,7 +137,7 @@ class ExportCommand:
     """Write a trained model as a folder that other tools read."""
 
     to: Literal["hf", "gguf", "safetensors"]
-    """hf for transformers and mlx-lm; gguf for llama.cpp, Ollama and LM Studio; safetensors has our own names."""
+    """hf: transformers and (modern) mlx-lm; gguf: llama.cpp, Ollama, LM Studio; safetensors: by our own names."""
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
     """A model file, a run's folder or its name below runs/; without it the newest run's best model."""
     out: str = ""

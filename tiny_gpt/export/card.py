@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tiny_gpt.bounded_json import shown
-from tiny_gpt.config import SampleConfig, TrainConfig
+from tiny_gpt.config import ModelConfig, SampleConfig, TrainConfig
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.inference.writer import writer_of
 from tiny_gpt.model_file import LoadedModel
@@ -27,6 +27,7 @@ def card(loaded: LoadedModel) -> str:
     model, progress, sampling = loaded.model, loaded.progress, SampleConfig(max_tokens=SAMPLE_TOKENS)
     kind = "GPT2LMHeadModel" if model.config.architecture == "classic" else "Qwen3ForCausalLM"
     sample = sampling.prompt + "".join(stream(writer_of(loaded), sampling, SAMPLE_SEED))
+    in_mlx = _MLX.format(sampling=sampling) if is_for_mlx(model.config) else ""
     return f"""\
 ---
 license: other  # to be filled in by the owner: https://huggingface.co/docs/hub/repositories-licenses
@@ -75,15 +76,24 @@ ids = tokenizer("{sampling.prompt}", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens={new_tokens(model.config.block_size)})[0]))
 ```
 
+{in_mlx}It has learned from at most {model.config.block_size:,} tokens at once; what is longer, prompt included, it has
+never seen.{" It has no token that ends a text." if progress.step else ""}
+"""
+
+
+_MLX = """\
 On a Mac with mlx-lm:
 
 ```bash
 mlx_lm.generate --model . --prompt "{sampling.prompt}" --temp {sampling.temperature}
 ```
 
-It has learned from at most {model.config.block_size:,} tokens at once; what is longer, prompt included, it has never
-seen.{" It has no token that ends a text." if progress.step else ""}
 """
+
+
+def is_for_mlx(config: ModelConfig) -> bool:
+    """Whether mlx-lm computes the same: its GPT-2 takes the embedding for the head, its Qwen3 need not."""
+    return config.architecture == "modern"
 
 
 def _result(loaded: LoadedModel) -> str:

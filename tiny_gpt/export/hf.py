@@ -1,7 +1,7 @@
 """A model as a folder that transformers, and all that is built upon it, loads without code of ours.
 
 `classic` becomes a GPT2LMHeadModel, `modern` a Qwen3ForCausalLM; both compute the same logits as here. The weights are
-kept in fp32. mlx-lm reads the same folder.
+kept in fp32. mlx-lm reads the same folder of a `modern` model; its GPT-2 has no head of its own.
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_gpt.config import CONFIG_FILE, SampleConfig
-from tiny_gpt.export.card import CARD_FILE, card, new_tokens
+from tiny_gpt.export.card import CARD_FILE, card, is_for_mlx, new_tokens
 from tiny_gpt.export.tokenizer_json import tokenizer_json
 from tiny_gpt.hf_config import stock_config
 from tiny_gpt.hf_tokenizer import TOKENIZER_FILE
@@ -46,9 +46,10 @@ def write_hf(loaded: LoadedModel, folder: Path) -> list[str]:
         },
     )
     (folder / CARD_FILE).write_bytes(card(loaded).encode())
+    in_mlx = ['MLX (pip install mlx-lm): mlx_lm.generate --model . --prompt "The"'] if is_for_mlx(model.config) else []
     return [
         'transformers: AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
-        'MLX (pip install mlx-lm): mlx_lm.generate --model . --prompt "The"',
+        *in_mlx,
         f"{CARD_FILE} is a model card: fill in its licence before you share the folder.",
     ]
 

@@ -6,6 +6,7 @@ changed, so here the place has a name that changes with any file of this folder.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ def compiled(function: Callable[..., Any]) -> Any:
 def is_kept(name: str) -> bool:
     """Whether the machine code of the function called `name` is there from an earlier process."""
     return any(_PLACE.rglob(f"*.{name}-*.nbi"))
+
+
+def forget_older() -> None:
+    """Delete what was kept of earlier versions of this folder."""
+    for older in _PLACE.parent.glob("compiled-*"):
+        if older != _PLACE:
+            shutil.rmtree(older, ignore_errors=True)
 
 
 def _place() -> Path:

@@ -10,6 +10,7 @@ import psutil
 from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
+from tiny_gpt.inference.cpu.compiled import forget_older
 from tiny_gpt.inference.cpu.kernels import TILE
 from tiny_gpt.inference.cpu.packing import packed
 from tiny_gpt.inference.cpu.programs import classic, modern, serve_classic, serve_modern
@@ -131,6 +132,7 @@ def n_processors() -> int:
 
 def compile_all() -> None:
     """Have all of it compiled, so that nobody waits for it later."""
+    forget_older()
     for architecture in ("classic", "modern"):
         config = ModelConfig(architecture, n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=1)
         weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(config, vocab_size=1)}
