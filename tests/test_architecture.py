@@ -13,13 +13,12 @@ from tiny_gpt.launch import ROOT
 # Each unit may import from the floors below its own. A new file or folder gets its floor here.
 FLOORS = [
     {"tiny_gpt", "errors", "launch", "duration", "heartbeat"},
-    {"config", "files", "watchdog", "strict_archive", "strict_pickle", "bounded_json"},
+    {"config", "files", "watchdog", "strict_archive", "strict_pickle"},
     {"device", "recipes"},
     {"data", "model"},
     {"stored_model"},
-    {"model_file", "hf_config", "hf_tokenizer"},
-    {"hf_weights"},
-    {"hf_folder"},
+    {"model_file"},
+    {"hf"},
     {"models"},
     {"training", "inference"},
     {"ui", "runs", "checks", "export"},

@@ -24,7 +24,7 @@ from tiny_gpt.export.card import card
 from tiny_gpt.export.export import FORMATS, export
 from tiny_gpt.export.hf import write_hf
 from tiny_gpt.export_command import name_of
-from tiny_gpt.hf_folder import read_folder
+from tiny_gpt.hf.folder import read_folder
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.inference.writer import writer_of
 from tiny_gpt.model.gpt import GPT

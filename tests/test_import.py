@@ -20,7 +20,7 @@ from tiny_gpt.cli import main
 from tiny_gpt.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.tokenizer_json import tokenizer_json
-from tiny_gpt.hf_folder import is_folder, read_folder
+from tiny_gpt.hf.folder import is_folder, read_folder
 from tiny_gpt.model_file import LoadedModel, load_model
 
 transformers.utils.logging.disable_progress_bar()

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from tiny_gpt.bounded_json import shown
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.export import export, refuse_existing
 from tiny_gpt.files import user_path
-from tiny_gpt.hf_folder import read_folder
+from tiny_gpt.hf.bounded_json import shown
+from tiny_gpt.hf.folder import read_folder
 from tiny_gpt.model_file import save_loaded
 from tiny_gpt.models import open_path
 from tiny_gpt.runs import find_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tiny_gpt.config import BEST_FILE
-from tiny_gpt.hf_folder import is_folder, read_folder
+from tiny_gpt.hf.folder import is_folder, read_folder
 from tiny_gpt.model_file import LoadedModel, load_model
 
 

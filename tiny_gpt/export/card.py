@@ -9,8 +9,8 @@ from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from tiny_gpt.bounded_json import shown
 from tiny_gpt.config import ModelConfig, SampleConfig, TrainConfig
+from tiny_gpt.hf.bounded_json import shown
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.inference.writer import writer_of
 from tiny_gpt.model_file import LoadedModel

@@ -11,9 +11,9 @@ from typing import Any
 from tiny_gpt.config import CONFIG_FILE, SampleConfig
 from tiny_gpt.export.card import CARD_FILE, card, is_for_mlx, new_tokens
 from tiny_gpt.export.tokenizer_json import tokenizer_json
-from tiny_gpt.hf_config import stock_config
-from tiny_gpt.hf_tokenizer import TOKENIZER_FILE
-from tiny_gpt.hf_weights import WEIGHTS_FILE, stock_weights
+from tiny_gpt.hf.config import stock_config
+from tiny_gpt.hf.tokenizer import TOKENIZER_FILE
+from tiny_gpt.hf.weights import WEIGHTS_FILE, stock_weights
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.training.checkpoint import write_tensors
 

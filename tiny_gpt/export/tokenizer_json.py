@@ -9,7 +9,7 @@ from tokenizers import pre_tokenizers
 
 from tiny_gpt.data.bpe import BpeTokenizer
 from tiny_gpt.data.tokenizer import Tokenizer
-from tiny_gpt.hf_tokenizer import BYTE_LEVEL, CHARACTER_BY_CHARACTER, library_json
+from tiny_gpt.hf.tokenizer import BYTE_LEVEL, CHARACTER_BY_CHARACTER, library_json
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from tiny_gpt.bounded_json import read_object, shown
 from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.hf_config import StockConfig, read_config
-from tiny_gpt.hf_tokenizer import read_tokenizer
-from tiny_gpt.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, StockWeights, open_weights
+from tiny_gpt.hf.bounded_json import read_object, shown
+from tiny_gpt.hf.config import StockConfig, read_config
+from tiny_gpt.hf.tokenizer import read_tokenizer
+from tiny_gpt.hf.weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, StockWeights, open_weights
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.stored_model import Progress

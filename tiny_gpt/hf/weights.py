@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tiny_gpt.bounded_json import read_object, shown
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.hf_config import StockConfig
+from tiny_gpt.hf.bounded_json import read_object, shown
+from tiny_gpt.hf.config import StockConfig
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.shapes import FP32_BYTES, check_dimensions, weight_shapes
 

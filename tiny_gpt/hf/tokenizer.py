@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiny_gpt.bounded_json import read_object, read_text, shown
 from tiny_gpt.data.bpe import BpeTokenizer
 from tiny_gpt.data.characters import N_BYTES, ByteTokenizer, CharTokenizer
 from tiny_gpt.data.tokenizer import Tokenizer
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.hf.bounded_json import read_object, read_text, shown
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 MAX_BYTES = 64 << 20

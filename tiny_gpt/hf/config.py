@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tiny_gpt.bounded_json import shown
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.hf.bounded_json import shown
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 
 ARCHITECTURES = {"gpt2": "classic", "qwen3": "modern"}

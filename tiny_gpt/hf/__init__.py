@@ -1,0 +1,1 @@
+"""Folders in Hugging Face's form: their config, weights and tokenizer by the stock names, and reading them."""
