@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -22,12 +25,14 @@ from transformers.generation.logits_process import (
 from tiny_gpt.config import ModelConfig, SampleConfig
 from tiny_gpt.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from tiny_gpt.inference.cpu import decoder as cpu_decoder
+from tiny_gpt.inference.cpu import team
 from tiny_gpt.inference.cpu.decoder import MAX_ROWS, CompiledDecoder
 from tiny_gpt.inference.cpu.team import Team
 from tiny_gpt.inference.generate import stream, write
 from tiny_gpt.inference.plain_decoder import PlainDecoder
 from tiny_gpt.inference.sampling import keep_min_p, keep_top_k, keep_top_p, penalize, sample
 from tiny_gpt.inference.writer import Writer, make_decoder, writer_of
+from tiny_gpt.launch import ROOT
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.stored_model import Progress
@@ -270,6 +275,49 @@ def test_weights_too_large_for_16_bits_stay_in_32() -> None:
     with torch.no_grad():
         model.blocks[0].mlp.up.weight[0, 0] = 1e5
     np.testing.assert_array_equal(compiled(model, 1, in_half=True).read(ids, 0), compiled(model, 1).read(ids, 0))
+
+
+def test_ctrl_c_at_any_moment_leaves_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after the others have been told of a job."""
+    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 3)
+    decoder = compiled(random_model("classic"), 1)
+    decoder._team = Team(3)
+    expected_V = decoder.read([1, 2, 3], 0)
+    post = team._post
+
+    def interrupted_before(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    def interrupted_after(*arguments: Any) -> int:
+        post(*arguments)
+        raise KeyboardInterrupt
+
+    for interrupted in (interrupted_before, interrupted_after):
+        monkeypatch.setattr(team, "_post", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.read([1, 2, 3], 0)
+        monkeypatch.setattr(team, "_post", post)
+        np.testing.assert_array_equal(decoder.read([1, 2, 3], 0), expected_V)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix forks")
+def test_a_forked_process_decodes_with_threads_of_its_own() -> None:
+    program = """if True:
+        import os, warnings
+        from tiny_gpt.inference.cpu import decoder
+        decoder.n_processors = lambda: 2
+        from tests.test_inference import compiled, random_model
+        one = compiled(random_model("classic"), 1)
+        one._team = decoder.Team(2)
+        expected = one.read([1, 2, 3], 0)
+        child = os.fork()
+        assert (one.read([1, 2, 3], 0) == expected).all()
+        if child == 0:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 # --- generation ---

@@ -109,6 +109,11 @@ def _post(counters, owner):
 
 
 @compiled
+def _n_jobs(counters):
+    return _read(counters, JOBS)
+
+
+@compiled
 def _go_to_bed(counters, last_job):
     """Count as asleep; True if no job has come meanwhile."""
     _add(counters, ASLEEP, 1)
@@ -142,20 +147,30 @@ class Team:
 
     def __init__(self, n_members: int) -> None:
         self.n_members = n_members
-        self._counters: NDArray[np.int64] = np.zeros(N_COUNTERS, dtype=np.int64)
         self._lock = threading.Lock()
-        self._wake = threading.Semaphore(0)
         self._program: Program | None = None
-        for member in range(1, n_members):
+        self._gather()
+
+    def _gather(self) -> None:
+        self._process = os.getpid()
+        self._counters: NDArray[np.int64] = np.zeros(N_COUNTERS, dtype=np.int64)
+        self._wake = threading.Semaphore(0)
+        for member in range(1, self.n_members):
             threading.Thread(target=self._serve, args=(member,), name="decoder", daemon=True).start()
 
     def run(self, program: Program) -> None:
         """Have all members run `program` once; they are numbered from 0, the caller's number."""
         with self._lock:
+            if self._process != os.getpid():  # a forked process has none of its parent's threads
+                self._gather()
             self._program = program
-            if self.n_members > 1 and (n_asleep := _post(self._counters, program.owner)):
-                self._wake.release(n_asleep)
-            program.run(0, self.n_members, self._counters, *program.arguments)
+            n_jobs = _n_jobs(self._counters)
+            try:
+                if n_asleep := _post(self._counters, program.owner):
+                    self._wake.release(n_asleep)
+            finally:  # Ctrl+C may come in between: what the others have begun, they cannot end alone
+                if _n_jobs(self._counters) != n_jobs:
+                    program.run(0, self.n_members, self._counters, *program.arguments)
             self._program = None
 
     def _serve(self, member: int) -> None:
