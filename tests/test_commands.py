@@ -434,6 +434,12 @@ class TestGenerating:
             assert line["prompt"] + printable(line["text"]) in shown.out
             assert 1 <= line["n_tokens"] <= 40 and line["stopped"] == (line["n_tokens"] < 40)
 
+    def test_a_text_that_stops_at_once_is_shown_once(self, inference):
+        how = ("--seed", 5, "--max-tokens", 9, "--num-samples", 2)
+        first = json.loads(inference("--json", *how).out.splitlines()[0])["text"][0]
+        done = inference(*how, "--stop", first)
+        assert done.out.startswith("--- 1 of 2 ---\nThe\n\n--- 2 of 2 ---\nThe") and done.out.count("The") == 2
+
     def test_no_stream_writes_the_same(self, inference):
         assert inference("--seed", 5).out == inference("--seed", 5, "--no-stream").out
 

@@ -66,8 +66,8 @@ def read_prompt(name: str) -> str:
 def show(config: SampleConfig, batch: Iterator[list[Text]], streams: bool, n_before: int) -> None:
     """The first text of a batch as it grows, the others, which grow beside it, after it."""
     texts: list[Text] = []
-    for texts in batch:
-        if texts[0].n_tokens == 1:
+    for n_steps, texts in enumerate(batch):
+        if n_steps == 0:
             head(config, n_before)
         if streams:
             tell_more(texts[0])
