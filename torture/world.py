@@ -18,6 +18,7 @@ from tiny_gpt.config import BEST_FILE, FINAL_FILE, METRICS_FILE
 from tiny_gpt.device import configure
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import sha256_of
+from tiny_gpt.inference.cpu.decoder import compile_all
 from tiny_gpt.model_file import load_model
 from tiny_gpt.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from tiny_gpt.training.checkpoint_store import CheckpointStore, DamagedError
@@ -68,6 +69,7 @@ class World:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # so that processes under the watchdog compute as their twins do
         configure(torch.device("cpu"))  # takes seconds the first time: here, not in every child
+        compile_all()  # likewise
         self.twin = cache(self._twin)
 
     def command(self, kind: str, folder: Path, **more: Any) -> list[str]:
