@@ -107,8 +107,10 @@ class CompiledDecoder:
         return self._logits[: len(wanted), : self._vocab_size]
 
     def _fastest_team(self, n_threads: int) -> Team:
-        """A thread for each processor, or one where that is faster: for a small model, or on a busy machine."""
-        seconds = dict.fromkeys(sorted({1, n_threads}), float("inf"))
+        """As many threads as are fastest, at most one for each processor: fewer for a small model, on a busy machine,
+        or where some processors are slow ones."""
+        sizes = {n_threads, *(1 << i for i in range(n_threads.bit_length()) if 1 << i <= n_threads)}
+        seconds = dict.fromkeys(sorted(sizes), float("inf"))
         for _ in range(4):  # the first compiles, or loads what was compiled
             for size in seconds:
                 team = _teams.get(size) or _teams.setdefault(size, Team(size))
