@@ -243,10 +243,10 @@ def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
 ) -> None:
     """And so is a text, whichever others are written beside it."""
     model = random_model(architecture)
-    ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=(3 * BLOCK_SIZE, 9))
+    ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=(2 * BLOCK_SIZE + 3, 9))
     alone: list[list[NDArray[np.float32]]] = []
-    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 3)
-    for n_texts, n_threads in ((1, 1), (2, 1), (4, 2), (9, 3)):
+    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 2)
+    for n_texts, n_threads in ((1, 1), (2, 1), (4, 2), (9, 2)):
         decoder = compiled(model, n_texts, in_half)
         decoder._team = Team(n_threads)
         logits = [decoder.read([1, 2, 3], 100)]
@@ -279,9 +279,9 @@ def test_weights_too_large_for_16_bits_stay_in_32() -> None:
 
 def test_ctrl_c_at_any_moment_leaves_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before and after the others have been told of a job."""
-    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 3)
+    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 2)
     decoder = compiled(random_model("classic"), 1)
-    decoder._team = Team(3)
+    decoder._team = Team(2)
     expected_V = decoder.read([1, 2, 3], 0)
     post = team._post
 
