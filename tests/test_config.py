@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tiny_gpt.cli import SCRIPT
 from tiny_gpt.config import (
     DataConfig,
     ModelConfig,
@@ -22,6 +21,7 @@ from tiny_gpt.config import (
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.launch import ROOT
 from tiny_gpt.recipes import RECIPES
+from tiny_gpt.verbs import SCRIPT
 
 # Copied by hand from the overnight training guide and from the script that it describes.
 GUIDE = dict(

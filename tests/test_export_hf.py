@@ -14,7 +14,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny_gpt.cli import ExportCommand, main
+from tiny_gpt.cli import main
 from tiny_gpt.config import CONFIG_FILE, ModelConfig, RunConfig, SampleConfig
 from tiny_gpt.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from tiny_gpt.errors import OutOfResourcesError, UsageError
@@ -30,6 +30,7 @@ from tiny_gpt.inference.writer import writer_of
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import LoadedModel, save_loaded
 from tiny_gpt.stored_model import Progress
+from tiny_gpt.verbs import ExportCommand
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -13,155 +13,40 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tyro
 
 from tiny_gpt import __version__
-from tiny_gpt.config import BEST_FILE, DataConfig, EvalConfig, MannerConfig, RunConfig, SampleConfig, flag, load_config
+from tiny_gpt.config import RunConfig, flag, load_config
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.heartbeat import heartbeat, restart_reason, watched
 from tiny_gpt.recipes import RECIPES
 from tiny_gpt.runs import config_of, find_model, find_run, folder_for, newest_step, unfinished
 from tiny_gpt.ui.terminal import error, make_safe
+from tiny_gpt.verbs import (
+    SCRIPT,
+    Beginning,
+    DataCommand,
+    DoctorCommand,
+    EvalCommand,
+    ExportCommand,
+    GenerateCommand,
+    GenerateScript,
+    ImportCommand,
+    ResumeCommand,
+    ScriptCommand,
+    TrainCommand,
+)
 from tiny_gpt.watchdog import watch
 
 # Set for the process that trains: what its parent has settled, as JSON [folder, goes on, name of this program].
 SETTLED = "TINY_GPT_SETTLED"
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What becomes of an unfinished run in the same folder; on a terminal you are asked."""
-
-    resume: bool = False
-    """Go on with it."""
-    new: bool = False
-    """Leave it as it is and begin a new run."""
-
-    def __post_init__(self) -> None:
-        if self.resume and self.new:
-            raise UsageError("--resume and --new: give one of them")
-
-
-@dataclass(frozen=True)
-class StartingPoint(Beginning):
-    """Where the settings come from before the flags below change them, and what becomes of an unfinished run."""
-
-    recipe: Literal["overnight", "first"] = "overnight"
-    """overnight is the guide's night, first takes a few minutes."""
-    config: str | None = None
-    """A saved config.json to run again."""
-
-
-@dataclass(frozen=True)
-class ScriptCommand(RunConfig):
-    """Train a model as the guide says; the settings at the top of train.py are the defaults."""
-
-    config: str | None = None
-    """A saved config.json to run again, instead of the settings in train.py."""
-    beginning: Beginning = field(default_factory=Beginning)
-
-
-@dataclass(frozen=True)
-class TrainCommand(RunConfig):
-    """Train a model on your text; its folder, runs/NAME, gets tiny_gpt_best.pt and all else."""
-
-    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOURCE ...]")] = ()
-    """Your text: files, folders, patterns, - for standard input, addresses or known texts; the same as --data."""
-    start: StartingPoint = field(default_factory=StartingPoint)
-
-
-@dataclass(frozen=True)
-class ResumeCommand(RunConfig):
-    """Go on with a run that was stopped, from its newest whole checkpoint. Flags change its settings."""
-
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")] = ""
-    """A run's folder, or its name below runs/; without it the unfinished one that was worked on last."""
-
-
-@dataclass(frozen=True)
-class GenerateScript:
-    """Write text with a trained model."""
-
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    manner: MannerConfig = field(default_factory=MannerConfig)
-
-
-# What inference.py writes with is what train.py made beside it.
-SCRIPT = GenerateScript(SampleConfig(checkpoint=BEST_FILE))
-
-
-@dataclass(frozen=True)
-class GenerateCommand(GenerateScript):
-    """Write text with a trained model."""
-
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
-    """A run, a model file or an exported folder; the same as --checkpoint."""
-
-
-@dataclass(frozen=True)
-class DataCommand:
-    """Look at your text before you train on it: size, scripts, repetitions, tokens, and what it means for a night.
-
-    `tiny-gpt data list` shows the known texts.
-    """
-
-    data: DataConfig
-    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")]
-    """Your text: files, folders, patterns, - for standard input, addresses or known texts."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the figures as JSON."""
-
-
-@dataclass(frozen=True)
-class EvalCommand:
-    """Score a trained model on a text."""
-
-    eval: EvalConfig
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A run, a model file or an exported folder."""
-    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")]
-    """The text, named as for train."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the figures as JSON."""
-
-
-@dataclass(frozen=True)
-class ExportCommand:
-    """Write a trained model as a folder that other tools read."""
-
-    to: Literal["hf", "gguf", "safetensors"]
-    """hf: transformers and (modern) mlx-lm; gguf: llama.cpp, Ollama, LM Studio; safetensors: by our own names."""
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
-    """A model file, a run's folder or its name below runs/; without it the newest run's best model."""
-    out: str = ""
-    """The folder to write, which must not exist; without it NAME-hf, NAME-gguf or NAME-safetensors here."""
-
-
-@dataclass(frozen=True)
-class ImportCommand:
-    """Make a model file of a folder in Hugging Face's form: GPT-2's or Qwen3's architecture, in safetensors."""
-
-    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    """The folder, with config.json, model.safetensors and tokenizer.json."""
-    out: str = ""
-    """The model file to write, which must not exist; without it NAME.pt here, after the folder."""
-
-
-@dataclass(frozen=True)
-class DoctorCommand:
-    """Hold this machine's arithmetic against exact references before a night is spent on it."""
-
-    device: str = "all"
-    """all, auto, cpu, mps, cuda or cuda:N."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the figures as JSON."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
