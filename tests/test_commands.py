@@ -135,7 +135,8 @@ def inference(command, trained):
 
 class TestTraining:
     def test_prints_the_guides_lines(self, trained):
-        lines = trained[1].splitlines()
+        # on a busy machine it may also be told that training has become slower
+        lines = [line for line in trained[1].splitlines() if not re.match(r"step \d+: ", line)]
         forms = [
             *(rf"Epoch 1/2: {at}/6 \[{SPEED}, {DETAILS}\]" for at in (3, 6)),
             rf"Epoch 1/2 complete - Train: {LOSS}, Val: {LOSS}",
