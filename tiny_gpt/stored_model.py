@@ -5,6 +5,7 @@ before the sizes that they claim have been held against what is really there. No
 """
 
 import contextlib
+import math
 import os
 import stat
 import sys
@@ -56,6 +57,11 @@ class StoredModel:
     """The settings of the run that made it, flat, as in config.json."""
     read_into: Callable[[str, memoryview], None]
     """Fill as many bytes as the weight of that name has; raises OSError or ValueError."""
+
+    @property
+    def n_weights(self) -> int:
+        """Numbers in all weights."""
+        return sum(math.prod(shape) for _, shape in weight_shapes(self.config, self.tokenizer.vocab_size))
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """All weights by name."""

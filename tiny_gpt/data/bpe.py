@@ -178,7 +178,7 @@ def _cuts_like_gpt2(library: LibraryTokenizer) -> bool:
 def _bytes_of_ids(library: LibraryTokenizer) -> list[bytes]:
     """The bytes of each id: tokens are written in GPT-2's alphabet of 256 printable characters, added ones plainly."""
     added = {i: token.content for i, token in library.get_added_tokens_decoder().items()}
-    byte_of_char = _byte_of_gpt2_char()
+    byte_of_char = byte_of_gpt2_char()
     foreign = re.compile(f"[^{re.escape(''.join(byte_of_char))}]")
     latin1 = {ord(char): byte for char, byte in byte_of_char.items()}
     result = []
@@ -196,7 +196,7 @@ def _bytes_of_ids(library: LibraryTokenizer) -> list[bytes]:
     return result
 
 
-def _byte_of_gpt2_char() -> dict[str, int]:
+def byte_of_gpt2_char() -> dict[str, int]:
     """Printable bytes stand for themselves, the others, in order, for the characters from U+0100 on."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(N_BYTES) if byte not in plain]

@@ -56,11 +56,9 @@ def open_writer(path: Path, device: str) -> Writer:
     file = path / BEST_FILE if (path / BEST_FILE).is_file() else path
     if device in ("auto", "cpu") and not file.is_dir() and _has_numba():
         with open_model_file(file) as stored:
-            weights = stored.weights()
-        if device == "cpu" or sum(weight.size for weight in weights.values()) <= SMALL:
-            make = partial(_compiled_decoder, stored.config, weights)
-            return Writer(stored.tokenizer, stored.config, make, _must_compile(stored.config))
-        del weights
+            if device == "cpu" or stored.n_weights <= SMALL:
+                make = partial(_compiled_decoder, stored.config, stored.weights())
+                return Writer(stored.tokenizer, stored.config, make, _must_compile(stored.config))
     from tiny_gpt.device import pick_device
     from tiny_gpt.models import open_path
 
