@@ -31,6 +31,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.vocab_size, self.compute_dtype = config, vocab_size, compute_dtype
+        self.path = "plain"
+        """How `loss` is computed: by plain torch operations, or one of the faster ways with the same result."""
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         if config.architecture == "classic":
             self.position_embedding = nn.Embedding(config.block_size, config.d_model)
@@ -74,6 +76,10 @@ class GPT(nn.Module):
         if cache:
             cache.advance(ids_BT.shape[1])
         return self.head(self.norm(x_BTD))
+
+    def loss(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the targets in nats, to be trained on."""
+        return self.losses(ids_BT, targets_BT).mean()
 
     def losses(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each target in nats, (B, T) fp32."""

@@ -35,7 +35,7 @@ def train_step(
     parts = zip(batch.inputs_BT.split(part_size), batch.targets_BT.split(part_size), strict=True)
     for part, (inputs_BT, targets_BT) in enumerate(parts):
         seed_dropout(config.train.seed, step, part)
-        part_loss = model.losses(inputs_BT.to(model.device), targets_BT.to(model.device)).mean()
+        part_loss = model.loss(inputs_BT.to(model.device), targets_BT.to(model.device))
         part_loss = part_loss * (len(inputs_BT) / batch_size)
         part_loss.backward()
         loss += part_loss.detach()
