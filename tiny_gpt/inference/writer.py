@@ -90,6 +90,7 @@ def _has_numba() -> bool:
 def _must_compile(config: ModelConfig) -> bool:
     if not _has_numba():
         return False
-    from tiny_gpt.inference.cpu.compiled import is_kept
+    from tiny_gpt.inference.cpu import programs
+    from tiny_gpt.native.compiled import is_kept
 
-    return not is_kept(config.architecture)
+    return not is_kept(getattr(programs, config.architecture))

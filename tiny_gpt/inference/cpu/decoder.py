@@ -10,13 +10,13 @@ import psutil
 from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
-from tiny_gpt.inference.cpu.compiled import forget_older
 from tiny_gpt.inference.cpu.kernels import TILE
 from tiny_gpt.inference.cpu.packing import packed
 from tiny_gpt.inference.cpu.programs import classic, modern, serve_classic, serve_modern
 from tiny_gpt.inference.cpu.team import Program, Team
 from tiny_gpt.inference.decoder import behind
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS, weight_shapes
+from tiny_gpt.native.compiled import forget_older
 
 # Rows that are taken through the model at once when a prompt is read.
 MAX_ROWS = 64
@@ -134,7 +134,7 @@ def n_processors() -> int:
 
 def compile_all() -> None:
     """Have all of it compiled, so that nobody waits for it later."""
-    forget_older()
+    forget_older(Path(__file__).parent)
     for architecture in ("classic", "modern"):
         config = ModelConfig(architecture, n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=1)
         weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(config, vocab_size=1)}

@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
-from tiny_gpt.inference.cpu.compiled import compiled
+from tiny_gpt.native.compiled import compiled
 
 # Outputs of a product that are added up together; they fit into the first cache with the inputs of four rows.
 TILE = 64

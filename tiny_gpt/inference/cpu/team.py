@@ -4,21 +4,16 @@ A barrier of the operating system would cost more than the work between two of t
 again, and let others go first when it takes long. Between two jobs the members of a team sleep after a short while.
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import llvmlite.binding
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from tiny_gpt.inference.cpu.compiled import compiled
+from tiny_gpt.native.compiled import compiled
+from tiny_gpt.native.counters import add, let_others_go, read
 
 # Where the counters stand in the array that a team shares: each in a cache line of its own.
 ARRIVED, MEETINGS, JOBS, ASLEEP, OWNER = 0, 16, 32, 48, 64
@@ -27,102 +22,63 @@ N_COUNTERS = 80
 PATIENCE, IDLE_PATIENCE = 4_000, 40_000
 
 
-def _register_yield() -> None:
-    """Make the system's "let another thread go first" known to compiled code."""
-    library = ctypes.CDLL("kernel32" if os.name == "nt" else None)
-    function = library.SwitchToThread if os.name == "nt" else library.sched_yield
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    assert address is not None
-    llvmlite.binding.add_symbol("tiny_gpt_yield", address)
-
-
-_register_yield()
-_let_others_go = types.ExternalFunction("tiny_gpt_yield", types.int32())
-
-
-@intrinsic
-def _add(typing_context, counters, place, amount):
-    """Add to a counter in one indivisible act; the value before."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature, arguments)
-        return builder.atomic_rmw("add", pointer, arguments[2], "seq_cst")
-
-    return types.int64(counters, types.int64, types.int64), generate
-
-
-@intrinsic
-def _read(typing_context, counters, place):
-    """A counter as it is now, and with it all that was written before it was changed."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.load_atomic(_pointer(context, builder, signature, arguments), "seq_cst", 8)
-
-    return types.int64(counters, types.int64), generate
-
-
-def _pointer(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return cgutils.get_item_pointer(context, builder, signature.args[0], array, [arguments[1]], wraparound=False)
-
-
 @compiled
 def meet(counters, n_members):
     """Wait until all members have come here."""
     if n_members == 1:
         return
-    meeting = _read(counters, MEETINGS)
-    if _add(counters, ARRIVED, 1) == n_members - 1:
-        _add(counters, ARRIVED, -n_members)
-        _add(counters, MEETINGS, 1)
+    meeting = read(counters, MEETINGS)
+    if add(counters, ARRIVED, 1) == n_members - 1:
+        add(counters, ARRIVED, -n_members)
+        add(counters, MEETINGS, 1)
         return
     looks = 0
-    while _read(counters, MEETINGS) == meeting:
+    while read(counters, MEETINGS) == meeting:
         looks += 1
         if looks > PATIENCE:
-            _let_others_go()
+            let_others_go()
 
 
 @compiled
 def await_job(counters, last_job):
     """The number of the job after `last_job`; `last_job` if there was none for a while."""
     for looks in range(IDLE_PATIENCE):
-        if _read(counters, JOBS) != last_job:
+        if read(counters, JOBS) != last_job:
             return last_job + 1
         if looks > PATIENCE:
-            _let_others_go()
+            let_others_go()
     return last_job
 
 
 @compiled
 def go_on(counters, last_job, owner):
     """Whether the next job comes soon, and is for the same owner as the last."""
-    return await_job(counters, last_job) != last_job and _read(counters, OWNER) == owner
+    return await_job(counters, last_job) != last_job and read(counters, OWNER) == owner
 
 
 @compiled
 def _post(counters, owner):
     """Announce a job; how many members sleep."""
-    _add(counters, OWNER, owner - _read(counters, OWNER))
-    _add(counters, JOBS, 1)
-    return _read(counters, ASLEEP)
+    add(counters, OWNER, owner - read(counters, OWNER))
+    add(counters, JOBS, 1)
+    return read(counters, ASLEEP)
 
 
 @compiled
 def _n_jobs(counters):
-    return _read(counters, JOBS)
+    return read(counters, JOBS)
 
 
 @compiled
 def _go_to_bed(counters, last_job):
     """Count as asleep; True if no job has come meanwhile."""
-    _add(counters, ASLEEP, 1)
-    return _read(counters, JOBS) == last_job
+    add(counters, ASLEEP, 1)
+    return read(counters, JOBS) == last_job
 
 
 @compiled
 def _get_up(counters):
-    _add(counters, ASLEEP, -1)
+    add(counters, ASLEEP, -1)
 
 
 class Program(NamedTuple):

@@ -1,0 +1,352 @@
+"""Causal attention with dropout, forward and backward, one head of one block at a time.
+
+A head's numbers fit into a core's own memory, so scores and weights are never stored: the forward pass keeps the
+logarithm of each query's sum of weights, from which the backward pass makes them again (FlashAttention, arXiv
+2205.14135). Scores are computed with the keys as rows and the queries as columns, STRIP of either at a time; strips in
+which no query may see a key are left out. The forms in which a matrix lies are those of native/tile.py.
+
+`qkv` holds a token's queries, keys and values in one row, head by head, as one product makes them. What is particular
+to `modern` happens here too: with `turning`, each query and key is normed and turned by its position.
+
+Letters: R tokens, S blocks of T tokens each, H heads of K numbers; `place` counts tokens within a block.
+"""
+
+import math
+
+import numpy as np
+
+from tiny_gpt.model.cpu.dropout import bits, seed_of
+from tiny_gpt.native.arithmetic import LN_2, LOG2_E, exp2, stored, wide
+from tiny_gpt.native.compiled import reordered
+from tiny_gpt.native.tile import COLUMNS, natural, pair_of, product, put_stacked, stack, transpose, words_of
+from tiny_gpt.native.workers import take, take_another
+
+STRIP = 32
+_HALF = STRIP // 2
+
+_U = np.uint64
+_F = np.float32
+_W = np.uint32
+
+
+@reordered
+def forward(tasks, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT):
+    """y := for each token the values of those up to it, weighted by how well their keys answer its query."""
+    pair, width, strip = pair_of(qkv_RN), _U(y_RD.shape[1]) // _U(n_head), _U(STRIP)
+    n_places, n_columns, padded = _U(n_places), _filled(_U(n_places)), _filled(width)
+    n_words = padded // pair
+    q, k = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, padded)
+    v, weights = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, strip)
+    q_words, k_words, weights_words = words_of(q), words_of(k), words_of(weights)
+    q_transposed = words_of(natural(qkv_RN, n_columns, padded))
+    v_stacked = words_of(natural(qkv_RN, n_columns, padded))
+    scores, y = np.empty(n_columns * strip, np.float32), np.empty(strip * padded, np.float32)
+    highest, total = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
+    scale = _F(1 / math.sqrt(np.float64(width))) * LOG2_E
+    task = take(tasks)
+    while task >= 0:
+        block, head, seeds = _U(task) // _U(n_head), _U(task) % _U(n_head), seed_of(seed, task)
+        first, start, across = block * n_places, head * width, _U(n_head) * width
+        _load(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+        _load(qkv_RN, turning, 1, first, start + across, n_places, width, _F(1.0), k, padded)
+        _load(qkv_RN, None, 2, first, start + across + across, n_places, width, _F(1.0), v, padded)
+        transpose(q_words, n_columns, n_words, q_transposed)
+        stack(v, n_columns, padded, v_stacked)
+        for first_query in range(_U(0), n_columns, strip):
+            n_keys = first_query + strip
+            product(
+                k_words, _U(0), n_words, _U(1),
+                q_transposed, first_query, n_columns,
+                scores, _U(0), strip,
+                n_keys, strip, n_words, False,
+            )  # fmt: skip
+            _softmax(scores, weights_words, first_query, n_columns, dropped, seeds, highest, total)
+            product(
+                weights_words, _U(0), _U(1), strip,
+                v_stacked, _U(0), padded,
+                y, _U(0), padded,
+                strip, padded, n_keys // pair, False,
+            )  # fmt: skip
+            for query in range(min(strip, n_places - first_query)):
+                place = first_query + query
+                factor = _F(makeup) / total[query]
+                for i in range(width):
+                    y_RD[first + place, start + i] = stored(y_RD, y[query * padded + i] * factor)
+                logsum_SHT[block, head, place] = highest[query] + _F(math.log2(total[query]))
+        task = take_another(tasks)
+
+
+@reordered
+def _softmax(scores, weights, first_query, n_columns, dropped, seeds, highest, total):
+    """Scores of keys (rows) and STRIP queries (columns) become weights, not yet divided by their `total`, stacked.
+
+    Scores are in base 2. `n_columns` numbers the elements for dropout.
+    """
+    seed, another_seed = seeds
+    strip, half, two = _U(STRIP), _U(_HALF), _U(2)
+    n_keys = first_query + strip
+    for key in range(strip):
+        for query in range(strip):
+            if key > query:
+                scores[(first_query + key) * strip + query] = _F(-np.inf)
+    for query in range(strip):
+        highest[query] = _F(-np.inf)
+        total[query] = _F(0.0)
+    for key in range(n_keys):
+        for query in range(strip):
+            score = scores[key * strip + query]
+            highest[query] = highest[query] if highest[query] > score else score
+    for row in range(n_keys // two):
+        above, below = row * two * strip, (row * two + _U(1)) * strip
+        number = _number(row * two, first_query, n_columns)
+        number_below = _number(row * two + _U(1), first_query, n_columns)
+        for query in range(half):
+            other = query + half
+            a, b = exp2(scores[above + query] - highest[query]), exp2(scores[below + query] - highest[query])
+            c, d = exp2(scores[above + other] - highest[other]), exp2(scores[below + other] - highest[other])
+            total[query] += a + b
+            total[other] += c + d
+            if dropped:
+                drawn = bits(number + _W(query), seed, another_seed)
+                drawn_below = bits(number_below + _W(query), seed, another_seed)
+                a = a if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
+                b = b if _W(drawn_below & _W(0xFFFF)) >= dropped else _F(0.0)
+                c = c if _W(drawn >> _W(16)) >= dropped else _F(0.0)
+                d = d if _W(drawn_below >> _W(16)) >= dropped else _F(0.0)
+            put_stacked(weights, row, strip, query, a, b)
+            put_stacked(weights, row, strip, other, c, d)
+
+
+@reordered
+def backward(
+    tasks, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT, grad_y_RD, grad_qkv_RN,
+    grad_bias_SN, grad_norms_SHK,
+):  # fmt: skip
+    """The gradients by `qkv`; each block's share of those by its bias, if there is one, and each head's share of those
+    by the weights of the queries' and the keys' norm, side by side, with `turning`."""
+    pair, width, strip = pair_of(qkv_RN), _U(y_RD.shape[1]) // _U(n_head), _U(STRIP)
+    n_places, n_columns, padded = _U(n_places), _filled(_U(n_places)), _filled(width)
+    n_words = padded // pair
+    q, k = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, padded)
+    v, grad_y = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, padded)
+    q_words, k_words, v_words, grad_y_words = words_of(q), words_of(k), words_of(v), words_of(grad_y)
+    q_transposed = words_of(natural(qkv_RN, n_columns, padded))
+    grad_y_transposed = words_of(natural(qkv_RN, n_columns, padded))
+    q_stacked = words_of(natural(qkv_RN, n_columns, padded))
+    k_stacked = words_of(natural(qkv_RN, n_columns, padded))
+    grad_y_stacked = words_of(natural(qkv_RN, n_columns, padded))
+    scores, grad_weights = np.empty(strip * n_columns, np.float32), np.empty(strip * n_columns, np.float32)
+    weights, grad_scores = natural(qkv_RN, strip, n_columns), natural(qkv_RN, strip, n_columns)
+    weights_words, grad_scores_words = words_of(weights), words_of(grad_scores)
+    grad_scores_stacked = words_of(natural(qkv_RN, strip, n_columns))
+    grad_q, grad_k = np.empty(n_columns * padded, np.float32), np.empty(n_columns * padded, np.float32)
+    grad_v = np.empty(n_columns * padded, np.float32)
+    logsum, delta = np.empty(n_columns, np.float32), np.zeros(n_columns, np.float32)
+    scale = _F(1 / math.sqrt(np.float64(width))) * LOG2_E
+    task = take(tasks)
+    while task >= 0:
+        block, head, seeds = _U(task) // _U(n_head), _U(task) % _U(n_head), seed_of(seed, task)
+        first, start, across = block * n_places, head * width, _U(n_head) * width
+        _load(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+        _load(qkv_RN, turning, 1, first, start + across, n_places, width, _F(1.0), k, padded)
+        _load(qkv_RN, None, 2, first, start + across + across, n_places, width, _F(1.0), v, padded)
+        _load(grad_y_RD, None, 2, first, start, n_places, width, _F(1.0), grad_y, padded)
+        transpose(q_words, n_columns, n_words, q_transposed)
+        transpose(grad_y_words, n_columns, n_words, grad_y_transposed)
+        stack(q, n_columns, padded, q_stacked)
+        stack(k, n_columns, padded, k_stacked)
+        stack(grad_y, n_columns, padded, grad_y_stacked)
+        _load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta)
+        for first_key in range(_U(0), n_columns, strip):
+            n_queries = n_columns - first_key
+            product(
+                k_words, first_key * n_words, n_words, _U(1),
+                q_transposed, first_key, n_columns,
+                scores, _U(0), n_queries,
+                strip, n_queries, n_words, False,
+            )  # fmt: skip
+            product(
+                v_words, first_key * n_words, n_words, _U(1),
+                grad_y_transposed, first_key, n_columns,
+                grad_weights, _U(0), n_queries,
+                strip, n_queries, n_words, False,
+            )  # fmt: skip
+            _softmax_backward(
+                scores, grad_weights, logsum, delta, first_key, n_columns, dropped, _F(makeup), seeds
+            )  # fmt: skip
+            _store(scores, strip * n_queries, weights)
+            _store(grad_weights, strip * n_queries, grad_scores)
+            stack(grad_scores, strip, n_queries, grad_scores_stacked)
+            product(
+                weights_words, _U(0), n_queries // pair, _U(1),
+                grad_y_stacked, first_key // pair * padded, padded,
+                grad_v, first_key * padded, padded,
+                strip, padded, n_queries // pair, False,
+            )  # fmt: skip
+            product(
+                grad_scores_words, _U(0), n_queries // pair, _U(1),
+                q_stacked, first_key // pair * padded, padded,
+                grad_k, first_key * padded, padded,
+                strip, padded, n_queries // pair, False,
+            )  # fmt: skip
+            product(
+                grad_scores_stacked, _U(0), _U(1), n_queries,
+                k_stacked, first_key // pair * padded, padded,
+                grad_q, first_key * padded, padded,
+                n_queries, padded, strip // pair, first_key > 0,
+            )  # fmt: skip
+        _unload(
+            grad_q, padded, scale * LN_2, qkv_RN, turning, 0, first, start, n_places, width,
+            grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
+        )  # fmt: skip
+        _unload(
+            grad_k, padded, LN_2, qkv_RN, turning, 1, first, start + across, n_places, width,
+            grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
+        )  # fmt: skip
+        _unload(
+            grad_v, padded, _F(makeup), qkv_RN, None, 2, first, start + across + across, n_places, width,
+            grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
+        )  # fmt: skip
+        task = take_another(tasks)
+
+
+@reordered
+def _softmax_backward(scores, grad_weights, logsum, delta, first_key, n_columns, dropped, makeup, seeds):
+    """For STRIP keys (rows) and the queries from the first of them on (columns), in place: scores become what was left
+    of the weights after dropout, the gradients by these become those by the scores."""
+    seed, another_seed = seeds
+    strip, half = _U(STRIP), _U(_HALF)
+    n_queries = n_columns - first_key
+    for key in range(strip):
+        above = key * n_queries
+        for start in range(_U(0), n_queries, strip):
+            number = _number(first_key + key, first_key + start, n_columns)
+            for lane in range(half):
+                query, other = start + lane, start + lane + half
+                place, other_place = first_key + query, first_key + other
+                # No query sees a later key.
+                a = exp2(scores[above + query] - logsum[place]) if query >= key else _F(0.0)
+                b = exp2(scores[above + other] - logsum[other_place]) if other >= key else _F(0.0)
+                grad_a, grad_b = grad_weights[above + query] * makeup, grad_weights[above + other] * makeup
+                left_a, left_b = a, b
+                if dropped:
+                    drawn = bits(number + _W(lane), seed, another_seed)
+                    keeps_a, keeps_b = _W(drawn & _W(0xFFFF)) >= dropped, _W(drawn >> _W(16)) >= dropped
+                    left_a, left_b = a if keeps_a else _F(0.0), b if keeps_b else _F(0.0)
+                    grad_a, grad_b = grad_a if keeps_a else _F(0.0), grad_b if keeps_b else _F(0.0)
+                scores[above + query], scores[above + other] = left_a, left_b
+                grad_weights[above + query] = a * (grad_a - delta[place])
+                grad_weights[above + other] = b * (grad_b - delta[other_place])
+
+
+@reordered
+def _store(numbers, n, out):
+    for i in range(n):
+        out[i] = stored(out, numbers[i])
+
+
+@reordered
+def _load(source_RN, turning, which, first, start, n_places, width, scale, matrix, padded):
+    """Put the numbers of one head into a natural matrix of `padded` columns, scaled; with `turning`, normed and turned
+    before. `which` is 0 for queries, 1 for keys, 2 for what is neither."""
+    if turning is None:
+        for place in range(n_places):
+            for i in range(width):
+                matrix[place * padded + i] = stored(matrix, wide(source_RN[first + place, start + i]) * scale)
+    else:
+        norms_2K, cos_TK, sin_TK, eps = turning
+        row, half = np.empty(width, np.float32), width // _U(2)
+        for place in range(n_places):
+            for i in range(width):
+                row[i] = wide(source_RN[first + place, start + i])
+            factor = _scale_of(row, width, eps)
+            for i in range(width):
+                row[i] *= factor * norms_2K[which, i]
+            for i in range(half):
+                a, b = row[i], row[half + i]
+                left = a * cos_TK[place, i] - b * sin_TK[place, i]
+                right = b * cos_TK[place, half + i] + a * sin_TK[place, half + i]
+                matrix[place * padded + i] = stored(matrix, left * scale)
+                matrix[place * padded + half + i] = stored(matrix, right * scale)
+
+
+@reordered
+def _load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta):
+    """What each query's softmax needs on the way back: its sum, and how its result and the gradient agree."""
+    for place in range(n_places):
+        logsum[place] = logsum_SHT[block, head, place]
+        agreement = _F(0.0)
+        for i in range(width):
+            agreement += wide(y_RD[first + place, start + i]) * wide(grad_y_RD[first + place, start + i])
+        delta[place] = agreement
+    for place in range(n_places, _U(logsum.shape[0])):
+        logsum[place] = _F(np.inf)  # what fills up the last strip has no weight
+
+
+@reordered
+def _unload(
+    grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width,
+    grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
+):  # fmt: skip
+    """The way back of `_load`: from the gradient by a head's loaded numbers, times `scale`, to those by what was
+    loaded."""
+    if turning is not None:
+        _turn_back(grad, padded, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head, scale)
+    if grad_bias_SN is not None:
+        for i in range(width):
+            grad_bias_SN[block, start + i] = _F(0.0)
+    for place in range(n_places):
+        for i in range(width):
+            value = grad[place * padded + i] * scale
+            grad_qkv_RN[first + place, start + i] = stored(grad_qkv_RN, value)
+            if grad_bias_SN is not None:
+                grad_bias_SN[block, start + i] += value
+
+
+@reordered
+def _turn_back(grad, padded, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head, scale):
+    """From the gradients by normed and turned numbers to those by the numbers themselves, in place."""
+    norms_2K, cos_TK, sin_TK, eps = turning
+    row, half, at = np.empty(width, np.float32), width // _U(2), _U(which) * width
+    for i in range(width):
+        grad_norms_SHK[block, head, at + i] = _F(0.0)
+    for place in range(n_places):
+        above = place * padded
+        for i in range(half):
+            a, b = grad[above + i], grad[above + half + i]
+            grad[above + i] = a * cos_TK[place, i] + b * sin_TK[place, half + i]
+            grad[above + half + i] = b * cos_TK[place, half + i] - a * sin_TK[place, i]
+        for i in range(width):
+            row[i] = wide(qkv_RN[first + place, start + i])
+        factor = _scale_of(row, width, eps)
+        along = _F(0.0)
+        for i in range(width):
+            normed = row[i] * factor
+            grad_norms_SHK[block, head, at + i] += grad[above + i] * normed * scale
+            grad[above + i] *= norms_2K[which, i]
+            along += grad[above + i] * normed
+            row[i] = normed
+        along /= _F(width)
+        for i in range(width):
+            grad[above + i] = factor * (grad[above + i] - row[i] * along)
+
+
+@reordered
+def _scale_of(row, width, eps):
+    """One over the root of the mean square."""
+    squares = _F(0.0)
+    for i in range(width):
+        squares += row[i] * row[i]
+    return _F(1.0) / _F(math.sqrt(squares / _F(width) + _F(eps)))
+
+
+@reordered
+def _number(key, query, n_columns):
+    """The number for dropout of a key and a query that begins a strip; those of the strip's first half follow it, and
+    each of them decides about the query of the second half as well."""
+    return _W(key * (n_columns // _U(2)) + query // _U(2))
+
+
+@reordered
+def _filled(n):
+    return (n + _U(COLUMNS - 1)) // _U(COLUMNS) * _U(COLUMNS)
