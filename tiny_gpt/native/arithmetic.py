@@ -80,12 +80,12 @@ def bits_of_bf16(x):
 
 @compiled
 def exp2(x):
-    """2^x for x <= 127, to within 2e-7 of itself, without a table or a branch; 2^-126 stands for all that is less."""
-    x = _F(-126.0) if x < _F(-126.0) else x  # what is no number stays none
+    """2^x for x <= 127, to within 2e-7 of itself, without a table or a branch; 0 stands for what is below 2^-126."""
     magic = _F(12582912.0)  # 1.5 * 2^23: adding it rounds to whole numbers, and leaves them in the lowest bits
     shifted = x + magic
     r = x - (shifted - magic)
     a, b, c, d, e, f = _SERIES
     series = _F(a) + r * (_F(b) + r * (_F(c) + r * (_F(d) + r * (_F(e) + r * _F(f)))))
     exponent = np.uint32(_F(shifted).view(np.uint32) << np.uint32(23))
-    return np.uint32(_F(series).view(np.uint32) + exponent).view(np.float32)
+    power = np.uint32(_F(series).view(np.uint32) + exponent).view(np.float32)
+    return _F(0.0) if x < _F(-126.0) else power  # what is no number stays none
