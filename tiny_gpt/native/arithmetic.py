@@ -70,6 +70,17 @@ def _stored_for(like, x):
     return lambda like, x: x
 
 
+def restored(like, number):
+    """A stored number as the array `like` stores it."""
+
+
+@overload(restored, inline="always")
+def _restored_for(like, number):
+    if like.dtype == number:
+        return lambda like, number: number
+    return lambda like, number: stored(like, wide(number))
+
+
 @compiled
 def bits_of_bf16(x):
     """The bits of x in bf16, rounded to nearest even, on any machine."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 
 from tiny_gpt.files import cache_folder
@@ -20,6 +21,9 @@ from tiny_gpt.files import cache_folder
 OPTIONS: dict[str, Any] = dict(nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
 # Sums over numbers side by side may be taken 4, 8 or 16 at once: the same machine code always does it the same way.
 REORDERING: dict[str, Any] = OPTIONS | dict(fastmath=OPTIONS["fastmath"] | {"reassoc"})
+
+# Loops over many arrays look first whether these overlap, and are not vectorized where that takes more looks than this.
+llvmlite.binding.set_option("tiny_gpt", "--runtime-memory-check-threshold=64")
 
 
 def compiled(function: Callable[..., Any]) -> Any:

@@ -74,6 +74,7 @@ class Workers:
 
     @staticmethod
     def _serve(jobs: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]") -> None:
+        torch.set_flush_denormal(True)  # as device.configure does for the main thread; each has its own setting
         while True:
             loop, arguments = jobs.get()
             loop(*arguments)

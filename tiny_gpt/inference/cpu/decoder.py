@@ -4,6 +4,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil

@@ -11,7 +11,6 @@ between two kinds of work all members meet.
 Letters: R rows, L layers, D model width, F feed-forward width, H heads, K head width, S places of a slot, V vocabulary.
 """
 
-from tiny_gpt.native.compiled import compiled
 from tiny_gpt.inference.cpu.kernels import (
     TILE,
     attend,
@@ -24,6 +23,7 @@ from tiny_gpt.inference.cpu.kernels import (
     swiglu,
 )
 from tiny_gpt.inference.cpu.team import go_on, meet
+from tiny_gpt.native.compiled import compiled
 
 
 @compiled

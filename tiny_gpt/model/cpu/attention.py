@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from tiny_gpt.model.cpu.dropout import bits, seed_of
-from tiny_gpt.native.arithmetic import LN_2, LOG2_E, exp2, stored, wide
+from tiny_gpt.native.arithmetic import LN_2, LOG2_E, exp2, restored, stored, wide
 from tiny_gpt.native.compiled import reordered
 from tiny_gpt.native.tile import COLUMNS, natural, pair_of, product, put_stacked, stack, transpose, words_of
 from tiny_gpt.native.workers import take, take_another
@@ -47,9 +47,9 @@ def forward(tasks, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_R
     while task >= 0:
         block, head, seeds = _U(task) // _U(n_head), _U(task) % _U(n_head), seed_of(seed, task)
         first, start, across = block * n_places, head * width, _U(n_head) * width
-        _load(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
-        _load(qkv_RN, turning, 1, first, start + across, n_places, width, _F(1.0), k, padded)
-        _load(qkv_RN, None, 2, first, start + across + across, n_places, width, _F(1.0), v, padded)
+        _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+        _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
+        _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
         transpose(q_words, n_columns, n_words, q_transposed)
         stack(v, n_columns, padded, v_stacked)
         for first_query in range(_U(0), n_columns, strip):
@@ -147,10 +147,10 @@ def backward(
     while task >= 0:
         block, head, seeds = _U(task) // _U(n_head), _U(task) % _U(n_head), seed_of(seed, task)
         first, start, across = block * n_places, head * width, _U(n_head) * width
-        _load(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
-        _load(qkv_RN, turning, 1, first, start + across, n_places, width, _F(1.0), k, padded)
-        _load(qkv_RN, None, 2, first, start + across + across, n_places, width, _F(1.0), v, padded)
-        _load(grad_y_RD, None, 2, first, start, n_places, width, _F(1.0), grad_y, padded)
+        _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+        _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
+        _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
+        _load(grad_y_RD, first, start, n_places, width, grad_y, padded)
         transpose(q_words, n_columns, n_words, q_transposed)
         transpose(grad_y_words, n_columns, n_words, grad_y_transposed)
         stack(q, n_columns, padded, q_stacked)
@@ -172,10 +172,9 @@ def backward(
                 strip, n_queries, n_words, False,
             )  # fmt: skip
             _softmax_backward(
-                scores, grad_weights, logsum, delta, first_key, n_columns, dropped, _F(makeup), seeds
+                scores, grad_weights, logsum, delta, first_key, n_columns, dropped, _F(makeup), seeds,
+                weights, grad_scores,
             )  # fmt: skip
-            _store(scores, strip * n_queries, weights)
-            _store(grad_weights, strip * n_queries, grad_scores)
             stack(grad_scores, strip, n_queries, grad_scores_stacked)
             product(
                 weights_words, _U(0), n_queries // pair, _U(1),
@@ -211,9 +210,11 @@ def backward(
 
 
 @reordered
-def _softmax_backward(scores, grad_weights, logsum, delta, first_key, n_columns, dropped, makeup, seeds):
-    """For STRIP keys (rows) and the queries from the first of them on (columns), in place: scores become what was left
-    of the weights after dropout, the gradients by these become those by the scores."""
+def _softmax_backward(
+    scores, grad_weights, logsum, delta, first_key, n_columns, dropped, makeup, seeds, weights, grad_scores
+):  # fmt: skip
+    """For STRIP keys (rows) and the queries from the first of them on (columns): what was left of the weights after
+    dropout, and from the gradients by these those by the scores."""
     seed, another_seed = seeds
     strip, half = _U(STRIP), _U(_HALF)
     n_queries = n_columns - first_key
@@ -234,31 +235,32 @@ def _softmax_backward(scores, grad_weights, logsum, delta, first_key, n_columns,
                     keeps_a, keeps_b = _W(drawn & _W(0xFFFF)) >= dropped, _W(drawn >> _W(16)) >= dropped
                     left_a, left_b = a if keeps_a else _F(0.0), b if keeps_b else _F(0.0)
                     grad_a, grad_b = grad_a if keeps_a else _F(0.0), grad_b if keeps_b else _F(0.0)
-                scores[above + query], scores[above + other] = left_a, left_b
-                grad_weights[above + query] = a * (grad_a - delta[place])
-                grad_weights[above + other] = b * (grad_b - delta[other_place])
+                weights[above + query], weights[above + other] = stored(weights, left_a), stored(weights, left_b)
+                grad_scores[above + query] = stored(grad_scores, a * (grad_a - delta[place]))
+                grad_scores[above + other] = stored(grad_scores, b * (grad_b - delta[other_place]))
 
 
 @reordered
-def _store(numbers, n, out):
-    for i in range(n):
-        out[i] = stored(out, numbers[i])
+def _load(source_RN, first, start, n_places, width, matrix, padded):
+    """Put the numbers of one head into a natural matrix of `padded` columns."""
+    for place in range(n_places):
+        for i in range(width):
+            matrix[place * padded + i] = restored(matrix, source_RN[first + place, start + i])
 
 
 @reordered
-def _load(source_RN, turning, which, first, start, n_places, width, scale, matrix, padded):
-    """Put the numbers of one head into a natural matrix of `padded` columns, scaled; with `turning`, normed and turned
-    before. `which` is 0 for queries, 1 for keys, 2 for what is neither."""
+def _load_turned(qkv_RN, turning, which, first, start, n_places, width, scale, matrix, padded):
+    """The same for queries (`which` is 0) or keys (1), scaled; with `turning`, normed and turned before."""
     if turning is None:
         for place in range(n_places):
             for i in range(width):
-                matrix[place * padded + i] = stored(matrix, wide(source_RN[first + place, start + i]) * scale)
+                matrix[place * padded + i] = stored(matrix, wide(qkv_RN[first + place, start + i]) * scale)
     else:
         norms_2K, cos_TK, sin_TK, eps = turning
         row, half = np.empty(width, np.float32), width // _U(2)
         for place in range(n_places):
             for i in range(width):
-                row[i] = wide(source_RN[first + place, start + i])
+                row[i] = wide(qkv_RN[first + place, start + i])
             factor = _scale_of(row, width, eps)
             for i in range(width):
                 row[i] *= factor * norms_2K[which, i]
@@ -268,6 +270,14 @@ def _load(source_RN, turning, which, first, start, n_places, width, scale, matri
                 right = b * cos_TK[place, half + i] + a * sin_TK[place, half + i]
                 matrix[place * padded + i] = stored(matrix, left * scale)
                 matrix[place * padded + half + i] = stored(matrix, right * scale)
+
+
+@reordered
+def _load_keys(qkv_RN, turning, first, start, n_places, width, matrix, padded):
+    if turning is None:
+        _load(qkv_RN, first, start, n_places, width, matrix, padded)
+    else:
+        _load_turned(qkv_RN, turning, 1, first, start, n_places, width, _F(1.0), matrix, padded)
 
 
 @reordered
@@ -291,7 +301,9 @@ def _unload(
     """The way back of `_load`: from the gradient by a head's loaded numbers, times `scale`, to those by what was
     loaded."""
     if turning is not None:
-        _turn_back(grad, padded, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head, scale)
+        _turn_back(
+            grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head
+        )  # fmt: skip
     if grad_bias_SN is not None:
         for i in range(width):
             grad_bias_SN[block, start + i] = _F(0.0)
@@ -304,7 +316,9 @@ def _unload(
 
 
 @reordered
-def _turn_back(grad, padded, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head, scale):
+def _turn_back(
+    grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head
+):  # fmt: skip
     """From the gradients by normed and turned numbers to those by the numbers themselves, in place."""
     norms_2K, cos_TK, sin_TK, eps = turning
     row, half, at = np.empty(width, np.float32), width // _U(2), _U(which) * width

@@ -21,20 +21,20 @@ _CUBIC = np.float32(2 * math.sqrt(2 / math.pi) * 0.044715)
 
 
 @reordered
-def gelu(tasks, hidden_RF, out_RF):
-    """out := GELU of hidden, in its tanh form."""
+def gelu(tasks, hidden_RF, bias_F, out_RF):
+    """out := GELU of hidden + bias, in its tanh form."""
     n_rows, width = _U(hidden_RF.shape[0]), _U(hidden_RF.shape[1])
     task = take(tasks)
     while task >= 0:
         for row in range(_U(task) * _U(ROWS), min(n_rows, (_U(task) + _U(1)) * _U(ROWS))):
             for i in range(width):
-                y = wide(hidden_RF[row, i])
+                y = wide(hidden_RF[row, i]) + bias_F[i]
                 out_RF[row, i] = stored(out_RF, y * _sigmoid(y * (_LINEAR + _CUBIC * y * y)))
         task = take_another(tasks)
 
 
 @reordered
-def gelu_backward(tasks, hidden_RF, grad_RF, grad_bias_PF):
+def gelu_backward(tasks, hidden_RF, bias_F, grad_RF, grad_bias_PF):
     """From the gradient by GELU's result to that by what went in, in place, and each task's sum of it."""
     n_rows, width = _U(hidden_RF.shape[0]), _U(hidden_RF.shape[1])
     task = take(tasks)
@@ -43,7 +43,7 @@ def gelu_backward(tasks, hidden_RF, grad_RF, grad_bias_PF):
             grad_bias_PF[task, i] = _F(0.0)
         for row in range(_U(task) * _U(ROWS), min(n_rows, (_U(task) + _U(1)) * _U(ROWS))):
             for i in range(width):
-                y = wide(hidden_RF[row, i])
+                y = wide(hidden_RF[row, i]) + bias_F[i]
                 u, slope = y * (_LINEAR + _CUBIC * y * y), _LINEAR + _F(3.0) * _CUBIC * y * y
                 gate = _sigmoid(u)
                 grad = wide(grad_RF[row, i]) * gate * (_F(1.0) + y * (_F(1.0) - gate) * slope)

@@ -1,15 +1,15 @@
 """The whole loss and all its gradients, written out by hand: what GPT.forward and autograd compute, in fewer passes.
 
 The products are torch's, one for each weight on the way there and two on the way back. Between two of them stands one
-compiled loop that reads and writes every number once: dropout, sum and norm (residual.py), attention (attention.py), the
-feed-forward layer's activation (feed_forward.py), the loss itself (cross_entropy.py). The logits, which may be larger
-than all the rest, are made some rows at a time, turned into gradients at once, and forgotten.
+compiled loop that reads and writes every number once: dropout, sum and norm (residual.py), attention (attention.py),
+the feed-forward layer's activation (feed_forward.py), the loss itself (cross_entropy.py). The logits, which may be
+larger than all the rest, are made some rows at a time, turned into gradients at once, and forgotten.
 
 Letters: R tokens of B blocks of T, D model width, F feed-forward width, H heads, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,14 @@ class _Point:
     dropout: tuple[Any, ...]
 
 
+class _Branch(NamedTuple):
+    """What a layer called `name` adds to the stream, still without its bias, and how likely each number is dropped."""
+
+    name: str
+    x_RD: torch.Tensor
+    p: float
+
+
 @dataclass
 class _Layer:
     """What the way back through a layer needs, beside the points before its two halves."""
@@ -111,19 +119,19 @@ class Pass:
         """The normed end of the residual stream, (R, D) in the dtype of the products."""
         x_RD = torch.empty(len(self.ids_R), self.config.d_model)
         _run(residual.embed, residual.ROWS, self.ids_R, self._tokens, self._positions(self.parameters), x_RD)
-        branch_RD, p = None, 0.0
+        branch: _Branch | None = None
         for i in range(self.config.n_layer):
-            point = self._add(f"blocks.{i}.norm1", x_RD, branch_RD, p)
-            qkv_RN = self._linear(f"blocks.{i}.attention.qkv", point.normed_RD)
+            point = self._add(f"blocks.{i}.norm1", x_RD, branch)
+            qkv_RN = self._product(f"blocks.{i}.attention.qkv", point.normed_RD, self.is_classic)
             y_RD, logsum_BHT, dropout = self._attend(i, qkv_RN)
-            branch_RD = self._linear(f"blocks.{i}.attention.out", y_RD)
-            point = self._add(f"blocks.{i}.norm2", point.sum_RD, branch_RD, 0.0)
+            out = f"blocks.{i}.attention.out"
+            point = self._add(f"blocks.{i}.norm2", point.sum_RD, _Branch(out, self._product(out, y_RD), 0.0))
             up_RF, gate_RF, hidden_RF = self._feed_forward(i, point.normed_RD)
-            x_RD, p = point.sum_RD, self.p
-            branch_RD = self._linear(f"blocks.{i}.mlp.down", hidden_RF)
+            down = f"blocks.{i}.mlp.down"
+            x_RD, branch = point.sum_RD, _Branch(down, self._product(down, hidden_RF), self.p)
             if self.learns:
                 self.layers.append(_Layer(qkv_RN, y_RD, logsum_BHT, dropout, up_RF, gate_RF, hidden_RF))
-        return self._add("norm", x_RD, branch_RD, p).normed_RD
+        return self._add("norm", x_RD, branch).normed_RD
 
     def head(self, normed_RD: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each token's loss, and the gradient of their mean by `normed`."""
@@ -138,14 +146,15 @@ class Pass:
         self.gradients["head.weight"] = grad_head_VD
         return losses_R, grad_normed_RD
 
-    def _add(self, name: str, x_RD: torch.Tensor, branch_RD: torch.Tensor | None, p: float) -> _Point:
-        sum_RD = x_RD if branch_RD is None else torch.empty_like(x_RD)
+    def _add(self, name: str, x_RD: torch.Tensor, branch: _Branch | None) -> _Point:
+        """The point where `branch` is added and the norm called `name` is taken."""
+        sum_RD = torch.empty_like(x_RD) if branch else x_RD
         normed_RD = torch.empty(x_RD.shape, dtype=self.model.compute_dtype)
-        point = _Point(name, sum_RD, normed_RD, torch.empty(len(x_RD), 2), _dropout(p))
-        norm_D, norm_bias_D = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
-        norm = norm_D, norm_bias_D, self.eps
+        point = _Point(name, sum_RD, normed_RD, torch.empty(len(x_RD), 2), _dropout(branch.p if branch else 0.0))
+        added = (branch.x_RD, self.parameters.get(f"{branch.name}.bias")) if branch else (None, None)
+        norm = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"), self.eps
         results = sum_RD, normed_RD, point.factors_R2
-        _run(residual.add_norm, residual.ROWS, x_RD, branch_RD, *point.dropout, *norm, *results)
+        _run(residual.add_norm, residual.ROWS, x_RD, *added, *point.dropout, *norm, *results)
         if self.learns:
             self.points.append(point)
         return point
@@ -159,12 +168,13 @@ class Pass:
         return y_RD, logsum_BHT, dropout
 
     def _feed_forward(self, i: int, normed_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        up_RF = self._linear(f"blocks.{i}.mlp.up", normed_RD)
+        up_RF = self._product(f"blocks.{i}.mlp.up", normed_RD)
         hidden_RF = torch.empty_like(up_RF)
         if self.is_classic:
-            _run(feed_forward.gelu, feed_forward.ROWS, up_RF, hidden_RF)
+            bias_F = self.parameters[f"blocks.{i}.mlp.up.bias"]
+            _run(feed_forward.gelu, feed_forward.ROWS, up_RF, bias_F, hidden_RF)
             return up_RF, None, hidden_RF
-        gate_RF = self._linear(f"blocks.{i}.mlp.gate", normed_RD)
+        gate_RF = self._product(f"blocks.{i}.mlp.gate", normed_RD)
         _run(feed_forward.swiglu, feed_forward.ROWS, gate_RF, up_RF, hidden_RF)
         return up_RF, gate_RF, hidden_RF
 
@@ -179,13 +189,13 @@ class Pass:
         for i in reversed(range(self.config.n_layer)):
             layer = self.layers.pop()
             grad_branch_RD = self._add_backward(grad_normed_RD, grad_RD, f"blocks.{i}.mlp.down")
-            grad_hidden_RF = self._linear_backward(f"blocks.{i}.mlp.down", grad_branch_RD, layer.hidden_RF)
+            grad_hidden_RF = self._product_backward(f"blocks.{i}.mlp.down", grad_branch_RD, layer.hidden_RF)
             grad_normed_RD = self._feed_forward_backward(i, layer, grad_hidden_RF)
             grad_branch_RD = self._add_backward(grad_normed_RD, grad_RD, f"blocks.{i}.attention.out")
-            grad_y_RD = self._linear_backward(f"blocks.{i}.attention.out", grad_branch_RD, layer.y_RD)
+            grad_y_RD = self._product_backward(f"blocks.{i}.attention.out", grad_branch_RD, layer.y_RD)
             grad_qkv_RN = self._attend_backward(i, layer, grad_y_RD)
             normed_RD = self.points[-1].normed_RD
-            grad_normed_RD = self._linear_backward(f"blocks.{i}.attention.qkv", grad_qkv_RN, normed_RD)
+            grad_normed_RD = self._product_backward(f"blocks.{i}.attention.qkv", grad_qkv_RN, normed_RD)
         self._add_backward(grad_normed_RD, grad_RD, None)
         self._embed_backward(grad_RD)
         return self.gradients
@@ -210,14 +220,14 @@ class Pass:
     def _feed_forward_backward(self, i: int, layer: _Layer, grad_RF: torch.Tensor) -> torch.Tensor:
         up, gate, normed_RD = f"blocks.{i}.mlp.up", f"blocks.{i}.mlp.gate", self.points[-1].normed_RD
         if layer.gate_RF is None:
-            grad_bias_PF = self._shares(grad_RF, feed_forward.ROWS)
-            _run(feed_forward.gelu_backward, feed_forward.ROWS, layer.up_RF, grad_RF, grad_bias_PF)
+            bias_F, grad_bias_PF = self.parameters[f"{up}.bias"], self._shares(grad_RF, feed_forward.ROWS)
+            _run(feed_forward.gelu_backward, feed_forward.ROWS, layer.up_RF, bias_F, grad_RF, grad_bias_PF)
             self.gradients[f"{up}.bias"] = grad_bias_PF.sum(0)
-            return self._linear_backward(up, grad_RF, normed_RD)
+            return self._product_backward(up, grad_RF, normed_RD)
         grad_gate_RF = torch.empty_like(grad_RF)
         _run(feed_forward.swiglu_backward, feed_forward.ROWS, layer.gate_RF, layer.up_RF, grad_RF, grad_gate_RF)
-        grad_normed_RD = self._linear_backward(up, grad_RF, normed_RD)
-        return grad_normed_RD.add_(self._linear_backward(gate, grad_gate_RF, normed_RD))
+        grad_normed_RD = self._product_backward(up, grad_RF, normed_RD)
+        return grad_normed_RD.add_(self._product_backward(gate, grad_gate_RF, normed_RD))
 
     def _attend_backward(self, i: int, layer: _Layer, grad_y_RD: torch.Tensor) -> torch.Tensor:
         config, grad_qkv_RN = self.config, torch.empty_like(layer.qkv_RN)
@@ -264,16 +274,17 @@ class Pass:
         norms = [self.parameters[f"blocks.{i}.attention.{name}_norm.weight"] for name in "qk"]
         return *_arrays(torch.stack(norms), self.model.rope_cos_TK, self.model.rope_sin_TK), self.eps
 
-    def _weight(self, name: str) -> torch.Tensor | None:
+    def _weight(self, name: str) -> torch.Tensor:
         """A parameter in the dtype of the products, made once."""
-        if name not in self._weights and name in self.parameters:
+        if name not in self._weights:
             self._weights[name] = self.parameters[name].to(self.model.compute_dtype)
-        return self._weights.get(name)
+        return self._weights[name]
 
-    def _linear(self, name: str, x_RD: torch.Tensor) -> torch.Tensor:
-        return F.linear(x_RD, self._weight(f"{name}.weight"), self._weight(f"{name}.bias"))
+    def _product(self, name: str, x_RD: torch.Tensor, with_bias: bool = False) -> torch.Tensor:
+        """A linear layer's product; most biases are added by the loop that comes next."""
+        return F.linear(x_RD, self._weight(f"{name}.weight"), self._weight(f"{name}.bias") if with_bias else None)
 
-    def _linear_backward(self, name: str, grad_RD: torch.Tensor, x_RD: torch.Tensor) -> torch.Tensor:
+    def _product_backward(self, name: str, grad_RD: torch.Tensor, x_RD: torch.Tensor) -> torch.Tensor:
         self.gradients[f"{name}.weight"] = (grad_RD.t() @ x_RD).float()
         return grad_RD @ self._weight(f"{name}.weight")
 

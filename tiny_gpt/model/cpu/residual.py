@@ -56,8 +56,10 @@ def embed_backward(tasks, ids_R, grad_x_RD, grad_token_VD):
 
 
 @reordered
-def add_norm(tasks, x_RD, branch_RD, dropped, makeup, seed, norm_D, norm_bias_D, eps, sum_RD, normed_RD, factors_R2):
-    """sum := x + dropout(branch), if there is a branch, and normed := its norm.
+def add_norm(
+    tasks, x_RD, branch_RD, bias_D, dropped, makeup, seed, norm_D, norm_bias_D, eps, sum_RD, normed_RD, factors_R2
+):  # fmt: skip
+    """sum := x + dropout(branch + bias), if there is a branch, and normed := its norm.
 
     `factors` keeps the mean of each row, zero in RMSNorm, and one over its deviation.
     """
@@ -69,10 +71,15 @@ def add_norm(tasks, x_RD, branch_RD, dropped, makeup, seed, norm_D, norm_bias_D,
         for row in range(_U(task) * _U(ROWS), min(n_rows, (_U(task) + _U(1)) * _U(ROWS))):
             if branch_RD is not None:
                 if dropped:
-                    _add_dropped(x_RD, branch_RD, row, half, width, dropped, _F(makeup), seed, another_seed, sum_RD)
-                else:
+                    _add_dropped(
+                        x_RD, branch_RD, bias_D, row, half, width, dropped, _F(makeup), seed, another_seed, sum_RD
+                    )  # fmt: skip
+                elif bias_D is None:
                     for i in range(width):
                         sum_RD[row, i] = x_RD[row, i] + wide(branch_RD[row, i])
+                else:
+                    for i in range(width):
+                        sum_RD[row, i] = x_RD[row, i] + (wide(branch_RD[row, i]) + bias_D[i])
             mean, squares = _F(0.0), _F(0.0)
             if norm_bias_D is not None:
                 for i in range(width):
@@ -101,7 +108,7 @@ def add_norm_backward(
     of those by the sum, and by the branch, if there is one. P counts tasks."""
     n_rows, width = _U(sum_RD.shape[0]), _U(sum_RD.shape[1])
     seed, another_seed = seed_of(seed, 0)
-    half = (width + _U(1)) // _U(2)
+    half, grad_branch_D = (width + _U(1)) // _U(2), np.empty(width, np.float32)
     task = take(tasks)
     while task >= 0:
         p = _U(task)
@@ -134,39 +141,46 @@ def add_norm_backward(
                 grad_sum_RD[row, i] += factor * (wide(grad_normed_RD[row, i]) * norm_D[i] - middle - normed * along)
             if grad_branch_RD is not None:
                 if dropped:
-                    _drop(grad_sum_RD, row, half, width, dropped, _F(makeup), seed, another_seed, grad_branch_RD)
+                    _drop(grad_sum_RD, row, half, width, dropped, _F(makeup), seed, another_seed, grad_branch_D)
                 else:
                     for i in range(width):
-                        grad_branch_RD[row, i] = stored(grad_branch_RD, grad_sum_RD[row, i])
+                        grad_branch_D[i] = grad_sum_RD[row, i]
+                for i in range(width):
+                    grad_branch_RD[row, i] = stored(grad_branch_RD, grad_branch_D[i])
                 if grad_branch_bias_PD is not None:
                     for i in range(width):
-                        grad_branch_bias_PD[p, i] += wide(grad_branch_RD[row, i])
+                        grad_branch_bias_PD[p, i] += grad_branch_D[i]
         task = take_another(tasks)
 
 
 @reordered
-def _add_dropped(x_RD, branch_RD, row, half, width, dropped, makeup, seed, another_seed, sum_RD):
+def _add_dropped(x_RD, branch_RD, bias_D, row, half, width, dropped, makeup, seed, another_seed, sum_RD):
     """One draw decides about a number of the row's first half and one of its second."""
     for i in range(width - half):
-        drawn, other = bits(row * half + i, seed, another_seed), half + i
-        a = wide(branch_RD[row, i]) * makeup if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
-        b = wide(branch_RD[row, other]) * makeup if _W(drawn >> _W(16)) >= dropped else _F(0.0)
+        drawn, other = bits(_W(row * half) + _W(i), seed, another_seed), half + i
+        a, b = wide(branch_RD[row, i]), wide(branch_RD[row, other])
+        if bias_D is not None:
+            a, b = a + bias_D[i], b + bias_D[other]
+        a = a * makeup if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
+        b = b * makeup if _W(drawn >> _W(16)) >= dropped else _F(0.0)
         sum_RD[row, i], sum_RD[row, other] = x_RD[row, i] + a, x_RD[row, other] + b
     if width % _U(2):
         i = half - _U(1)
-        keeps = _W(bits(row * half + i, seed, another_seed) & _W(0xFFFF)) >= dropped
-        sum_RD[row, i] = x_RD[row, i] + (wide(branch_RD[row, i]) * makeup if keeps else _F(0.0))
+        a = wide(branch_RD[row, i])
+        if bias_D is not None:
+            a = a + bias_D[i]
+        keeps = _W(bits(_W(row * half) + _W(i), seed, another_seed) & _W(0xFFFF)) >= dropped
+        sum_RD[row, i] = x_RD[row, i] + (a * makeup if keeps else _F(0.0))
 
 
 @reordered
-def _drop(grad_RD, row, half, width, dropped, makeup, seed, another_seed, out_RD):
+def _drop(grad_RD, row, half, width, dropped, makeup, seed, another_seed, grad_branch_D):
     """The same choice on the way back."""
     for i in range(width - half):
-        drawn, other = bits(row * half + i, seed, another_seed), half + i
-        a = grad_RD[row, i] * makeup if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
-        b = grad_RD[row, other] * makeup if _W(drawn >> _W(16)) >= dropped else _F(0.0)
-        out_RD[row, i], out_RD[row, other] = stored(out_RD, a), stored(out_RD, b)
+        drawn, other = bits(_W(row * half) + _W(i), seed, another_seed), half + i
+        grad_branch_D[i] = grad_RD[row, i] * makeup if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
+        grad_branch_D[other] = grad_RD[row, other] * makeup if _W(drawn >> _W(16)) >= dropped else _F(0.0)
     if width % _U(2):
         i = half - _U(1)
-        keeps = _W(bits(row * half + i, seed, another_seed) & _W(0xFFFF)) >= dropped
-        out_RD[row, i] = stored(out_RD, grad_RD[row, i] * makeup if keeps else _F(0.0))
+        keeps = _W(bits(_W(row * half) + _W(i), seed, another_seed) & _W(0xFFFF)) >= dropped
+        grad_branch_D[i] = grad_RD[row, i] * makeup if keeps else _F(0.0)
