@@ -32,8 +32,10 @@ DOWNLOADS = VENV / "downloads"
 TORCH_CHECK = "import torch"
 # Rather now than when the first text is to be written; without it texts are written more slowly, but written.
 COMPILING = (
-    "try: from tiny_gpt.inference.cpu.decoder import compile_all; compile_all()\n"
-    "except Exception as failure: print(failure)"
+    "import importlib\n"
+    "for module in ('inference.cpu.decoder', 'model.cpu.compiling'):\n"
+    "    try: importlib.import_module('tiny_gpt.' + module).compile_all()\n"
+    "    except Exception as failure: print(failure)"
 )
 
 # Disk space in gigabytes. On Linux PyTorch brings NVIDIA's libraries: the archives, pip's cache of them and

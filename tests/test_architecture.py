@@ -14,7 +14,7 @@ from tiny_gpt.launch import ROOT
 FLOORS = [
     {"tiny_gpt", "errors", "launch", "duration", "heartbeat"},
     {"config", "files", "watchdog", "strict_archive", "strict_pickle"},
-    {"device", "recipes", "verbs"},
+    {"device", "native", "recipes", "verbs"},
     {"data", "model"},
     {"stored_model"},
     {"model_file"},

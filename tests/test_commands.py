@@ -25,7 +25,7 @@ from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.terminal import printable
 
 TINY = dict(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=16, batch_size=4, epochs=2, iters_per_epoch=6)
-TINY |= dict(eval_interval=3, device="cpu", precision="fp32", watchdog=False, keep_awake=False)
+TINY |= dict(eval_interval=3, device="cpu", precision="fp32", path="plain", watchdog=False, keep_awake=False)
 LOSS = r"\d+\.\d{4}"
 DETAILS = rf"train_loss={LOSS}, val_loss={LOSS}, batch_loss={LOSS}, lr=\d\.\de-\d\d"
 SPEED = r"\d+\.\d\d(it/s|s/it)"

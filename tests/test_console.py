@@ -6,10 +6,11 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from tiny_gpt.config import RunConfig
+from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.duration import duration
 from tiny_gpt.training.events import (
     EpochDone,
@@ -24,7 +25,7 @@ from tiny_gpt.training.events import (
     Warned,
 )
 from tiny_gpt.ui import console
-from tiny_gpt.ui.console import WIDE, Console
+from tiny_gpt.ui.console import LABEL, WIDE, Console
 from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
 from tiny_gpt.ui.terminal import make_safe, printable
@@ -35,6 +36,8 @@ LAST_STEP = 42 * ITERS  # of the epoch that the guide shows
 PREPARED = Prepared(
     device="cpu (2 threads)",
     precision="fp32",
+    path="fused",
+    why="paths measured: fused fp32 56 ms, plain fp32 71 ms; taking fused fp32 (--path and --precision override)",
     n_characters=1_115_394,
     n_documents=1,
     sources=["python-docs"],
@@ -172,11 +175,21 @@ def test_a_stream_without_utf8_gets_a_star_for_the_check_mark_and_a_bar_it_can_s
         assert any("|###|" in line for line in lines)
 
 
+def test_why_a_path_was_taken_is_told_to_those_who_ask():
+    asked = replace(CONFIG, train=replace(CONFIG.train, verbose=True))
+    assert not any("paths measured" in line for line in shown([PREPARED], Stream(is_terminal=False)))
+    assert LABEL.format("") + PREPARED.why in shown([PREPARED], Stream(is_terminal=False), asked)
+
+
+def test_every_path_has_words():
+    assert {*console.PATHS, "auto"} == set(get_args(get_type_hints(TrainConfig)["path"]))
+
+
 def test_before_the_first_step_a_person_learns_what_is_about_to_happen(monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     text = "\n".join(shown([PREPARED], Stream(is_terminal=True)))
     for fact in (
-        "cpu (2 threads), fp32",
+        "cpu (2 threads), fp32, fused kernels",
         "python-docs: 1,115,394 characters",
         "vocabulary 256",
         "1,003,855 to learn from",

@@ -27,10 +27,12 @@ from tiny_gpt.errors import BadInputError, OutOfResourcesError, RestartRequested
 from tiny_gpt.model.gpt import one_hot_embed
 from tiny_gpt.model_file import load_model
 from tiny_gpt.runs import config_of
-from tiny_gpt.training import clock, night, resume, trainer
+from tiny_gpt.training import clock, night, path, resume, trainer
+from tiny_gpt.training import run as run_module
 from tiny_gpt.training.checkpoint_store import CheckpointStore
 from tiny_gpt.training.events import Checkpointed, Evaluated, Prepared, StepDone, Warned
 from tiny_gpt.training.machine import MachineWatch
+from tiny_gpt.training.path import Candidate, Choice, Trial
 from tiny_gpt.training.run import run
 
 CPU = torch.device("cpu")
@@ -58,6 +60,7 @@ def config(text, tmp_path):
             warmup_steps=3,
             device="cpu",
             precision="fp32",
+            path="plain",
             out_dir=str(tmp_path / "run"),
         ),
         NightConfig(checkpoint_minutes=1e-9, keep_awake=False),
@@ -109,8 +112,15 @@ def told(events):
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(), dict(architecture="modern"), dict(precision="bf16"), dict(grad_accum_steps=4)],
-    ids=["classic", "modern", "bf16", "in parts"],
+    [
+        dict(),
+        dict(architecture="modern"),
+        dict(precision="bf16"),
+        dict(grad_accum_steps=4),
+        dict(path="fused"),
+        dict(path="auto", precision="auto"),
+    ],
+    ids=["classic", "modern", "bf16", "in parts", "fused", "as measured"],
 )
 def test_a_run_cut_off_again_and_again_ends_as_the_one_that_never_was(config, tmp_path, changes):
     model = {name: changes.pop(name) for name in list(changes) if name == "architecture"}
@@ -244,6 +254,78 @@ def test_another_machine_is_told_and_goes_on(config, monkeypatch, name):
     monkeypatch.setattr("tiny_gpt.training.run.this_machine", lambda device: {**ours, name: "another"})
     finished = end(config, is_resumed=True)[2]
     assert any(f"{name} {ours[name]} before, another now" in line for line in finished.incidents)
+
+
+def taken(config):
+    """The path and precision that the run's config.json tells."""
+    values = json.loads((Path(config.train.out_dir) / CONFIG_FILE).read_text())
+    return values["path"], values["precision"]
+
+
+def test_a_run_keeps_the_path_that_was_measured_when_it_began(config, monkeypatch):
+    config = with_train(config, path="auto", precision="auto")
+    monkeypatch.setattr(run_module, "choose", lambda *_: Choice(Candidate("plain", "bf16"), {"plain bf16": 1.0}))
+    cut_off(config, after=5)
+    assert taken(config) == ("plain", "bf16")
+    monkeypatch.undo()
+    monkeypatch.setattr(path, "race", lambda *_: pytest.fail("measured again"))
+    finished = end(config, is_resumed=True)[2]
+    assert taken(config) == ("plain", "bf16") and finished.incidents == []
+
+
+def test_on_a_machine_without_its_path_a_run_goes_on_with_another(config, monkeypatch):
+    cut_off(with_train(config, path="fused"), after=5)
+    monkeypatch.setitem(path.AUTO_PATHS, "cpu", ("plain",))
+    finished = end(with_train(config, path="fused"), is_resumed=True)[2]
+    told = "--path fused: not on cpu; there are plain, compiled (or auto); this run goes on with plain"
+    assert finished.last_step == 30 and sum(line.startswith(told) for line in finished.incidents) == 1
+    assert taken(config)[0] == "plain"
+
+
+def test_where_its_path_is_broken_a_run_goes_on_with_another(config, monkeypatch):
+    cut_off(with_train(config, path="fused"), after=5)
+
+    def broken():
+        raise ImportError("no numba")
+
+    monkeypatch.setattr(path, "_read", lambda *_: None)
+    monkeypatch.setattr(Trial, "steps", lambda self, found: dict.fromkeys(found, broken))
+    finished = end(with_train(config, path="fused"), is_resumed=True)[2]
+    told = "--path fused cannot be used here: no numba; this run goes on with plain"
+    assert any(line.startswith(told) for line in finished.incidents)
+
+
+def test_on_another_machine_where_bf16_is_slow_a_run_goes_on_without_it(config, monkeypatch):
+    config = with_train(config, precision="bf16")
+    cut_off(config, after=5)
+    monkeypatch.setattr("tiny_gpt.device._bf16_is_faster", lambda device: False)
+    cut_off(config, after=6, is_resumed=True)
+    assert taken(config) == ("plain", "bf16"), "the same machine may be busy for a moment"
+    monkeypatch.setattr(resume, "processor_name", lambda: "another")
+    finished = end(config, is_resumed=True)[2]
+    assert any("--precision bf16: slow here; this run goes on with" in line for line in finished.incidents)
+    assert taken(config)[1] == "fp32"
+
+
+def test_a_path_asked_for_now_is_taken_or_refused(config):
+    cut_off(config, after=5)
+    with pytest.raises(UsageError, match="--path captured: not on cpu"):
+        list(run(with_train(config, path="captured"), True))
+    finished = end(with_train(config, path="fused", verbose=True), is_resumed=True)[2]
+    assert taken(config) == ("fused", "fp32") and finished.incidents == ["--path was plain, is now fused"]
+
+
+def test_a_run_of_a_version_with_one_path_keeps_to_it(config, monkeypatch):
+    to_flat = RunConfig.to_flat
+
+    def earlier(self):
+        return {name: value for name, value in to_flat(self).items() if name not in ("path", "verbose")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunConfig, "to_flat", earlier)
+        cut_off(with_train(config, path="plain"), after=5)
+    end(with_train(config, path="auto"), is_resumed=True)
+    assert taken(config) == ("plain", "fp32")
 
 
 def test_a_checkpoint_of_another_version_is_not_taken_for_damage(config, monkeypatch):

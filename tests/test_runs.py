@@ -57,7 +57,7 @@ def train_words(**changes):
     settings = dict(
         n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=8, epochs=2, iters_per_epoch=6, eval_interval=3
     )
-    settings |= dict(batch_size=4, device="cpu", precision="fp32", checkpoint_minutes=1e-9) | changes
+    settings |= dict(batch_size=4, device="cpu", precision="fp32", path="plain", checkpoint_minutes=1e-9) | changes
     words = [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
     return ["train", "text.txt", "--no-keep-awake", *words]
 

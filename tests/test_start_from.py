@@ -42,7 +42,7 @@ NIGHT = NightConfig(keep_awake=False)
 
 def train_config(out_dir, **changes):
     settings = dict(epochs=2, iters_per_epoch=6, batch_size=8, eval_interval=3, learning_rate=0.01, warmup_steps=3)
-    settings |= dict(device="cpu", precision="fp32", out_dir=str(out_dir))
+    settings |= dict(device="cpu", precision="fp32", path="plain", out_dir=str(out_dir))
     return TrainConfig(**settings | changes)
 
 

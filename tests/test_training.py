@@ -35,7 +35,7 @@ from tiny_gpt.training.night import Night
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.run import run
 from tiny_gpt.training.schedule import learning_rate
-from tiny_gpt.training.step import train_step
+from tiny_gpt.training.step import clear_gradients, leave_weights_alone, part_size, train_step
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
 
@@ -228,6 +228,86 @@ def test_computing_a_batch_in_parts_changes_nothing(n_parts: int) -> None:
         torch.testing.assert_close(parts[2][name], change, rtol=0, atol=1e-6 * largest, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "n_parts", "block_size", "n_blocks"),
+    [
+        (64, 1, 128, 64),
+        (64, 1, 512, 64),
+        (64, 1, 513, 32),
+        (64, 1, 2048, 16),
+        (6, 1, 8192, 3),
+        (7, 1, 8192, 1),
+        (10, 4, 128, 2),
+        (64, 1, 40_000, 1),
+        (3, 5, 128, 1),
+    ],
+)
+def test_a_mac_computes_equal_parts_of_at_most_32768_tokens(
+    batch_size: int, n_parts: int, block_size: int, n_blocks: int
+) -> None:
+    assert part_size(batch_size, n_parts, block_size, torch.device("mps")) == n_blocks
+    assert batch_size % n_blocks == 0 and (n_blocks * block_size <= 32_768 or n_blocks == 1)
+    assert part_size(batch_size, n_parts, block_size, CPU) == math.ceil(batch_size / n_parts)
+
+
+def test_a_run_on_a_device_with_a_limit_keeps_to_it_and_its_losses_stay(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    expected = [e for e in run(with_train(config, out_dir=str(tmp_path / "twin"))) if isinstance(e, Evaluated)]
+    losses, shapes = GPT.losses, set()
+
+    def seen(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        shapes.add(tuple(ids_BT.shape))
+        return losses(model, ids_BT, targets_BT)
+
+    monkeypatch.setattr("tiny_gpt.training.step.most_blocks_at_once", lambda block_size, device: 3)
+    monkeypatch.setattr(GPT, "losses", seen)
+    found = [e for e in run(config) if isinstance(e, Evaluated)]
+    assert shapes == {(2, MODEL.block_size)}, "equal parts, in training and in evaluation"
+    for one, other in zip(found, expected, strict=True):
+        figures = [(e.train_loss, e.val_loss, e.batch_loss, e.grad_norm) for e in (one, other)]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-4)
+
+
+def test_gradients_that_a_cuda_graph_wrote_are_not_added_to() -> None:
+    model = random_model()
+    optimizer = make_optimizer(model, PLAIN)
+    written = [torch.ones_like(parameter) for parameter in model.parameters()]
+    for path, adds_up, are_zeros in (("captured", True, True), ("captured", False, False), ("plain", True, False)):
+        model.path = path
+        for parameter, gradient in zip(model.parameters(), written, strict=True):
+            parameter.grad = gradient
+        clear_gradients(model, optimizer, adds_up)
+        for parameter in model.parameters():
+            assert (parameter.grad is not None) == are_zeros and (parameter.grad is None or not parameter.grad.any())
+    assert all(gradient.all() for gradient in written)
+
+
+@pytest.mark.parametrize("skips", [0.0, 1.0])
+def test_where_an_optimizer_cannot_skip_a_step_its_weights_are_left_alone_all_the_same(skips: float) -> None:
+    def weights(*, with_found_inf: bool) -> list[torch.Tensor]:
+        model = random_model()
+        optimizer = make_optimizer(model, TrainConfig(weight_decay=0.5))
+        for step in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, math.nan if skips and step == 1 else 0.1 * (step + 1))
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            if with_found_inf:
+                optimizer.found_inf = torch.tensor(skips if step == 1 else 0.0)  # type: ignore[attr-defined]
+            else:
+                leave_weights_alone(optimizer, torch.tensor(skips if step == 1 else 0.0))
+            before = [parameter.detach().clone() for parameter in model.parameters()]
+            optimizer.step()
+            moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
+            assert all(moved) if not (skips and step == 1) else not any(moved)
+        return list(model.parameters())
+
+    for held, expected in zip(weights(with_found_inf=False), weights(with_found_inf=True), strict=True):
+        torch.testing.assert_close(held, expected, rtol=0, atol=0.01 if skips else 0)  # a step at most
+
+
 def test_gradients_are_clipped_to_the_given_length_and_not_at_all_for_zero() -> None:
     _, grad_norm, changes = update(RunConfig(MODEL, train=replace(PLAIN, grad_clip=0.01)))
     assert grad_norm > 0.1
@@ -285,6 +365,7 @@ def config(tmp_path: Path) -> RunConfig:
         eval_interval=3,
         device="cpu",
         precision="fp32",
+        path="plain",
         out_dir=str(tmp_path / "out"),
     )
     return RunConfig(replace(MODEL, dropout=0.2), DataConfig((str(text),)), train)
@@ -303,10 +384,11 @@ def figures(events: list[Event]) -> list[tuple[float, ...]]:
 
 @pytest.mark.parametrize("architecture", ["classic", "modern"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("path", ["plain", "fused"])
 def test_same_seed_gives_the_same_bits_and_another_seed_others(
-    config: RunConfig, tmp_path: Path, architecture: Any, precision: Any
+    config: RunConfig, tmp_path: Path, architecture: Any, precision: Any, path: Any
 ) -> None:
-    config = with_train(config, epochs=2, precision=precision, grad_accum_steps=2)
+    config = with_train(config, epochs=2, path=path, precision=precision, grad_accum_steps=2)
     config = replace(config, model=replace(config.model, architecture=architecture))
     found, weights = [], []
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):

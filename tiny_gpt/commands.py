@@ -31,6 +31,7 @@ from tiny_gpt.models import open_path
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.events import Event, Finished
 from tiny_gpt.training.run import run
+from tiny_gpt.training.step import part_size
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
@@ -113,7 +114,9 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: boo
         tokens = shown(encode_to_file(place / "ids", text.whole(), loaded.tokenizer))
         if len(tokens) < 2:
             raise BadInputError(f"{', '.join(sources)}: a single token has nothing to predict; give more text")
-        windows = FixedWindows(tokens.ids, loaded.model.config.block_size, config.batch_size, len(tokens))
+        block_size = loaded.model.config.block_size
+        n_blocks = part_size(config.batch_size, 1, block_size, device)
+        windows = FixedWindows(tokens.ids, block_size, n_blocks, len(tokens))
         loss = windows.loss(loaded.model)
         scores = {
             "nats_per_token": loss,
@@ -130,5 +133,5 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: boo
         return 0
     for name, value in scores.items():
         print(f"{name.removeprefix('n_').replace('_', ' '):<20}{value:{',' if isinstance(value, int) else ',.4f'}}")
-    print(f"(each block of {loaded.model.config.block_size} tokens read anew, as val_loss is)")
+    print(f"(each block of {block_size} tokens read anew, as val_loss is)")
     return 0

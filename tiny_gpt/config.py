@@ -162,6 +162,9 @@ class TrainConfig:
     """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; auto takes bf16 where it is faster. Weights are kept in fp32."""
+    path: Literal["auto", "plain", "fused", "compiled", "captured"] = "auto"
+    """How a step is computed: plain (by torch's own kernels), fused (by tiny_gpt's, on a processor), compiled (by
+    torch.compile) or captured (the same, as a CUDA graph); auto measures which is the fastest here."""
     deterministic: bool = False
     """Same numbers on a GPU too, more slowly; a CPU always gives them."""
     start_from: str = ""
@@ -169,6 +172,8 @@ class TrainConfig:
     folder."""
     out_dir: str = ""
     """The run's folder, for its model files, checkpoints and metrics; without it runs/NAME, named after the text."""
+    verbose: bool = False
+    """Tell more: which paths were measured, and how they did."""
 
     def __post_init__(self) -> None:
         _require_positive(

@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and how much memory that took.
+"""Which device computes, in which precision, how much at once, and how much memory that took.
 
 Order of preference: cuda, mps, cpu. bf16 only where it is measured (CPU) or known (CUDA) to be faster; MPS stays
 in fp32, where bf16 brought no speed (nanochat's log) and wrong numbers on some chips (pytorch#181936).
@@ -8,16 +8,25 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
 
 from tiny_gpt.errors import UsageError
 
-# A CPU with bf16 units multiplies 4 to 12 times as fast as in fp32 (AVX512-bf16 to AMX); one without is slower.
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# A CPU with bf16 units multiplies 4 to 12 times as fast as in fp32 (AVX512-bf16 to AMX); one without is slower,
 BF16_MIN_SPEEDUP = 1.5
+# and may be so much slower that one small product tells.
+PATIENCE_S = 0.1
+# MPS has returned wrong gradients, without a word, of more tokens at once after it had seen another shape
+# (pytorch#177116).
+MPS_MAX_TOKENS = 32_768
 
 
 def available_devices() -> list[str]:
@@ -37,13 +46,28 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations and matrix products; "auto" takes bf16 where it is the faster one."""
-    if name == "auto":
-        name = "bf16" if _bf16_is_faster(device) else "fp32"
+def possible_precisions(name: str, device: torch.device) -> list[str]:
+    """Those that `name` leaves, the likely fastest first; "auto" keeps off those that would be slow for sure.
+
+    On a CPU whose products are faster in bf16 a whole step may not be, so there both are left. Raises UsageError.
+    """
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UsageError(f"--precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
-    return torch.bfloat16 if name == "bf16" else torch.float32
+    if name != "auto":
+        return [name]
+    if not _bf16_is_faster(device):
+        return ["fp32"]
+    return ["bf16", "fp32"] if device.type == "cpu" else ["bf16"]
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations and matrix products; "auto" takes bf16 where its products are the faster ones."""
+    return PRECISIONS[possible_precisions(name, device)[0]]
+
+
+def most_blocks_at_once(block_size: int, device: torch.device) -> int | None:
+    """Windows of `block_size` tokens that `device` computes right together; None where only its memory counts."""
+    return max(1, MPS_MAX_TOKENS // block_size) if device.type == "mps" else None
 
 
 def configure(device: torch.device, deterministic: bool = False) -> None:
@@ -51,7 +75,8 @@ def configure(device: torch.device, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # saying so loads torch's compiler: 0.8 s
+        torch.use_deterministic_algorithms(deterministic)
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # Adam's second moments of unused ids fade into denormals, 20 times slower
         _keep_freed_memory()
@@ -84,7 +109,25 @@ def _product_seconds(dtype: torch.dtype) -> float:
         start = time.perf_counter()
         a @ b
         best = min(best, time.perf_counter() - start)
+        if best > PATIENCE_S:
+            break
     return best
+
+
+def processor_name() -> str:
+    """What kind of CPU this is: "Apple M4", or on Linux "AMD EPYC 26 2" with its family and model as numbers."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if sys.platform == "linux":
+            first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+            told = dict(re.findall(r"^(.+?)\s*:\s*(.+)$", first, re.MULTILINE))
+            names = ("model name", "cpu family", "model", "CPU implementer", "CPU part")  # the latter on ARM
+            if kind := " ".join(told[name] for name in names if name in told):
+                return kind
+        elif sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            if brand := subprocess.run(command, capture_output=True, timeout=5).stdout.decode(errors="replace").strip():
+                return brand
+    return platform.processor() or platform.machine()
 
 
 def describe_device(device: torch.device) -> str:
@@ -95,6 +138,11 @@ def describe_device(device: torch.device) -> str:
         return f"mps ({platform.processor() or 'Apple'} GPU)"
     threads = torch.get_num_threads()
     return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU's `x` on `device`; CUDA fetches it while the host goes on."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def synchronize(device: torch.device) -> None:

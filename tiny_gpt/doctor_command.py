@@ -16,14 +16,17 @@ from typing import Any
 import psutil
 import torch
 
-from tiny_gpt.device import BF16_MIN_SPEEDUP, available_devices, configure, describe_device, pick_device, pick_precision
+from tiny_gpt.config import RunConfig, TrainConfig
+from tiny_gpt.device import PRECISIONS, available_devices, configure, describe_device, pick_device, possible_precisions
 from tiny_gpt.errors import UsageError
 from tiny_gpt.self_test import Result, describe, self_test
 from tiny_gpt.training.battery import system_battery
+from tiny_gpt.training.path import Choice, choose
 from tiny_gpt.ui.terminal import check_mark, printable
 
 EVERY_DEVICE = "all"
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# An English text has so many kinds of characters, more or less.
+GUIDE_VOCAB_SIZE = 256
 # The guide's night needs less of either; a machine that has less will meet its limit before morning.
 MIN_DISK_BYTES = MIN_MEMORY_BYTES = 2e9
 
@@ -39,6 +42,8 @@ class Trial:
     is_auto: bool
     """Whether auto takes this precision on this device."""
     results: list[Result]
+    choice: Choice | None = None
+    """What auto takes on this device for the guide's model; told by the trial of its precision."""
 
     @property
     def safe(self) -> bool:
@@ -78,7 +83,9 @@ def examine_device(device: torch.device, show: Show) -> list[Trial]:
     """Test one device in every precision it could be told to use; the checks are shown as they are done."""
     torch.set_float32_matmul_precision("highest")  # what another device was given must not change this one
     configure(device)
-    auto = pick_precision("auto", device)
+    # What takes a GPU's compiler a minute is left to the night itself.
+    config = RunConfig() if device.type == "cpu" else RunConfig(train=TrainConfig(epochs=1))
+    choice = choose(config, GUIDE_VOCAB_SIZE, device)
     names = [name for name in PRECISIONS if is_possible(name, device)]
     show("")
     show(f"{describe_device(device):<28}" + "".join(f"{name:<14}" for name in names).rstrip())
@@ -87,8 +94,9 @@ def examine_device(device: torch.device, show: Show) -> list[Trial]:
         show(f"{row[0].name:<28}" + "".join(f"{cell(result):<14}" for result in row).rstrip())
         rows.append(row)
     trials = [
-        Trial(str(device), name, PRECISIONS[name] == auto, list(results))
+        Trial(str(device), name, is_auto, list(results), choice if is_auto else None)
         for name, results in zip(names, zip(*rows, strict=True), strict=True)
+        for is_auto in [name == choice.taken.precision]
     ]
     for trial in trials:
         for result in trial.results:
@@ -100,7 +108,7 @@ def examine_device(device: torch.device, show: Show) -> list[Trial]:
 def is_possible(precision: str, device: torch.device) -> bool:
     """Whether training on `device` could be told to use it."""
     try:
-        pick_precision(precision, device)
+        possible_precisions(precision, device)
     except UsageError:
         return False
     return True
@@ -121,7 +129,11 @@ def cell(result: Result) -> str:
 def verdict(trials: list[Trial], chosen: Trial) -> Iterator[str]:
     """What is safe, and the flags to use where auto is not."""
     safe = [trial for trial in trials if trial.safe]
-    yield f"auto takes {chosen}: {reason(chosen)}."
+    yield f"auto takes {chosen}{path_of(chosen)}: {reason(chosen)}."
+    if chosen.choice:
+        if was_measured(chosen):
+            yield f"  A part of a step takes: {chosen.choice.figures}."
+        yield from chosen.choice.notes
     for trial in trials:
         if not trial.safe:
             yield f"Not safe: {trial} ({'; '.join(result.name for result in trial.results if not result.ok)})."
@@ -135,13 +147,22 @@ def verdict(trials: list[Trial], chosen: Trial) -> Iterator[str]:
 
 
 def reason(chosen: Trial) -> str:
-    """Why auto takes this precision on this device."""
-    bf16 = chosen.precision == "bf16"
+    """Why auto takes this precision, and this path, on this device."""
+    if was_measured(chosen):
+        return "the fastest for the guide's model"
     if chosen.device == "mps":
         return "bf16 is no faster there"
-    if chosen.device == "cpu":
-        return f"bf16 is {'' if bf16 else 'not '}at least {BF16_MIN_SPEEDUP} times as fast here"
-    return "it has units for bf16" if bf16 else "it has no units for bf16"
+    return "it has units for bf16" if chosen.precision == "bf16" else "it has no units for bf16"
+
+
+def path_of(chosen: Trial) -> str:
+    """The path that auto takes, where it has found that out."""
+    return f", {chosen.choice.taken.path}" if chosen.choice and was_measured(chosen) else ""
+
+
+def was_measured(chosen: Trial) -> bool:
+    """Whether auto had a choice."""
+    return chosen.choice is not None and len(chosen.choice.seconds) > 1
 
 
 def flags(safe: list[Trial]) -> list[str]:
@@ -199,7 +220,8 @@ def as_dict(facts: dict[str, Any], trials: list[Trial], chosen: Trial, elapsed_s
     safe = [trial for trial in trials if trial.safe]
     return {
         **facts,
-        "auto": {"device": chosen.device, "precision": chosen.precision},
+        "auto": {"device": chosen.device, "precision": chosen.precision}
+        | ({"path": chosen.choice.taken.path, "seconds": chosen.choice.seconds} if chosen.choice else {}),
         "safe": chosen.safe,
         "flags": flags(safe) if safe and not chosen.safe else [],
         "elapsed_s": round(elapsed_s, 2),

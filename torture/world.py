@@ -28,7 +28,7 @@ Faults = Callable[[Child], None]
 
 COMMON: dict[str, Any] = dict(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=16, batch_size=4, warmup_steps=8)
 COMMON |= dict(epochs=4, iters_per_epoch=12, eval_interval=4, learning_rate=0.01, device="cpu", precision="fp32")
-COMMON |= dict(watchdog=False, keep_awake=False, checkpoint_minutes=1e-9, dropout=0.0)
+COMMON |= dict(path="plain", watchdog=False, keep_awake=False, checkpoint_minutes=1e-9, dropout=0.0)
 KINDS: dict[str, dict[str, Any]] = {
     "classic": {},
     "modern": dict(architecture="modern", dropout=0.1),

@@ -59,18 +59,24 @@ def modern(probe: Probe) -> Iterator[Deviation]:
 
 
 def training_step(probe: Probe, architecture: Architecture) -> Iterator[Deviation]:
-    """Losses, gradients, clipping and updated weights."""
+    """Losses and gradients by every path that the device has; clipping and updated weights."""
     model, exact_model = make_models(probe, architecture)
-    inputs_BT, targets_BT = draw_batch(probe)
-    losses_BT = model.losses(inputs_BT.to(probe.device), targets_BT.to(probe.device))
-    losses_BT.mean().backward()
-    exact_losses_BT = exact_model.losses(inputs_BT, targets_BT)
+    batch = draw_batch(probe)
+    inputs_BT, targets_BT = (ids.to(probe.device) for ids in batch)
+    exact_losses_BT = exact_model.losses(*batch)
     exact_losses_BT.backward(torch.full_like(exact_losses_BT, 1 / exact_losses_BT.numel()))
     bound = probe.product_bound(inputs_BT.numel())
-    yield Deviation("losses", deviation(losses_BT, exact(exact_losses_BT)), bound)
-    gradients = gradients_of(model)
-    for name, expected in gradients_of(exact_model).items():
-        yield Deviation(f"gradient of {name}", distance(gradients[name], expected), bound)
+    gradients: dict[str, Array] = {}
+    for path in ("plain", "fused") if probe.device.type == "cpu" else ("plain",):
+        model.path = path
+        with torch.no_grad():
+            losses_BT = model.losses(inputs_BT, targets_BT)
+        yield Deviation(f"losses, {path}", deviation(losses_BT, exact(exact_losses_BT)), bound)
+        model.zero_grad()
+        model.loss(inputs_BT, targets_BT).backward()
+        gradients = gradients_of(model)
+        for name, expected in gradients_of(exact_model).items():
+            yield Deviation(f"gradient of {name}, {path}", distance(gradients[name], expected), bound)
     yield from clip_and_update(model, exact_model, gradients)
 
 

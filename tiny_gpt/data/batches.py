@@ -3,14 +3,20 @@
 One pass cuts the text into blocks and reads each of them once, in an order shuffled by the seed; every pass starts
 its blocks at another offset. A step takes the next `batch_size` blocks of that endless order, so how a batch is
 split into micro-batches, or over how many machines, never changes which tokens a step sees.
+
+A GPU gets a batch in one copy that nothing waits for.
 """
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+# MPS reads the host's memory when it gets to a copy (torch's Copy.mm). Training waits for it more often than this.
+KEPT_BATCHES = 64
 
 
 class Batch(NamedTuple):
@@ -21,30 +27,43 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """The endless, reproducible order in which a training run reads `tokens`."""
+    """The endless, reproducible order in which a training run on `device` reads `tokens`."""
 
-    def __init__(self, tokens: NDArray[np.unsignedinteger], block_size: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - never changes
+    ) -> None:
         """`tokens` holds at least block_size + 1 ids."""
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
+        self.device = device
         self._blocks_per_pass = max(1, (len(tokens) - 1) // block_size - 1)
         # What is left after cutting blocks is how far a pass may shift its first block.
         self._n_offsets = len(tokens) - self._blocks_per_pass * block_size
 
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._ahead: dict[int, Future[Batch]] = {}
+        self._ahead: dict[int, Future[torch.Tensor]] = {}
+        self._kept: deque[torch.Tensor] = deque(maxlen=KEPT_BATCHES)
 
     def batch(self, step: int) -> Batch:
         """The whole batch of `step` (counted from 0). The next one is read meanwhile: a disk may take its time."""
         ahead = self._ahead.pop(step, None)
-        batch = ahead.result() if ahead else self._read(step)
+        both_2BT = ahead.result() if ahead else self._read(step)
         self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
-        return batch
+        if self.device.type == "mps":
+            self._kept.append(both_2BT)
+        return Batch(*both_2BT.to(self.device, non_blocking=True))
 
-    def _read(self, step: int) -> Batch:
+    def _read(self, step: int) -> torch.Tensor:
+        """Inputs and targets in one tensor, for CUDA in memory that it copies from by itself."""
         starts_B = self._starts(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
-        windows = np.stack([self.tokens[start : start + self.block_size + 1] for start in starts_B])
-        windows_BT = torch.from_numpy(windows.astype(np.int64))
-        return Batch(windows_BT[:, :-1].contiguous(), windows_BT[:, 1:].contiguous())
+        offsets_2T = np.arange(2)[:, None] + np.arange(self.block_size)
+        places_2BT = starts_B[:, None] + offsets_2T[:, None]
+        both_2BT = torch.from_numpy(self.tokens[places_2BT].astype(np.int64))
+        return both_2BT.pin_memory() if self.device.type == "cuda" else both_2BT
 
     def _starts(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """First token of the blocks at these places of the endless order."""

@@ -18,6 +18,7 @@ from tiny_gpt.model.attention import causal_attention
 from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
+from tiny_gpt.model.torch_compiled import MODES, compiled_loss
 
 INIT_STD = 0.02  # GPT-2's
 
@@ -79,10 +80,22 @@ class GPT(nn.Module):
 
     def loss(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the targets in nats, to be trained on."""
+        if self.path == "fused":
+            from tiny_gpt.model.cpu.loss import loss
+
+            return loss(self, ids_BT, targets_BT)
+        if self.path in MODES:
+            return compiled_loss(self.path)(self, ids_BT, targets_BT)
+        if self.path != "plain":
+            raise NotImplementedError(f"there is no path called {self.path}")
         return self.losses(ids_BT, targets_BT).mean()
 
     def losses(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each target in nats, (B, T) fp32."""
+        if self.path == "fused" and not torch.is_grad_enabled():
+            from tiny_gpt.model.cpu.loss import losses
+
+            return losses(self, ids_BT, targets_BT)
         logits_BTV = self(ids_BT).float()
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
 

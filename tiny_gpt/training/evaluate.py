@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tiny_gpt.device import sent
 from tiny_gpt.model.gpt import GPT
 
 IGNORED = -100  # cross_entropy skips this target; the last window and the last batch are filled up with it
@@ -56,23 +57,20 @@ class FixedWindows:
         model.eval()
         try:
             for i in range(0, len(self.starts), self.batch_size):
-                inputs_BT, targets_BT = self._batch(self.starts[i : i + self.batch_size])
-                inputs_BT, targets_BT = inputs_BT.to(model.device), targets_BT.to(model.device)
+                inputs_BT, targets_BT = sent(self._batch(self.starts[i : i + self.batch_size]), model.device)
                 with torch.no_grad():
                     losses_BT = model.losses(inputs_BT, targets_BT)
                 yield losses_BT, targets_BT
         finally:
             model.train(was_training)
 
-    def _batch(self, starts: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Always (batch_size, block_size), so that a device compiles one shape only."""
+    def _batch(self, starts: NDArray[np.int64]) -> torch.Tensor:
+        """Inputs and targets, always (batch_size, block_size) each, so that a device compiles one shape only."""
+        places = starts[:, None] + np.arange(self.block_size + 1)
+        is_text = places < len(self.tokens)
         windows = np.full((self.batch_size, self.block_size + 1), IGNORED, dtype=np.int64)
-        for row, start in enumerate(starts):
-            window = self.tokens[start : start + self.block_size + 1]
-            windows[row, : len(window)] = window
-        inputs_BT, targets_BT = torch.from_numpy(windows).split([self.block_size, 1], dim=1)
-        targets_BT = torch.cat((inputs_BT[:, 1:], targets_BT), dim=1)
-        return inputs_BT.clamp(min=0), targets_BT
+        windows[: len(starts)][is_text] = self.tokens[places[is_text]]
+        return torch.from_numpy(np.stack((windows[:, :-1].clip(min=0), windows[:, 1:])))
 
 
 def affordable_tokens(tokens_trained: int, share: float) -> int:

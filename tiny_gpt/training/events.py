@@ -16,6 +16,9 @@ class Prepared:
 
     device: str
     precision: str
+    path: str
+    why: str
+    """What path and precision were chosen from, and by which figures."""
     sources: list[str]
     """As they were used: what stood in for another is named."""
     n_characters: int

@@ -1,7 +1,6 @@
 """All that changes while a run learns: weights, moments, the guard's memory, how far it is. What a checkpoint holds."""
 
 import dataclasses
-import math
 from typing import Any
 
 from tiny_gpt.config import RunConfig
@@ -20,6 +19,7 @@ from tiny_gpt.training.clock import StepClock
 from tiny_gpt.training.events import Evaluated
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.step import part_size
 
 
 class Learner:
@@ -39,7 +39,8 @@ class Learner:
     @property
     def part_size(self) -> int:
         """Blocks that are computed at once."""
-        return math.ceil(self.config.train.batch_size / self.state.n_parts)
+        config = self.config
+        return part_size(config.train.batch_size, self.state.n_parts, config.model.block_size, self.model.device)
 
     def files(self) -> dict[str, Any]:
         """What a checkpoint of this moment holds, for `CheckpointStore.write`."""

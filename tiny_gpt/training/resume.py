@@ -2,9 +2,8 @@
 
 import contextlib
 import os
-import platform
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,16 @@ from tiny_gpt.config import BEST_FILE, ModelConfig, RunConfig, flag
 from tiny_gpt.data.prepare import Dataset, identity_of, prepare, stored, stored_tokenizer
 from tiny_gpt.data.progress import Step
 from tiny_gpt.data.tokenizer import Tokenizer
-from tiny_gpt.errors import BadInputError, OutOfResourcesError
+from tiny_gpt.device import possible_precisions, processor_name
+from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.models import open_path
 from tiny_gpt.training.checkpoint import check_model, read_state
 from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError
+from tiny_gpt.training.path import Choice, choose
 
-# Where the run is and how it began, not what it is.
-_ELSEWHERE = ("out_dir", "start_from")
+# Where the run is, how it began and how it is told, not what it is.
+_ELSEWHERE = ("out_dir", "start_from", "verbose")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Saved:
 
     checkpoint: Checkpoint
     config: RunConfig
-    """As the run resolved it: the text and the precision that it used."""
+    """As the run resolved it: the text, the path and the precision that it used."""
     asked: RunConfig
     """As a person gave it."""
     data: dict[str, Any]
@@ -58,8 +59,26 @@ class Saved:
         self.notes.extend(f"{flag(name)} was {before[name]}, is now {value}" for name, value in changed.items())
         if now["start_from"] not in ("", before["start_from"]):
             self.notes.append(f"--start-from {now['start_from']} is left alone: the run goes on with its own weights")
-        source = str(self.checkpoint.path)
-        return self.config.with_flat(changed | {"out_dir": asked.train.out_dir}, source)
+        told = {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}
+        return self.config.with_flat(changed | told, str(self.checkpoint.path))
+
+    def choose(self, config: RunConfig, vocab_size: int, device: torch.device) -> Choice:
+        """The path and the precision that the run had or was told to take now, or others where it finds itself on a
+        machine without them, or on one where bf16 is slow for sure. Raises UsageError for what it was told now."""
+        train, own = config.train, self.config.train
+        if (train.path, train.precision) != (own.path, own.precision):
+            return choose(config, vocab_size, device)
+        anew = replace(config, train=replace(train, path="auto", precision="auto"))
+        now = this_machine(device)
+        has_moved = any(self.machine.get(name) != now[name] for name in ("device", "processor"))
+        try:
+            if train.precision == "bf16" and has_moved and train.precision not in possible_precisions("auto", device):
+                raise UsageError("--precision bf16: slow here")
+            return choose(config, vocab_size, device)
+        except UsageError as reason:
+            choice = choose(anew, vocab_size, device)
+            self.notes.append(f"{reason}; this run goes on with {choice.taken}")
+            return choice
 
     def check_model(self, config: ModelConfig, vocab_size: int) -> None:
         """Raise BadInputError unless the saved weights are those of this model."""
@@ -110,6 +129,7 @@ def _read(checkpoint: Checkpoint, notes: list[str]) -> Saved:
     if not (config and asked and data and machine):
         raise DamagedError("a part of what it says of its run is missing")
     source = str(checkpoint.path)
+    config = {"path": "plain"} | config  # runs of earlier versions knew no other
     return Saved(
         checkpoint, RunConfig().with_flat(config, source), RunConfig().with_flat(asked, source), data, machine, notes
     )
@@ -183,5 +203,5 @@ def this_machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        "processor": f"{platform.machine()} with {os.cpu_count()} cores",
+        "processor": f"{processor_name()} with {os.cpu_count()} cores",
     }

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from tiny_gpt.config import (
     flag,
 )
 from tiny_gpt.data.prepare import Dataset, prepare
-from tiny_gpt.device import configure, describe_device, pick_device, pick_precision
+from tiny_gpt.data.progress import Note
+from tiny_gpt.device import PRECISIONS, configure, describe_device, pick_device
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
 from tiny_gpt.heartbeat import restart_reason
@@ -35,6 +36,7 @@ from tiny_gpt.recipes import RECIPES
 from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.night import Night
+from tiny_gpt.training.path import Choice, candidates, choose, compiles
 from tiny_gpt.training.resume import Saved, find_checkpoint, prepare_again, this_machine
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
@@ -62,23 +64,18 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
             start = open_path(user_path(config.train.start_from), torch.device("cpu"))
             config = take_over(config, start)
         device = pick_device(config.train.device)
-        dtype = pick_precision(config.train.precision, device)
+        if saved is None:
+            candidates(config.train, device)  # raises what is wrong with the settings before the text is read
         configure(device, config.train.deterministic)
         if saved:
             dataset = yield from prepare_again(config, saved)
         else:
             tokenizer = start.tokenizer if start else None
             dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
-        # Saved as resolved: a rerun of config.json computes in the same precision.
-        config = replace(
-            config,
-            data=replace(config.data, data=dataset.words),
-            train=replace(config.train, precision="bf16" if dtype == torch.bfloat16 else "fp32"),
-        )
-        if saved:
-            saved.check_model(config.model, dataset.tokenizer.vocab_size)
+        config, choice = yield from _resolve(config, dataset, device, saved)
         torch.manual_seed(config.train.seed)
-        model = GPT(config.model, dataset.tokenizer.vocab_size, dtype).to(device)
+        model = GPT(config.model, dataset.tokenizer.vocab_size, PRECISIONS[config.train.precision]).to(device)
+        model.path = config.train.path
         if start:
             model.load_state_dict(start.model.state_dict())
         del start  # it would take its memory all night
@@ -90,10 +87,25 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
             _go_on(trainer, saved, origin["machine"])
         with atomic_write(out_dir / CONFIG_FILE) as file:
             file.write(json.dumps(config.to_flat(), indent=2).encode() + b"\n")
-        yield _prepared(config, dataset, trainer, earlier)
+        yield _prepared(config, dataset, trainer, earlier, choice)
         stop.listen()
         with Night(stop, config.night.keep_awake) as night:
             yield from trainer.train(night)
+
+
+def _resolve(
+    config: RunConfig, dataset: Dataset, device: torch.device, saved: Saved | None
+) -> Generator[Note, None, tuple[RunConfig, Choice]]:
+    """`config` with the text, the path and the precision that are used, as it is saved: a rerun of config.json
+    computes in the same way."""
+    vocab_size = dataset.tokenizer.vocab_size
+    if saved:
+        saved.check_model(config.model, vocab_size)
+    if compiles(config.train, device):
+        yield Note("finding the fastest way to compute a step: torch's compiler takes about a minute")
+    choice = (saved.choose if saved else choose)(config, vocab_size, device)
+    data, train = replace(config.data, data=dataset.words), replace(config.train, **asdict(choice.taken))
+    return replace(config, data=data, train=train), choice
 
 
 def take_over(config: RunConfig, start: LoadedModel) -> RunConfig:
@@ -191,13 +203,15 @@ def set_aside_earlier_run(out_dir: Path) -> Path | None:
     return folder
 
 
-def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Path | None) -> Prepared:
-    notes = list(dataset.notes)
+def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Path | None, choice: Choice) -> Prepared:
+    notes = [*choice.notes, *dataset.notes]
     if config.train.start_from and trainer.learner.state.step == 0:
         notes.insert(0, f"starting from {config.train.start_from}: its weights, its shape, its tokenizer")
     return Prepared(
         device=describe_device(trainer.model.device),
         precision=config.train.precision,
+        path=config.train.path,
+        why=str(choice),
         sources=list(dataset.words),
         n_characters=dataset.n_characters,
         n_documents=dataset.n_documents,

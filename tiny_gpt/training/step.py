@@ -7,6 +7,7 @@ import torch
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.batches import Batch
+from tiny_gpt.device import most_blocks_at_once
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.schedule import learning_rate
@@ -28,11 +29,11 @@ def train_step(
     whole. Until the update nothing has changed but gradients, so that a step which ran out of memory can be done
     again. A step that `guard` does not like leaves weights and moments as they are.
     """
-    optimizer.zero_grad(set_to_none=True)
-    batch_size = len(batch.inputs_BT)
-    part_size = math.ceil(batch_size / max(n_parts, config.train.grad_accum_steps))
+    batch_size, block_size = batch.inputs_BT.shape
+    n_blocks = part_size(batch_size, max(n_parts, config.train.grad_accum_steps), block_size, model.device)
+    clear_gradients(model, optimizer, adds_up=n_blocks < batch_size)
     loss = torch.zeros((), device=model.device)
-    parts = zip(batch.inputs_BT.split(part_size), batch.targets_BT.split(part_size), strict=True)
+    parts = zip(batch.inputs_BT.split(n_blocks), batch.targets_BT.split(n_blocks), strict=True)
     for part, (inputs_BT, targets_BT) in enumerate(parts):
         seed_dropout(config.train.seed, step, part)
         part_loss = model.loss(inputs_BT.to(model.device), targets_BT.to(model.device))
@@ -43,9 +44,45 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config.train) * rate_factor
     if guard is not None:
-        optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
+        skips = guard.judge(step, loss, grad_norm)
+        optimizer.found_inf = skips  # type: ignore[attr-defined]
+        if model.device.type == "mps":
+            leave_weights_alone(optimizer, skips)
     optimizer.step()
     return loss, grad_norm
+
+
+def part_size(batch_size: int, n_parts: int, block_size: int, device: torch.device) -> int:
+    """Blocks that are computed at once where a batch is done in `n_parts` parts at least.
+
+    A device that cannot take so much gets more parts, and equal ones: it meets one shape only.
+    """
+    limit = most_blocks_at_once(block_size, device)
+    if limit is None:
+        return math.ceil(batch_size / n_parts)
+    fewest = max(n_parts, math.ceil(batch_size / limit))
+    return next((batch_size // n for n in range(fewest, batch_size) if batch_size % n == 0), 1)
+
+
+def clear_gradients(model: GPT, optimizer: torch.optim.Optimizer, adds_up: bool) -> None:
+    """No gradients, or zeros where the parts of a batch add up in memory that a CUDA graph wrote before: its next run
+    writes there again, so they need memory of their own."""
+    optimizer.zero_grad(set_to_none=True)
+    if adds_up and model.path == "captured":
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def leave_weights_alone(optimizer: torch.optim.Optimizer, skips: torch.Tensor) -> None:
+    """Where `skips` is 1.0, have the next step change no weight, whatever the gradients are: by a rate of zero and
+    gradients of zero, without waiting for the device. MPS's fused AdamW ignores found_inf in torch 2.13
+    (pytorch#186360); the moments fade by a step then, which others keep as they are.
+    """
+    takes = skips == 0
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * takes.float()
+        for parameter in group["params"]:
+            parameter.grad = parameter.grad.where(takes, 0.0)
 
 
 def seed_dropout(seed: int, step: int, part: int) -> None:

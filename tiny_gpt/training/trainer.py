@@ -69,7 +69,7 @@ class Trainer:
         self.learner = Learner(model, config, settings or {}, origin or {})
         self.keeper = Keeper(self.learner, dataset.tokenizer, out_dir, self.note)
         block_size, train = config.model.block_size, config.train
-        self.batches = Batches(dataset.train.ids, block_size, train.batch_size, train.seed)
+        self.batches = Batches(dataset.train.ids, block_size, train.batch_size, train.seed, model.device)
         self.tokens_per_step = train.batch_size * block_size
         tokens_between = self.tokens_per_step * min(train.eval_interval, train.iters_per_epoch)
         self.val_windows = self._windows(dataset.val, tokens_between, VAL_SHARE)

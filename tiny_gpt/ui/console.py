@@ -31,6 +31,12 @@ NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
 # The full bar with its four figures needs this many columns, and a few more where hours or losses are long.
 WIDE = 126
 LABEL = "{:<11}"
+PATHS = {
+    "plain": "torch's kernels",
+    "fused": "fused kernels",
+    "compiled": "compiled by torch",
+    "captured": "compiled by torch and captured",
+}
 # Lines about the text before the others are left to tiny-gpt data.
 MAX_NOTES = 4
 # What the run has met, in its last lines.
@@ -116,7 +122,9 @@ class Console:
         model, train = event.model, self.config.train
         total_tokens = train.total_steps * event.tokens_per_step
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
-        self._row("device", f"{event.device}, {event.precision}")
+        self._row("device", f"{event.device}, {event.precision}, {PATHS[event.path]}")
+        if train.verbose:
+            self._row("", event.why)
         self._row("text", f"{', '.join(event.sources)}: {event.n_characters:,} characters{documents}")
         for note in event.notes[:MAX_NOTES]:
             self._row("", note)

@@ -8,21 +8,21 @@ larger than all the rest, are made some rows at a time, turned into gradients at
 Letters: R tokens of B blocks of T, D model width, F feed-forward width, H heads, V vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.cpu import attention, cross_entropy, feed_forward, residual
 from tiny_gpt.model.cpu.dropout import makeup, n_dropped
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 from tiny_gpt.native.workers import WORKERS
-
-if TYPE_CHECKING:
-    from tiny_gpt.model.gpt import GPT
 
 # Logits that are held at once: as many as fit into a shared cache.
 N_LOGITS = 1 << 22
@@ -30,19 +30,33 @@ N_LOGITS = 1 << 22
 EMBEDDING_TASKS = 8
 
 
-def loss(model: "GPT", ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+class Model(Protocol):
+    """What is needed of a GPT; parameters have its names."""
+
+    config: ModelConfig
+    vocab_size: int
+    compute_dtype: torch.dtype
+    training: bool
+    rope_cos_TK: torch.Tensor
+    rope_sin_TK: torch.Tensor
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+def loss(model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats, with gradients by every parameter."""
     if not torch.is_grad_enabled():
         return losses(model, ids_BT, targets_BT).mean()
-    mean: torch.Tensor = _Loss.apply(model, ids_BT, targets_BT, *model.parameters())
+    mean: torch.Tensor = _Loss.apply(model, ids_BT, targets_BT, *dict(model.named_parameters()).values())
     return mean
 
 
-def losses(model: "GPT", ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+def losses(model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each target in nats, (B, T) fp32, without gradients and without dropout."""
     with torch.no_grad():
-        normed_RD = Pass(model, ids_BT, learns=False).forward()
-        head_VD, losses_R = model.head.weight.to(normed_RD.dtype), torch.empty(len(normed_RD))
+        way = Pass(model, ids_BT, learns=False)
+        normed_RD = way.forward()
+        head_VD, losses_R = way.weight("head.weight"), torch.empty(len(normed_RD))
         for rows in logit_parts(len(normed_RD), model.vocab_size):
             _cross_entropy(normed_RD[rows] @ head_VD.t(), targets_BT.flatten(), rows.start, losses_R, None)
     return losses_R.view(targets_BT.shape)
@@ -52,7 +66,7 @@ class _Loss(torch.autograd.Function):
     """The pass as autograd sees it: one function of all parameters."""
 
     @staticmethod
-    def forward(ctx: Any, model: "GPT", ids_BT: torch.Tensor, targets_BT: torch.Tensor, *_: torch.Tensor) -> Any:
+    def forward(ctx: Any, model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor, *_: torch.Tensor) -> Any:
         ctx.way = Pass(model, ids_BT)
         losses_R, ctx.grad_normed_RD = ctx.way.head(ctx.way.forward(), targets_BT.flatten())
         return losses_R.mean()
@@ -100,7 +114,7 @@ class _Layer:
 class Pass:
     """One way through the model and back, for one batch."""
 
-    def __init__(self, model: "GPT", ids_BT: torch.Tensor, learns: bool = True) -> None:
+    def __init__(self, model: Model, ids_BT: torch.Tensor, learns: bool = True) -> None:
         self.model, self.config, self.learns = model, model.config, learns
         self.parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.ids_R = ids_BT.flatten()
@@ -135,7 +149,7 @@ class Pass:
 
     def head(self, normed_RD: torch.Tensor, targets_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Each token's loss, and the gradient of their mean by `normed`."""
-        head_VD, n_rows = self._weight("head.weight"), len(normed_RD)
+        head_VD, n_rows = self.weight("head.weight"), len(normed_RD)
         losses_R, grad_normed_RD = torch.empty(n_rows), torch.empty_like(normed_RD)
         grad_head_VD = torch.zeros_like(self.parameters["head.weight"])
         for rows in logit_parts(n_rows, self.model.vocab_size):
@@ -274,7 +288,7 @@ class Pass:
         norms = [self.parameters[f"blocks.{i}.attention.{name}_norm.weight"] for name in "qk"]
         return *_arrays(torch.stack(norms), self.model.rope_cos_TK, self.model.rope_sin_TK), self.eps
 
-    def _weight(self, name: str) -> torch.Tensor:
+    def weight(self, name: str) -> torch.Tensor:
         """A parameter in the dtype of the products, made once."""
         if name not in self._weights:
             self._weights[name] = self.parameters[name].to(self.model.compute_dtype)
@@ -282,11 +296,11 @@ class Pass:
 
     def _product(self, name: str, x_RD: torch.Tensor, with_bias: bool = False) -> torch.Tensor:
         """A linear layer's product; most biases are added by the loop that comes next."""
-        return F.linear(x_RD, self._weight(f"{name}.weight"), self._weight(f"{name}.bias") if with_bias else None)
+        return F.linear(x_RD, self.weight(f"{name}.weight"), self.weight(f"{name}.bias") if with_bias else None)
 
     def _product_backward(self, name: str, grad_RD: torch.Tensor, x_RD: torch.Tensor) -> torch.Tensor:
         self.gradients[f"{name}.weight"] = (grad_RD.t() @ x_RD).float()
-        return grad_RD @ self._weight(f"{name}.weight")
+        return grad_RD @ self.weight(f"{name}.weight")
 
     def _shares(self, like_RD: torch.Tensor, rows: int) -> torch.Tensor:
         """Room for what each task adds up over its rows."""

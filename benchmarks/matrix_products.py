@@ -1,0 +1,78 @@
+"""The ceiling of a training step: the time that its matrix products alone would take at this machine's own rate.
+
+Counted are the linear layers, the head among them (one product forward, two backward), and attention over the full
+square (scores and weighted sum: two products forward, four backward). Embeddings are look-ups, not products. The rate
+is measured at the shapes of the model's own layers, in the precision that is the faster one here.
+"""
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from benchmarks.steps import Task
+from tiny_gpt.device import synchronize
+from tiny_gpt.model.gpt import GPT
+
+READINGS = 5
+# A GPU's products are shorter than the wait for one of them.
+PRODUCTS_PER_READING_ELSEWHERE = 20
+
+
+class MatrixProducts:
+    """Called in each round, it measures the rate anew, for the machine's speed drifts; the ceiling in seconds."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.flops = step_flops(task)
+        """Floating-point operations in the matrix products of one step."""
+        self.gflops_per_s: dict[str, list[float]] = {}
+        """The rate at each shape, by the names of its layers, and at all together; one figure a round."""
+
+    def __call__(self, _: int) -> float:
+        weights, seconds = 0, 0.0
+        for (n_in, n_out), names in linear_layers(self.task).items():
+            rate = product_rate(self.task, n_in, n_out)
+            self.gflops_per_s.setdefault("/".join(dict.fromkeys(names)), []).append(rate / 1e9)
+            weights += len(names) * n_in * n_out
+            seconds += 2 * self.task.tokens_per_step * len(names) * n_in * n_out / rate
+        rate_of_all = 2 * self.task.tokens_per_step * weights / seconds
+        self.gflops_per_s.setdefault("all", []).append(rate_of_all / 1e9)
+        return self.flops / rate_of_all
+
+
+def linear_layers(task: Task) -> dict[tuple[int, int], list[str]]:
+    """The names of all the model's linear layers by their shape: {(256, 768): ["qkv", "qkv", "qkv", "qkv"], ...}."""
+    with torch.device("meta"):  # shapes without memory
+        model = GPT(task.model, task.vocab_size)
+    layers: dict[tuple[int, int], list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            layers.setdefault((module.in_features, module.out_features), []).append(name.rpartition(".")[2])
+    return layers
+
+
+def step_flops(task: Task) -> int:
+    """Operations (a multiplication and an addition are two) in the matrix products of one step."""
+    weights = sum(n_in * n_out * len(names) for (n_in, n_out), names in linear_layers(task).items())
+    attention_width = task.model.n_head * task.model.width_of_head
+    per_token = 6 * weights + 12 * task.model.n_layer * attention_width * task.model.block_size
+    return per_token * task.tokens_per_step
+
+
+def product_rate(task: Task, n_in: int, n_out: int) -> float:
+    """Operations per second of a (tokens, n_in) x (n_in, n_out) product, the median of a few readings."""
+    a, b = (
+        torch.randn(*shape, device=task.device).to(task.precision)
+        for shape in ((task.tokens_per_step, n_in), (n_in, n_out))
+    )
+    n_products = 1 if task.device.type == "cpu" else PRODUCTS_PER_READING_ELSEWHERE
+    seconds = []
+    for _ in range(READINGS + 1):  # the first warms up
+        start = time.perf_counter()
+        for _ in range(n_products):
+            a @ b
+        synchronize(task.device)
+        seconds.append((time.perf_counter() - start) / n_products)
+    return 2 * task.tokens_per_step * n_in * n_out / statistics.median(seconds[1:])
