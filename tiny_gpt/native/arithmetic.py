@@ -8,6 +8,7 @@ import math
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
@@ -23,6 +24,7 @@ LN_2 = np.float32(math.log(2))
 _SERIES = (1.0, 0.69314696, 0.24022120, 0.055507133, 0.0096755413, 0.0013276472)
 
 _F = np.float32
+_W = np.uint32
 
 
 class _BFloat(ir.types._BaseFloatType):
@@ -39,13 +41,21 @@ BFLOAT = _BFloat()
 
 
 @intrinsic
-def narrow(typing_context, x):
-    """The bits of x in bf16, rounded to nearest even, by the machine's instruction."""
+def prefetch(typing_context, array, row, column):
+    """Have the machine fetch a number of a matrix, and those in the same cache line, before it is needed."""
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(builder.fptrunc(arguments[0], BFLOAT), ir.IntType(16))
+        matrix = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(
+            context, builder, signature.args[0], matrix, [arguments[1], arguments[2]], wraparound=False
+        )
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.bitcast(place, byte), i32(0), i32(2), i32(1)])
+        return context.get_dummy_value()
 
-    return types.uint16(types.float32), generate
+    return types.void(array, types.uint64, types.uint64), generate
 
 
 def wide(x):
@@ -66,7 +76,7 @@ def stored(like, x):
 @overload(stored, inline="always")
 def _stored_for(like, x):
     if like.dtype == types.uint16:
-        return (lambda like, x: narrow(x)) if HAS_BF16 else (lambda like, x: bits_of_bf16(x))
+        return lambda like, x: bits_of_bf16(x)
     return lambda like, x: x
 
 
@@ -81,12 +91,31 @@ def _restored_for(like, number):
     return lambda like, number: stored(like, wide(number))
 
 
-@compiled
 def bits_of_bf16(x):
-    """The bits of x in bf16, rounded to nearest even, on any machine."""
+    """The bits of x in bf16, rounded to nearest even."""
+
+
+@overload(bits_of_bf16, inline="always")
+def _bits_of_bf16_for(x):
+    return (lambda x: _narrow(x)) if HAS_BF16 else (lambda x: _rounded(x))
+
+
+@intrinsic
+def _narrow(typing_context, x):
+    """The machine's instruction for it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(builder.fptrunc(arguments[0], BFLOAT), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@compiled
+def _rounded(x):
+    """The same on any machine."""
     bits = _F(x).view(np.uint32)
-    half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint16((bits + half) >> np.uint32(16))
+    odd = _W(_W(bits >> _W(16)) & _W(1))
+    return np.uint16(_W(_W(bits + _W(odd + _W(0x7FFF))) >> _W(16)))
 
 
 @compiled

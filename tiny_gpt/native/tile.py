@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from tiny_gpt.native.arithmetic import BFLOAT, HAS_512_BITS, HAS_BF16, narrow
+from tiny_gpt.native.arithmetic import BFLOAT, HAS_512_BITS, HAS_BF16, bits_of_bf16
 from tiny_gpt.native.compiled import compiled, reordered
 
 # Rows and columns of a result come in multiples of these; what is added to fill them up is zero.
@@ -193,8 +193,8 @@ def _put_stacked_for(words, pair, n_columns, column, first, second):
     if words.dtype == types.uint32:
 
         def put_word(words, pair, n_columns, column, first, second):
-            above = np.uint32(np.uint32(narrow(second)) << np.uint32(16))
-            words[pair * n_columns + column] = np.uint32(np.uint32(narrow(first)) | above)
+            above = np.uint32(np.uint32(bits_of_bf16(second)) << np.uint32(16))
+            words[pair * n_columns + column] = np.uint32(np.uint32(bits_of_bf16(first)) | above)
 
         return put_word
 

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from tiny_gpt.model.cpu.dropout import bits, seed_of
-from tiny_gpt.native.arithmetic import LN_2, LOG2_E, exp2, restored, stored, wide
+from tiny_gpt.native.arithmetic import LN_2, LOG2_E, exp2, prefetch, restored, stored, wide
 from tiny_gpt.native.compiled import reordered
 from tiny_gpt.native.tile import COLUMNS, natural, pair_of, product, put_stacked, stack, transpose, words_of
 from tiny_gpt.native.workers import take, take_another
@@ -30,7 +30,7 @@ _W = np.uint32
 
 
 @reordered
-def forward(tasks, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT):
+def forward(tasks, n_at_once, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT):
     """y := for each token the values of those up to it, weighted by how well their keys answer its query."""
     pair, width, strip = pair_of(qkv_RN), _U(y_RD.shape[1]) // _U(n_head), _U(STRIP)
     n_places, n_columns, padded = _U(n_places), _filled(_U(n_places)), _filled(width)
@@ -45,34 +45,35 @@ def forward(tasks, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_R
     scale = _F(1 / math.sqrt(np.float64(width))) * LOG2_E
     task = take(tasks)
     while task >= 0:
-        block, head, seeds = _U(task) // _U(n_head), _U(task) % _U(n_head), seed_of(seed, task)
-        first, start, across = block * n_places, head * width, _U(n_head) * width
-        _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
-        _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-        _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
-        transpose(q_words, n_columns, n_words, q_transposed)
-        stack(v, n_columns, padded, v_stacked)
-        for first_query in range(_U(0), n_columns, strip):
-            n_keys = first_query + strip
-            product(
-                k_words, _U(0), n_words, _U(1),
-                q_transposed, first_query, n_columns,
-                scores, _U(0), strip,
-                n_keys, strip, n_words, False,
-            )  # fmt: skip
-            _softmax(scores, weights_words, first_query, n_columns, dropped, seeds, highest, total)
-            product(
-                weights_words, _U(0), _U(1), strip,
-                v_stacked, _U(0), padded,
-                y, _U(0), padded,
-                strip, padded, n_keys // pair, False,
-            )  # fmt: skip
-            for query in range(min(strip, n_places - first_query)):
-                place = first_query + query
-                factor = _F(makeup) / total[query]
-                for i in range(width):
-                    y_RD[first + place, start + i] = stored(y_RD, y[query * padded + i] * factor)
-                logsum_SHT[block, head, place] = highest[query] + _F(math.log2(total[query]))
+        for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
+            block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
+            first, start, across = block * n_places, head * width, _U(n_head) * width
+            _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+            _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
+            _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
+            transpose(q_words, n_columns, n_words, q_transposed)
+            stack(v, n_columns, padded, v_stacked)
+            for first_query in range(_U(0), n_columns, strip):
+                n_keys = first_query + strip
+                product(
+                    k_words, _U(0), n_words, _U(1),
+                    q_transposed, first_query, n_columns,
+                    scores, _U(0), strip,
+                    n_keys, strip, n_words, False,
+                )  # fmt: skip
+                _softmax(scores, weights_words, first_query, n_columns, dropped, seeds, highest, total)
+                product(
+                    weights_words, _U(0), _U(1), strip,
+                    v_stacked, _U(0), padded,
+                    y, _U(0), padded,
+                    strip, padded, n_keys // pair, False,
+                )  # fmt: skip
+                for query in range(min(strip, n_places - first_query)):
+                    place = first_query + query
+                    factor = _F(makeup) / total[query]
+                    for i in range(width):
+                        y_RD[first + place, start + i] = stored(y_RD, y[query * padded + i] * factor)
+                    logsum_SHT[block, head, place] = highest[query] + _F(math.log2(total[query]))
         task = take_another(tasks)
 
 
@@ -119,8 +120,8 @@ def _softmax(scores, weights, first_query, n_columns, dropped, seeds, highest, t
 
 @reordered
 def backward(
-    tasks, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT, grad_y_RD, grad_qkv_RN,
-    grad_bias_SN, grad_norms_SHK,
+    tasks, n_at_once, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT,
+    grad_y_RD, grad_qkv_RN, grad_bias_SN, grad_norms_SHK,
 ):  # fmt: skip
     """The gradients by `qkv`; each block's share of those by its bias, if there is one, and each head's share of those
     by the weights of the queries' and the keys' norm, side by side, with `turning`."""
@@ -145,67 +146,68 @@ def backward(
     scale = _F(1 / math.sqrt(np.float64(width))) * LOG2_E
     task = take(tasks)
     while task >= 0:
-        block, head, seeds = _U(task) // _U(n_head), _U(task) % _U(n_head), seed_of(seed, task)
-        first, start, across = block * n_places, head * width, _U(n_head) * width
-        _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
-        _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-        _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
-        _load(grad_y_RD, first, start, n_places, width, grad_y, padded)
-        transpose(q_words, n_columns, n_words, q_transposed)
-        transpose(grad_y_words, n_columns, n_words, grad_y_transposed)
-        stack(q, n_columns, padded, q_stacked)
-        stack(k, n_columns, padded, k_stacked)
-        stack(grad_y, n_columns, padded, grad_y_stacked)
-        _load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta)
-        for first_key in range(_U(0), n_columns, strip):
-            n_queries = n_columns - first_key
-            product(
-                k_words, first_key * n_words, n_words, _U(1),
-                q_transposed, first_key, n_columns,
-                scores, _U(0), n_queries,
-                strip, n_queries, n_words, False,
+        for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
+            block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
+            first, start, across = block * n_places, head * width, _U(n_head) * width
+            _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+            _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
+            _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
+            _load(grad_y_RD, first, start, n_places, width, grad_y, padded)
+            transpose(q_words, n_columns, n_words, q_transposed)
+            transpose(grad_y_words, n_columns, n_words, grad_y_transposed)
+            stack(q, n_columns, padded, q_stacked)
+            stack(k, n_columns, padded, k_stacked)
+            stack(grad_y, n_columns, padded, grad_y_stacked)
+            _load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta)
+            for first_key in range(_U(0), n_columns, strip):
+                n_queries = n_columns - first_key
+                product(
+                    k_words, first_key * n_words, n_words, _U(1),
+                    q_transposed, first_key, n_columns,
+                    scores, _U(0), n_queries,
+                    strip, n_queries, n_words, False,
+                )  # fmt: skip
+                product(
+                    v_words, first_key * n_words, n_words, _U(1),
+                    grad_y_transposed, first_key, n_columns,
+                    grad_weights, _U(0), n_queries,
+                    strip, n_queries, n_words, False,
+                )  # fmt: skip
+                _softmax_backward(
+                    scores, grad_weights, logsum, delta, first_key, n_columns, dropped, _F(makeup), seeds,
+                    weights, grad_scores,
+                )  # fmt: skip
+                stack(grad_scores, strip, n_queries, grad_scores_stacked)
+                product(
+                    weights_words, _U(0), n_queries // pair, _U(1),
+                    grad_y_stacked, first_key // pair * padded, padded,
+                    grad_v, first_key * padded, padded,
+                    strip, padded, n_queries // pair, False,
+                )  # fmt: skip
+                product(
+                    grad_scores_words, _U(0), n_queries // pair, _U(1),
+                    q_stacked, first_key // pair * padded, padded,
+                    grad_k, first_key * padded, padded,
+                    strip, padded, n_queries // pair, False,
+                )  # fmt: skip
+                product(
+                    grad_scores_stacked, _U(0), _U(1), n_queries,
+                    k_stacked, first_key // pair * padded, padded,
+                    grad_q, first_key * padded, padded,
+                    n_queries, padded, strip // pair, first_key > 0,
+                )  # fmt: skip
+            _unload(
+                grad_q, padded, scale * LN_2, qkv_RN, turning, 0, first, start, n_places, width,
+                grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
             )  # fmt: skip
-            product(
-                v_words, first_key * n_words, n_words, _U(1),
-                grad_y_transposed, first_key, n_columns,
-                grad_weights, _U(0), n_queries,
-                strip, n_queries, n_words, False,
+            _unload(
+                grad_k, padded, LN_2, qkv_RN, turning, 1, first, start + across, n_places, width,
+                grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
             )  # fmt: skip
-            _softmax_backward(
-                scores, grad_weights, logsum, delta, first_key, n_columns, dropped, _F(makeup), seeds,
-                weights, grad_scores,
+            _unload(
+                grad_v, padded, _F(makeup), qkv_RN, None, 2, first, start + across + across, n_places, width,
+                grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
             )  # fmt: skip
-            stack(grad_scores, strip, n_queries, grad_scores_stacked)
-            product(
-                weights_words, _U(0), n_queries // pair, _U(1),
-                grad_y_stacked, first_key // pair * padded, padded,
-                grad_v, first_key * padded, padded,
-                strip, padded, n_queries // pair, False,
-            )  # fmt: skip
-            product(
-                grad_scores_words, _U(0), n_queries // pair, _U(1),
-                q_stacked, first_key // pair * padded, padded,
-                grad_k, first_key * padded, padded,
-                strip, padded, n_queries // pair, False,
-            )  # fmt: skip
-            product(
-                grad_scores_stacked, _U(0), _U(1), n_queries,
-                k_stacked, first_key // pair * padded, padded,
-                grad_q, first_key * padded, padded,
-                n_queries, padded, strip // pair, first_key > 0,
-            )  # fmt: skip
-        _unload(
-            grad_q, padded, scale * LN_2, qkv_RN, turning, 0, first, start, n_places, width,
-            grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
-        )  # fmt: skip
-        _unload(
-            grad_k, padded, LN_2, qkv_RN, turning, 1, first, start + across, n_places, width,
-            grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
-        )  # fmt: skip
-        _unload(
-            grad_v, padded, _F(makeup), qkv_RN, None, 2, first, start + across + across, n_places, width,
-            grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
-        )  # fmt: skip
         task = take_another(tasks)
 
 
@@ -244,6 +246,7 @@ def _softmax_backward(
 def _load(source_RN, first, start, n_places, width, matrix, padded):
     """Put the numbers of one head into a natural matrix of `padded` columns."""
     for place in range(n_places):
+        _prefetch(source_RN, first + place, start + width, width)
         for i in range(width):
             matrix[place * padded + i] = restored(matrix, source_RN[first + place, start + i])
 
@@ -253,12 +256,14 @@ def _load_turned(qkv_RN, turning, which, first, start, n_places, width, scale, m
     """The same for queries (`which` is 0) or keys (1), scaled; with `turning`, normed and turned before."""
     if turning is None:
         for place in range(n_places):
+            _prefetch(qkv_RN, first + place, start + width, width)
             for i in range(width):
                 matrix[place * padded + i] = stored(matrix, wide(qkv_RN[first + place, start + i]) * scale)
     else:
         norms_2K, cos_TK, sin_TK, eps = turning
         row, half = np.empty(width, np.float32), width // _U(2)
         for place in range(n_places):
+            _prefetch(qkv_RN, first + place, start + width, width)
             for i in range(width):
                 row[i] = wide(qkv_RN[first + place, start + i])
             factor = _scale_of(row, width, eps)
@@ -281,10 +286,18 @@ def _load_keys(qkv_RN, turning, first, start, n_places, width, matrix, padded):
 
 
 @reordered
+def _prefetch(numbers_RN, row, start, width):
+    """Have the next head's numbers fetched, which lie beside this one's."""
+    for i in range(_U(0), width, _U(64) // _U(numbers_RN.itemsize)):
+        prefetch(numbers_RN, row, start + i)
+
+
+@reordered
 def _load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta):
     """What each query's softmax needs on the way back: its sum, and how its result and the gradient agree."""
     for place in range(n_places):
         logsum[place] = logsum_SHT[block, head, place]
+        _prefetch(y_RD, first + place, start + width, width)
         agreement = _F(0.0)
         for i in range(width):
             agreement += wide(y_RD[first + place, start + i]) * wide(grad_y_RD[first + place, start + i])
@@ -308,6 +321,7 @@ def _unload(
         for i in range(width):
             grad_bias_SN[block, start + i] = _F(0.0)
     for place in range(n_places):
+        _prefetch(grad_qkv_RN, first + place, start + width, width)
         for i in range(width):
             value = grad[place * padded + i] * scale
             grad_qkv_RN[first + place, start + i] = stored(grad_qkv_RN, value)

@@ -26,6 +26,8 @@ from tiny_gpt.native.workers import WORKERS
 
 # Logits that are held at once: as many as fit into a shared cache.
 N_LOGITS = 1 << 22
+# Tasks for each thread, so that all end at nearly the same time.
+TASKS_EACH = 8
 # Parts of the columns in which embeddings' gradients are added up.
 EMBEDDING_TASKS = 8
 
@@ -331,7 +333,12 @@ def _run(loop: Any, rows: int, first: torch.Tensor, *others: Any) -> None:
 
 
 def _run_heads(loop: Any, logsum_BHT: torch.Tensor, *arguments: Any) -> None:
-    WORKERS.run(loop, logsum_BHT.shape[0] * logsum_BHT.shape[1], *_arrays(*arguments))
+    """A loop over blocks and heads. A thread takes as many heads of a block at once as leave enough to share: what it
+    reads of one lies beside what it reads of the next."""
+    n_blocks, n_head, _ = logsum_BHT.shape
+    enough = TASKS_EACH * torch.get_num_threads()
+    n_at_once = next((n for n in range(n_head, 1, -1) if n_head % n == 0 and n_blocks * n_head // n >= enough), 1)
+    WORKERS.run(loop, n_blocks * n_head // n_at_once, n_at_once, *_arrays(*arguments))
 
 
 def _arrays(*arguments: Any) -> tuple[Any, ...]:
