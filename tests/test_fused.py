@@ -188,7 +188,7 @@ def attend(q_BHTK, k_BHTK, v_BHTK, p, seed=3):
     y_RD, logsum_BHT = torch.empty(B * T, H * K), torch.empty(B, H, T)
     shared = H, T, np.uint32(n_dropped(p)), makeup(p), np.uint64(seed)
     arrays = y_RD.numpy(), logsum_BHT.numpy()
-    WORKERS.run(attention.forward, B * H, 1, qkv_RN.numpy(), None, *shared, *arrays)
+    WORKERS.run(attention.forward, B * H, 1, qkv_RN.numpy(), None, None, *shared, *arrays)
     return qkv_RN, shared, y_RD, logsum_BHT
 
 
@@ -215,7 +215,7 @@ class TestAttention:
         grad_RD = grad.transpose(1, 2).reshape(B * T, H * T).contiguous()
         grad_qkv_RN, grad_bias_BN = torch.empty_like(qkv_RN), torch.empty(B, 3 * H * T)
         arrays = (x.numpy() for x in (y_RD, logsum_BHT, grad_RD, grad_qkv_RN, grad_bias_BN))
-        WORKERS.run(attention.backward, B * H, 1, qkv_RN.numpy(), None, *shared, *arrays, None)
+        WORKERS.run(attention.backward, B * H, 1, qkv_RN.numpy(), None, None, *shared, *arrays, None)
         grad_3BHTK = grad_qkv_RN.view(B, T, 3, H, T).permute(2, 0, 3, 1, 4)
         for found, exact_input in zip(grad_3BHTK, inputs, strict=True):
             torch.testing.assert_close(found.double(), exact_input.grad, rtol=1e-4, atol=1e-5)

@@ -1,10 +1,12 @@
 """Causal attention: every position mixes the values of the positions up to itself, weighted by how well their keys
-answer its query. One function, the fastest exact way for the device.
+answer its query. One function, and what it does on which device:
 
 - The plain way is three lines: scores, softmax, weighted sum. It is the reference that the tests hold the others to.
 - torch's fused kernel never builds the scores. It is the way on CUDA and MPS, and on a CPU without gradients.
 - Training on a CPU, the fused kernel's backward pass is slow and with attention dropout it is not used at all. There
   `_ExplicitAttention` keeps the weights of the forward pass and has its backward pass written out by hand.
+- The `fused` path does not come here: cpu/attention.py takes one head at a time, in a core's own memory, and leaves
+  out what no query may see. It is the fastest on a CPU, where numba can compile it.
 """
 
 import math

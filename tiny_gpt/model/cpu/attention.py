@@ -5,8 +5,9 @@ logarithm of each query's sum of weights, from which the backward pass makes the
 2205.14135). Scores are computed with the keys as rows and the queries as columns, STRIP of either at a time; strips in
 which no query may see a key are left out. The forms in which a matrix lies are those of native/tile.py.
 
-`qkv` holds a token's queries, keys and values in one row, head by head, as one product makes them. What is particular
-to `modern` happens here too: with `turning`, each query and key is normed and turned by its position.
+`qkv` holds a token's queries, keys and values in one row, head by head, as one product makes them. Their bias, if there
+is one, is added here; but not to keys, where it would add the same to all scores of a query, which no softmax notices.
+What is particular to `modern` happens here too: with `turning`, queries and keys are normed and turned by their position.
 
 Letters: R tokens, S blocks of T tokens each, H heads of K numbers; `place` counts tokens within a block.
 """
@@ -30,7 +31,9 @@ _W = np.uint32
 
 
 @reordered
-def forward(tasks, n_at_once, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT):
+def forward(
+    tasks, n_at_once, qkv_RN, bias_N, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT
+):  # fmt: skip
     """y := for each token the values of those up to it, weighted by how well their keys answer its query."""
     pair, width, strip = pair_of(qkv_RN), _U(y_RD.shape[1]) // _U(n_head), _U(STRIP)
     n_places, n_columns, padded = _U(n_places), _filled(_U(n_places)), _filled(width)
@@ -48,9 +51,9 @@ def forward(tasks, n_at_once, qkv_RN, turning, n_head, n_places, dropped, makeup
         for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
             block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
             first, start, across = block * n_places, head * width, _U(n_head) * width
-            _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+            _load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
             _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-            _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
+            _load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
             transpose(q_words, n_columns, n_words, q_transposed)
             stack(v, n_columns, padded, v_stacked)
             for first_query in range(_U(0), n_columns, strip):
@@ -120,7 +123,7 @@ def _softmax(scores, weights, first_query, n_columns, dropped, seeds, highest, t
 
 @reordered
 def backward(
-    tasks, n_at_once, qkv_RN, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT,
+    tasks, n_at_once, qkv_RN, bias_N, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT,
     grad_y_RD, grad_qkv_RN, grad_bias_SN, grad_norms_SHK,
 ):  # fmt: skip
     """The gradients by `qkv`; each block's share of those by its bias, if there is one, and each head's share of those
@@ -149,10 +152,10 @@ def backward(
         for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
             block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
             first, start, across = block * n_places, head * width, _U(n_head) * width
-            _load_turned(qkv_RN, turning, 0, first, start, n_places, width, scale, q, padded)
+            _load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
             _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-            _load(qkv_RN, first, start + across + across, n_places, width, v, padded)
-            _load(grad_y_RD, first, start, n_places, width, grad_y, padded)
+            _load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
+            _load(grad_y_RD, None, first, start, n_places, width, grad_y, padded)
             transpose(q_words, n_columns, n_words, q_transposed)
             transpose(grad_y_words, n_columns, n_words, grad_y_transposed)
             stack(q, n_columns, padded, q_stacked)
@@ -243,22 +246,30 @@ def _softmax_backward(
 
 
 @reordered
-def _load(source_RN, first, start, n_places, width, matrix, padded):
+def _load(source_RN, bias_N, first, start, n_places, width, matrix, padded):
     """Put the numbers of one head into a natural matrix of `padded` columns."""
     for place in range(n_places):
         _prefetch(source_RN, first + place, start + width, width)
-        for i in range(width):
-            matrix[place * padded + i] = restored(matrix, source_RN[first + place, start + i])
+        if bias_N is None:
+            for i in range(width):
+                matrix[place * padded + i] = restored(matrix, source_RN[first + place, start + i])
+        else:
+            for i in range(width):
+                value = wide(source_RN[first + place, start + i]) + bias_N[start + i]
+                matrix[place * padded + i] = stored(matrix, value)
 
 
 @reordered
-def _load_turned(qkv_RN, turning, which, first, start, n_places, width, scale, matrix, padded):
+def _load_turned(qkv_RN, bias_N, turning, which, first, start, n_places, width, scale, matrix, padded):
     """The same for queries (`which` is 0) or keys (1), scaled; with `turning`, normed and turned before."""
     if turning is None:
         for place in range(n_places):
             _prefetch(qkv_RN, first + place, start + width, width)
             for i in range(width):
-                matrix[place * padded + i] = stored(matrix, wide(qkv_RN[first + place, start + i]) * scale)
+                value = wide(qkv_RN[first + place, start + i])
+                if bias_N is not None:
+                    value += bias_N[start + i]
+                matrix[place * padded + i] = stored(matrix, value * scale)
     else:
         norms_2K, cos_TK, sin_TK, eps = turning
         row, half = np.empty(width, np.float32), width // _U(2)
@@ -280,9 +291,9 @@ def _load_turned(qkv_RN, turning, which, first, start, n_places, width, scale, m
 @reordered
 def _load_keys(qkv_RN, turning, first, start, n_places, width, matrix, padded):
     if turning is None:
-        _load(qkv_RN, first, start, n_places, width, matrix, padded)
+        _load(qkv_RN, None, first, start, n_places, width, matrix, padded)
     else:
-        _load_turned(qkv_RN, turning, 1, first, start, n_places, width, _F(1.0), matrix, padded)
+        _load_turned(qkv_RN, None, turning, 1, first, start, n_places, width, _F(1.0), matrix, padded)
 
 
 @reordered

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.cpu import attention, cross_entropy, feed_forward, residual
@@ -138,7 +137,7 @@ class Pass:
         branch: _Branch | None = None
         for i in range(self.config.n_layer):
             point = self._add(f"blocks.{i}.norm1", x_RD, branch)
-            qkv_RN = self._product(f"blocks.{i}.attention.qkv", point.normed_RD, self.is_classic)
+            qkv_RN = self._product(f"blocks.{i}.attention.qkv", point.normed_RD)
             y_RD, logsum_BHT, dropout = self._attend(i, qkv_RN)
             out = f"blocks.{i}.attention.out"
             point = self._add(f"blocks.{i}.norm2", point.sum_RD, _Branch(out, self._product(out, y_RD), 0.0))
@@ -179,8 +178,8 @@ class Pass:
         config, dropout = self.config, _dropout(self.p)
         y_RD = qkv_RN.new_empty(len(qkv_RN), config.n_head * config.width_of_head)
         logsum_BHT = torch.empty(self.n_blocks, config.n_head, self.n_places)
-        shape = config.n_head, self.n_places
-        _run_heads(attention.forward, logsum_BHT, qkv_RN, self._turning(i), *shape, *dropout, y_RD, logsum_BHT)
+        how = self.parameters.get(f"blocks.{i}.attention.qkv.bias"), self._turning(i), config.n_head, self.n_places
+        _run_heads(attention.forward, logsum_BHT, qkv_RN, *how, *dropout, y_RD, logsum_BHT)
         return y_RD, logsum_BHT, dropout
 
     def _feed_forward(self, i: int, normed_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -252,10 +251,11 @@ class Pass:
             grad_bias_BN = torch.empty(self.n_blocks, grad_qkv_RN.shape[1])
         else:
             grad_norms_BHK = torch.empty(self.n_blocks, config.n_head, 2 * config.width_of_head)
-        known = config.n_head, self.n_places, *layer.dropout, layer.y_RD, layer.logsum_BHT, grad_y_RD
-        results = grad_qkv_RN, grad_bias_BN, grad_norms_BHK
-        _run_heads(attention.backward, layer.logsum_BHT, layer.qkv_RN, self._turning(i), *known, *results)
         name = f"blocks.{i}.attention"
+        how = self.parameters.get(f"{name}.qkv.bias"), self._turning(i), config.n_head, self.n_places, *layer.dropout
+        known = layer.y_RD, layer.logsum_BHT, grad_y_RD
+        results = grad_qkv_RN, grad_bias_BN, grad_norms_BHK
+        _run_heads(attention.backward, layer.logsum_BHT, layer.qkv_RN, *how, *known, *results)
         if grad_bias_BN is not None:
             self.gradients[f"{name}.qkv.bias"] = grad_bias_BN.sum(0)
         if grad_norms_BHK is not None:
@@ -296,9 +296,9 @@ class Pass:
             self._weights[name] = self.parameters[name].to(self.model.compute_dtype)
         return self._weights[name]
 
-    def _product(self, name: str, x_RD: torch.Tensor, with_bias: bool = False) -> torch.Tensor:
-        """A linear layer's product; most biases are added by the loop that comes next."""
-        return F.linear(x_RD, self.weight(f"{name}.weight"), self.weight(f"{name}.bias") if with_bias else None)
+    def _product(self, name: str, x_RD: torch.Tensor) -> torch.Tensor:
+        """A linear layer's product; its bias is added by the loop that comes next."""
+        return x_RD @ self.weight(f"{name}.weight").t()
 
     def _product_backward(self, name: str, grad_RD: torch.Tensor, x_RD: torch.Tensor) -> torch.Tensor:
         self.gradients[f"{name}.weight"] = (grad_RD.t() @ x_RD).float()
