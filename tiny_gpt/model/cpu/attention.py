@@ -7,7 +7,7 @@ which no query may see a key are left out. The forms in which a matrix lies are 
 
 `qkv` holds a token's queries, keys and values in one row, head by head, as one product makes them. Their bias, if there
 is one, is added here; but not to keys, where it would add the same to all scores of a query, which no softmax notices.
-What is particular to `modern` happens here too: with `turning`, queries and keys are normed and turned by their position.
+What is particular to `modern` happens here too: with `turning`, queries and keys are normed and turned by position.
 
 Letters: R tokens, S blocks of T tokens each, H heads of K numbers; `place` counts tokens within a block.
 """
