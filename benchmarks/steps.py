@@ -22,12 +22,13 @@ from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.path import choose
 from tiny_gpt.training.step import train_step
 
 N_IDS = 200_000
 LEARNING_RATE, WEIGHT_DECAY, LONGEST_GRADIENT = 5e-4, 0.01, 1.0
 
-PathName = Literal["auto", "plain", "fused", "compiled"]
+PathName = Literal["auto", "plain", "fused", "compiled", "captured"]
 Step = Callable[[int], None]
 
 
@@ -89,13 +90,19 @@ def our_step(
     precision: torch.dtype,
     path: PathName = "auto",
 ) -> OurStep:
-    """The model as tiny_gpt/training/run.py builds it; `auto` leaves its path as it is."""
+    """The model as tiny_gpt/training/run.py builds it; `auto` is the path that a run would choose here."""
     run_config = replace(RunConfig(), model=config)
+    if path == "auto":
+        train = replace(run_config.train, precision=name_of(precision), batch_size=batches.batch_size)
+        path = choose(replace(run_config, train=train), vocab_size, device).taken.path
     torch.manual_seed(run_config.train.seed)
     model = GPT(config, vocab_size, precision).to(device)
-    if path != "auto":
-        model.path = path
+    model.path = path
     return OurStep(model, make_optimizer(model, run_config.train), batches, run_config, Guard(device))
+
+
+def name_of(precision: torch.dtype) -> Literal["bf16", "fp32"]:
+    return "bf16" if precision == torch.bfloat16 else "fp32"
 
 
 def plain_textbook_step(task: Task) -> Step:

@@ -30,6 +30,7 @@ from benchmarks.steps import (
     PathName,
     Step,
     Task,
+    name_of,
     our_step,
     plain_textbook_step,
     transformers_step,
@@ -218,10 +219,6 @@ def print_ours(task: Task, figures: dict[str, Any]) -> None:
 def spread(values: list[float]) -> str:
     """The median, and from where to where."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
 # --- a line for each shape ---

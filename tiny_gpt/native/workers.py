@@ -4,6 +4,7 @@ A loop's tasks are numbered, and whoever is free takes the next. Between loops t
 belong to torch's products. What a loop computes must not depend on who does which task.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -77,7 +78,8 @@ class Workers:
         torch.set_flush_denormal(True)  # as device.configure does for the main thread; each has its own setting
         while True:
             loop, arguments = jobs.get()
-            loop(*arguments)
+            with contextlib.suppress(Exception):  # the caller meets the same, or does all tasks itself
+                loop(*arguments)
             del loop, arguments  # a sleeping thread holds no memory
 
 

@@ -1,0 +1,98 @@
+"""What training in bf16 costs: pairs of whole trainings, the same but for the precision, and their losses at the end.
+
+python -m benchmarks.precision --data FILE [--seeds 3] [--steps 2000] [--batch-size 16] [any model flag]
+"""
+
+from tiny_gpt.cli import let_waiting_threads_sleep
+
+let_waiting_threads_sleep()
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.data.batches import Batches
+from tiny_gpt.data.prepare import Dataset, prepare
+from tiny_gpt.device import PRECISIONS, configure, describe_device, pick_device
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.training.evaluate import FixedWindows
+from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.step import train_step
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Train in bf16 and in fp32 from the same weights, with the same batches and the same elements dropped."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: tuple[str, ...] = ("python-docs",)
+    """A text, as for training."""
+    path: str = "fused"
+    """How a step is computed, as for training."""
+    device: str = "auto"
+    """As for training."""
+    seeds: int = 3
+    """Pairs."""
+    steps: int = 2000
+    """Steps of each training; the rate decays to its end."""
+    batch_size: int = 16
+    """Blocks in a step."""
+    json: str = "precision.json"
+    """File for the figures."""
+
+
+def main(bench: Bench) -> None:
+    device = pick_device(bench.device)
+    configure(device)
+    dataset = prepared(bench)
+    print(f"{describe_device(device)}, torch {torch.__version__}, path {bench.path}")
+    print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss over the whole validation text")
+    print(f"{'seed':>4}{'bf16':>10}{'fp32':>10}{'difference':>12}")
+    rows = []
+    for seed in range(bench.seeds):
+        losses = {name: trained(bench, dataset, device, name, seed) for name in ("bf16", "fp32")}
+        rows.append({"seed": seed, **losses})
+        difference = losses["bf16"] - losses["fp32"]
+        print(f"{seed:>4}{losses['bf16']:>10.4f}{losses['fp32']:>10.4f}{difference:>+12.4f}", flush=True)
+        Path(bench.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    mean = sum(row["bf16"] - row["fp32"] for row in rows) / len(rows)
+    print(f"mean difference {mean:+.4f} nats per token")
+
+
+def prepared(bench: Bench) -> Dataset:
+    preparing = prepare(DataConfig(data=bench.data), bench.model.block_size)
+    while True:
+        try:
+            next(preparing)
+        except StopIteration as end:
+            dataset: Dataset = end.value
+            return dataset
+
+
+def trained(bench: Bench, dataset: Dataset, device: torch.device, precision: str, seed: int) -> float:
+    """The validation loss at the end of one training, in nats per token."""
+    train = replace(TrainConfig(), epochs=1, iters_per_epoch=bench.steps, batch_size=bench.batch_size, seed=seed)
+    config = replace(RunConfig(), model=bench.model, train=train)
+    torch.manual_seed(seed)
+    model = GPT(bench.model, dataset.tokenizer.vocab_size, PRECISIONS[precision]).to(device)
+    model.path = bench.path
+    optimizer = make_optimizer(model, train)
+    batches = Batches(dataset.train.ids, bench.model.block_size, bench.batch_size, seed, device)
+    model.train()
+    start = time.perf_counter()
+    for step in range(bench.steps):
+        train_step(model, optimizer, batches.batch(step), config, step)
+    seconds = time.perf_counter() - start
+    windows = FixedWindows(dataset.val.ids, bench.model.block_size, bench.batch_size, len(dataset.val))
+    loss = windows.loss(model)
+    print(f"     {precision}: {loss:.4f} after {seconds:,.0f} s", flush=True)
+    return loss
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Bench, config=(tyro.conf.OmitArgPrefixes,)))
