@@ -354,7 +354,7 @@ def test_a_checkpoint_of_giant_dimensions_is_refused_before_memory_is_taken(conf
     cut_off(config, after=2)
     saved = resume.find_checkpoint(Path(config.train.out_dir))
     giant = with_model(saved.config, n_layer=500, d_model=1 << 20, d_ff=1 << 22)
-    monkeypatch.setattr("tiny_gpt.training.run.find_checkpoint", lambda _: replace(saved, config=giant))
+    monkeypatch.setattr("tiny_gpt.training.resume.find_checkpoint", lambda _: replace(saved, config=giant))
     monkeypatch.setattr("tiny_gpt.training.run.GPT", lambda *_: pytest.fail("built"))
     with pytest.raises(BadInputError, match="cannot be used"):
         list(run(config, True))

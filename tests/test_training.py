@@ -18,6 +18,7 @@ from tiny_gpt.data.progress import Note, Progress, finish
 from tiny_gpt.errors import DivergedError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import load_model
+from tiny_gpt.training.budget import place_of
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.events import (
     Checkpointed,
@@ -67,7 +68,11 @@ def random_tokens(n: int) -> np.ndarray:
 
 
 def rates(config: TrainConfig) -> list[float]:
-    return [learning_rate(step, config) for step in range(config.total_steps)]
+    return [rate_of(step, config) for step in range(config.total_steps)]
+
+
+def rate_of(step: int, config: TrainConfig) -> float:
+    return learning_rate(place_of(step, config.total_steps, config.warmup_steps), config)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 10, 50])
@@ -195,7 +200,7 @@ def update(config: RunConfig, step: int = 0) -> tuple[float, float, dict[str, to
     batch = Batches(random_tokens(500), MODEL.block_size, config.train.batch_size, seed=3).batch(step)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e9)  # the step sets the schedule's rate
     loss, grad_norm = train_step(model, optimizer, batch, config, step)
-    rate = learning_rate(step, config.train)
+    rate = rate_of(step, config.train)
     changes = {name: (parameter.detach() - before[name]) / rate for name, parameter in model.named_parameters()}
     return loss.item(), grad_norm.item(), changes
 
@@ -430,7 +435,7 @@ def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, train)
+            group["lr"] = rate_of(step, train)
         optimizer.step()
         losses.append(loss.item())
     assert [event.batch_loss for event in told] == pytest.approx([losses[e.step - 1] for e in told], rel=1e-4)
@@ -573,7 +578,7 @@ def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoi
     batch = training.batches.batch
     training.batches.batch = lambda index: (read.append(index), batch(index))[1]  # type: ignore[method-assign]
     done = next(event for event in events if isinstance(event, StepDone))
-    assert done.step == 9 and done.learning_rate == learning_rate(8, config.train) / 2
+    assert done.step == 9 and done.learning_rate == rate_of(8, config.train) / 2
     assert read == [12], "the bad steps 11 and 12, where the evaluation noticed, had batches 10 and 11"
 
 

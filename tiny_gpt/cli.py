@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import Any
 import tyro
 
 from tiny_gpt import __version__
-from tiny_gpt.config import RunConfig, flag, load_config
+from tiny_gpt.config import BUDGETS, RunConfig, TrainConfig, flag, load_config, two_budgets
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.heartbeat import heartbeat, restart_reason, watched
@@ -43,7 +44,7 @@ from tiny_gpt.verbs import (
 )
 from tiny_gpt.watchdog import watch
 
-# Set for the process that trains: what its parent has settled, as JSON [folder, goes on, name of this program].
+# Set for the process that trains: what its parent has settled, as JSON [folder, goes on, name of this program, when].
 SETTLED = "TINY_GPT_SETTLED"
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -73,7 +74,7 @@ def train(args: Sequence[str]) -> int:
     start = _given(args, "recipe", "config")
     base = RECIPES.get(start["recipe"] or "", RunConfig())
     base = load_config(user_path(start["config"]), base) if start["config"] else base
-    default = TrainCommand(base.model, base.data, base.train, base.night)
+    default = TrainCommand(base.model, base.data, _without_budget(base.train, args), base.night)
     command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
     data = replace(command.data, data=command.sources) if command.sources else command.data
     config = replace(_settings(command), data=data)
@@ -85,14 +86,18 @@ def resume(args: Sequence[str]) -> int:
     name = tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, config=FLAT).run
     folder = find_run(name)
     base = config_of(folder)
-    default = ResumeCommand(base.model, base.data, base.train, base.night)
+    default = ResumeCommand(base.model, base.data, _without_budget(base.train, args), base.night)
     config = _settings(tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, default=default, config=FLAT))
-    if not unfinished(folder, config.train.total_steps):
-        raise UsageError(f"{folder} is finished; to train it further give more epochs: --epochs N")
+    is_more = bool(_budgets_given(args)) and config.train.is_timed
+    if not is_more and not unfinished(folder, config.train.total_steps):
+        raise UsageError(
+            f"{folder} is finished; to train it further give more epochs or steps than it had (--epochs N), or more "
+            "time: --for 1h"
+        )
     config = replace(config, train=replace(config.train, out_dir=str(folder)))
     # Named, so that a training started again goes on with this run, whichever was worked on last by then.
     again = [sys.executable, "-m", "tiny_gpt", "resume", *args, *([] if name else [str(folder)])]
-    return _train(config, Beginning(resume=True), again, _me())
+    return _train(config, Beginning(resume=True), again, _me(), is_more)
 
 
 def train_script(settings: Mapping[str, Any]) -> int:
@@ -102,7 +107,7 @@ def train_script(settings: Mapping[str, Any]) -> int:
         base = RunConfig().with_flat(settings, "train.py")
         config = _given(args, "config")["config"]
         base = load_config(user_path(config), base) if config else base
-        default = ScriptCommand(base.model, base.data, base.train, base.night)
+        default = ScriptCommand(base.model, base.data, _without_budget(base.train, args), base.night)
         command = tyro.cli(ScriptCommand, prog="train.py", args=args, default=default, config=FLAT)
         again = [sys.executable, os.path.abspath(sys.argv[0]), *args]
         return _train(_settings(command), command.beginning, again, "")
@@ -198,16 +203,20 @@ def _me() -> str:
     return "tiny-gpt" if shutil.which("tiny-gpt") else sys.argv[0]
 
 
-def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str) -> int:
-    """Train in a process of its own under the watchdog's eyes, or in this one. `me` is "" for train.py."""
+def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, is_more: bool = False) -> int:
+    """Train in a process of its own under the watchdog's eyes, or in this one. `me` is "" for train.py.
+
+    `is_more`: the time that was asked for comes on top of what the run has had.
+    """
     settled = os.environ.pop(SETTLED, None)
     if settled is None:
-        folder, is_resumed = settle(config, beginning)
+        folder, is_resumed = settle(config, beginning, is_more)
+        ordered_at = time.time()
     else:  # by the parent; what it started again goes on
-        name, is_resumed, me = json.loads(settled)
+        name, is_resumed, me, ordered_at = json.loads(settled)
         folder, is_resumed = Path(name), is_resumed or bool(restart_reason())
     if config.night.watchdog and not watched():
-        os.environ[SETTLED] = json.dumps([str(folder), is_resumed, me])
+        os.environ[SETTLED] = json.dumps([str(folder), is_resumed, me, ordered_at])
         sys.stdout.flush()
         try:
             return watch(again, again, lambda: newest_step(folder), error)
@@ -215,6 +224,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str) -
             del os.environ[SETTLED]
     heartbeat()
     from tiny_gpt.commands import NextCommands, train_and_sample
+    from tiny_gpt.training.budget import Order
 
     start = config.train.start_from and str(find_model(config.train.start_from))
     config = replace(config, train=replace(config.train, out_dir=str(folder), start_from=start))
@@ -223,6 +233,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str) -
     return train_and_sample(
         config,
         is_resumed,
+        Order(ordered_at, is_more, is_restart=bool(restart_reason())),
         NextCommands(
             generate=f"{me} generate" if me else "python3 inference.py",
             train=f"{me} train my_text.txt" if me else "python3 train.py --data my_text.txt",
@@ -231,7 +242,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str) -
     )
 
 
-def settle(config: RunConfig, beginning: Beginning) -> tuple[Path, bool]:
+def settle(config: RunConfig, beginning: Beginning, is_more: bool = False) -> tuple[Path, bool]:
     """Which folder the run of `config` goes to, and whether it goes on with what is there; asks on a terminal.
 
     Raises UsageError where there is an unfinished run, no flag and nobody to ask.
@@ -239,7 +250,7 @@ def settle(config: RunConfig, beginning: Beginning) -> tuple[Path, bool]:
     folder = folder_for(config, is_new=beginning.new)
     found = unfinished(folder, config.train.total_steps if beginning.resume else 0)
     if beginning.resume:
-        if found is None:
+        if found is None and not is_more:
             state = "is finished" if newest_step(folder) >= 0 else "holds no checkpoint"
             raise UsageError(f"--resume: {folder} {state}; leave --resume out to begin a new run")
         return folder, True
@@ -255,11 +266,27 @@ def settle(config: RunConfig, beginning: Beginning) -> tuple[Path, bool]:
             return folder_for(config, is_new=True), False
 
 
+def _budgets_given(args: Sequence[str]) -> list[str]:
+    """Which of BUDGETS stand among the flags; raises UsageError for more than one."""
+    found = _given(args, *BUDGETS)
+    given = [name for name in BUDGETS if found[name] is not None]
+    if len(given) > 1:
+        raise UsageError(two_budgets(given))
+    if given and not found[given[0]].strip("0."):  # type: ignore[union-attr]
+        raise UsageError(f"{flag(given[0])} {found[given[0]]}: must be above zero")
+    return given
+
+
+def _without_budget(train: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """The defaults for `args`: a budget that they give takes the place of the one that was there."""
+    return train.with_budget() if _budgets_given(args) else train
+
+
 def _given(args: Sequence[str], *names: str) -> dict[str, str | None]:
     """The values of a few flags, before the others can be understood."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
-        parser.add_argument(flag(name))
+        parser.add_argument(flag(name), dest=name)
     with contextlib.suppress(argparse.ArgumentError):  # the real parser will explain it
         return vars(parser.parse_known_args(args)[0])
     return dict.fromkeys(names)

@@ -28,6 +28,7 @@ from tiny_gpt.device import pick_device
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import cache_folder, user_path
 from tiny_gpt.models import open_path
+from tiny_gpt.training.budget import Order
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.events import Event, Finished
 from tiny_gpt.training.run import run
@@ -55,7 +56,7 @@ class NextCommands:
     resume: str
 
 
-def train_and_sample(config: RunConfig, resume: bool, commands: NextCommands) -> int:
+def train_and_sample(config: RunConfig, resume: bool, order: Order, commands: NextCommands) -> int:
     """Train, then show what the best model writes and the commands to type next. Returns the exit code."""
     finished = None
     out_dir = user_path(config.train.out_dir)
@@ -66,7 +67,7 @@ def train_and_sample(config: RunConfig, resume: bool, commands: NextCommands) ->
             LogFile(config, out_dir / LOG_FILE),
             Samples(config, out_dir / SAMPLES_FOLDER),
         ]
-        for event in run(config, resume):
+        for event in run(config, resume, order):
             deliver(event, consumers)
             if isinstance(event, Finished):
                 finished = event

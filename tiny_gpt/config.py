@@ -7,11 +7,14 @@ overnight recipe. Does not know torch; values in, checked frozen dataclasses out
 import json
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+from tyro.conf import arg
+
+from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.errors import BadInputError, UsageError
 
 # What a run leaves in its out_dir.
@@ -38,9 +41,14 @@ def _require_positive(config: object, *names: str) -> None:
         _require(value > 0, f"{flag(name)} {value}: must be above zero")
 
 
+def two_budgets(names: Sequence[str]) -> str:
+    """What to say to a person who has given these."""
+    return f"{' and '.join(map(flag, names))}: give one of them, a run has one budget"
+
+
 def flag(name: str) -> str:
-    """The command line's spelling of a field: n_layer -> --n-layer."""
-    return "--" + name.replace("_", "-")
+    """The command line's spelling of a field: n_layer -> --n-layer, and for_ (Python keeps "for" to itself) -> --for."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -130,12 +138,27 @@ class DataConfig:
         )
 
 
+# How long a run may be said to be, the first that is given; the last always is.
+BUDGETS = ("for_", "until", "steps", "tokens", "repeat", "epochs")
+TIMED = ("for_", "until")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How long and how the model learns."""
 
     epochs: int = 80
-    """Epochs; each ends with a validation and, if that improved, a saved model."""
+    """Epochs; each ends with a validation and, if that improved, a saved model. Or, instead of epochs:"""
+    for_: Annotated[str, arg(name="for")] = ""
+    """Train for so long, from the first step to the written sample: 90s, 5m, 6h, 1h30m."""
+    until: str = ""
+    """Train until the clock shows this time: 07:00."""
+    steps: int = 0
+    """Train for so many optimizer steps."""
+    tokens: int = 0
+    """Train on so many tokens."""
+    repeat: float = 0.0
+    """Read the text so many times."""
     iters_per_epoch: int = 400
     """Optimizer steps in an epoch."""
     batch_size: int = 64
@@ -145,7 +168,12 @@ class TrainConfig:
     learning_rate: float = 5e-4
     """Peak learning rate, reached after the warm-up."""
     min_learning_rate: float = 5e-5
-    """Learning rate at the last step, approached along a cosine."""
+    """Learning rate at the last step of a cosine."""
+    schedule: Literal["auto", "cosine", "trapezoid"] = "auto"
+    """How the rate falls after the warm-up: along half a cosine, or not at all and then in a straight line to zero,
+    which lets a run be trained further; auto takes that with --for and --until, else the cosine."""
+    cooldown: float = 0.4
+    """Last part of the budget in which a trapezoid's rate falls; 1 lets it fall from the start."""
     warmup_steps: int = 200
     """Steps of linear rise to the peak (at most half of the run)."""
     weight_decay: float = 0.01
@@ -176,6 +204,7 @@ class TrainConfig:
     """Tell more: which paths were measured, and how they did."""
 
     def __post_init__(self) -> None:
+        self._check_budget()
         _require_positive(
             self,
             "epochs",
@@ -193,15 +222,57 @@ class TrainConfig:
             0 <= self.min_learning_rate <= self.learning_rate,
             f"--min-learning-rate {self.min_learning_rate}: must be between 0 and --learning-rate {self.learning_rate}",
         )
+        _require(0 < self.cooldown <= 1, f"--cooldown {self.cooldown}: must be above 0 and at most 1")
         _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: must not be negative")
         _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
         _require(0 <= self.beta2 < 1, f"--beta2 {self.beta2}: must be at least 0 and below 1")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must not be negative")
         _require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63")
 
+    def _check_budget(self) -> None:
+        given = [name for name in BUDGETS[:-1] if getattr(self, name)]
+        _require(len(given) < 2, two_budgets(given))
+        for name in ("steps", "tokens", "repeat"):
+            value = getattr(self, name)
+            _require(0 <= value < 1e15, f"{flag(name)} {value}: must be above zero")
+        try:
+            if self.for_:
+                seconds_of(self.for_)
+        except ValueError:
+            raise UsageError(f"--for {self.for_}: give a time such as 90s, 5m, 6h or 1h30m, up to a year") from None
+        try:
+            if self.until:
+                next_time(self.until, 0.0)
+        except ValueError:
+            raise UsageError(f"--until {self.until}: give a time of day from 00:00 to 23:59, such as 07:00") from None
+
+    @property
+    def budget(self) -> str:
+        """Which of BUDGETS says how long the run is."""
+        return next((name for name in BUDGETS if getattr(self, name)), BUDGETS[-1])
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a clock ends the run, not a number of steps."""
+        return self.budget in TIMED
+
     @property
     def total_steps(self) -> int:
-        return self.epochs * self.iters_per_epoch
+        """Steps of the whole run; 0 where a clock, or the length of the text, is yet to say."""
+        known = {"steps": self.steps, "epochs": self.epochs * self.iters_per_epoch}
+        return known.get(self.budget, 0)
+
+    @property
+    def schedule_taken(self) -> Literal["cosine", "trapezoid"]:
+        """The schedule that `auto` stands for."""
+        if self.schedule == "auto":
+            return "trapezoid" if self.is_timed else "cosine"
+        return self.schedule
+
+    def with_budget(self, other: "TrainConfig | None" = None) -> "TrainConfig":
+        """This config with the budget of `other`, or with none but its epochs."""
+        names = BUDGETS if other else BUDGETS[:-1]
+        return replace(self, **{name: getattr(other or TrainConfig(), name) for name in names})
 
     @property
     def micro_batch_size(self) -> int:

@@ -1,4 +1,13 @@
-"""Seconds as people say them."""
+"""Seconds and times of day as people say them."""
+
+import re
+import time
+
+_UNITS = {"d": 86_400, "h": 3_600, "min": 60, "m": 60, "s": 1}
+_PART = r"(\d+(?:\.\d+)?) *(d|h|min|m|s) *"
+_CLOCK = re.compile(r"(\d{1,2}):(\d\d)")
+# No budget is longer; it keeps dates and sums in range.
+MAX_S = 366 * 86_400
 
 
 def duration(seconds: float) -> str:
@@ -8,3 +17,30 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def seconds_of(text: str) -> float:
+    """ "90" -> 90, "5m" -> 300, "1h30m" -> 5400, "1.5h" -> 5400; raises ValueError for anything else, and for 0."""
+    text = text.strip() + ("s" if re.fullmatch(r"[\d.]+", text.strip()) else "")
+    if not re.fullmatch(f"(?:{_PART})+", text):
+        raise ValueError("no duration")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
+    if not 0 < seconds <= MAX_S:
+        raise ValueError("no time at all, or more than a year")
+    return seconds
+
+
+def next_time(clock: str, now: float) -> float:
+    """The next instant after `now` at which the local clock shows `clock`, such as "07:00"; raises ValueError.
+
+    Both instants as time.time() counts them, so that a change to summer time in between is right.
+    """
+    match = _CLOCK.fullmatch(clock.strip())
+    if match is None or int(match[1]) > 23 or int(match[2]) > 59:
+        raise ValueError("no time of day")
+    year, month, day, *_ = time.localtime(now)
+    for days in (0, 1):
+        instant = time.mktime((year, month, day + days, int(match[1]), int(match[2]), 0, 0, 0, -1))
+        if instant > now:
+            return instant
+    return now + 86_400  # a clock set back at that very hour

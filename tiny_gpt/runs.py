@@ -1,6 +1,7 @@
 """Runs on the disk: which folder a run gets, which is unfinished, which model is the newest. Without torch."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,14 @@ class Unfinished:
     step: int
     total_steps: int
     iters_per_epoch: int
+    progress: float | None = None
+    """0 to 1, for a run that a clock ends."""
 
     def __str__(self) -> str:
+        if self.progress is not None:
+            return f"{self.folder} holds an unfinished run: {self.progress:.0%} of its time, step {self.step:,}"
         epoch = self.step // self.iters_per_epoch + 1
-        n_epochs = self.total_steps // self.iters_per_epoch
+        n_epochs = math.ceil(self.total_steps / self.iters_per_epoch)
         return (
             f"{self.folder} holds an unfinished run: epoch {min(epoch, n_epochs)} of {n_epochs}, "
             f"step {self.step:,} of {self.total_steps:,}"
@@ -44,7 +49,8 @@ def unfinished(folder: Path, total_steps: int = 0) -> Unfinished | None:
         try:
             about = store.about(step)
             total_steps = max(total_steps, int(about["total_steps"]))
-            found = Unfinished(folder, step, total_steps, max(1, int(about["iters_per_epoch"])))
+            progress = float(about["progress"]) if about.get("is_timed") else None
+            found = Unfinished(folder, step, total_steps, max(1, int(about["iters_per_epoch"])), progress)
         except (DamagedError, BadInputError, KeyError, TypeError, ValueError):
             continue
         is_finished = found.step >= found.total_steps and (folder / FINAL_FILE).exists()

@@ -57,6 +57,10 @@ class RunState:
     save_s: float = 0.0
     pause_s: float = 0.0
     """Seconds so far."""
+    rate_share: float = 0.0
+    """The last step's learning rate as a part of the peak, before rate_factor; 0 also where it is not known."""
+    budget: dict[str, Any] = field(default_factory=dict)
+    """Where a run that a clock ends stands."""
     incidents: list[str] = field(default_factory=list)
     """What a person should read in the morning."""
     guard: dict[str, Any] = field(default_factory=dict)

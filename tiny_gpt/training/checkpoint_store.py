@@ -66,8 +66,11 @@ class CheckpointStore:
         """The steps of all checkpoints, the newest first, by their names alone."""
         return sorted((step for step, _ in self._named()), reverse=True)
 
-    def newest(self, before: float = float("inf")) -> tuple[Checkpoint | None, list[str]]:
+    def newest(
+        self, before: float = float("inf"), is_wanted: Callable[[dict[str, Any]], bool] = lambda about: True
+    ) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint before step `before` whose every byte verifies, and a line for each that does not.
+        Those that are not wanted, by what is told of them, are passed over.
 
         The bad ones are set aside.
         """
@@ -76,7 +79,8 @@ class CheckpointStore:
             if step >= before:
                 continue
             try:
-                return self.verified(step), notes
+                if is_wanted(self.about(step)):
+                    return self.verified(step), notes
             except DamagedError as damage:
                 notes.append(f"{self._path(step)} is damaged ({damage}); {self.set_aside(step)}")
         return None, notes
@@ -143,6 +147,12 @@ class CheckpointStore:
             if step not in kept:
                 self._delete(self._path(step))
 
+    def forget_after(self, step: int) -> None:
+        """Delete all checkpoints later than `step`: the run goes another way from there."""
+        for later in self.steps():
+            if later > step:
+                self._delete(self._path(later))
+
     def make_room(self) -> bool:
         """Delete the oldest thing for the sake of a full disk; False if only the newest checkpoint is left."""
         set_aside = sorted((self.folder / SET_ASIDE_FOLDER).glob("*"))
@@ -170,7 +180,7 @@ class CheckpointStore:
             self.folder.rmdir()  # of a run that never came to its first checkpoint
 
     def _worth_keeping(self, steps: Iterable[int]) -> set[int]:
-        """The best by val_loss, and the first one after each milestone."""
+        """The best by val_loss, the first one after each milestone, and the last one before the rate fell."""
         known: dict[int, dict[str, Any]] = {}
         for step in sorted(steps):
             try:
@@ -179,6 +189,7 @@ class CheckpointStore:
                 continue
         losses = {step: about["val_loss"] for step, about in known.items() if about.get("val_loss") is not None}
         kept = {min(losses, key=lambda step: losses[step])} if losses else set()
+        kept |= set([step for step, about in known.items() if is_before_cooldown(about)][-1:])
         for part in MILESTONES:
             after = [step for step, about in known.items() if step >= part * about.get("total_steps", float("inf"))]
             kept |= set(after[:1])
@@ -207,6 +218,11 @@ class CheckpointStore:
             shutil.rmtree(old)
             return True
         return False
+
+
+def is_before_cooldown(about: dict[str, Any]) -> bool:
+    """Whether a run can be trained further from a checkpoint of which this is told, and its loss does not jump."""
+    return about.get("is_cooling") is False
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class Prepared:
     """Steps that the run had done when it was stopped; 0 for a new one."""
     history: list["Evaluated"]
     """The evaluations of those steps."""
+    total_steps: int = 0
+    """Steps of the whole run; 0 where a clock ends it."""
+    left_s: float | None = None
+    """Seconds until it does."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class StepDone:
     step: int
     batch_loss: float | None
     learning_rate: float
+    progress: float = 0.0
+    """0 at the first step of the run's budget, 1 at the last."""
+    left_s: float | None = None
+    """Seconds until the run ends, where a clock says when."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,9 @@ class Finished:
     """The signal that ended the run early."""
     incidents: list[str]
     """What the run has met and dealt with, a line each, since its very first step."""
+    best_step: int = 0
+    left_s: float | None = None
+    """Seconds of the budget that are left, or below zero those that it took longer, where a clock says when it ends."""
 
 
 Event = (

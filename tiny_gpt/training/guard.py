@@ -19,6 +19,8 @@ MIN_RISE = 0.1
 # Trouble that skipping does not cure.
 MAX_STREAK = 3
 MAX_SKIPPED, SKIPPED_WITHIN = 10, 200
+# Steps between two looks at the guard on a GPU, where each look waits for all queued work.
+GUARD_INTERVAL = 16
 
 
 class Guard:

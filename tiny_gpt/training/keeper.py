@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import functools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,8 @@ class Keeper:
         """What a disk in trouble has not taken yet."""
         self._safe_step: int | None = None
         """Step of the checkpoint that holds the learner as it is now."""
+        self.write_s = 0.0
+        """Seconds that the last checkpoint took."""
 
     # --- checkpoints ---
 
@@ -75,10 +78,15 @@ class Keeper:
             self.store.prune()
         return Checkpointed(checkpoint.step, checkpoint.path)
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Have the learner go on from `checkpoint` as if nothing had happened. Raises DamagedError."""
-        self.learner.resume(checkpoint)
-        self._safe_step = checkpoint.step
+    def resume(self, checkpoint: Checkpoint, has_more: bool = False) -> None:
+        """Have the learner go on from `checkpoint` as if nothing had happened, or with the time that it is given now.
+
+        Raises DamagedError.
+        """
+        self.learner.resume(checkpoint, has_more)
+        self._safe_step = None if has_more else checkpoint.step
+        if has_more:
+            self.store.forget_after(checkpoint.step)
         with contextlib.suppress(OSError):
             self.final_path.unlink()  # of when the run was stopped: only the last step's says that it is finished
         self._mend_best_model()
@@ -98,11 +106,14 @@ class Keeper:
         for step in self.store.steps():
             if step > checkpoint.step:
                 self.store.set_aside(step)
-        self.learner.restore(checkpoint)
+        self.learner.step_back(checkpoint)
         self._safe_step = None  # whoever steps back goes on differently
 
     def _write(self) -> Checkpoint:
-        return self.store.write(self.learner.state.step, self.learner.files(), self.learner.summary())
+        start = time.perf_counter()
+        checkpoint = self.store.write(self.learner.state.step, self.learner.files(), self.learner.summary())
+        self.write_s = time.perf_counter() - start
+        return checkpoint
 
     # --- model files ---
 

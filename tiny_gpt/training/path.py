@@ -27,6 +27,7 @@ from tiny_gpt.device import (
     release_memory,
     synchronize,
 )
+from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.errors import OutOfResourcesError, UsageError
 from tiny_gpt.files import atomic_write, cache_folder, sha256_of, sha256_of_json
 from tiny_gpt.model import gpt, torch_compiled
@@ -39,6 +40,7 @@ AS_GOOD_AS_EQUAL = 1.05
 ON_REQUEST = ("compiled",)
 # Compiling takes about a minute, which a shorter run does not win back.
 MIN_STEPS_TO_COMPILE = 5_000
+MIN_S_TO_COMPILE = 600.0
 # A trial on a CPU: enough to keep it busy, and no more.
 TRIAL_LAYERS, TRIAL_TOKENS_PER_THREAD = 2, 512
 BUDGET_S, MAX_ROUNDS = 1.0, 5
@@ -95,9 +97,18 @@ def candidates(train: TrainConfig, device: torch.device) -> list[Candidate]:
         if train.path not in possible:
             raise UsageError(f"--path {train.path}: not on {device.type}; there are {', '.join(possible)} (or auto)")
         paths = (train.path,)
-    elif train.deterministic or train.total_steps < MIN_STEPS_TO_COMPILE:
+    elif train.deterministic or not _is_long(train):
         paths = tuple(path for path in paths if path not in torch_compiled.MODES)
     return [Candidate(path, precision) for path in paths for precision in precisions]
+
+
+def _is_long(train: TrainConfig) -> bool:
+    """Whether what compiling takes comes in again. Where a clock ends the run, the speed is not known yet."""
+    if train.until:
+        return next_time(train.until, time.time()) - time.time() >= MIN_S_TO_COMPILE
+    if train.for_:
+        return seconds_of(train.for_) >= MIN_S_TO_COMPILE
+    return train.total_steps >= MIN_STEPS_TO_COMPILE
 
 
 def compiles(train: TrainConfig, device: torch.device) -> bool:

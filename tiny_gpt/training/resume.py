@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tiny_gpt.config import BEST_FILE, ModelConfig, RunConfig, flag
+from tiny_gpt.config import BEST_FILE, BUDGETS, ModelConfig, RunConfig, flag
 from tiny_gpt.data.prepare import Dataset, identity_of, prepare, stored, stored_tokenizer
 from tiny_gpt.data.progress import Step
 from tiny_gpt.data.tokenizer import Tokenizer
@@ -17,8 +17,9 @@ from tiny_gpt.device import possible_precisions, processor_name
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.models import open_path
+from tiny_gpt.training.budget import Order
 from tiny_gpt.training.checkpoint import check_model, read_state
-from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError
+from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError, is_before_cooldown
 from tiny_gpt.training.path import Choice, choose
 
 # Where the run is, how it began and how it is told, not what it is.
@@ -47,6 +48,9 @@ class Saved:
             for name, value in now.items()
             if value not in (before[name], used[name]) and name not in _ELSEWHERE
         }
+        budget_before, budget_now = self.asked.train.budget, asked.train.budget
+        if is_other_budget := any(name in changed for name in BUDGETS):
+            changed |= {name: now[name] for name in BUDGETS}
         fixed = [setting.name for setting in fields(ModelConfig) if setting.name in changed]
         if self.config.train.start_from:
             fixed += [name for name in ("tokenizer", "vocab_size") if name in changed]
@@ -56,11 +60,32 @@ class Saved:
                 f"this run cannot go on with another model: {differences}.\n"
                 "Go on with the run's own settings (tiny-gpt resume), or start a new run (--new)"
             )
-        self.notes.extend(f"{flag(name)} was {before[name]}, is now {value}" for name, value in changed.items())
+        told = {name: value for name, value in changed.items() if name not in BUDGETS}
+        if is_other_budget and budget_before == budget_now:
+            told[budget_now] = now[budget_now]
+        elif is_other_budget:
+            names = flag(budget_before), before[budget_before], flag(budget_now), now[budget_now]
+            self.notes.append("the budget was {} {}, is now {} {}".format(*names))
+        self.notes.extend(f"{flag(name)} was {before[name]}, is now {value}" for name, value in told.items())
         if now["start_from"] not in ("", before["start_from"]):
             self.notes.append(f"--start-from {now['start_from']} is left alone: the run goes on with its own weights")
-        told = {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}
-        return self.config.with_flat(changed | told, str(self.checkpoint.path))
+        changed |= {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}
+        return self.config.with_flat(changed, str(self.checkpoint.path))
+
+    def has_more(self, asked: RunConfig, order: Order) -> bool:
+        """Whether a budget of time begins now, instead of the rest of the one that the run had."""
+        if not asked.train.is_timed:
+            return False
+        had, now = self.asked.train, asked.train
+        is_other = any(getattr(had, name) != getattr(now, name) for name in BUDGETS)
+        return is_other or (order.is_more and self.ordered_at != order.at)
+
+    @property
+    def ordered_at(self) -> float | None:
+        """When the timed budget that it is in was asked for."""
+        run = read_state(self.checkpoint).get("run")
+        budget = run.get("budget") if isinstance(run, dict) else None
+        return budget.get("ordered_at") if isinstance(budget, dict) else None
 
     def choose(self, config: RunConfig, vocab_size: int, device: torch.device) -> Choice:
         """The path and the precision that the run had or was told to take now, or others where it finds itself on a
@@ -97,6 +122,21 @@ class Saved:
         if not differences:
             return []
         return [f"this run began elsewhere ({'; '.join(differences)}): its losses may differ in their last digits"]
+
+
+def find_beginning(run_folder: Path, asked: RunConfig, order: Order) -> tuple[Saved, bool]:
+    """What a run goes on from, and whether it has a new budget of time from there: then that is its last state before
+    the rate fell, for its loss not to jump, unless all that is asked for is to cool down from where it is."""
+    saved = find_checkpoint(run_folder)
+    if not saved.has_more(asked, order):
+        return saved, False
+    if asked.train.cooldown < 1 and not is_before_cooldown(saved.checkpoint.about):
+        earlier, notes = CheckpointStore(run_folder).newest(is_wanted=is_before_cooldown)
+        saved.notes.extend(notes)
+        if earlier is not None:
+            saved.notes.append(f"going on from step {earlier.step:,}, before the learning rate fell")
+            saved = _read(earlier, saved.notes)
+    return saved, True
 
 
 def find_checkpoint(run_folder: Path) -> Saved:

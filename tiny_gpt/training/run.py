@@ -33,11 +33,12 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.models import open_path
 from tiny_gpt.recipes import RECIPES
+from tiny_gpt.training.budget import Order, resolved
 from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.night import Night
 from tiny_gpt.training.path import Choice, candidates, choose, compiles
-from tiny_gpt.training.resume import Saved, find_checkpoint, prepare_again, this_machine
+from tiny_gpt.training.resume import Saved, find_beginning, prepare_again, this_machine
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
 
@@ -45,18 +46,18 @@ EARLIER_FOLDER = "earlier"
 LOCK_FILE = ".lock"
 
 
-def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
+def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> Iterator[Event]:
     """Train as `config` says, into its out_dir: first the steps of preparing the text, then Prepared, Finished last.
 
     With `resume`, go on from the newest checkpoint there that verifies; settings that differ from those of that run
-    are taken over, but not another model, tokenizer or text. The model that a run starts from is read when it begins
-    and not needed to go on. From the first step on, Ctrl+C and SIGTERM end the run in good order; a closed terminal
-    ends nothing. Raises the TinyGPTError that tells what is wrong, before anything in out_dir is touched where that
-    is possible.
+    are taken over, but not another model, tokenizer or text. Where `order` adds time, go on from the last state before
+    the learning rate fell. The model that a run starts from is read when it begins and not needed to go on. From the
+    first step on, Ctrl+C and SIGTERM end the run in good order; a closed terminal ends nothing. Raises the TinyGPTError
+    that tells what is wrong, before anything in out_dir is touched where that is possible.
     """
-    out_dir = user_path(config.train.out_dir)
+    out_dir, order = user_path(config.train.out_dir), order or Order()
     with only_one(out_dir), StopRequest() as stop:
-        saved = find_checkpoint(out_dir) if resume else None
+        saved, has_more = find_beginning(out_dir, config, order) if resume else (None, False)
         asked, start = config, None
         if saved:
             config = saved.config_with_changes(config)
@@ -72,6 +73,7 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
         else:
             tokenizer = start.tokenizer if start else None
             dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
+        config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, dataset.tokenizer.vocab_size, PRECISIONS[config.train.precision]).to(device)
@@ -81,10 +83,10 @@ def run(config: RunConfig, resume: bool = False) -> Iterator[Event]:
         del start  # it would take its memory all night
         settings = {"config": config.to_flat(), "asked": asked.to_flat()}
         origin = {"data": dataset.identity, "machine": this_machine(device)}
-        trainer = Trainer(model, dataset, config, out_dir, settings, origin)
+        trainer = Trainer(model, dataset, config, out_dir, settings, origin, order)
         earlier = None if saved else set_aside_earlier_run(out_dir)
         if saved:
-            _go_on(trainer, saved, origin["machine"])
+            _go_on(trainer, saved, origin["machine"], has_more)
         with atomic_write(out_dir / CONFIG_FILE) as file:
             file.write(json.dumps(config.to_flat(), indent=2).encode() + b"\n")
         yield _prepared(config, dataset, trainer, earlier, choice)
@@ -161,7 +163,7 @@ def only_one(out_dir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _go_on(trainer: Trainer, saved: Saved, machine: dict[str, Any]) -> None:
+def _go_on(trainer: Trainer, saved: Saved, machine: dict[str, Any], has_more: bool) -> None:
     """Load the checkpoint; one that verifies and still cannot be used makes way for the one before it."""
     notes = [*saved.notes, *saved.machine_differences(machine)]
     if reason := restart_reason():
@@ -169,7 +171,7 @@ def _go_on(trainer: Trainer, saved: Saved, machine: dict[str, Any]) -> None:
     checkpoint = saved.checkpoint
     while True:
         try:
-            trainer.resume(checkpoint)
+            trainer.resume(checkpoint, has_more)
             break
         except DamagedError as damage:
             store = trainer.keeper.store
@@ -227,4 +229,6 @@ def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Pa
         earlier_run=earlier,
         steps_done=trainer.learner.state.step,
         history=list(trainer.learner.history),
+        total_steps=config.train.total_steps,
+        left_s=trainer.learner.course.left_s(),
     )

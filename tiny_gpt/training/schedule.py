@@ -1,19 +1,53 @@
-"""Step to learning rate, pure: linear warm-up, then half a cosine down (arXiv 1608.03983)."""
+"""Progress to learning rate, pure: a linear warm-up, then what SCHEDULES holds.
+
+Half a cosine (arXiv 1608.03983) must know from the start how long the run is, and what it ends with cannot be trained
+further without a jump. A trapezoid (constant, then a straight line to zero: arXiv 2405.18392) can: from the state
+before its cool-down.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from tiny_gpt.config import TrainConfig
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of `step`, counted from 0.
+@dataclass(frozen=True)
+class Place:
+    """Where a step stands in its budget."""
 
-    The first step is above zero, the peak is reached at the end of the warm-up, and the last step has the minimum
-    (in runs of three steps or more).
-    """
-    peak, floor = config.learning_rate, config.min_learning_rate
-    warmup_steps = min(config.warmup_steps, config.total_steps // 2)
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, config.total_steps - 1 - warmup_steps)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+    progress: float
+    """0 at the budget's first step, 1 at its last."""
+    rise: tuple[float, float]
+    """How much of the warm-up is done, of how much; over when it is more than that."""
+    fall: float
+    """0 at the warm-up's end, 1 at the last step."""
+    is_last: bool
+    top: float = 1.0
+    """The part of the peak rate that the warm-up leads to."""
+
+
+def learning_rate(at: Place, config: TrainConfig) -> float:
+    """The rate of the step at `at`."""
+    peak = config.learning_rate * at.top
+    done, whole = at.rise
+    if done <= whole:
+        return peak * done / whole
+    return SCHEDULES[config.schedule_taken](at.fall, peak, config)
+
+
+def is_cooling(at: Place, config: TrainConfig) -> bool:
+    """Whether the rate has begun to fall: a state from before that can be trained on for any time."""
+    return config.schedule_taken != "trapezoid" or at.fall > 1 - config.cooldown or at.top < 1
+
+
+def _cosine(fall: float, peak: float, config: TrainConfig) -> float:
+    floor = min(peak, config.min_learning_rate)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * fall)) / 2
+
+
+def _trapezoid(fall: float, peak: float, config: TrainConfig) -> float:
+    return peak * min(1.0, (1 - fall) / config.cooldown)
+
+
+SCHEDULES: dict[str, Callable[[float, float, TrainConfig], float]] = {"cosine": _cosine, "trapezoid": _trapezoid}

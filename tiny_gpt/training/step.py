@@ -9,8 +9,9 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.batches import Batch
 from tiny_gpt.device import most_blocks_at_once
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.training.budget import place_of
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.schedule import learning_rate
+from tiny_gpt.training.schedule import Place, learning_rate
 
 
 def train_step(
@@ -22,12 +23,14 @@ def train_step(
     n_parts: int = 1,
     rate_factor: float = 1.0,
     guard: Guard | None = None,
+    place: Place | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer update with the mean loss over `batch`: (loss, gradient norm before clipping), on the device.
 
     The batch is computed in `n_parts` parts, or as many as the config asks for, whose gradients add up to that of the
     whole. Until the update nothing has changed but gradients, so that a step which ran out of memory can be done
-    again. A step that `guard` does not like leaves weights and moments as they are.
+    again. A step that `guard` does not like leaves weights and moments as they are. The rate is that of `place`,
+    which without a clock is a matter of `step` alone.
     """
     batch_size, block_size = batch.inputs_BT.shape
     n_blocks = part_size(batch_size, max(n_parts, config.train.grad_accum_steps), block_size, model.device)
@@ -41,8 +44,9 @@ def train_step(
         part_loss.backward()
         loss += part_loss.detach()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip or math.inf)
+    place = place or place_of(step, config.train.total_steps, config.train.warmup_steps)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config.train) * rate_factor
+        group["lr"] = learning_rate(place, config.train) * rate_factor
     if guard is not None:
         skips = guard.judge(step, loss, grad_norm)
         optimizer.found_inf = skips  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from tiny_gpt.device import peak_memory_bytes, release_memory
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import load_model
+from tiny_gpt.training.budget import Order, TimedCourse
 from tiny_gpt.training.checkpoint_store import Checkpoint
 from tiny_gpt.training.evaluate import FixedWindows, affordable_tokens, bits_per_byte
 from tiny_gpt.training.events import (
@@ -33,10 +34,11 @@ from tiny_gpt.training.events import (
     Stopping,
     Warned,
 )
+from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.keeper import Keeper
 from tiny_gpt.training.learner import Learner
 from tiny_gpt.training.night import Night
-from tiny_gpt.training.schedule import learning_rate
+from tiny_gpt.training.schedule import Place, is_cooling
 from tiny_gpt.training.step import is_out_of_memory, train_step
 
 Result = TypeVar("Result")
@@ -44,8 +46,13 @@ Result = TypeVar("Result")
 # Shares of the time that evaluations may take.
 VAL_SHARE = 0.05
 TRAIN_SHARE = 0.0125
-# Steps between two looks at the guard on a GPU, where each look waits for all queued work.
-GUARD_INTERVAL = 16
+# A run that a clock ends is evaluated after so much of its progress, or later where that takes too much of the time.
+EVAL_PROGRESS = 0.025
+# Part of such a run that scoring the best model over more text at its end may take.
+FINAL_SHARE = 0.01
+# Writing what the best model says, and all else that comes after the training. A model of three million parameters
+# takes 0.5 s on 2 cores of an AMD EPYC.
+AFTERWARDS_S = 1.0
 # Steps back without a better model in between; more of them do not help.
 MAX_ROLLBACKS = 3
 MAX_INCIDENTS = 200
@@ -64,23 +71,32 @@ class Trainer:
         out_dir: Path,
         settings: dict[str, Any] | None = None,
         origin: dict[str, Any] | None = None,
+        order: Order | None = None,
     ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
-        self.learner = Learner(model, config, settings or {}, origin or {})
+        self.learner = Learner(model, config, settings or {}, origin or {}, order)
         self.keeper = Keeper(self.learner, dataset.tokenizer, out_dir, self.note)
         block_size, train = config.model.block_size, config.train
         self.batches = Batches(dataset.train.ids, block_size, train.batch_size, train.seed, model.device)
         self.tokens_per_step = train.batch_size * block_size
         tokens_between = self.tokens_per_step * min(train.eval_interval, train.iters_per_epoch)
-        self.val_windows = self._windows(dataset.val, tokens_between, VAL_SHARE)
-        self.train_windows = self._windows(dataset.train, tokens_between, TRAIN_SHARE)
+        self.val_windows = self._windows(dataset.val, affordable_tokens(tokens_between, VAL_SHARE))
+        self.train_windows = self._windows(dataset.train, affordable_tokens(tokens_between, TRAIN_SHARE))
         self._noted: list[Warned] = []
         self._n_told_skips = 0
+        self._evaluated_at = 0.0, 0.0
+        self._eval_token_s: float | None = None
+        self._end_takes_time()
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint` as if nothing had happened. Raises DamagedError."""
-        self.keeper.resume(checkpoint)
+    def resume(self, checkpoint: Checkpoint, has_more: bool = False) -> None:
+        """Go on from `checkpoint` as if nothing had happened, or with the time that the run is given now.
+
+        Raises DamagedError.
+        """
+        self.keeper.resume(checkpoint, has_more)
         self._fit_windows()
+        self._evaluated_at = self.learner.course.progress(checkpoint.step), self.learner.clock.train_s
+        self._end_takes_time()
 
     def train(self, night: Night) -> Iterator[Event]:
         """Run to the last step, or to the end of the step in which `night` asks to stop.
@@ -92,32 +108,36 @@ class Trainer:
         self.model.train()
         if not self.keeper.store.steps():
             yield self.keeper.first_checkpoint()
+        yield from self._told(self.keeper.checkpoint())  # where a new budget has begun
         first_step = learner.state.step
         learner.clock.start_lap(first_step)
-        while learner.state.step < train.total_steps:
-            loss, grad_norm = self._step()
+        while not learner.course.is_over(learner.state.step):
+            place = learner.course.begin(learner.state.step)
+            yield from self._before_cooldown(place)
+            loss, grad_norm = self._step(place)
             night.beat()
-            learner.state.step += 1
+            learner.has_done(place)
             step = learner.state.step
             yield from self._told(*(Warned(step, line) for line in night.notes()))
-            if self._is_beyond_skipping(step):
+            if self._is_beyond_skipping(place):
                 yield from self._step_back("the loss is no number any more, or far above what it was")
                 continue
             stopping = night.stop.signal_number
-            epoch_ends = step % train.iters_per_epoch == 0
-            is_regular = epoch_ends or step % train.iters_per_epoch % train.eval_interval == 0
+            epoch_ends = not train.is_timed and (step % train.iters_per_epoch == 0 or place.is_last)
+            is_regular = epoch_ends or self._evaluation_is_due(place)
             if stopping is not None:
                 if not is_regular:  # an evaluation that the whole run would not have made is not kept
                     yield from self._told(self.keeper.checkpoint())
                 yield Stopping(stopping)
             evaluates = is_regular or stopping is not None
-            yield StepDone(step, loss.item() if evaluates or step == 1 else None, self._rate(step))
+            batch_loss = loss.item() if evaluates or step == 1 else None
+            yield StepDone(step, batch_loss, self._rate(place), place.progress, learner.course.left_s())
             if (seconds := learner.clock.measure_once(step - first_step, self.model.device)) is not None:
                 yield (speed := self._speed(step, seconds))
                 if speed.remaining_s > LONG_S and night.awake_problem:
                     yield Warned(step, night.awake_problem)
             if evaluates:
-                evaluated = self._evaluate(step, loss.item(), grad_norm.item(), night)
+                evaluated = self._evaluate(place, loss.item(), grad_norm.item(), night)
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
                     yield from self._step_back("the validation loss is no number any more")
                     continue
@@ -136,8 +156,8 @@ class Trainer:
 
     # --- one step, one evaluation ---
 
-    def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next step; where memory runs out, the same step again in smaller parts."""
+    def _step(self, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step at `place`; where memory runs out, the same step again in smaller parts."""
         learner, state = self.learner, self.learner.state
         batch = self.batches.batch(state.step + state.batch_offset)
         return self._within_memory(
@@ -150,6 +170,7 @@ class Trainer:
                 n_parts=state.n_parts,
                 rate_factor=state.rate_factor,
                 guard=learner.guard,
+                place=place,
             )
         )
 
@@ -174,13 +195,17 @@ class Trainer:
                 "the losses stay those of the whole batch"
             )
 
-    def _evaluate(self, step: int, batch_loss: float, grad_norm: float, night: Night) -> Evaluated:
-        n_steps, train_s = self.learner.clock.lap(step)
-        with self.learner.clock.apart("eval"):
+    def _evaluate(self, place: Place, batch_loss: float, grad_norm: float, night: Night) -> Evaluated:
+        step, clock = self.learner.state.step, self.learner.clock
+        n_steps, train_s = clock.lap(step)
+        eval_s = clock.eval_s
+        with clock.apart("eval"):
             train_loss, val_loss = (
                 self._within_memory(functools.partial(windows.loss, self.model, night.beat))
                 for windows in (self.train_windows, self.val_windows)
             )
+        self._eval_token_s = (clock.eval_s - eval_s) / (self.train_windows.n_tokens + self.val_windows.n_tokens)
+        self._evaluated_at = place.progress, clock.train_s
         return Evaluated(
             step=step,
             epoch=math.ceil(step / self.config.train.iters_per_epoch),
@@ -188,10 +213,10 @@ class Trainer:
             val_loss=val_loss,
             val_bits_per_byte=self._bits_per_byte(val_loss),
             batch_loss=batch_loss,
-            learning_rate=self._rate(step),
+            learning_rate=self._rate(place),
             grad_norm=grad_norm,
             tokens_per_s=n_steps * self.tokens_per_step / train_s,
-            elapsed_s=self.learner.clock.elapsed_s,
+            elapsed_s=clock.elapsed_s,
         )
 
     def _take(self, evaluated: Evaluated) -> Iterator[Event]:
@@ -204,6 +229,44 @@ class Trainer:
         yield evaluated
         better = self.keeper.is_better(evaluated)
         yield from self._told(self.keeper.save_best(evaluated) if better else self.keeper.catch_up())
+
+    # --- a run that a clock ends ---
+
+    def _evaluation_is_due(self, place: Place) -> bool:
+        """By the number of the step; where a clock ends the run by its progress, and never too close to its end."""
+        train, step = self.config.train, self.learner.state.step
+        if not train.is_timed:
+            return step % train.iters_per_epoch % train.eval_interval == 0
+        progress, train_s = self._evaluated_at
+        is_affordable = self.learner.clock.train_s - train_s >= self._eval_s() / (VAL_SHARE + TRAIN_SHARE)
+        is_time = progress + EVAL_PROGRESS <= place.progress <= 1 - EVAL_PROGRESS
+        return place.is_last or (is_time and is_affordable)
+
+    def _eval_s(self) -> float:
+        """Seconds that an evaluation takes: as the last one, or by the arithmetic of a step."""
+        return (self.train_windows.n_tokens + self.val_windows.n_tokens) * self._token_s()
+
+    def _token_s(self) -> float:
+        if self._eval_token_s is not None:
+            return self._eval_token_s
+        course = self.learner.course
+        step_s = course.step_s if isinstance(course, TimedCourse) else None
+        return (step_s or 0.0) / (3 * self.tokens_per_step)
+
+    def _end_takes_time(self) -> None:
+        """Have a timed budget set the time aside that is needed after the last step."""
+        if isinstance(self.learner.course, TimedCourse):
+            self.learner.course.end_s = self._end_s
+
+    def _end_s(self, step_s: float) -> float:
+        """The last evaluation, checkpoint and model files, the best model's last score, a sample."""
+        final_s = min(len(self.dataset.val), self._final_tokens()) * self._token_s()
+        return self._eval_s() + final_s + 2 * self.keeper.write_s + AFTERWARDS_S
+
+    def _before_cooldown(self, place: Place) -> Iterator[Event]:
+        """A checkpoint of the last moment from which the run can be trained further for any time."""
+        if is_cooling(place, self.config.train) and not self.learner.is_cooling and self.learner.state.step:
+            yield from self._told(self.keeper.checkpoint())
 
     # --- what keeps a night going ---
 
@@ -221,9 +284,10 @@ class Trainer:
                 night.wait()
             yield Warned(self.learner.state.step, "training goes on")
 
-    def _is_beyond_skipping(self, step: int) -> bool:
+    def _is_beyond_skipping(self, place: Place) -> bool:
         """Look at the guard, where that does not hold up a GPU; tell of the steps that it has skipped."""
-        if self.model.device.type != "cpu" and step % GUARD_INTERVAL and step < self.config.train.total_steps:
+        step = self.learner.state.step
+        if self.model.device.type != "cpu" and step % GUARD_INTERVAL and not place.is_last:
             return False
         n_skipped = self.learner.guard.n_skipped_in_all()
         if n_new := n_skipped - self._n_told_skips:
@@ -284,13 +348,14 @@ class Trainer:
         val_loss, scored_tokens = best.val_loss, self.val_windows.n_tokens
         if night.stop.signal_number is None:
             model = load_model(path, self.model.device, self.model.compute_dtype).model
-            windows = self._windows(self.dataset.val, last.step * self.tokens_per_step, VAL_SHARE)
+            windows = self._windows(self.dataset.val, self._final_tokens())
             with learner.clock.apart("eval"):
                 val_loss, scored_tokens = windows.loss(model, night.beat), windows.n_tokens
         elapsed_s = learner.clock.elapsed_s
         return Finished(
             best_path=path,
             best_epoch=best.epoch,
+            best_step=best.step,
             best_val_loss=val_loss,
             best_val_bits_per_byte=self._bits_per_byte(val_loss),
             scored_tokens=scored_tokens,
@@ -302,17 +367,23 @@ class Trainer:
             peak_memory_bytes=peak_memory_bytes(self.model.device),
             stopped_by=night.stop.signal_number,
             incidents=[*learner.state.incidents, *night.machine.summary()],
+            left_s=learner.course.left_s(),
         )
 
     # --- figures and words ---
 
-    def _rate(self, step: int) -> float:
-        return learning_rate(step - 1, self.config.train) * self.learner.state.rate_factor
+    def _rate(self, place: Place) -> float:
+        return self.learner.rate(place) * self.learner.state.rate_factor
 
-    def _windows(self, tokens: Tokens, tokens_trained: int, share: float) -> FixedWindows:
-        """As much of `tokens` as can be scored in `share` of the time that training on `tokens_trained` takes."""
-        limit = affordable_tokens(tokens_trained, share)
-        return FixedWindows(tokens.ids, self.config.model.block_size, self.learner.part_size, limit)
+    def _final_tokens(self) -> int:
+        """For the best model's score at the end: more than the evaluations have, where the run was long enough."""
+        tokens_trained = self.learner.state.step * self.tokens_per_step
+        if self.config.train.is_timed:
+            return max(self.val_windows.n_tokens, affordable_tokens(tokens_trained, FINAL_SHARE))
+        return affordable_tokens(tokens_trained, VAL_SHARE)
+
+    def _windows(self, tokens: Tokens, max_tokens: int) -> FixedWindows:
+        return FixedWindows(tokens.ids, self.config.model.block_size, self.learner.part_size, max_tokens)
 
     def _fit_windows(self) -> None:
         self.val_windows.batch_size = self.train_windows.batch_size = self.learner.part_size
@@ -322,10 +393,10 @@ class Trainer:
         eval_tokens = (self.val_windows.n_tokens + self.train_windows.n_tokens) / 3
         evals_per_step = 1 / min(train.eval_interval, train.iters_per_epoch)
         overhead = 1 + evals_per_step * eval_tokens / self.tokens_per_step
-        return SpeedMeasured(
-            tokens_per_s=self.tokens_per_step / seconds_per_step,
-            remaining_s=(train.total_steps - step) * seconds_per_step * overhead,
-        )
+        left_s = self.learner.course.left_s()
+        if left_s is None:
+            left_s = (train.total_steps - step) * seconds_per_step * overhead
+        return SpeedMeasured(tokens_per_s=self.tokens_per_step / seconds_per_step, remaining_s=left_s)
 
     def _bits_per_byte(self, val_loss: float) -> float:
         return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)

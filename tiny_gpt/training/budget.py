@@ -1,0 +1,285 @@
+"""How far a run is along its budget: steps or seconds in, progress from 0 to 1 out, which every schedule goes by.
+
+A number of steps is a pure function of the step. A clock is not: how many steps fit is found while they are made.
+After every step the seconds that are left, less what the end itself takes, are divided by what a step takes at
+present; that many steps share the progress that is left. So a slow machine makes fewer steps, a machine that slept
+makes fewer, and each run comes to its end with its rate fallen.
+"""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+from tiny_gpt.config import RunConfig, TrainConfig
+from tiny_gpt.duration import next_time, seconds_of
+from tiny_gpt.training.machine import system_clocks
+from tiny_gpt.training.schedule import Place
+
+# A warm-up takes at most such a part of a timed budget, whatever its steps.
+MAX_WARMUP = 0.05
+# The pace is the median of so many measurements: one long step, such as one in which the machine slept, is none.
+PACE_MEASUREMENTS = 15
+# The first steps compile and fetch; until there are more measurements, so many steps at least are thought to follow.
+FEWEST_MEASUREMENTS, FEWEST_STEPS = 3, 10
+# A run may end late by so many seconds, or such a part of its time.
+LATE_S, LATE_SHARE = 10.0, 0.01
+# What follows the last step takes at most such a part of the time, as far as the steps make room for it.
+MAX_END_SHARE = 0.5
+
+
+class Course(Protocol):
+    """The way through a budget, step after step."""
+
+    def begin(self, step: int) -> Place:
+        """Where `step`, counted from 0 over the whole run, stands. Ask once for each step, in order."""
+        ...
+
+    def end(self, step: int) -> None:
+        """`step` is done."""
+        ...
+
+    def is_over(self, n_steps: int) -> bool:
+        """Whether the budget is used up after `n_steps` of the whole run."""
+        ...
+
+    def progress(self, n_steps: int) -> float:
+        """0 to 1, the share of the budget that `n_steps` have used."""
+        ...
+
+    def left_s(self) -> float | None:
+        """Seconds until the run ends, where a clock says when."""
+        ...
+
+    def go_back(self, values: dict[str, Any]) -> None:
+        """The run has stepped back to where `to_dict` gave `values`."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in plain JSON types."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepCourse:
+    """A known number of steps: the place of each is a function of its number alone."""
+
+    total_steps: int
+    warmup_steps: int
+
+    def begin(self, step: int) -> Place:
+        return place_of(step, self.total_steps, self.warmup_steps)
+
+    def end(self, step: int) -> None:
+        pass
+
+    def is_over(self, n_steps: int) -> bool:
+        return n_steps >= self.total_steps
+
+    def progress(self, n_steps: int) -> float:
+        return min(1.0, n_steps / self.total_steps)
+
+    def left_s(self) -> None:
+        return None
+
+    def go_back(self, values: dict[str, Any]) -> None:
+        pass
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def place_of(step: int, total_steps: int, warmup_steps: int) -> Place:
+    """Where `step`, counted from 0, stands in a run of so many steps; the warm-up takes at most half of them.
+
+    The first step has a rate above zero, the warm-up's last one the peak's, and the last one the schedule's end (in
+    runs of three steps or more).
+    """
+    warmup_steps = min(warmup_steps, total_steps // 2)
+    return Place(
+        progress=step / max(1, total_steps - 1),
+        rise=(step + 1, warmup_steps),
+        fall=max(0, step - warmup_steps) / max(1, total_steps - 1 - warmup_steps),
+        is_last=step >= total_steps - 1,
+    )
+
+
+@dataclass
+class TimedState:
+    """What a run keeps of its way through a timed budget. Instants are those of time.time()."""
+
+    ordered_at: float = 0.0
+    """When a person asked for it: another instant is another budget, though it be as long."""
+    asked_s: float = 0.0
+    """How long it is."""
+    spent_s: float = 0.0
+    saved_at: float = 0.0
+    progress: float = 0.0
+    """That of the last step."""
+    warm_at: float = 0.0
+    """The progress at which the warm-up was over."""
+    first_step: int = 0
+    start: float = 0.0
+    """The part of the peak rate that it began with."""
+    top: float = 1.0
+    """The part of the peak rate that it rises to."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TimedState":
+        """The inverse of `asdict`; raises ValueError or TypeError."""
+        state = cls(**values)
+        if not all(type(value) in (int, float) and 0 <= value < 1e15 for value in asdict(state).values()):
+            raise ValueError("the state of its budget has odd numbers")
+        return state
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """In seconds."""
+
+    elapsed: Callable[[], float] = field(default_factory=lambda: system_clocks().elapsed)
+    """Nobody sets it, and it counts while the program is stopped and while the machine sleeps: for --for."""
+    wall: Callable[[], float] = time.time
+    """The one that people see: for --until."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The command that a person gave, once, however often it is started again."""
+
+    at: float = field(default_factory=time.time)
+    """When they gave it, by time.time()."""
+    is_more: bool = False
+    """Whether its time is to come on top of what a run has had: `tiny-gpt resume RUN --for 3h`."""
+    is_restart: bool = False
+    """The same command again, after a crash: the time since the last checkpoint counts."""
+
+
+def begin_budget(config: TrainConfig, order: Order, now: float, step: int = 0, share: float = 0.0) -> TimedState:
+    """The timed budget of `config` from `now` on, for a run at `step` whose last rate was that `share` of the peak.
+
+    One that cools down from its beginning does so from the rate where it is.
+    """
+    ordered_at = order.at
+    asked_s = seconds_of(config.for_) if config.for_ else max(0.0, next_time(config.until, ordered_at) - now)
+    top = share if config.cooldown == 1 and share > 0 else 1.0
+    return TimedState(ordered_at, asked_s, first_step=step, start=share, top=top)
+
+
+class TimedCourse:
+    """A budget that a clock ends. `end_s` tells, from the seconds of a step, how long all after the last one takes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        state: TimedState,
+        train_s: Callable[[], float],
+        steps_at_once: int = 1,
+        clocks: Clocks | None = None,
+    ) -> None:
+        """`train_s` counts the seconds of steps alone, which a GPU works off `steps_at_once` at a time."""
+        self.end_s: Callable[[float], float] = lambda step_s: 0.0
+        self.state = state
+        self._config, self._train_s, self._steps_at_once = config, train_s, steps_at_once
+        self._clocks = clocks or Clocks()
+        self._spent_before_s, self._start = state.spent_s, self._clocks.elapsed()
+        self._measured: deque[float] = deque(maxlen=PACE_MEASUREMENTS)
+        self._mark: tuple[int, float] | None = None
+        self._is_first = state.progress == 0
+        self._cooldown = config.cooldown if config.schedule_taken == "trapezoid" else 1.0
+
+    # --- as Course has it ---
+
+    def begin(self, step: int) -> Place:
+        if self._mark is None:
+            self._mark = step, self._train_s()
+        state = self.state
+        left = self._steps_left()
+        if left == 1:
+            state.progress = 1.0
+        elif not self._is_first:
+            state.progress += (1 - state.progress) / left
+        self._is_first = False
+        warm = max((step + 1 - state.first_step) / max(1, self._config.warmup_steps), state.progress / MAX_WARMUP)
+        rise = (1.0, 0.0)
+        if warm <= 1 and state.start < state.top:
+            start = state.start / state.top
+            rise = (start + (1 - start) * warm, 1.0)
+            state.warm_at = state.progress
+        fall = (state.progress - state.warm_at) / max(1e-9, 1 - state.warm_at)
+        return Place(state.progress, rise, fall, left == 1, state.top)
+
+    def end(self, step: int) -> None:
+        assert self._mark is not None, "a step that ends has begun"
+        first_step, first_s = self._mark
+        n_steps = step + 1 - first_step
+        if n_steps >= self._steps_at_once:
+            train_s = self._train_s()
+            self._measured.append((train_s - first_s) / n_steps)
+            self._mark = step + 1, train_s
+
+    def is_over(self, n_steps: int) -> bool:
+        return self.state.progress >= 1
+
+    def progress(self, n_steps: int) -> float:
+        return self.state.progress
+
+    def left_s(self) -> float:
+        state = self.state
+        if self._config.until:
+            return next_time(self._config.until, state.ordered_at) - self._clocks.wall()
+        return state.asked_s - self._spent_s()
+
+    def go_back(self, values: dict[str, Any]) -> None:
+        """Less progress, and no more time: what is left is gone through faster."""
+        is_earlier = values.get("ordered_at") == self.state.ordered_at  # else of the budget before this one
+        earlier = TimedState.from_dict(values) if is_earlier else TimedState()
+        self.state.progress, self.state.warm_at = earlier.progress, earlier.warm_at
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(replace(self.state, spent_s=self._spent_s(), saved_at=self._clocks.wall()))
+
+    # --- the pace ---
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds that a step takes at present, evaluations and saving left out; None before the first one."""
+        return statistics.median_low(self._measured) if self._measured else None
+
+    def _spent_s(self) -> float:
+        return self._spent_before_s + self._clocks.elapsed() - self._start
+
+    def _steps_left(self) -> float:
+        """How many more steps fit, with the one that is about to begin; 1 if it is the last."""
+        state, step_s = self.state, self.step_s
+        if step_s is None:
+            return math.inf
+        end_s = min(self.end_s(step_s), MAX_END_SHARE * state.asked_s)
+        left_s, whole_s = self.left_s() - end_s, state.asked_s - end_s
+        cooling_s = self._shortest_cooldown_s(whole_s) * min(1.0, (1 - state.progress) / self._cooldown)
+        if left_s < cooling_s:  # the machine slept, or has become very slow: nothing but the cool-down is left to do
+            state.progress = max(state.progress, 1 - self._cooldown)
+            left_s = cooling_s
+        left = left_s / max(step_s, 1e-6)
+        if len(self._measured) < FEWEST_MEASUREMENTS and left_s > cooling_s:
+            left = max(left, FEWEST_STEPS)
+        return left if left >= 1.5 else 1.0
+
+    def _shortest_cooldown_s(self, whole_s: float) -> float:
+        """Seconds that a cool-down has in any case, though the run ends half as late for it as it may. On a regular
+        way it has four times as many."""
+        late_s = max(LATE_S, LATE_SHARE * self.state.asked_s) / 2
+        return max(0.0, min(late_s, self._cooldown * whole_s / 4))
+
+
+def resolved(config: RunConfig, train_tokens: int) -> RunConfig:
+    """`config` with a budget of tokens, or of times through a text of `train_tokens`, as the steps that it takes."""
+    train = config.train
+    tokens = {"tokens": train.tokens, "repeat": train.repeat * train_tokens}.get(train.budget)
+    if tokens is None:
+        return config
+    steps = max(1, round(tokens / (train.batch_size * config.model.block_size)))
+    return replace(config, train=replace(train, tokens=0, repeat=0.0, steps=steps))
