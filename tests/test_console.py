@@ -175,6 +175,39 @@ def test_a_stream_without_utf8_gets_a_star_for_the_check_mark_and_a_bar_it_can_s
         assert any("|###|" in line for line in lines)
 
 
+TIMED = RunConfig().with_flat({"for_": "5m"}, "test")
+
+
+def timed_run():
+    yield replace(PREPARED, left_s=300.0, notes=[])
+    for step in range(1, 5):
+        yield StepDone(step, None, 2.5e-4, progress=step / 4, left_s=300.0 - 75 * step)
+        if step % 2 == 0:
+            yield evaluated(step)
+    yield replace(FINISHED, best_step=4, left_s=2.2)
+
+
+def test_a_run_that_a_clock_ends_tells_when_shows_the_time_to_go_and_compares(monkeypatch):
+    lines = [re.sub(SPEED, "SPEED", line) for line in shown(timed_run(), Stream(is_terminal=False), TIMED)]
+    first = r"training   until \d\d:\d\d, 5 min 00 s from now \(--for 5m\); 8,192 tokens a step"
+    assert any(re.fullmatch(first, line) for line in lines)
+    assert f" 50%, step 2: 2 min 30 s to go [SPEED, {DETAILS}]" in lines
+    assert "best model step 4, val_loss=1.2456 over 111,538 validation tokens, 1.797 bits per byte" in lines
+    assert lines[-1] == "asked      --for 5m: this is 2 s before its end"
+    monkeypatch.setenv("COLUMNS", "140")
+    bars = [re.sub(SPEED, "SPEED", line) for line in shown(timed_run(), Stream(is_terminal=True), TIMED)]
+    half = re.compile(rf"Training:  50%\|█▌ \| 2 min 30 s to go \[{CLOCK}, SPEED, {re.escape(DETAILS)}\]")
+    assert any(half.fullmatch(line) for line in bars)
+
+
+def test_a_last_epoch_of_fewer_steps_is_shown_as_long_as_it_is():
+    config = RunConfig().with_flat({"iters_per_epoch": 4, "steps": 6}, "test")
+    events = [replace(PREPARED, total_steps=6), StepDone(5, None, 0.1), StepDone(6, None, 0.1), evaluated(6, epoch=2)]
+    lines = shown([*events, EpochDone(2, 1.1234, 1.2456)], Stream(is_terminal=False), config)
+    assert any(line.startswith("training   6 steps, 8,192 tokens a step: 49,152 tokens") for line in lines)
+    assert any(line.startswith("Epoch 2/2: 2/2 [") for line in lines) and lines[-1].startswith("Epoch 2/2 complete")
+
+
 def test_why_a_path_was_taken_is_told_to_those_who_ask():
     asked = replace(CONFIG, train=replace(CONFIG.train, verbose=True))
     assert not any("paths measured" in line for line in shown([PREPARED], Stream(is_terminal=False)))

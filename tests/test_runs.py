@@ -76,6 +76,7 @@ def stopped(tiny_gpt, monkeypatch):
         patch.setattr(commands, "deliver", deliver_and_stop)
         code, shown = tiny_gpt(*train_words())
     assert code == 143 and "Go on where it stopped with:" in shown and "resume runs/text" in shown
+    assert re.search(r"Or let it come to a good end soon with: .*resume runs/text --for 1m --cooldown 1\n", shown)
     return Path("runs/text")
 
 
@@ -105,6 +106,41 @@ def test_resume_finds_the_run(tiny_gpt, stopped, name):
     assert code == 2 and "runs/text is finished; to train it further give more epochs" in shown
     code, shown = tiny_gpt("resume", "text", "--epochs", 3)
     assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step == 18
+
+
+def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more_time(tiny_gpt, stopped):
+    code, shown = tiny_gpt("resume", "text", "--for", "2s", "--cooldown", "1")
+    assert code == 0 and "the budget was --epochs 2, is now --for 2s" in shown
+    assert "asked      --for 2s: this is" in shown and not unfinished(stopped)
+    n_steps = load_model(stopped / FINAL_FILE, CPU).progress.step
+    assert re.search(r"Train it further, overnight, with: .*resume runs/text --for 8h", shown)
+    code, shown = tiny_gpt("resume", "text")
+    assert code == 2 and "is finished" in shown and "--for 1h" in shown
+    code, shown = tiny_gpt("resume", "text", "--for", "1s", "--cooldown", "0.5")
+    assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step > n_steps > 4
+    code, shown = tiny_gpt("resume", "text", "--for", "1s")
+    assert code == 0 and re.search(r"going on from step [\d,]+, before the learning rate fell", shown)
+
+
+def test_the_stop_says_how_to_end_well(tiny_gpt, stopped, monkeypatch):
+    commands_to_type = commands.NextCommands("", "", "tiny-gpt resume runs/text")
+    assert commands_to_type.cool_down(5 * 3600) == "tiny-gpt resume runs/text --for 30m --cooldown 1"
+    assert commands_to_type.cool_down(20) == "tiny-gpt resume runs/text --for 1m --cooldown 1"
+
+
+def test_of_a_run_that_a_clock_ends_its_share_of_the_time_is_told(tiny_gpt, monkeypatch):
+    def stop_at_once(event, consumers):
+        if isinstance(event, StepDone) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(commands, "deliver", stop_at_once)
+    words = train_words()
+    at = words.index("--epochs")
+    words = words[:at] + words[at + 2 :]
+    code, shown = tiny_gpt(*words, "--for", "1h")
+    assert code == 130 and "--for 1m --cooldown 1" in shown
+    code, shown = tiny_gpt(*words, "--for", "1h")
+    assert code == 2 and re.search(r"holds an unfinished run: \d+% of its time, step \d; give --resume", shown)
 
 
 @pytest.mark.parametrize(("words", "named"), [([], ["runs/text"]), (["text"], [])])

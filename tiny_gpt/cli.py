@@ -44,8 +44,12 @@ from tiny_gpt.verbs import (
 )
 from tiny_gpt.watchdog import watch
 
-# Set for the process that trains: what its parent has settled, as JSON [folder, goes on, name of this program, when].
+# Set for the process that trains: what its parent has settled, as JSON [folder, goes on, name of this program, when it
+# was asked for, whether its time comes on top].
 SETTLED = "TINY_GPT_SETTLED"
+
+# The time of a training of which nothing is said; `resume RUN --for 8h` makes a night of it.
+FIRST_LOOK = "5m"
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
@@ -73,7 +77,10 @@ def train(args: Sequence[str]) -> int:
     """Train a model on your text; it goes to a folder in runs/."""
     start = _given(args, "recipe", "config")
     base = RECIPES.get(start["recipe"] or "", RunConfig())
-    base = load_config(user_path(start["config"]), base) if start["config"] else base
+    if start["config"]:
+        base = load_config(user_path(start["config"]), base)
+    elif not start["recipe"]:
+        base = replace(base, train=replace(base.train, for_=FIRST_LOOK))
     default = TrainCommand(base.model, base.data, _without_budget(base.train, args), base.night)
     command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
     data = replace(command.data, data=command.sources) if command.sources else command.data
@@ -210,13 +217,14 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
     """
     settled = os.environ.pop(SETTLED, None)
     if settled is None:
-        folder, is_resumed = settle(config, beginning, is_more)
+        folder, is_resumed = settle(config, beginning)
+        is_more = is_more or (is_resumed and config.train.is_timed and unfinished(folder) is None)
         ordered_at = time.time()
     else:  # by the parent; what it started again goes on
-        name, is_resumed, me, ordered_at = json.loads(settled)
+        name, is_resumed, me, ordered_at, is_more = json.loads(settled)
         folder, is_resumed = Path(name), is_resumed or bool(restart_reason())
     if config.night.watchdog and not watched():
-        os.environ[SETTLED] = json.dumps([str(folder), is_resumed, me, ordered_at])
+        os.environ[SETTLED] = json.dumps([str(folder), is_resumed, me, ordered_at, is_more])
         sys.stdout.flush()
         try:
             return watch(again, again, lambda: newest_step(folder), error)
@@ -242,7 +250,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
     )
 
 
-def settle(config: RunConfig, beginning: Beginning, is_more: bool = False) -> tuple[Path, bool]:
+def settle(config: RunConfig, beginning: Beginning) -> tuple[Path, bool]:
     """Which folder the run of `config` goes to, and whether it goes on with what is there; asks on a terminal.
 
     Raises UsageError where there is an unfinished run, no flag and nobody to ask.
@@ -250,8 +258,9 @@ def settle(config: RunConfig, beginning: Beginning, is_more: bool = False) -> tu
     folder = folder_for(config, is_new=beginning.new)
     found = unfinished(folder, config.train.total_steps if beginning.resume else 0)
     if beginning.resume:
-        if found is None and not is_more:
-            state = "is finished" if newest_step(folder) >= 0 else "holds no checkpoint"
+        is_begun = newest_step(folder) >= 0
+        if found is None and not (is_begun and config.train.is_timed):
+            state = "is finished" if is_begun else "holds no checkpoint"
             raise UsageError(f"--resume: {folder} {state}; leave --resume out to begin a new run")
         return folder, True
     if found is None or beginning.new:

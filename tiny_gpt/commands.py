@@ -55,6 +55,10 @@ class NextCommands:
     train: str
     resume: str
 
+    def cool_down(self, elapsed_s: float) -> str:
+        """What ends a stopped run well, in a tenth of the time that it has had."""
+        return f"{self.resume} --for {max(1, round(elapsed_s / 600))}m --cooldown 1"
+
 
 def train_and_sample(config: RunConfig, resume: bool, order: Order, commands: NextCommands) -> int:
     """Train, then show what the best model writes and the commands to type next. Returns the exit code."""
@@ -83,15 +87,19 @@ def train_and_sample(config: RunConfig, resume: bool, order: Order, commands: Ne
 def _say_what_is_next(finished: Finished, config: RunConfig, commands: NextCommands) -> None:
     if finished.stopped_by is None:
         sample = replace(SampleConfig(), seed=config.train.seed)
-        print(f"\nA sample from the best model (epoch {finished.best_epoch}), temperature {sample.temperature}:\n")
+        at = f"step {finished.best_step:,}" if config.train.is_timed else f"epoch {finished.best_epoch}"
+        print(f"\nA sample from the best model ({at}), temperature {sample.temperature}:\n")
         print(printable(sample_text(finished.best_path, sample)))
     best_path = str(finished.best_path)
     checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {shlex.quote(best_path)}"
     print(f'\nWrite more with: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
-    if finished.stopped_by is None:
-        print(f"Train a night on your own text with: {commands.train}")
-    else:
-        print(f"Go on where it stopped with: {commands.resume}", flush=True)
+    if finished.stopped_by is not None:
+        print(f"Go on where it stopped with: {commands.resume}")
+        print(f"Or let it come to a good end soon with: {commands.cool_down(finished.elapsed_s)}", flush=True)
+        return
+    if config.train.is_timed:
+        print(f"Train it further, overnight, with: {commands.resume} --for 8h")
+    print(f"Train a night on your own text with: {commands.train}")
 
 
 def deliver(event: Event, consumers: list[Consumer]) -> None:

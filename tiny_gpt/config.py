@@ -47,7 +47,7 @@ def two_budgets(names: Sequence[str]) -> str:
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of a field: n_layer -> --n-layer, and for_ (Python keeps "for" to itself) -> --for."""
+    """The command line's spelling of a field: n_layer -> --n-layer, and for_, a word of Python's own, -> --for."""
     return "--" + name.rstrip("_").replace("_", "-")
 
 

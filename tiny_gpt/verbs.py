@@ -27,8 +27,9 @@ class Beginning:
 class StartingPoint(Beginning):
     """Where the settings come from before the flags below change them, and what becomes of an unfinished run."""
 
-    recipe: Literal["overnight", "first"] = "overnight"
-    """overnight is the guide's night, first takes a few minutes."""
+    recipe: Literal["overnight", "first"] | None = None
+    """overnight is the guide's night, first a small model and a few minutes; without one, the guide's model and --for
+    5m, unless you say how long."""
     config: str | None = None
     """A saved config.json to run again."""
 

@@ -25,6 +25,8 @@ MAX_WARMUP = 0.05
 PACE_MEASUREMENTS = 15
 # The first steps compile and fetch; until there are more measurements, so many steps at least are thought to follow.
 FEWEST_MEASUREMENTS, FEWEST_STEPS = 3, 10
+# A step that takes so many times what is usual was stopped in between.
+STOPPED_TIMES = 10
 # A run may end late by so many seconds, or such a part of its time.
 LATE_S, LATE_SHARE = 10.0, 0.01
 # What follows the last step takes at most such a part of the time, as far as the steps make room for it.
@@ -116,6 +118,8 @@ class TimedState:
     asked_s: float = 0.0
     """How long it is."""
     spent_s: float = 0.0
+    trained_s: float = 0.0
+    """What of that went into steps, and not into a sleep or a stop."""
     saved_at: float = 0.0
     progress: float = 0.0
     """That of the last step."""
@@ -201,7 +205,7 @@ class TimedCourse:
         if left == 1:
             state.progress = 1.0
         elif not self._is_first:
-            state.progress += (1 - state.progress) / left
+            state.progress = max(state.progress + (1 - state.progress) / left, self._caught_up())
         self._is_first = False
         warm = max((step + 1 - state.first_step) / max(1, self._config.warmup_steps), state.progress / MAX_WARMUP)
         rise = (1.0, 0.0)
@@ -220,6 +224,9 @@ class TimedCourse:
             train_s = self._train_s()
             self._measured.append((train_s - first_s) / n_steps)
             self._mark = step + 1, train_s
+            if len(self._measured) >= FEWEST_MEASUREMENTS:
+                usual_s = STOPPED_TIMES * statistics.median_low(self._measured)
+                self.state.trained_s += n_steps * min(self._measured[-1], usual_s)
 
     def is_over(self, n_steps: int) -> bool:
         return self.state.progress >= 1
@@ -267,6 +274,12 @@ class TimedCourse:
         if len(self._measured) < FEWEST_MEASUREMENTS and left_s > cooling_s:
             left = max(left, FEWEST_STEPS)
         return left if left >= 1.5 else 1.0
+
+    def _caught_up(self) -> float:
+        """The progress after a sleep, for the cool-down to have its share of what is left. It ends where that begins:
+        from there on a leap would be a drop of the rate."""
+        trained_s = self.state.trained_s
+        return min(trained_s / max(1e-6, trained_s + max(0.0, self.left_s())), 1 - self._cooldown)
 
     def _shortest_cooldown_s(self, whole_s: float) -> float:
         """Seconds that a cool-down has in any case, though the run ends half as late for it as it may. On a regular

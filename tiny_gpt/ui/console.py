@@ -1,13 +1,14 @@
 """What a person sees of a run: the guide's very lines, with a bar on a terminal and plain lines elsewhere."""
 
 import contextlib
+import math
 import signal
 import time
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from tiny_gpt.config import RunConfig
+from tiny_gpt.config import RunConfig, flag
 from tiny_gpt.data.progress import Note, Progress
 from tiny_gpt.duration import duration
 from tiny_gpt.training.events import (
@@ -27,6 +28,10 @@ from tiny_gpt.ui.preparation import PreparationBar
 from tiny_gpt.ui.terminal import check_mark, columns
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
+TIMED_BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {left} to go [{elapsed}, {speed}{postfix}]"
+NARROW_TIMED_BAR = "{desc}: {percentage:3.0f}% [{left} to go, {speed}{postfix}]"
+# A bar of progress has so many parts.
+PROGRESS_PARTS = 10_000
 NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
 # The full bar with its four figures needs this many columns, and a few more where hours or losses are long.
 WIDE = 126
@@ -49,9 +54,12 @@ class Console:
     def __init__(self, config: RunConfig, stream: TextIO) -> None:
         self.config, self.stream = config, stream
         self.has_bars = stream.isatty()
-        self.bar: _EpochBar | None = None
+        self.bar: _Bar | None = None
         self._preparing = PreparationBar(stream)
         self._best: Saved | None = None
+        self._total_steps = config.train.total_steps
+        self._first_step = 0
+        self._last_step = StepDone(0, None, 0.0)
         self._epoch_started = time.perf_counter()
 
     def close(self) -> None:
@@ -66,6 +74,8 @@ class Console:
                 self._preparing.consume(event)
             case Prepared():
                 self._preparing.close()
+                self._total_steps = event.total_steps or self._total_steps
+                self._first_step = event.steps_done
                 self._introduce(event)
                 self._epoch_started = time.perf_counter()
                 self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% says that it is under way
@@ -78,7 +88,7 @@ class Console:
             case EpochDone():
                 self._close_bar()
                 self._print(
-                    f"Epoch {event.epoch}/{self.config.train.epochs} complete - "
+                    f"Epoch {event.epoch}/{self._n_epochs} complete - "
                     f"Train: {event.train_loss:.4f}, Val: {event.val_loss:.4f}"
                 )
                 self._tell_best()
@@ -118,9 +128,12 @@ class Console:
     def _row(self, label: str, text: str) -> None:
         self._print(LABEL.format(label) + text)
 
+    @property
+    def _n_epochs(self) -> int:
+        return math.ceil(self._total_steps / self.config.train.iters_per_epoch)
+
     def _introduce(self, event: Prepared) -> None:
         model, train = event.model, self.config.train
-        total_tokens = train.total_steps * event.tokens_per_step
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
         self._row("device", f"{event.device}, {event.precision}, {PATHS[event.path]}")
         if train.verbose:
@@ -141,56 +154,88 @@ class Console:
             f"{model.architecture}, {event.n_parameters:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
             f"width {model.d_model}, block {model.block_size}",
         )
-        self._row(
-            "training",
-            f"{train.epochs} epochs of {train.iters_per_epoch} steps, {event.tokens_per_step:,} tokens a step: "
-            f"{total_tokens:,} tokens, {total_tokens / event.train_tokens:.1f} times the text",
-        )
-        if event.steps_done:
-            epoch = min(event.steps_done // train.iters_per_epoch + 1, train.epochs)
-            self._row("going on", f"after step {event.steps_done:,} of {train.total_steps:,}, in epoch {epoch}")
+        self._row("training", self._budget(event))
+        if event.steps_done and train.is_timed:
+            self._row("going on", f"after step {event.steps_done:,}")
+        elif event.steps_done:
+            epoch = min(event.steps_done // train.iters_per_epoch + 1, self._n_epochs)
+            self._row("going on", f"after step {event.steps_done:,} of {self._total_steps:,}, in epoch {epoch}")
         if event.earlier_run:
             self._row("kept", f"the earlier run's files are now in {event.earlier_run}")
+
+    def _budget(self, event: Prepared) -> str:
+        """80 epochs of 400 steps ..., or for 5 min 00 s, until 22:10 ..."""
+        train, a_step = self.config.train, f"{event.tokens_per_step:,} tokens a step"
+        if event.left_s is not None:
+            given = f"{flag(train.budget)} {getattr(train, train.budget)}"
+            return f"until {_clock(event.left_s)}, {duration(max(0.0, event.left_s))} from now ({given}); {a_step}"
+        total_tokens = self._total_steps * event.tokens_per_step
+        iters = train.iters_per_epoch
+        steps = (
+            f"{self._total_steps:,} steps" if self._total_steps % iters else f"{self._n_epochs} epochs of {iters} steps"
+        )
+        times = total_tokens / event.train_tokens
+        return f"{steps}, {a_step}: {total_tokens:,} tokens, {times:.1f} times the text"
 
     def _open_bar(self, steps_done: int) -> None:
         if not self.has_bars:
             return
+        is_wide = columns() >= WIDE
+        if self.config.train.is_timed:
+            self.bar = _Bar(
+                desc="Training",
+                total=PROGRESS_PARTS,
+                bar_format=TIMED_BAR if is_wide else NARROW_TIMED_BAR,
+                file=self.stream,
+            )
+            return
         iters = self.config.train.iters_per_epoch
-        self.bar = _EpochBar(
-            desc=f"Epoch {steps_done // iters + 1}/{self.config.train.epochs}",
-            total=iters,
+        epoch_start = steps_done // iters * iters
+        self.bar = _Bar(
+            desc=f"Epoch {steps_done // iters + 1}/{self._n_epochs}",
+            total=min(iters, max(1, self._total_steps - epoch_start)),
             initial=steps_done % iters,
-            bar_format=BAR if columns() >= WIDE else NARROW_BAR,
+            bar_format=BAR if is_wide else NARROW_BAR,
             file=self.stream,
         )
         self.bar.start_t -= time.perf_counter() - self._epoch_started  # the step that opened it counts too
 
     def _step(self, event: StepDone) -> None:
+        self._last_step = event
         if self.bar is None:
             self._open_bar(event.step - 1)
         if self.bar is None:
             return
         if event.batch_loss is not None and event.step == 1:
             self.bar.set_postfix_str(f"batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}", refresh=False)
-        self.bar.update(1)
+        if event.left_s is None:
+            self.bar.update(1)
+        else:
+            self.bar.left_s, self.bar.n_steps = event.left_s, event.step - self._first_step
+            self.bar.update(round(event.progress * PROGRESS_PARTS) - self.bar.n)
 
     def _speed(self, event: SpeedMeasured) -> str:
-        end = time.localtime(time.time() + event.remaining_s)
-        clock = time.strftime("%H:%M" if event.remaining_s < 20 * 3600 else "%A %H:%M", end)
         return LABEL.format("time") + (
-            f"{event.tokens_per_s:,.0f} tokens/s: about {duration(event.remaining_s)} to go, until {clock}"
+            f"{event.tokens_per_s:,.0f} tokens/s: about {duration(event.remaining_s)} to go, "
+            f"until {_clock(event.remaining_s)}"
         )
 
     def _refresh(self, event: Evaluated) -> None:
         losses = f"train_loss={event.train_loss:.4f}, val_loss={event.val_loss:.4f}"
         details = f"{losses}, batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}"
         if self.bar is not None:
-            self.bar.set_postfix_str(details if self.bar.bar_format == BAR else losses)
+            self.bar.set_postfix_str(details if self.bar.bar_format in (BAR, TIMED_BAR) else losses)
             return
-        iters = self.config.train.iters_per_epoch
+        elapsed_s = time.perf_counter() - self._epoch_started
+        left_s, iters = self._last_step.left_s, self.config.train.iters_per_epoch
+        if left_s is not None:
+            speed = _it_per_s((event.step - self._first_step) / elapsed_s)
+            left = f"{duration(max(0.0, left_s))} to go"
+            self._print(f"{self._last_step.progress:4.0%}, step {event.step:,}: {left} [{speed}, {details}]")
+            return
         at = (event.step - 1) % iters + 1
-        speed = _it_per_s(at / (time.perf_counter() - self._epoch_started))
-        self._print(f"Epoch {event.epoch}/{self.config.train.epochs}: {at}/{iters} [{speed}, {details}]")
+        whole = min(iters, self._total_steps - (event.step - at))
+        self._print(f"Epoch {event.epoch}/{self._n_epochs}: {at}/{whole} [{_it_per_s(at / elapsed_s)}, {details}]")
 
     def _close_bar(self) -> None:
         if self.bar is not None:
@@ -200,9 +245,11 @@ class Console:
     def _finish(self, event: Finished) -> None:
         self._close_bar()
         self._print("")
+        is_timed = event.left_s is not None
+        at = f"step {event.best_step:,}" if is_timed else f"epoch {event.best_epoch}"
         self._row(
             "best model",
-            f"epoch {event.best_epoch}, val_loss={event.best_val_loss:.4f} over {event.scored_tokens:,} validation "
+            f"{at}, val_loss={event.best_val_loss:.4f} over {event.scored_tokens:,} validation "
             f"tokens, {event.best_val_bits_per_byte:.3f} bits per byte",
         )
         self._row(
@@ -210,20 +257,39 @@ class Console:
             f"{duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating, "
             f"{event.save_share:.1%} saving; peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
         )
+        if event.left_s is not None and event.stopped_by is None:
+            train = self.config.train
+            early = "before" if event.left_s > 0 else "after"
+            asked = f"{flag(train.budget)} {getattr(train, train.budget)}"
+            self._row("asked", f"{asked}: this is {duration(abs(event.left_s))} {early} its end")
         for number, incident in enumerate(event.incidents[-MAX_INCIDENTS:]):
             self._row("met" if number == 0 else "", incident)
         if len(event.incidents) > MAX_INCIDENTS:
             self._row("", f"and {len(event.incidents) - MAX_INCIDENTS} more before that: train.log tells all")
 
 
-class _EpochBar(tqdm):
-    """tqdm with the speed in the guide's form, no padding, and never wider than the terminal is at the moment."""
+class _Bar(tqdm):
+    """tqdm with the speed in the guide's form, no padding, and never wider than the terminal is at the moment.
+
+    Where a clock ends the run it counts progress, and is told the steps since its beginning and the seconds left.
+    """
+
+    n_steps: int | None = None
+    left_s = 0.0
 
     @property
     def format_dict(self) -> dict[str, Any]:
         values = super().format_dict
-        rate = values["rate"] or (values["n"] - values["initial"]) / max(values["elapsed"], 1e-9)
-        return {**values, "speed": _it_per_s(rate), "ncols": columns()}
+        elapsed_s = max(values["elapsed"], 1e-9)
+        rate = values["rate"] or (values["n"] - values["initial"]) / elapsed_s
+        rate = rate if self.n_steps is None else self.n_steps / elapsed_s
+        left = duration(max(0.0, self.left_s))
+        return {**values, "speed": _it_per_s(rate), "left": left, "ncols": columns()}
+
+
+def _clock(seconds: float) -> str:
+    """The time of day in so many seconds, with the day where that is not plain."""
+    return time.strftime("%H:%M" if seconds < 20 * 3600 else "%A %H:%M", time.localtime(time.time() + seconds))
 
 
 def _it_per_s(rate: float) -> str:

@@ -1,4 +1,4 @@
-"""samples/: what the best model wrote after each epoch, to watch it learn."""
+"""samples/: what the best model wrote after each epoch, or in a run that a clock ends now and then."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from tiny_gpt.config import RunConfig, SampleConfig
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.inference.writer import open_writer
 from tiny_gpt.training.clock import Pace
-from tiny_gpt.training.events import EpochDone, Event, Saved
+from tiny_gpt.training.events import EpochDone, Event, Saved, StepDone
 
 
 class Samples:
@@ -16,6 +16,7 @@ class Samples:
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self.folder = folder
         self._sample = replace(SampleConfig(), seed=config.train.seed)
+        self._is_timed, self._progress = config.train.is_timed, 0.0
         self._best: Path | None = None
         self._pace = Pace()
 
@@ -23,14 +24,22 @@ class Samples:
         match event:
             case Saved(is_best=True, path=path):
                 self._best = path
-            case EpochDone(epoch=epoch) if self._best is not None and self._pace.allows():
-                with self._pace.spending():
-                    self._write(self._best, epoch)
+                if self._is_timed:
+                    self._write_if_cheap(f"progress-{self._progress:.3f}")
+            case EpochDone(epoch=epoch):
+                self._write_if_cheap(f"epoch-{epoch:04}")
+            case StepDone(progress=progress):
+                self._progress = progress
 
-    def _write(self, model_path: Path, epoch: int) -> None:
+    def _write_if_cheap(self, name: str) -> None:
+        if self._best is not None and self._pace.allows():
+            with self._pace.spending():
+                self._write(self._best, name)
+
+    def _write(self, model_path: Path, name: str) -> None:
         text = sample_text(model_path, self._sample)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"epoch-{epoch:04}.txt").write_text(text + "\n", encoding="utf-8", errors="replace")
+        (self.folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8", errors="replace")
 
 
 def sample_text(model_path: Path, sample: SampleConfig) -> str:
