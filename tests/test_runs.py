@@ -116,8 +116,9 @@ def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more
     assert re.search(r"Train it further, overnight, with: .*resume runs/text --for 8h", shown)
     code, shown = tiny_gpt("resume", "text")
     assert code == 2 and "is finished" in shown and "--for 1h" in shown
-    code, shown = tiny_gpt("resume", "text", "--for", "1s", "--cooldown", "0.5")
-    assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step > n_steps > 4
+    code, shown = tiny_gpt("resume", "text", "--for", "1s")
+    assert code == 0 and "--cooldown was 1.0, is now 0.4" in shown
+    assert load_model(stopped / FINAL_FILE, CPU).progress.step > n_steps > 4
     code, shown = tiny_gpt("resume", "text", "--for", "1s")
     assert code == 0 and re.search(r"going on from step [\d,]+, before the learning rate fell", shown)
 

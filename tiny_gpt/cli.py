@@ -288,7 +288,7 @@ def _budgets_given(args: Sequence[str]) -> list[str]:
 
 def _without_budget(train: TrainConfig, args: Sequence[str]) -> TrainConfig:
     """The defaults for `args`: a budget that they give takes the place of the one that was there."""
-    return train.with_budget() if _budgets_given(args) else train
+    return train.without_budget() if _budgets_given(args) else train
 
 
 def _given(args: Sequence[str], *names: str) -> dict[str, str | None]:

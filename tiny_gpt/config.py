@@ -269,10 +269,14 @@ class TrainConfig:
             return "trapezoid" if self.is_timed else "cosine"
         return self.schedule
 
-    def with_budget(self, other: "TrainConfig | None" = None) -> "TrainConfig":
-        """This config with the budget of `other`, or with none but its epochs."""
-        names = BUDGETS if other else BUDGETS[:-1]
-        return replace(self, **{name: getattr(other or TrainConfig(), name) for name in names})
+    def without_budget(self) -> "TrainConfig":
+        """This config with no budget but its epochs, for another one to be given.
+
+        A cool-down from the start belongs to its budget: it ends a run, and the next one is to train it further.
+        """
+        default = TrainConfig()
+        cooldown = default.cooldown if self.cooldown == 1 else self.cooldown
+        return replace(self, cooldown=cooldown, **{name: getattr(default, name) for name in BUDGETS[:-1]})
 
     @property
     def micro_batch_size(self) -> int:

@@ -190,6 +190,8 @@ class TimedCourse:
         self._config, self._train_s, self._steps_at_once = config, train_s, steps_at_once
         self._clocks = clocks or Clocks()
         self._spent_before_s, self._start = state.spent_s, self._clocks.elapsed()
+        self.steps_left = math.inf
+        """As it looked when the last step began."""
         self._measured: deque[float] = deque(maxlen=PACE_MEASUREMENTS)
         self._mark: tuple[int, float] | None = None
         self._is_first = state.progress == 0
@@ -201,7 +203,7 @@ class TimedCourse:
         if self._mark is None:
             self._mark = step, self._train_s()
         state = self.state
-        left = self._steps_left()
+        left = self.steps_left = self._count_steps_left()
         if left == 1:
             state.progress = 1.0
         elif not self._is_first:
@@ -259,7 +261,7 @@ class TimedCourse:
     def _spent_s(self) -> float:
         return self._spent_before_s + self._clocks.elapsed() - self._start
 
-    def _steps_left(self) -> float:
+    def _count_steps_left(self) -> float:
         """How many more steps fit, with the one that is about to begin; 1 if it is the last."""
         state, step_s = self.state, self.step_s
         if step_s is None:

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from tiny_gpt.config import RunConfig
+from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.budget import Course, Order, StepCourse, TimedCourse, TimedState, begin_budget
 from tiny_gpt.training.checkpoint import (
@@ -61,7 +62,10 @@ class Learner:
         return learning_rate(place, self.config.train)
 
     def has_done(self, place: Place) -> None:
-        """A step at `place` is done."""
+        """A step at `place` is done. Towards the end of a timed budget that is waited for: a GPU's queue of steps would
+        make it late."""
+        if isinstance(self.course, TimedCourse) and self.course.steps_left < 2 * GUARD_INTERVAL:
+            synchronize(self.model.device)
         self.course.end(self.state.step)
         self.state.step += 1
         self.state.rate_share = self.rate(place) / self.config.train.learning_rate

@@ -260,7 +260,7 @@ class Trainer:
 
     def _end_s(self, step_s: float) -> float:
         """The last evaluation, checkpoint and model files, the best model's last score, a sample."""
-        final_s = min(len(self.dataset.val), self._final_tokens()) * self._token_s()
+        final_s = self._final_tokens() * self._token_s()
         return self._eval_s() + final_s + 2 * self.keeper.write_s + AFTERWARDS_S
 
     def _before_cooldown(self, place: Place) -> Iterator[Event]:
@@ -346,9 +346,10 @@ class Trainer:
         learner, last = self.learner, self.learner.history[-1]
         best, path = (learner.best, self.keeper.best_path) if learner.best else (last, self.keeper.final_path)
         val_loss, scored_tokens = best.val_loss, self.val_windows.n_tokens
-        if night.stop.signal_number is None:
+        final_tokens = self._final_tokens()
+        if night.stop.signal_number is None and final_tokens:
             model = load_model(path, self.model.device, self.model.compute_dtype).model
-            windows = self._windows(self.dataset.val, self._final_tokens())
+            windows = self._windows(self.dataset.val, final_tokens)
             with learner.clock.apart("eval"):
                 val_loss, scored_tokens = windows.loss(model, night.beat), windows.n_tokens
         elapsed_s = learner.clock.elapsed_s
@@ -376,11 +377,13 @@ class Trainer:
         return self.learner.rate(place) * self.learner.state.rate_factor
 
     def _final_tokens(self) -> int:
-        """For the best model's score at the end: more than the evaluations have, where the run was long enough."""
+        """For the best model's score at the end: more than the evaluations have, where the run was long enough; 0 where
+        a run that a clock ends was not."""
         tokens_trained = self.learner.state.step * self.tokens_per_step
-        if self.config.train.is_timed:
-            return max(self.val_windows.n_tokens, affordable_tokens(tokens_trained, FINAL_SHARE))
-        return affordable_tokens(tokens_trained, VAL_SHARE)
+        if not self.config.train.is_timed:
+            return affordable_tokens(tokens_trained, VAL_SHARE)
+        n_tokens = min(len(self.dataset.val) - 1, affordable_tokens(tokens_trained, FINAL_SHARE))
+        return n_tokens if n_tokens > self.val_windows.n_tokens else 0
 
     def _windows(self, tokens: Tokens, max_tokens: int) -> FixedWindows:
         return FixedWindows(tokens.ids, self.config.model.block_size, self.learner.part_size, max_tokens)
