@@ -223,7 +223,7 @@ def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Pa
         vocab_size=dataset.tokenizer.vocab_size,
         train_tokens=len(dataset.train),
         val_tokens=len(dataset.val),
-        val_tokens_scored=trainer.val_windows.n_tokens,
+        val_tokens_scored=trainer.examiner.val_windows.n_tokens,
         n_parameters=trainer.model.n_parameters,
         tokens_per_step=trainer.tokens_per_step,
         earlier_run=earlier,

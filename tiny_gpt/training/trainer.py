@@ -3,7 +3,6 @@
 `train` sequences. step.py holds the mathematics, guard.py judges a step, keeper.py saves, night.py looks outside.
 """
 
-import functools
 import gc
 import math
 from collections.abc import Callable, Iterator
@@ -15,14 +14,13 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.batches import Batches
 from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import peak_memory_bytes, release_memory
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import load_model
 from tiny_gpt.training.budget import Order, TimedCourse
 from tiny_gpt.training.checkpoint_store import Checkpoint
-from tiny_gpt.training.evaluate import FixedWindows, affordable_tokens, bits_per_byte
+from tiny_gpt.training.evaluate import bits_per_byte
 from tiny_gpt.training.events import (
     EpochDone,
     Evaluated,
@@ -34,6 +32,7 @@ from tiny_gpt.training.events import (
     Stopping,
     Warned,
 )
+from tiny_gpt.training.examiner import Examiner
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.keeper import Keeper
 from tiny_gpt.training.learner import Learner
@@ -43,13 +42,6 @@ from tiny_gpt.training.step import is_out_of_memory, train_step
 
 Result = TypeVar("Result")
 
-# Shares of the time that evaluations may take.
-VAL_SHARE = 0.05
-TRAIN_SHARE = 0.0125
-# A run that a clock ends is evaluated after so much of its progress, or later where that takes too much of the time.
-EVAL_PROGRESS = 0.025
-# Part of such a run that scoring the best model over more text at its end may take.
-FINAL_SHARE = 0.01
 # Writing what the best model says, and all else that comes after the training. A model of three million parameters
 # takes 0.5 s on 2 cores of an AMD EPYC.
 AFTERWARDS_S = 1.0
@@ -78,14 +70,10 @@ class Trainer:
         self.keeper = Keeper(self.learner, dataset.tokenizer, out_dir, self.note)
         block_size, train = config.model.block_size, config.train
         self.batches = Batches(dataset.train.ids, block_size, train.batch_size, train.seed, model.device)
-        self.tokens_per_step = train.batch_size * block_size
-        tokens_between = self.tokens_per_step * min(train.eval_interval, train.iters_per_epoch)
-        self.val_windows = self._windows(dataset.val, affordable_tokens(tokens_between, VAL_SHARE))
-        self.train_windows = self._windows(dataset.train, affordable_tokens(tokens_between, TRAIN_SHARE))
+        self.examiner = Examiner(dataset, config, self.learner)
+        self.tokens_per_step = self.examiner.tokens_per_step
         self._noted: list[Warned] = []
         self._n_told_skips = 0
-        self._evaluated_at = 0.0, 0.0
-        self._eval_token_s: float | None = None
         self._end_takes_time()
 
     def resume(self, checkpoint: Checkpoint, has_more: bool = False) -> None:
@@ -94,8 +82,7 @@ class Trainer:
         Raises DamagedError.
         """
         self.keeper.resume(checkpoint, has_more)
-        self._fit_windows()
-        self._evaluated_at = self.learner.course.progress(checkpoint.step), self.learner.clock.train_s
+        self.examiner.resume()
         self._end_takes_time()
 
     def train(self, night: Night) -> Iterator[Event]:
@@ -124,7 +111,7 @@ class Trainer:
                 continue
             stopping = night.stop.signal_number
             epoch_ends = not train.is_timed and (step % train.iters_per_epoch == 0 or place.is_last)
-            is_regular = epoch_ends or self._evaluation_is_due(place)
+            is_regular = epoch_ends or self.examiner.is_due(place)
             if stopping is not None:
                 if not is_regular:  # an evaluation that the whole run would not have made is not kept
                     yield from self._told(self.keeper.checkpoint())
@@ -189,7 +176,7 @@ class Trainer:
             before = learner.part_size
             while learner.part_size == before:
                 learner.state.n_parts *= 2
-            self._fit_windows()
+            self.examiner.fit()
             self.note(
                 f"out of memory: {learner.part_size} instead of {before} blocks are computed at once from here on; "
                 "the losses stay those of the whole batch"
@@ -198,14 +185,9 @@ class Trainer:
     def _evaluate(self, place: Place, batch_loss: float, grad_norm: float, night: Night) -> Evaluated:
         step, clock = self.learner.state.step, self.learner.clock
         n_steps, train_s = clock.lap(step)
-        eval_s = clock.eval_s
-        with clock.apart("eval"):
-            train_loss, val_loss = (
-                self._within_memory(functools.partial(windows.loss, self.model, night.beat))
-                for windows in (self.train_windows, self.val_windows)
-            )
-        self._eval_token_s = (clock.eval_s - eval_s) / (self.train_windows.n_tokens + self.val_windows.n_tokens)
-        self._evaluated_at = place.progress, clock.train_s
+        train_loss, val_loss = self.examiner.score(
+            place, lambda windows: self._within_memory(lambda: windows.loss(self.model, night.beat))
+        )
         return Evaluated(
             step=step,
             epoch=math.ceil(step / self.config.train.iters_per_epoch),
@@ -232,27 +214,6 @@ class Trainer:
 
     # --- a run that a clock ends ---
 
-    def _evaluation_is_due(self, place: Place) -> bool:
-        """By the number of the step; where a clock ends the run by its progress, and never too close to its end."""
-        train, step = self.config.train, self.learner.state.step
-        if not train.is_timed:
-            return step % train.iters_per_epoch % train.eval_interval == 0
-        progress, train_s = self._evaluated_at
-        is_affordable = self.learner.clock.train_s - train_s >= self._eval_s() / (VAL_SHARE + TRAIN_SHARE)
-        is_time = progress + EVAL_PROGRESS <= place.progress <= 1 - EVAL_PROGRESS
-        return place.is_last or (is_time and is_affordable)
-
-    def _eval_s(self) -> float:
-        """Seconds that an evaluation takes: as the last one, or by the arithmetic of a step."""
-        return (self.train_windows.n_tokens + self.val_windows.n_tokens) * self._token_s()
-
-    def _token_s(self) -> float:
-        if self._eval_token_s is not None:
-            return self._eval_token_s
-        course = self.learner.course
-        step_s = course.step_s if isinstance(course, TimedCourse) else None
-        return (step_s or 0.0) / (3 * self.tokens_per_step)
-
     def _end_takes_time(self) -> None:
         """Have a timed budget set the time aside that is needed after the last step."""
         if isinstance(self.learner.course, TimedCourse):
@@ -260,8 +221,7 @@ class Trainer:
 
     def _end_s(self, step_s: float) -> float:
         """The last evaluation, checkpoint and model files, the best model's last score, a sample."""
-        final_s = self._final_tokens() * self._token_s()
-        return self._eval_s() + final_s + 2 * self.keeper.write_s + AFTERWARDS_S
+        return self.examiner.end_s() + 2 * self.keeper.write_s + AFTERWARDS_S
 
     def _before_cooldown(self, place: Place) -> Iterator[Event]:
         """A checkpoint of the last moment from which the run can be trained further for any time."""
@@ -316,7 +276,7 @@ class Trainer:
         after.lowest_val_loss, after.n_parts, after.incidents = before.lowest_val_loss, before.n_parts, before.incidents
         learner.guard.calm_down()
         learner.clock.start_lap(target.step)
-        self._fit_windows()
+        self.examiner.fit()
         self.note(
             f"{trouble} at step {before.step:,}: back to step {target.step:,} with other batches and half the learning "
             f"rate (time {after.n_rollbacks} of {MAX_ROLLBACKS})"
@@ -345,11 +305,10 @@ class Trainer:
         """
         learner, last = self.learner, self.learner.history[-1]
         best, path = (learner.best, self.keeper.best_path) if learner.best else (last, self.keeper.final_path)
-        val_loss, scored_tokens = best.val_loss, self.val_windows.n_tokens
-        final_tokens = self._final_tokens()
-        if night.stop.signal_number is None and final_tokens:
+        val_loss, scored_tokens = best.val_loss, self.examiner.val_windows.n_tokens
+        windows = self.examiner.final_windows() if night.stop.signal_number is None else None
+        if windows is not None:
             model = load_model(path, self.model.device, self.model.compute_dtype).model
-            windows = self._windows(self.dataset.val, final_tokens)
             with learner.clock.apart("eval"):
                 val_loss, scored_tokens = windows.loss(model, night.beat), windows.n_tokens
         elapsed_s = learner.clock.elapsed_s
@@ -376,26 +335,10 @@ class Trainer:
     def _rate(self, place: Place) -> float:
         return self.learner.rate(place) * self.learner.state.rate_factor
 
-    def _final_tokens(self) -> int:
-        """For the best model's score at the end: more than the evaluations have, where the run was long enough; 0 where
-        a run that a clock ends was not."""
-        tokens_trained = self.learner.state.step * self.tokens_per_step
-        if not self.config.train.is_timed:
-            return affordable_tokens(tokens_trained, VAL_SHARE)
-        n_tokens = min(len(self.dataset.val) - 1, affordable_tokens(tokens_trained, FINAL_SHARE))
-        return n_tokens if n_tokens > self.val_windows.n_tokens else 0
-
-    def _windows(self, tokens: Tokens, max_tokens: int) -> FixedWindows:
-        return FixedWindows(tokens.ids, self.config.model.block_size, self.learner.part_size, max_tokens)
-
-    def _fit_windows(self) -> None:
-        self.val_windows.batch_size = self.train_windows.batch_size = self.learner.part_size
-
     def _speed(self, step: int, seconds_per_step: float) -> SpeedMeasured:
         train = self.config.train
-        eval_tokens = (self.val_windows.n_tokens + self.train_windows.n_tokens) / 3
-        evals_per_step = 1 / min(train.eval_interval, train.iters_per_epoch)
-        overhead = 1 + evals_per_step * eval_tokens / self.tokens_per_step
+        examiner = self.examiner
+        overhead = 1 + examiner.n_tokens / 3 / self.tokens_per_step / examiner.steps_between
         left_s = self.learner.course.left_s()
         if left_s is None:
             left_s = (train.total_steps - step) * seconds_per_step * overhead

@@ -1,0 +1,105 @@
+"""When a run is evaluated, on which windows of the text, and how much of the time that may take.
+
+A run of so many steps is evaluated at steps that are known beforehand; one that a clock ends by its progress, where the
+time that evaluating takes is measured.
+"""
+
+from collections.abc import Callable
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.data.token_store import Tokens
+from tiny_gpt.training.budget import TimedCourse
+from tiny_gpt.training.evaluate import FixedWindows, affordable_tokens
+from tiny_gpt.training.learner import Learner
+from tiny_gpt.training.schedule import Place
+
+# Shares of the time that evaluations may take.
+VAL_SHARE = 0.05
+TRAIN_SHARE = 0.0125
+# A run that a clock ends is evaluated after so much of its progress, or later where that takes too much of the time.
+EVAL_PROGRESS = 0.025
+# Part of such a run that scoring the best model over more text at its end may take.
+FINAL_SHARE = 0.01
+
+
+class Examiner:
+    """Scores what `learner` has learned of `dataset`."""
+
+    def __init__(self, dataset: Dataset, config: RunConfig, learner: Learner) -> None:
+        self.dataset, self.config, self.learner = dataset, config, learner
+        train = config.train
+        self.tokens_per_step = train.batch_size * config.model.block_size
+        self.steps_between = min(train.eval_interval, train.iters_per_epoch)
+        tokens_between = self.tokens_per_step * self.steps_between
+        self.val_windows = self._windows(dataset.val, affordable_tokens(tokens_between, VAL_SHARE))
+        self.train_windows = self._windows(dataset.train, affordable_tokens(tokens_between, TRAIN_SHARE))
+        self._measured_token_s: float | None = None
+        self._last_progress, self._last_train_s = 0.0, 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that an evaluation scores."""
+        return self.train_windows.n_tokens + self.val_windows.n_tokens
+
+    def fit(self) -> None:
+        """Score as many blocks at once as the learner computes at once."""
+        self.val_windows.batch_size = self.train_windows.batch_size = self.learner.part_size
+
+    def resume(self) -> None:
+        """The learner goes on from a checkpoint."""
+        self.fit()
+        self._last_progress = self.learner.course.progress(self.learner.state.step)
+        self._last_train_s = self.learner.clock.train_s
+
+    def is_due(self, place: Place) -> bool:
+        """Whether an evaluation follows the step at `place`, which is done; always after the last, and where a clock
+        ends the run never shortly before."""
+        train, step = self.config.train, self.learner.state.step
+        if not train.is_timed:
+            return place.is_last or step % train.iters_per_epoch % train.eval_interval == 0
+        train_s = self.learner.clock.train_s - self._last_train_s
+        is_affordable = train_s >= self.eval_s() / (VAL_SHARE + TRAIN_SHARE)
+        is_time = self._last_progress + EVAL_PROGRESS <= place.progress <= 1 - EVAL_PROGRESS
+        return place.is_last or (is_time and is_affordable)
+
+    def score(self, place: Place, loss: Callable[[FixedWindows], float]) -> tuple[float, float]:
+        """Training and validation loss, each computed by `loss`, after the step at `place`."""
+        clock = self.learner.clock
+        before_s = clock.eval_s
+        with clock.apart("eval"):
+            losses = loss(self.train_windows), loss(self.val_windows)
+        self._measured_token_s = (clock.eval_s - before_s) / self.n_tokens
+        self._last_progress, self._last_train_s = place.progress, clock.train_s
+        return losses
+
+    def final_windows(self) -> FixedWindows | None:
+        """For the best model's score at the end, where the run was long enough for more than the evaluations have."""
+        n_tokens = self._final_tokens()
+        return self._windows(self.dataset.val, n_tokens) if n_tokens else None
+
+    def eval_s(self) -> float:
+        """Seconds that an evaluation takes."""
+        return self.n_tokens * self._token_s()
+
+    def end_s(self) -> float:
+        """Seconds that the last evaluation and the best model's score take."""
+        return self.eval_s() + self._final_tokens() * self._token_s()
+
+    def _final_tokens(self) -> int:
+        tokens_trained = self.learner.state.step * self.tokens_per_step
+        if not self.config.train.is_timed:
+            return affordable_tokens(tokens_trained, VAL_SHARE)
+        n_tokens = min(len(self.dataset.val) - 1, affordable_tokens(tokens_trained, FINAL_SHARE))
+        return n_tokens if n_tokens > self.val_windows.n_tokens else 0
+
+    def _token_s(self) -> float:
+        """Seconds to score a token: as in the last evaluation, else by arithmetic, which is a third of a step's."""
+        if self._measured_token_s is not None:
+            return self._measured_token_s
+        course = self.learner.course
+        step_s = course.step_s if isinstance(course, TimedCourse) else None
+        return (step_s or 0.0) / (3 * self.tokens_per_step)
+
+    def _windows(self, tokens: Tokens, max_tokens: int) -> FixedWindows:
+        return FixedWindows(tokens.ids, self.config.model.block_size, self.learner.part_size, max_tokens)
