@@ -27,6 +27,7 @@ from tiny_gpt.model_file import load_model
 from tiny_gpt.training import budget, clock
 from tiny_gpt.training.budget import Clocks, Order, TimedCourse, TimedState, begin_budget, place_of, resolved
 from tiny_gpt.training.checkpoint_store import CheckpointStore
+from tiny_gpt.training.evaluate import FixedWindows
 from tiny_gpt.training.events import Checkpointed, Evaluated, Finished, Prepared, StepDone
 from tiny_gpt.training.run import run
 from tiny_gpt.training.schedule import learning_rate
@@ -403,6 +404,20 @@ def test_what_was_stopped_cools_down_from_the_rate_where_it_is(config, made_up):
     assert share(steps[0], config) == pytest.approx(share(last, config), abs=0.05)
     rates = [event.learning_rate for event in steps]
     assert rates == sorted(rates, reverse=True) and rates[-1] == 0 and len(steps) < 30
+
+
+def test_a_stop_in_an_evaluation_is_not_taken_for_its_time(config, made_up, monkeypatch):
+    """Else so much would be set aside for the last one, and the run ended early."""
+    loss, calls = FixedWindows.loss, []
+
+    def stopped_once(windows, *args):
+        calls.append(windows)
+        if len(calls) == 1:
+            time.sleep(3)
+        return loss(windows, *args)
+
+    monkeypatch.setattr(FixedWindows, "loss", stopped_once)
+    assert len(of(StepDone, events_of(config, made_up))) > 60
 
 
 def test_a_run_of_an_earlier_version_can_be_given_time(config, made_up):

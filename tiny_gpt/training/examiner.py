@@ -17,6 +17,8 @@ from tiny_gpt.training.schedule import Place
 # Shares of the time that evaluations may take.
 VAL_SHARE = 0.05
 TRAIN_SHARE = 0.0125
+# An evaluation that takes so many times what its arithmetic does was stopped in between, by a sleep or the like.
+STOPPED_TIMES = 5
 # A run that a clock ends is evaluated after so much of its progress, or later where that takes too much of the time.
 EVAL_PROGRESS = 0.025
 # Part of such a run that scoring the best model over more text at its end may take.
@@ -69,7 +71,9 @@ class Examiner:
         before_s = clock.eval_s
         with clock.apart("eval"):
             losses = loss(self.train_windows), loss(self.val_windows)
-        self._measured_token_s = (clock.eval_s - before_s) / self.n_tokens
+        token_s = (clock.eval_s - before_s) / self.n_tokens
+        if not 0 < STOPPED_TIMES * self._arithmetic_s() < token_s:
+            self._measured_token_s = token_s
         self._last_progress, self._last_train_s = place.progress, clock.train_s
         return losses
 
@@ -95,8 +99,10 @@ class Examiner:
 
     def _token_s(self) -> float:
         """Seconds to score a token: as in the last evaluation, else by arithmetic, which is a third of a step's."""
-        if self._measured_token_s is not None:
-            return self._measured_token_s
+        return self._arithmetic_s() if self._measured_token_s is None else self._measured_token_s
+
+    def _arithmetic_s(self) -> float:
+        """0 where the time of a step is not known."""
         course = self.learner.course
         step_s = course.step_s if isinstance(course, TimedCourse) else None
         return (step_s or 0.0) / (3 * self.tokens_per_step)

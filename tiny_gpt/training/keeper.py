@@ -10,7 +10,9 @@ import dataclasses
 import errno
 import functools
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,8 +50,7 @@ class Keeper:
         """What a disk in trouble has not taken yet."""
         self._safe_step: int | None = None
         """Step of the checkpoint that holds the learner as it is now."""
-        self.write_s = 0.0
-        """Seconds that the last checkpoint took."""
+        self._writes_s: deque[float] = deque([0.0], maxlen=3)
 
     # --- checkpoints ---
 
@@ -112,8 +113,13 @@ class Keeper:
     def _write(self) -> Checkpoint:
         start = time.perf_counter()
         checkpoint = self.store.write(self.learner.state.step, self.learner.files(), self.learner.summary())
-        self.write_s = time.perf_counter() - start
+        self._writes_s.append(time.perf_counter() - start)
         return checkpoint
+
+    @property
+    def write_s(self) -> float:
+        """Seconds that a checkpoint takes; a single one in which the machine slept does not count."""
+        return statistics.median(self._writes_s)
 
     # --- model files ---
 

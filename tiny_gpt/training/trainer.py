@@ -42,6 +42,8 @@ from tiny_gpt.training.step import is_out_of_memory, train_step
 
 Result = TypeVar("Result")
 
+# A run that a clock ends has checkpoints after such a part of its time, if that is shorter than what is asked for.
+CHECKPOINT_SHARE = 0.05
 # Writing what the best model says, and all else that comes after the training. A model of three million parameters
 # takes 0.5 s on 2 cores of an AMD EPYC.
 AFTERWARDS_S = 1.0
@@ -234,6 +236,8 @@ class Trainer:
         """A checkpoint where one is due, a pause or a restart where one is asked for."""
         reason, restart = night.must_pause(), night.restart_requested
         interval_s = 0 if epoch_ends else 60 * self.config.night.checkpoint_minutes
+        if isinstance(course := self.learner.course, TimedCourse):
+            interval_s = min(interval_s, CHECKPOINT_SHARE * course.state.asked_s)
         if reason or restart or self.keeper.is_due(interval_s):
             yield from self._told(self.keeper.checkpoint())
         if restart:
