@@ -44,20 +44,19 @@ def load_turned(qkv_RN, bias_N, turning, which, first, start, n_places, width, s
                 matrix[place * padded + i] = stored(matrix, value * scale)
     else:
         norms_2K, cos_TK, sin_TK, eps = turning
-        row, half = np.empty(width, np.float32), width // _U(2)
+        row, turned, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
         for place in range(n_places):
             _prefetch(qkv_RN, first + place, start + width, width)
             for i in range(width):
                 row[i] = wide(qkv_RN[first + place, start + i])
-            factor = _scale_of(row, width, eps)
+            factor = _scale_of(row, width, eps) * scale
             for i in range(width):
                 row[i] *= factor * norms_2K[which, i]
             for i in range(half):
-                a, b = row[i], row[half + i]
-                left = a * cos_TK[place, i] - b * sin_TK[place, i]
-                right = b * cos_TK[place, half + i] + a * sin_TK[place, half + i]
-                matrix[place * padded + i] = stored(matrix, left * scale)
-                matrix[place * padded + half + i] = stored(matrix, right * scale)
+                turned[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
+                turned[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
+            for i in range(width):
+                matrix[place * padded + i] = stored(matrix, turned[i])
 
 
 @reordered
@@ -118,28 +117,28 @@ def _turn_back(
 ):  # fmt: skip
     """From the gradients by normed and turned numbers to those by the numbers themselves, in place."""
     norms_2K, cos_TK, sin_TK, eps = turning
-    row, half, at = np.empty(width, np.float32), width // _U(2), _U(which) * width
-    for i in range(width):
-        grad_norms_SHK[block, head, at + i] = _F(0.0)
+    row, back, half, at = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2), _U(which) * width
+    grad_norm = np.zeros(width, np.float32)
     for place in range(n_places):
         above = place * padded
         for i in range(half):
             a, b = grad[above + i], grad[above + half + i]
-            grad[above + i] = a * cos_TK[place, i] + b * sin_TK[place, half + i]
-            grad[above + half + i] = b * cos_TK[place, half + i] - a * sin_TK[place, i]
+            back[i] = a * cos_TK[place, i] + b * sin_TK[place, i]
+            back[half + i] = b * cos_TK[place, i] - a * sin_TK[place, i]
         for i in range(width):
             row[i] = wide(qkv_RN[first + place, start + i])
         factor = _scale_of(row, width, eps)
+        for i in range(width):
+            row[i] *= factor
         along = _F(0.0)
         for i in range(width):
-            normed = row[i] * factor
-            grad_norms_SHK[block, head, at + i] += grad[above + i] * normed * scale
-            grad[above + i] *= norms_2K[which, i]
-            along += grad[above + i] * normed
-            row[i] = normed
+            grad_norm[i] += back[i] * row[i]
+            along += back[i] * norms_2K[which, i] * row[i]
         along /= _F(width)
         for i in range(width):
-            grad[above + i] = factor * (grad[above + i] - row[i] * along)
+            grad[above + i] = factor * (back[i] * norms_2K[which, i] - row[i] * along)
+    for i in range(width):
+        grad_norms_SHK[block, head, at + i] = grad_norm[i] * scale
 
 
 @reordered
