@@ -18,7 +18,8 @@ from tiny_gpt.config import BEST_FILE, FINAL_FILE, METRICS_FILE
 from tiny_gpt.device import configure
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import sha256_of
-from tiny_gpt.inference.cpu.decoder import compile_all
+from tiny_gpt.inference.cpu import decoder
+from tiny_gpt.model.cpu import compiling
 from tiny_gpt.model_file import load_model
 from tiny_gpt.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from tiny_gpt.training.checkpoint_store import CheckpointStore, DamagedError
@@ -34,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "modern": dict(architecture="modern", dropout=0.1),
     "in parts": dict(grad_accum_steps=2, dropout=0.1, n_layer=2),
     "bf16": dict(precision="bf16", dropout=0.1),
+    "fused": dict(path="fused", dropout=0.1),
     # its best model is not its last
     "overfitted": dict(learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.0),
 }
@@ -69,7 +71,8 @@ class World:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # so that processes under the watchdog compute as their twins do
         configure(torch.device("cpu"))  # takes seconds the first time: here, not in every child
-        compile_all()  # likewise
+        decoder.compile_all()  # likewise
+        compiling.compile_all()
         self.twin = cache(self._twin)
 
     def command(self, kind: str, folder: Path, **more: Any) -> list[str]:

@@ -121,7 +121,8 @@ def _rounded(x):
 @compiled
 def exp2(x):
     """2^x for x <= 127, to within 2e-7 of itself, without a table or a branch; 0 stands for what is below 2^-126."""
-    magic = _F(12582912.0)  # 1.5 * 2^23: adding it rounds to whole numbers, and leaves them in the lowest bits
+    # 1.5 * 2^23: added, it rounds to whole numbers and leaves them in the lowest bits. Here sums must keep their order.
+    magic = _F(12582912.0)
     shifted = x + magic
     r = x - (shifted - magic)
     a, b, c, d, e, f = _SERIES

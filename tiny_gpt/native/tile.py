@@ -21,8 +21,8 @@ from numba.extending import intrinsic, overload
 from tiny_gpt.native.arithmetic import BFLOAT, HAS_512_BITS, HAS_BF16, bits_of_bf16
 from tiny_gpt.native.compiled import compiled, reordered
 
-# Rows and columns of a result come in multiples of these; what is added to fill them up is zero.
-ROWS, COLUMNS = 8, 32
+# Rows and columns of a result come in multiples of this; what is added to fill them up is zero.
+COLUMNS = 32
 
 _LANES = 16
 # What is summed up at once in registers: 16 vectors of 512 bits, or 8 of 256.
@@ -43,19 +43,11 @@ def product(a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_
     for row in range(_U(0), n_rows, _U(_TILE_ROWS)):
         for column in range(_U(0), n_columns, _U(_TILE_VECTORS * _LANES)):
             _tile(
-                a,
-                a_start + row * a_row,
-                a_row,
-                a_step,
-                b,
-                b_start + column,
-                b_step,
-                c,
-                c_start + row * c_row + column,
-                c_row,
-                n_steps,
-                adds,
-            )
+                a, a_start + row * a_row, a_row, a_step,
+                b, b_start + column, b_step,
+                c, c_start + row * c_row + column, c_row,
+                n_steps, adds,
+            )  # fmt: skip
 
 
 @intrinsic

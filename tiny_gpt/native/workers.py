@@ -54,10 +54,14 @@ class Workers:
         self._jobs: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]] = queue.SimpleQueue()
         self._n_others, self._process = 0, os.getpid()
 
-    def run(self, loop: Callable[..., None], n_tasks: int, *arguments: Any) -> None:
-        """Call `loop(tasks, *arguments)` in every thread; the loop takes its tasks by `take` and `take_another`."""
+    def run(self, loop: Callable[..., None], n_tasks: int, *given: Any) -> None:
+        """Call `loop(tasks, *given)` in every thread; the loop takes its tasks by `take` and `take_another`.
+
+        Tensors come as arrays over the same memory, those in bf16 as their bits.
+        """
         tasks: NDArray[np.int64] = np.zeros(N_TASKS + 1, dtype=np.int64)
         tasks[N_TASKS] = n_tasks
+        arguments = _arrays(given)
         n_others = min(torch.get_num_threads(), n_tasks) - 1
         if n_others > 0:
             self._gather(n_others)
@@ -84,3 +88,18 @@ class Workers:
 
 
 WORKERS = Workers()
+
+
+def run_rows(loop: Callable[..., None], rows: int, first: torch.Tensor, *others: Any) -> None:
+    """A loop over the rows of its first argument, `rows` of them in a task."""
+    WORKERS.run(loop, -(-len(first) // rows), first, *others)
+
+
+def _arrays(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(_array(one) for one in given)
+
+
+def _array(one: Any) -> Any:
+    if isinstance(one, torch.Tensor):
+        return (one.view(torch.uint16) if one.dtype == torch.bfloat16 else one).numpy()
+    return _arrays(one) if isinstance(one, tuple) else one

@@ -118,6 +118,16 @@ def compiles(train: TrainConfig, device: torch.device) -> bool:
     return False
 
 
+def must_compile_loops(train: TrainConfig, device: torch.device) -> bool:
+    """Whether the first step takes numba a while, which set-up else does beforehand."""
+    with contextlib.suppress(UsageError, ImportError):
+        if any(candidate.path == "fused" for candidate in candidates(train, device)):
+            from tiny_gpt.model.cpu.compiling import is_compiled
+
+            return not is_compiled()
+    return False
+
+
 def choose(
     config: RunConfig,
     vocab_size: int,

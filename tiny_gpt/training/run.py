@@ -37,7 +37,7 @@ from tiny_gpt.training.budget import Order, resolved
 from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.night import Night
-from tiny_gpt.training.path import Choice, candidates, choose, compiles
+from tiny_gpt.training.path import Choice, candidates, choose, compiles, must_compile_loops
 from tiny_gpt.training.resume import Saved, find_beginning, prepare_again, this_machine
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
@@ -105,6 +105,8 @@ def _resolve(
         saved.check_model(config.model, vocab_size)
     if compiles(config.train, device):
         yield Note("finding the fastest way to compute a step: torch's compiler takes about a minute")
+    elif must_compile_loops(config.train, device):
+        yield Note("compiling the training step for this processor: about 20 seconds, once")
     choice = (saved.choose if saved else choose)(config, vocab_size, device)
     data, train = replace(config.data, data=dataset.words), replace(config.train, **asdict(choice.taken))
     return replace(config, data=data, train=train), choice

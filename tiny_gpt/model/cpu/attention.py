@@ -5,9 +5,9 @@ logarithm of each query's sum of weights, from which the backward pass makes the
 2205.14135). Scores are computed with the keys as rows and the queries as columns, STRIP of either at a time; strips in
 which no query may see a key are left out. The forms in which a matrix lies are those of native/tile.py.
 
-`qkv` holds a token's queries, keys and values in one row, head by head, as one product makes them. Their bias, if there
-is one, is added here; but not to keys, where it would add the same to all scores of a query, which no softmax notices.
-What is particular to `modern` happens here too: with `turning`, queries and keys are normed and turned by position.
+`qkv` holds a token's queries, keys and values in one row, head by head, as one product makes them; heads.py reads and
+writes one head of it. Their bias, if there is one, is added there; but not to keys, where it would add the same to all
+scores of a query, which no softmax notices.
 
 Letters: R tokens, S blocks of T tokens each, H heads of K numbers; `place` counts tokens within a block.
 """
@@ -17,7 +17,8 @@ import math
 import numpy as np
 
 from tiny_gpt.model.cpu.dropout import bits, seed_of
-from tiny_gpt.native.arithmetic import LN_2, LOG2_E, exp2, prefetch, restored, stored, wide
+from tiny_gpt.model.cpu.heads import load, load_keys, load_sums, load_turned, unload
+from tiny_gpt.native.arithmetic import LN_2, LOG2_E, exp2, stored
 from tiny_gpt.native.compiled import reordered
 from tiny_gpt.native.tile import COLUMNS, natural, pair_of, product, put_stacked, stack, transpose, words_of
 from tiny_gpt.native.workers import take, take_another
@@ -51,9 +52,9 @@ def forward(
         for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
             block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
             first, start, across = block * n_places, head * width, _U(n_head) * width
-            _load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
-            _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-            _load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
+            load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
+            load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
+            load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
             transpose(q_words, n_columns, n_words, q_transposed)
             stack(v, n_columns, padded, v_stacked)
             for first_query in range(_U(0), n_columns, strip):
@@ -152,16 +153,16 @@ def backward(
         for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
             block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
             first, start, across = block * n_places, head * width, _U(n_head) * width
-            _load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
-            _load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-            _load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
-            _load(grad_y_RD, None, first, start, n_places, width, grad_y, padded)
+            load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
+            load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
+            load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
+            load(grad_y_RD, None, first, start, n_places, width, grad_y, padded)
             transpose(q_words, n_columns, n_words, q_transposed)
             transpose(grad_y_words, n_columns, n_words, grad_y_transposed)
             stack(q, n_columns, padded, q_stacked)
             stack(k, n_columns, padded, k_stacked)
             stack(grad_y, n_columns, padded, grad_y_stacked)
-            _load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta)
+            load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta)
             for first_key in range(_U(0), n_columns, strip):
                 n_queries = n_columns - first_key
                 product(
@@ -199,15 +200,15 @@ def backward(
                     grad_q, first_key * padded, padded,
                     n_queries, padded, strip // pair, first_key > 0,
                 )  # fmt: skip
-            _unload(
+            unload(
                 grad_q, padded, scale * LN_2, qkv_RN, turning, 0, first, start, n_places, width,
                 grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
             )  # fmt: skip
-            _unload(
+            unload(
                 grad_k, padded, LN_2, qkv_RN, turning, 1, first, start + across, n_places, width,
                 grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
             )  # fmt: skip
-            _unload(
+            unload(
                 grad_v, padded, _F(makeup), qkv_RN, None, 2, first, start + across + across, n_places, width,
                 grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
             )  # fmt: skip
@@ -243,140 +244,6 @@ def _softmax_backward(
                 weights[above + query], weights[above + other] = stored(weights, left_a), stored(weights, left_b)
                 grad_scores[above + query] = stored(grad_scores, a * (grad_a - delta[place]))
                 grad_scores[above + other] = stored(grad_scores, b * (grad_b - delta[other_place]))
-
-
-@reordered
-def _load(source_RN, bias_N, first, start, n_places, width, matrix, padded):
-    """Put the numbers of one head into a natural matrix of `padded` columns."""
-    for place in range(n_places):
-        _prefetch(source_RN, first + place, start + width, width)
-        if bias_N is None:
-            for i in range(width):
-                matrix[place * padded + i] = restored(matrix, source_RN[first + place, start + i])
-        else:
-            for i in range(width):
-                value = wide(source_RN[first + place, start + i]) + bias_N[start + i]
-                matrix[place * padded + i] = stored(matrix, value)
-
-
-@reordered
-def _load_turned(qkv_RN, bias_N, turning, which, first, start, n_places, width, scale, matrix, padded):
-    """The same for queries (`which` is 0) or keys (1), scaled; with `turning`, normed and turned before."""
-    if turning is None:
-        for place in range(n_places):
-            _prefetch(qkv_RN, first + place, start + width, width)
-            for i in range(width):
-                value = wide(qkv_RN[first + place, start + i])
-                if bias_N is not None:
-                    value += bias_N[start + i]
-                matrix[place * padded + i] = stored(matrix, value * scale)
-    else:
-        norms_2K, cos_TK, sin_TK, eps = turning
-        row, half = np.empty(width, np.float32), width // _U(2)
-        for place in range(n_places):
-            _prefetch(qkv_RN, first + place, start + width, width)
-            for i in range(width):
-                row[i] = wide(qkv_RN[first + place, start + i])
-            factor = _scale_of(row, width, eps)
-            for i in range(width):
-                row[i] *= factor * norms_2K[which, i]
-            for i in range(half):
-                a, b = row[i], row[half + i]
-                left = a * cos_TK[place, i] - b * sin_TK[place, i]
-                right = b * cos_TK[place, half + i] + a * sin_TK[place, half + i]
-                matrix[place * padded + i] = stored(matrix, left * scale)
-                matrix[place * padded + half + i] = stored(matrix, right * scale)
-
-
-@reordered
-def _load_keys(qkv_RN, turning, first, start, n_places, width, matrix, padded):
-    if turning is None:
-        _load(qkv_RN, None, first, start, n_places, width, matrix, padded)
-    else:
-        _load_turned(qkv_RN, None, turning, 1, first, start, n_places, width, _F(1.0), matrix, padded)
-
-
-@reordered
-def _prefetch(numbers_RN, row, start, width):
-    """Have the next head's numbers fetched, which lie beside this one's."""
-    for i in range(_U(0), width, _U(64) // _U(numbers_RN.itemsize)):
-        prefetch(numbers_RN, row, start + i)
-
-
-@reordered
-def _load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta):
-    """What each query's softmax needs on the way back: its sum, and how its result and the gradient agree."""
-    for place in range(n_places):
-        logsum[place] = logsum_SHT[block, head, place]
-        _prefetch(y_RD, first + place, start + width, width)
-        agreement = _F(0.0)
-        for i in range(width):
-            agreement += wide(y_RD[first + place, start + i]) * wide(grad_y_RD[first + place, start + i])
-        delta[place] = agreement
-    for place in range(n_places, _U(logsum.shape[0])):
-        logsum[place] = _F(np.inf)  # what fills up the last strip has no weight
-
-
-@reordered
-def _unload(
-    grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width,
-    grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
-):  # fmt: skip
-    """The way back of `_load`: from the gradient by a head's loaded numbers, times `scale`, to those by what was
-    loaded."""
-    if turning is not None:
-        _turn_back(
-            grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head
-        )  # fmt: skip
-    if grad_bias_SN is not None:
-        for i in range(width):
-            grad_bias_SN[block, start + i] = _F(0.0)
-    for place in range(n_places):
-        _prefetch(grad_qkv_RN, first + place, start + width, width)
-        for i in range(width):
-            value = grad[place * padded + i] * scale
-            grad_qkv_RN[first + place, start + i] = stored(grad_qkv_RN, value)
-            if grad_bias_SN is not None:
-                grad_bias_SN[block, start + i] += value
-
-
-@reordered
-def _turn_back(
-    grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head
-):  # fmt: skip
-    """From the gradients by normed and turned numbers to those by the numbers themselves, in place."""
-    norms_2K, cos_TK, sin_TK, eps = turning
-    row, half, at = np.empty(width, np.float32), width // _U(2), _U(which) * width
-    for i in range(width):
-        grad_norms_SHK[block, head, at + i] = _F(0.0)
-    for place in range(n_places):
-        above = place * padded
-        for i in range(half):
-            a, b = grad[above + i], grad[above + half + i]
-            grad[above + i] = a * cos_TK[place, i] + b * sin_TK[place, half + i]
-            grad[above + half + i] = b * cos_TK[place, half + i] - a * sin_TK[place, i]
-        for i in range(width):
-            row[i] = wide(qkv_RN[first + place, start + i])
-        factor = _scale_of(row, width, eps)
-        along = _F(0.0)
-        for i in range(width):
-            normed = row[i] * factor
-            grad_norms_SHK[block, head, at + i] += grad[above + i] * normed * scale
-            grad[above + i] *= norms_2K[which, i]
-            along += grad[above + i] * normed
-            row[i] = normed
-        along /= _F(width)
-        for i in range(width):
-            grad[above + i] = factor * (grad[above + i] - row[i] * along)
-
-
-@reordered
-def _scale_of(row, width, eps):
-    """One over the root of the mean square."""
-    squares = _F(0.0)
-    for i in range(width):
-        squares += row[i] * row[i]
-    return _F(1.0) / _F(math.sqrt(squares / _F(width) + _F(eps)))
 
 
 @reordered
