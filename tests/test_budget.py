@@ -447,7 +447,7 @@ def test_a_run_of_an_earlier_version_can_be_given_time(config, made_up):
 def test_a_run_of_a_few_seconds_ends_in_time(config):
     began = time.monotonic()
     events = list(run(with_train(config, for_="3s")))
-    assert isinstance(events[-1], Finished) and abs(events[-1].left_s) < 10 and time.monotonic() - began < 23
+    assert isinstance(events[-1], Finished) and abs(events[-1].left_s) < 10 and time.monotonic() - began < 60
     assert of(StepDone, events)[-1].learning_rate == 0
 
 
@@ -473,6 +473,6 @@ def test_a_process_that_is_stopped_for_a_third_of_its_time_ends_in_time(config):
         time.sleep(2)
         process.send_signal(signal.SIGCONT)
         lines += process.stdout
-    assert process.returncode == 0 and time.monotonic() - began < 36
+    assert process.returncode == 0 and time.monotonic() - began < 120
     assert (Path(config.train.out_dir) / FINAL_FILE).exists()
     assert any("lr=0.0e+00" in line for line in lines) and any("asked      --for 6s" in line for line in lines)
