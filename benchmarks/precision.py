@@ -18,6 +18,7 @@ import tyro
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.data.batches import Batches
 from tiny_gpt.data.prepare import Dataset, prepare
+from tiny_gpt.data.progress import finish
 from tiny_gpt.device import PRECISIONS, configure, describe_device, pick_device
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.evaluate import FixedWindows
@@ -49,7 +50,7 @@ class Bench:
 def main(bench: Bench) -> None:
     device = pick_device(bench.device)
     configure(device)
-    dataset = prepared(bench)
+    dataset = finish(prepare(DataConfig(data=bench.data), bench.model.block_size))
     print(f"{describe_device(device)}, torch {torch.__version__}, path {bench.path}")
     print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss over the whole validation text")
     print(f"{'seed':>4}{'bf16':>10}{'fp32':>10}{'difference':>12}")
@@ -62,16 +63,6 @@ def main(bench: Bench) -> None:
         Path(bench.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     mean = sum(row["bf16"] - row["fp32"] for row in rows) / len(rows)
     print(f"mean difference {mean:+.4f} nats per token")
-
-
-def prepared(bench: Bench) -> Dataset:
-    preparing = prepare(DataConfig(data=bench.data), bench.model.block_size)
-    while True:
-        try:
-            next(preparing)
-        except StopIteration as end:
-            dataset: Dataset = end.value
-            return dataset
 
 
 def trained(bench: Bench, dataset: Dataset, device: torch.device, precision: str, seed: int) -> float:

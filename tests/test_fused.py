@@ -15,7 +15,7 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.device import pick_precision
 from tiny_gpt.model.attention import plain_attention
 from tiny_gpt.model.cpu import attention, loss
-from tiny_gpt.model.cpu.dropout import LEVELS, makeup, n_dropped
+from tiny_gpt.model.dropout import LEVELS, makeup, n_dropped
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.native.workers import WORKERS
 
@@ -162,7 +162,7 @@ class TestDropout:
         step = 2e-3
         assert (loss_at(step) - loss_at(-step)).item() / (2 * step) == pytest.approx(slope, rel=0.02, abs=2e-3)
 
-    def test_same_seed_same_bits_whatever_the_number_of_threads(self, architecture, dtype):
+    def test_same_seed_same_bits(self, architecture, dtype):
         model = fused_model(architecture, dtype, dropout=0.15)
         batch = batch_for(model)
         results = []
@@ -226,6 +226,18 @@ class TestAttention:
         expected = plain_attention(q.double(), k.double(), v.double())
         y_RD = attend(q, k, v, 0.0)[2]
         torch.testing.assert_close(y_RD.view(1, 200, 2, 24).transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
+
+    def test_threads_that_share_the_work_do_not_change_a_bit(self):
+        q, k, v = (torch.randn(4, 3, 50, 16) for _ in range(3))
+        n_threads = torch.get_num_threads()
+        results = []
+        try:
+            for n in (1, 2, 3):
+                torch.set_num_threads(n)
+                results.append(attend(q, k, v, 0.2)[2])
+        finally:
+            torch.set_num_threads(n_threads)
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
     def test_the_future_is_not_seen(self):
         kept = kept_elements(1, 1, 96, 0.0)

@@ -38,15 +38,24 @@ class _MaskedDropout(torch.autograd.Function):
 def keep_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> tuple[torch.Tensor, float]:
     """The bits to keep of a CPU tensor of `dtype`, and the factor that makes up for what is dropped."""
     n_elements = shape.numel()
-    n_dropped = min(max(round(p * LEVELS), 1), LEVELS - 1)
     draws = torch.empty((n_elements + 3) // 4, dtype=torch.int64)
     draws.random_(-(2**63), None)  # every bit random; plain random_() leaves the sign bit zero
-    threshold = n_dropped - LEVELS // 2
+    threshold = n_dropped(p) - LEVELS // 2
     # Below the threshold 0, from there on -1, which is all ones; these passes are the cheapest that torch has for it.
     mask = draws.view(torch.int16)[:n_elements].clamp_(threshold - 1, threshold).neg_().add_(threshold - 1)
-    return mask.view(shape).to(_INTEGER_OF_WIDTH[dtype.itemsize]), LEVELS / (LEVELS - n_dropped)
+    return mask.view(shape).to(_INTEGER_OF_WIDTH[dtype.itemsize]), makeup(p)
 
 
 def apply_mask(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`x` where the mask is all ones, zero elsewhere."""
     return (x.contiguous().view(mask.dtype) & mask).view(x.dtype)
+
+
+def n_dropped(p: float) -> int:
+    """Of LEVELS equally likely draws, those that drop an element with probability `p`; none without dropout."""
+    return min(max(round(p * LEVELS), 1), LEVELS - 1) if p else 0
+
+
+def makeup(p: float) -> float:
+    """The factor that makes up for what is dropped."""
+    return LEVELS / (LEVELS - n_dropped(p))

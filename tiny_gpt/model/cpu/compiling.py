@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from tiny_gpt import native
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.device import pick_precision
 from tiny_gpt.model.cpu import attention
@@ -13,7 +14,8 @@ from tiny_gpt.native.compiled import forget_older, is_kept
 
 def compile_all() -> None:
     """For both architectures and every dtype that a run on this machine may take."""
-    forget_older(Path(__file__).parent)
+    for module in (__file__, native.__file__):
+        forget_older(Path(module).parent)
     ids_BT = torch.zeros(1, 1, dtype=torch.int64)
     for dtype in {torch.float32, pick_precision("auto", torch.device("cpu"))}:
         for architecture in ("classic", "modern"):

@@ -8,8 +8,6 @@ import numpy as np
 
 from tiny_gpt.native.compiled import compiled
 
-LEVELS = 1 << 16
-
 _W = np.uint32
 
 
@@ -31,13 +29,3 @@ def bits(number, seed, another_seed):
     x = _W(_W(_W(x ^ _W(x >> _W(16))) * _W(0x85EBCA6B)) + another_seed)
     x = _W(_W(x ^ _W(x >> _W(13))) * _W(0xC2B2AE35))
     return _W(x ^ _W(x >> _W(16)))
-
-
-def n_dropped(p: float) -> int:
-    """Of LEVELS equally likely draws, those that drop an element with probability `p`; none without dropout."""
-    return min(max(round(p * LEVELS), 1), LEVELS - 1) if p else 0
-
-
-def makeup(p: float) -> float:
-    """The factor that makes up for what is dropped."""
-    return LEVELS / (LEVELS - n_dropped(p))

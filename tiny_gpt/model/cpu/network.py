@@ -18,7 +18,7 @@ from torch import nn
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.cpu import attention, feed_forward, residual
-from tiny_gpt.model.cpu.dropout import makeup, n_dropped
+from tiny_gpt.model.dropout import makeup, n_dropped
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 from tiny_gpt.native.workers import WORKERS, run_rows
 

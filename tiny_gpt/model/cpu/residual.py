@@ -14,7 +14,7 @@ import numpy as np
 from tiny_gpt.model.cpu.dropout import bits, seed_of
 from tiny_gpt.native.arithmetic import stored, wide
 from tiny_gpt.native.compiled import reordered
-from tiny_gpt.native.workers import take, take_another
+from tiny_gpt.native.workers import N_TASKS, take, take_another
 
 ROWS = 64
 
@@ -44,7 +44,7 @@ def embed(tasks, ids_R, token_VD, position_TD, x_RD):
 @reordered
 def embed_backward(tasks, ids_R, grad_x_RD, grad_token_VD):
     """Add each token's gradient to that of its embedding, row after row; a task is a part of the columns."""
-    n_rows, width, n_tasks = _U(grad_x_RD.shape[0]), _U(grad_x_RD.shape[1]), _U(tasks[tasks.shape[0] - 1])
+    n_rows, width, n_tasks = _U(grad_x_RD.shape[0]), _U(grad_x_RD.shape[1]), _U(tasks[N_TASKS])
     task = take(tasks)
     while task >= 0:
         first, end = _U(task) * width // n_tasks, (_U(task) + _U(1)) * width // n_tasks
