@@ -9,7 +9,7 @@ SETUP = command -v $(PYTHON) >/dev/null || \
 .PHONY: help setup train test lint bench torture
 
 help:
-	@echo "make train   train a first small GPT (a few minutes) and print what it writes"
+	@echo "make train   train a first small GPT for five minutes and print what it writes"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure training steps and decoding on this machine, beside others'"
@@ -22,7 +22,7 @@ setup:
 
 train:
 	@$(SETUP)
-	@.venv/bin/tiny-gpt train --recipe first
+	@.venv/bin/tiny-gpt train --for 5m
 
 test:
 	@$(SETUP) test

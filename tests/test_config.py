@@ -91,8 +91,8 @@ def test_a_config_saved_as_json_and_read_again_is_the_same(tmp_path, config):
 def test_settings_that_are_not_named_stay(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"n_layer": 7, "learning_rate": 1, "data": "one.txt"}')
-    expected = RECIPES["first"].to_flat() | {"n_layer": 7, "learning_rate": 1.0, "data": ("one.txt",)}
-    assert load_config(path, RECIPES["first"]).to_flat() == expected
+    expected = RECIPES["auto"].to_flat() | {"n_layer": 7, "learning_rate": 1.0, "data": ("one.txt",)}
+    assert load_config(path, RECIPES["auto"]).to_flat() == expected
 
 
 @pytest.mark.parametrize(

@@ -448,7 +448,7 @@ def test_scripts_are_told_by_their_letters():
     assert scripts_of("123") == {}
 
 
-@pytest.mark.parametrize(("n_bytes", "vocab_size"), [(1000, 512), (1_000_000, 1024), (12_000_000, 4096), (10**9, 8192)])
+@pytest.mark.parametrize(("n_bytes", "vocab_size"), [(1000, 512), (1_500_000, 1024), (20_000_000, 4096), (10**9, 8192)])
 def test_a_larger_text_gets_a_larger_vocabulary(n_bytes, vocab_size):
     assert default_vocab_size(n_bytes) == vocab_size
 

@@ -11,7 +11,7 @@ from tiny_gpt.data.batches import Batches
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.events import Evaluated, Prepared
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
 from tiny_gpt.training.run import run
 from tiny_gpt.training.step import train_step
 
@@ -39,7 +39,11 @@ class Learning:
     def __init__(self, config=CONFIG, device=CUDA, dtype=torch.float32, path="plain", n_parts=1):
         torch.manual_seed(0)
         self.config, self.n_parts = config, n_parts
-        self.model = GPT(config.model, VOCAB_SIZE, dtype).to(device).train()
+        self.model = GPT(config.model, VOCAB_SIZE, dtype).train()
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        self.model.to(device)
         self.model.path = path
         self.optimizer, self.guard = make_optimizer(self.model, config.train), Guard(self.model.device)
         ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=10_000).astype(np.uint16)
@@ -57,8 +61,9 @@ class Learning:
 
 @pytest.mark.parametrize("architecture", ["classic", "modern"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)])
-def test_steps_on_a_gpu_are_those_of_the_cpu_within_rounding(architecture, dtype, tolerance):
-    config = replace(CONFIG, model=replace(MODEL, architecture=architecture))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_on_a_gpu_are_those_of_the_cpu_within_rounding(architecture, dtype, tolerance, optimizer):
+    config = RunConfig(replace(MODEL, architecture=architecture), train=replace(CONFIG.train, optimizer=optimizer))
     expected, found = Learning(config, CPU).losses(), Learning(config, CUDA, dtype).losses()
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=tolerance)
@@ -73,8 +78,9 @@ def test_batches_are_those_of_the_cpu_on_the_gpu():
 
 @pytest.mark.parametrize("path", ["plain", *COMPILED])
 @pytest.mark.parametrize("n_parts", [1, 2])
-def test_no_step_waits_for_the_gpu(path, n_parts):
-    config = replace(CONFIG, model=replace(MODEL, dropout=0.1))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_no_step_waits_for_the_gpu(path, n_parts, optimizer):
+    config = RunConfig(replace(MODEL, dropout=0.1), train=replace(CONFIG.train, optimizer=optimizer))
     learning = Learning(config, dtype=torch.bfloat16, path=path, n_parts=n_parts)
     for step in range(4):  # the first compile and capture
         learning.step(step)

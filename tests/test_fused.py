@@ -38,13 +38,14 @@ architectures = pytest.mark.parametrize("architecture", ["classic", "modern"])
 
 
 def fused_model(architecture, dtype, n_head=2, d_model=32, d_ff=48, block_size=40, dropout=0.0, vocab_size=23):
-    """A model far enough from its initial weights that every part of it matters."""
+    """A model with weights so large that every part of it matters."""
     torch.manual_seed(torch.initial_seed() % 1000)
     config = ModelConfig(architecture, 2, n_head, d_model, d_ff, block_size, dropout)
     model = GPT(config, vocab_size, dtype)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(parameter + 0.2 * torch.randn_like(parameter) if parameter.ndim == 1 else parameter * 8)
+            noise = torch.randn_like(parameter)
+            parameter.copy_(parameter + 0.2 * noise if parameter.ndim == 1 else 0.16 * noise)
     model.path = "fused"
     return model
 

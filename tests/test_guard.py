@@ -10,7 +10,7 @@ from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.data.batches import Batch
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.guard import MAX_SKIPPED, MAX_STREAK, MIN_KNOWN, SIGMAS, WINDOW, Guard
-from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
 from tiny_gpt.training.step import train_step
 
 CPU = torch.device("cpu")
@@ -126,11 +126,12 @@ def test_a_damaged_memory_is_refused(odd):
         Guard(CPU).load_dict({**Guard(CPU).to_dict(), **odd} if odd else odd)
 
 
-def test_a_skipped_step_touches_neither_weights_nor_moments(monkeypatch):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_skipped_step_touches_neither_weights_nor_moments(monkeypatch, optimizer):
     torch.manual_seed(0)
     config = RunConfig(
         ModelConfig(n_layer=1, n_head=2, d_model=8, d_ff=16, block_size=4, dropout=0.0),
-        train=TrainConfig(batch_size=2, warmup_steps=0),
+        train=TrainConfig(batch_size=2, warmup_steps=0, optimizer=optimizer),
     )
     model, guard = GPT(config.model, 11), Guard(CPU)
     optimizer = make_optimizer(model, config.train)

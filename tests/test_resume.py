@@ -115,12 +115,13 @@ def told(events):
     [
         dict(),
         dict(architecture="modern"),
+        dict(architecture="modern", optimizer="muon"),
         dict(precision="bf16"),
         dict(grad_accum_steps=4),
         dict(path="fused"),
         dict(path="auto", precision="auto"),
     ],
-    ids=["classic", "modern", "bf16", "in parts", "fused", "as measured"],
+    ids=["classic", "modern", "muon", "bf16", "in parts", "fused", "as measured"],
 )
 def test_a_run_cut_off_again_and_again_ends_as_the_one_that_never_was(config, tmp_path, changes):
     model = {name: changes.pop(name) for name in list(changes) if name == "architecture"}
@@ -222,11 +223,12 @@ def test_a_text_that_is_gone_is_learned_from_its_stored_tokens(config, text, tmp
     [
         (lambda c: with_model(c, n_layer=2, d_ff=64), ["--n-layer was 1, is now 2", "--d-ff was 32, is now 64"]),
         (lambda c: with_model(c, architecture="modern"), ["--architecture was classic, is now modern"]),
+        (lambda c: with_train(c, optimizer="muon"), ["--optimizer was adamw, is now muon"]),
         (lambda c: replace(c, data=replace(c.data, tokenizer="bpe")), ["vocabulary 256 before", "--new"]),
         (lambda c: replace(c, data=replace(c.data, val_share=0.2)), ["tokens for validation"]),
     ],
 )
-def test_another_model_tokenizer_or_split_is_refused_with_the_difference(config, change, words):
+def test_another_model_optimizer_tokenizer_or_split_is_refused_with_the_difference(config, change, words):
     cut_off(config, after=5)
     before = sorted(Path(config.train.out_dir).rglob("*"))
     with pytest.raises(BadInputError) as refused:

@@ -44,7 +44,11 @@ def model_and_batch(architecture, dtype=torch.float32, dropout=0.0):
     torch.manual_seed(0)
     config = ModelConfig(architecture, n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=8, dropout=dropout)
     ids = torch.randint(VOCAB_SIZE, (3, 9))
-    return GPT(config, VOCAB_SIZE, dtype), (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    model = GPT(config, VOCAB_SIZE, dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model, (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
 
 def loss_and_gradients(model, batch):

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 import tyro
 
 from tiny_gpt import __version__
-from tiny_gpt.config import BUDGETS, RunConfig, TrainConfig, flag, load_config, two_budgets
+from tiny_gpt.config import BUDGETS, HEAD_WIDTH, RunConfig, TrainConfig, flag, load_config, two_budgets
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.heartbeat import heartbeat, restart_reason, watched
@@ -38,6 +39,7 @@ from tiny_gpt.verbs import (
     GenerateCommand,
     GenerateScript,
     ImportCommand,
+    PlanCommand,
     ResumeCommand,
     ScriptCommand,
     TrainCommand,
@@ -76,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: Sequence[str]) -> int:
     """Train a model on your text; it goes to a folder in runs/."""
     start = _given(args, "recipe", "config")
-    base = RECIPES.get(start["recipe"] or "", RunConfig())
+    recipe = start["recipe"] or "auto"
     if start["config"]:
-        base = load_config(user_path(start["config"]), base)
-    elif not start["recipe"]:
-        base = replace(base, train=replace(base.train, for_=FIRST_LOOK))
+        base = load_config(user_path(start["config"]), RunConfig())
+    else:
+        base = _recipe(recipe, args) if recipe in RECIPES else RunConfig()  # of which the parser tells
     default = TrainCommand(base.model, base.data, _without_budget(base.train, args), base.night)
     command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
     data = replace(command.data, data=command.sources) if command.sources else command.data
@@ -88,11 +90,40 @@ def train(args: Sequence[str]) -> int:
     return _train(config, command.start, [sys.executable, "-m", "tiny_gpt", "train", *args], _me())
 
 
+def _recipe(name: str, args: Sequence[str]) -> RunConfig:
+    """The recipe called `name`, as far as `args` leave it open; a first look where it says nothing of how long."""
+    base = RECIPES[name]
+    if name == "auto":
+        base = replace(base, train=replace(base.train, for_=FIRST_LOOK))
+    return _said(base, args)
+
+
+def _said(config: RunConfig, args: Sequence[str]) -> RunConfig:
+    """`config` with no more left to the recipe than what `args` do not say."""
+    given = _given(args, *config.train.auto)
+    auto = tuple(name for name in config.train.auto if given[name] is None)
+    model, n_head = config.model, given.get("n_head")
+    if n_head and n_head.isdecimal() and "d_model" in auto:  # a width that these heads divide, until one is chosen
+        model = replace(model, d_model=HEAD_WIDTH * max(1, int(n_head)))
+    return replace(config, model=model, train=replace(config.train, auto=auto))
+
+
+def plan(args: Sequence[str]) -> int:
+    """Say what a training would be, and how good: model, time, memory, expected loss."""
+    base = _recipe("auto", args)
+    default = PlanCommand(base.model, base.data, _without_budget(base.train, args), base.night)
+    command = tyro.cli(PlanCommand, prog="tiny-gpt plan", args=args, default=default, config=FLAT)
+    data = replace(command.data, data=command.sources) if command.sources else command.data
+    from tiny_gpt.plan_command import show_plan
+
+    return show_plan(replace(_settings(command), data=data), command.json)
+
+
 def resume(args: Sequence[str]) -> int:
     """Go on with a run that was stopped, exactly where its newest checkpoint is."""
     name = tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, config=FLAT).run
     folder = find_run(name)
-    base = config_of(folder)
+    base = _said(config_of(folder), args)
     default = ResumeCommand(base.model, base.data, _without_budget(base.train, args), base.night)
     config = _settings(tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, default=default, config=FLAT))
     is_more = bool(_budgets_given(args)) and config.train.is_timed
@@ -190,6 +221,7 @@ def inference_script() -> int:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "plan": plan,
     "train": train,
     "resume": resume,
     "generate": generate,
@@ -244,7 +276,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
         Order(ordered_at, is_more, is_restart=bool(restart_reason())),
         NextCommands(
             generate=f"{me} generate" if me else "python3 inference.py",
-            train=f"{me} train my_text.txt" if me else "python3 train.py --data my_text.txt",
+            train=f"{me} train my_text.txt --for 8h" if me else "python3 train.py --data my_text.txt",
             resume=f"{me} resume {name}" if me else f"python3 train.py --resume{out_dir}",
         ),
     )
@@ -296,8 +328,9 @@ def _given(args: Sequence[str], *names: str) -> dict[str, str | None]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
         parser.add_argument(flag(name), dest=name)
+    spelled = [re.sub("^--[a-z_]+", lambda found: found[0].replace("_", "-"), arg) for arg in args]
     with contextlib.suppress(argparse.ArgumentError):  # the real parser will explain it
-        return vars(parser.parse_known_args(args)[0])
+        return vars(parser.parse_known_args(spelled)[0])
     return dict.fromkeys(names)
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.errors import BadInputError, UsageError
@@ -21,13 +21,16 @@ from tiny_gpt.errors import BadInputError, UsageError
 BEST_FILE = "tiny_gpt_best.pt"
 FINAL_FILE = "tiny_gpt_final.pt"
 CONFIG_FILE = "config.json"
+PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
 SAMPLES_FOLDER = "samples"
 
 # What a model file may hold.
 MAX_VOCAB_SIZE = 300_000
-TOKENIZER_NAMES = ("char", "byte", "bpe")
+TOKENIZER_NAMES = ("auto", "char", "byte", "bpe")
+# Width of an attention head where the recipe chooses: what Qwen3's and GPT-2's small models have.
+HEAD_WIDTH = 64
 
 
 def _require(ok: bool, message: str) -> None:
@@ -116,7 +119,8 @@ class DataConfig:
     val_share: float = 0.1
     """Part of the text held out for validation, at most 10 MB: the ends of long documents, every n-th short one."""
     tokenizer: str = "char"
-    """char: one token a character; byte: one a byte; bpe: pieces of words; or a tokenizer.json of your own."""
+    """char: one token a character; byte: one a byte; bpe: pieces of words; auto: char for a small text, else bpe; or a
+    tokenizer.json of your own."""
     vocab_size: int = 0
     """Tokens that bpe has; 0 chooses by the size of the text."""
     text_field: str = "text"
@@ -132,7 +136,7 @@ class DataConfig:
             f"--tokenizer {self.tokenizer}: give one of {', '.join(TOKENIZER_NAMES)}, or a tokenizer.json",
         )
         _require(
-            self.vocab_size == 0 or (self.tokenizer == "bpe" and 256 <= self.vocab_size <= MAX_VOCAB_SIZE),
+            self.vocab_size == 0 or (self.tokenizer in ("bpe", "auto") and 256 <= self.vocab_size <= MAX_VOCAB_SIZE),
             f"--vocab-size {self.vocab_size} with --tokenizer {self.tokenizer}: only bpe has a choice, of 256 to "
             f"{MAX_VOCAB_SIZE:,}",
         )
@@ -176,8 +180,11 @@ class TrainConfig:
     """Last part of the budget in which a trapezoid's rate falls; 1 lets it fall from the start."""
     warmup_steps: int = 200
     """Steps of linear rise to the peak (at most half of the run)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What moves the weights: adamw; or muon, which needs about half the steps (it takes the matrices inside the
+    blocks, AdamW the rest, and likes a learning rate of 2e-3)."""
     weight_decay: float = 0.01
-    """AdamW's decay of the weight matrices."""
+    """The optimizer's decay of the weight matrices; of those inside the blocks where that is muon."""
     beta2: float = 0.999
     """AdamW's memory of squared gradients; small batches like a shorter one, such as 0.99."""
     grad_clip: float = 1.0
@@ -202,6 +209,8 @@ class TrainConfig:
     """The run's folder, for its model files, checkpoints and metrics; without it runs/NAME, named after the text."""
     verbose: bool = False
     """Tell more: which paths were measured, and how they did."""
+    auto: Annotated[tuple[str, ...], Suppress] = ()
+    """Settings whose values are not settled yet: they are chosen by the text, the budget and the machine."""
 
     def __post_init__(self) -> None:
         self._check_budget()

@@ -19,6 +19,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def clock_in(seconds: float) -> str:
+    """The time of day in so many seconds, with the day where that is not plain."""
+    return time.strftime("%H:%M" if seconds < 20 * 3600 else "%A %H:%M", time.localtime(time.time() + seconds))
+
+
 def seconds_of(text: str) -> float:
     """ "90" -> 90, "5m" -> 300, "1h30m" -> 5400, "1.5h" -> 5400; raises ValueError for anything else, and for 0."""
     text = text.strip() + ("s" if re.fullmatch(r"[\d.]+", text.strip()) else "")

@@ -2,13 +2,28 @@
 
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 
+# What `auto` chooses by the text, the budget and the machine, as training/plan/choices.py has it.
+CHOSEN = (
+    "n_layer",
+    "n_head",
+    "d_model",
+    "d_ff",
+    "block_size",
+    "dropout",
+    "optimizer",
+    "batch_size",
+    "learning_rate",
+    "min_learning_rate",
+    "warmup_steps",
+)
+
 RECIPES: dict[str, RunConfig] = {
+    # The best by morning.
+    "auto": RunConfig(
+        ModelConfig(architecture="modern", n_head=1),  # which divides every width
+        DataConfig(tokenizer="auto"),
+        TrainConfig(schedule="trapezoid", cooldown=0.6, weight_decay=0.1, beta2=0.99, auto=CHOSEN),
+    ),
     # The guide's night: what the config's own defaults say.
     "overnight": RunConfig(),
-    # A few minutes on a laptop's processor, for a first look.
-    "first": RunConfig(
-        ModelConfig(n_layer=4, n_head=4, d_model=192, d_ff=768, block_size=128, dropout=0.0),
-        DataConfig(data=("python-docs",)),
-        TrainConfig(epochs=5, batch_size=16, learning_rate=2e-3, min_learning_rate=1e-4, beta2=0.99),
-    ),
 }

@@ -27,9 +27,9 @@ class Beginning:
 class StartingPoint(Beginning):
     """Where the settings come from before the flags below change them, and what becomes of an unfinished run."""
 
-    recipe: Literal["overnight", "first"] | None = None
-    """overnight is the guide's night, first a small model and a few minutes; without one, the guide's model and --for
-    5m, unless you say how long."""
+    recipe: Literal["auto", "overnight"] | None = None
+    """auto, which is taken without one, chooses what you do not say by the text, the time and this machine; overnight
+    is the guide's night."""
     config: str | None = None
     """A saved config.json to run again."""
 
@@ -50,6 +50,16 @@ class TrainCommand(RunConfig):
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOURCE ...]")] = ()
     """Your text: files, folders, patterns, - for standard input, addresses or known texts; the same as --data."""
     start: StartingPoint = field(default_factory=StartingPoint)
+
+
+@dataclass(frozen=True)
+class PlanCommand(RunConfig):
+    """Say what a training would be: model, time, memory, and how good it would become. Measures this machine first."""
+
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOURCE ...]")] = ()
+    """Your text, named as for train."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the figures as JSON."""
 
 
 @dataclass(frozen=True)

@@ -117,15 +117,15 @@ def repeated(probe: Probe) -> Iterator[Deviation]:
 def make_models(probe: Probe, architecture: Architecture) -> tuple[GPT, GPT]:
     """A model on the device and the same in fp64 on the CPU, with weights that the precision can hold.
 
-    Four times the usual weights, so that attention looks somewhere and the losses differ from one another.
+    Larger ones than a training begins with, so that attention looks somewhere and the losses differ from one another.
     """
     config = replace(CONFIG, architecture=architecture)
     torch.manual_seed(0)
     model, exact_model = GPT(config, VOCAB_SIZE, probe.dtype), GPT(config, VOCAB_SIZE, torch.float64).double()
     with torch.no_grad():
         for parameter in model.parameters():
-            size = 4.0 if parameter.ndim == 2 else 1.0
-            parameter.copy_((size * parameter + 0.02 * probe.draw(*parameter.shape)).to(probe.dtype))
+            start = 0.08 * torch.randn_like(parameter) if parameter.ndim == 2 else parameter
+            parameter.copy_((start + 0.02 * probe.draw(*parameter.shape)).to(probe.dtype))
     exact_model.load_state_dict(model.state_dict())
     return model.to(probe.device), exact_model
 

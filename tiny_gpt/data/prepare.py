@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_gpt.config import DataConfig
+from tiny_gpt.config import TOKENIZER_NAMES, DataConfig
 from tiny_gpt.data.bpe import BpeTokenizer
 from tiny_gpt.data.corpus import Corpus, gather
 from tiny_gpt.data.formats import ReadOptions
@@ -30,6 +30,8 @@ from tiny_gpt.files import CACHE_REMEDY, cache_folder, sha256_of, sha256_of_json
 
 # A tokenizer learns from at most so much text, drawn evenly from all over it; more changes little and takes longer.
 SAMPLE_BYTES = 32_000_000
+# From this size of the training text on, pieces of words beat characters (docs/log.md, "the recipe auto").
+MIN_BPE_BYTES = 100_000
 # Validation text that the training text holds too is told from this share on.
 TELLING_OVERLAP = 0.01
 STORE_NAME = re.compile(r"[0-9a-f]{32}")
@@ -117,15 +119,21 @@ def _dataset(store: TokenStore, name: str, words: tuple[str, ...], skipped: list
 
 def tokenizer_for(config: DataConfig, train: Part) -> Tokenizer:
     """The tokenizer that `config` names, fitted to a sample of `train` where it has something to learn."""
-    if config.tokenizer not in TOKENIZERS:
+    if config.tokenizer not in TOKENIZER_NAMES:
         return BpeTokenizer.from_file(user_path(config.tokenizer))
+    name = best_tokenizer(train.n_bytes) if config.tokenizer == "auto" else config.tokenizer
     vocab_size = config.vocab_size or default_vocab_size(train.n_bytes)
-    return TOKENIZERS[config.tokenizer].train(train.sample(SAMPLE_BYTES), vocab_size)
+    return TOKENIZERS[name].train(train.sample(SAMPLE_BYTES), vocab_size)
+
+
+def best_tokenizer(n_bytes: int) -> str:
+    """What `auto` stands for with a text of this size: pieces of words must be seen often to be learned."""
+    return "bpe" if n_bytes >= MIN_BPE_BYTES else "char"
 
 
 def default_vocab_size(n_bytes: int) -> int:
-    """1,024 for a text of 1 MB and twice that for four times the text: each token must be seen often to be learned."""
-    return next((size for size in (512, 1024, 2048, 4096) if size * size * 2 > n_bytes), 8192)
+    """512 for a text of 1 MB and twice that for four times the text: each token must be seen often to be learned."""
+    return next((size for size in (512, 1024, 2048, 4096) if size * size * 4 > n_bytes), 8192)
 
 
 def identity_of(tokenizer: Tokenizer) -> str:
@@ -137,14 +145,14 @@ def _tokenizer_id(name: str, given: Tokenizer | None) -> str:
     """What a store's key has of its tokenizer: that of --tokenizer `name`, unless one is `given`."""
     if given:
         return identity_of(given)
-    return name if name in TOKENIZERS else sha256_of_tokenizer(name)
+    return name if name in TOKENIZER_NAMES else sha256_of_tokenizer(name)
 
 
 def sha256_of_tokenizer(name: str) -> str:
     """What tells one tokenizer.json from another; raises BadInputError where there is no such file."""
     path = user_path(name)
     if not path.is_file():
-        raise BadInputError(f"--tokenizer {name}: no such file; give {', '.join(TOKENIZERS)} or a tokenizer.json")
+        raise BadInputError(f"--tokenizer {name}: no such file; give {', '.join(TOKENIZER_NAMES)} or a tokenizer.json")
     try:
         return sha256_of(path)
     except OSError as error:

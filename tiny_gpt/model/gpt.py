@@ -47,15 +47,23 @@ class GPT(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """GPT-2's scheme: normal weights, and narrower ones where n_layer outputs add up in the residual stream."""
-        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        """classic: GPT-2's normal weights, narrower where n_layer outputs add up in the residual stream. modern: each
+        layer and the head begin with outputs of zero, and all else learns from there (docs/log.md)."""
+        n_layer, is_classic = self.config.n_layer, self.config.architecture == "classic"
+        residual_std, matrix_std = INIT_STD / math.sqrt(2 * n_layer), INIT_STD
+        if not is_classic:
+            residual_std, matrix_std = 0.0, 0.5 / math.sqrt(self.config.d_model)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(
-                    parameter, std=residual_std if name.endswith(("out.weight", "down.weight")) else INIT_STD
-                )
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 nn.init.zeros_(parameter)
+            elif name.endswith(("out.weight", "down.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            elif name == "head.weight" and not is_classic:
+                nn.init.zeros_(parameter)
+            elif name.startswith("blocks.") and parameter.ndim == 2:
+                nn.init.normal_(parameter, std=matrix_std)
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=INIT_STD)
 
     def forward(self, ids_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Logits (B, T, V) of the token after each position.

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from tiny_gpt.device import sent
 from tiny_gpt.model.gpt import GPT
 
+# Shares of the time that evaluations may take in the course of a run.
+VAL_SHARE = 0.05
+TRAIN_SHARE = 0.0125
 IGNORED = -100  # cross_entropy skips this target; the last window and the last batch are filled up with it
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.data.progress import Note, Progress
+from tiny_gpt.training.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Prepared:
     """Steps of the whole run; 0 where a clock ends it."""
     left_s: float | None = None
     """Seconds until it does."""
+    plan: Plan | None = None
+    """What to expect of it, where the recipe has said so."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,10 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.training.budget import TimedCourse
-from tiny_gpt.training.evaluate import FixedWindows, affordable_tokens
+from tiny_gpt.training.evaluate import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens
 from tiny_gpt.training.learner import Learner
 from tiny_gpt.training.schedule import Place
 
-# Shares of the time that evaluations may take.
-VAL_SHARE = 0.05
-TRAIN_SHARE = 0.0125
 # An evaluation that takes so many times what its arithmetic does was stopped in between, by a sleep or the like.
 STOPPED_TIMES = 5
 # A run that a clock ends is evaluated after so much of its progress, or later where that takes too much of the time.

@@ -1,27 +1,58 @@
-"""Parameter groups and the optimizer over them."""
+"""The optimizer that a config names, over the parameter groups that it needs.
+
+Moments are there from the start, so that no later step takes memory and every checkpoint holds the same names. Where an
+attribute `found_inf` of an optimizer is 1.0, a step changes nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
 
 from tiny_gpt.config import TrainConfig
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.training.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) that decays matrices and leaves biases and norm weights alone, as GPT-3 did.
+def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.Optimizer:
+    """What moves the weights of `model`."""
+    return OPTIMIZERS[config.optimizer](model, config)
 
-    Its moments are there from the start, so that no later step takes memory and every checkpoint holds the same names.
-    Where an attribute `found_inf` of the optimizer is 1.0, a step changes nothing.
-    """
+
+def _adamw(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves biases and norm weights alone, as GPT-3 did."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return _adamw_over(groups, config)
+
+
+def _muon(model: GPT, config: TrainConfig) -> Muon:
+    """Muon for the matrices inside the blocks, AdamW without decay for embeddings, head, norms and biases."""
+    matrices, rest = {}, []
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks.") and parameter.ndim == 2:
+            matrices[parameter] = 3 if name.endswith("qkv.weight") else 1  # queries, keys and values
+        else:
+            rest.append(parameter)
+    adamw = _adamw_over([{"params": rest, "weight_decay": 0.0}], config)
+    # Batched products of bf16 were wrong on MPS (pytorch#181936).
+    dtype = torch.float32 if model.device.type == "mps" else model.compute_dtype
+    return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype)
+
+
+def _adamw_over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) with its moments."""
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
-    for p in parameters:
+    for p in (p for group in groups for p in group["params"]):
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),
             "exp_avg": torch.zeros_like(p),
             "exp_avg_sq": torch.zeros_like(p),
         }
     return optimizer
+
+
+OPTIMIZERS: dict[str, Callable[[GPT, TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "muon": _muon}

@@ -23,7 +23,7 @@ from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, Dama
 from tiny_gpt.training.path import Choice, choose
 
 # Where the run is, how it began and how it is told, not what it is.
-_ELSEWHERE = ("out_dir", "start_from", "verbose")
+_ELSEWHERE = ("out_dir", "start_from", "verbose", "auto")
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,27 @@ class Saved:
     """What was wrong with newer checkpoints, and which settings are others now."""
 
     def config_with_changes(self, asked: RunConfig) -> RunConfig:
-        """The run's config with the settings that `asked` has changed since; raises BadInputError for another model."""
+        """The run's config with the settings that `asked` has changed since.
+
+        Raises BadInputError for what its weights and moments are made for: another model, another optimizer.
+        """
         before, used, now = self.asked.to_flat(), self.config.to_flat(), asked.to_flat()
+        said_now = set(before["auto"]) - set(now["auto"])
         changed = {
             name: value
             for name, value in now.items()
-            if value not in (before[name], used[name]) and name not in _ELSEWHERE
+            if value != used[name] and (value != before[name] or name in said_now) and name not in _ELSEWHERE
         }
         budget_before, budget_now = self.asked.train.budget, asked.train.budget
         if is_other_budget := any(name in changed for name in BUDGETS):
             changed |= {name: now[name] for name in BUDGETS}
-        fixed = [setting.name for setting in fields(ModelConfig) if setting.name in changed]
+        fixed = [name for name in (*(setting.name for setting in fields(ModelConfig)), "optimizer") if name in changed]
         if self.config.train.start_from:
             fixed += [name for name in ("tokenizer", "vocab_size") if name in changed]
         if fixed:
-            differences = "; ".join(f"{flag(name)} was {before[name]}, is now {now[name]}" for name in fixed)
+            differences = "; ".join(f"{flag(name)} was {used[name]}, is now {now[name]}" for name in fixed)
             raise BadInputError(
-                f"this run cannot go on with another model: {differences}.\n"
+                f"this run cannot go on with another model or optimizer: {differences}.\n"
                 "Go on with the run's own settings (tiny-gpt resume), or start a new run (--new)"
             )
         told = {name: value for name, value in changed.items() if name not in BUDGETS}
@@ -66,7 +70,7 @@ class Saved:
         elif is_other_budget:
             names = flag(budget_before), before[budget_before], flag(budget_now), now[budget_now]
             self.notes.append("the budget was {} {}, is now {} {}".format(*names))
-        self.notes.extend(f"{flag(name)} was {before[name]}, is now {value}" for name, value in told.items())
+        self.notes.extend(f"{flag(name)} was {used[name]}, is now {value}" for name, value in told.items())
         if now["start_from"] not in ("", before["start_from"]):
             self.notes.append(f"--start-from {now['start_from']} is left alone: the run goes on with its own weights")
         changed |= {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}

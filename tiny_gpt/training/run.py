@@ -19,6 +19,7 @@ from tiny_gpt.config import (
     FINAL_FILE,
     LOG_FILE,
     METRICS_FILE,
+    PLAN_FILE,
     SAMPLES_FOLDER,
     RunConfig,
     flag,
@@ -38,6 +39,9 @@ from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointSto
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.night import Night
 from tiny_gpt.training.path import Choice, candidates, choose, compiles, must_compile_loops
+from tiny_gpt.training.plan.choices import fewest_tokens
+from tiny_gpt.training.plan.plan import Plan, Planner, survey
+from tiny_gpt.training.plan.speed import measure_step_s
 from tiny_gpt.training.resume import Saved, find_beginning, prepare_again, this_machine
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
@@ -72,9 +76,14 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
             dataset = yield from prepare_again(config, saved)
         else:
             tokenizer = start.tokenizer if start else None
-            dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
+            dataset = yield from prepare(config.data, fewest_tokens(config), tokenizer)
+        planner: Planner | None = None
+        if saved is None and config.train.auto:
+            planner = yield from survey(config, dataset, device)
+            config, _ = planner.plan(config)
         config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
+        plan = _plan(out_dir, config, planner, saved)
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, dataset.tokenizer.vocab_size, PRECISIONS[config.train.precision]).to(device)
         model.path = config.train.path
@@ -89,7 +98,10 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
             _go_on(trainer, saved, origin["machine"], has_more)
         with atomic_write(out_dir / CONFIG_FILE) as file:
             file.write(json.dumps(config.to_flat(), indent=2).encode() + b"\n")
-        yield _prepared(config, dataset, trainer, earlier, choice)
+        if plan and not saved:
+            with atomic_write(out_dir / PLAN_FILE) as file:
+                file.write(json.dumps(plan.to_dict(), indent=2).encode() + b"\n")
+        yield _prepared(config, dataset, trainer, earlier, choice, plan)
         stop.listen()
         with Night(stop, config.night.keep_awake) as night:
             yield from trainer.train(night)
@@ -112,6 +124,17 @@ def _resolve(
     return replace(config, data=data, train=train), choice
 
 
+def _plan(out_dir: Path, config: RunConfig, planner: Planner | None, saved: Saved | None) -> Plan | None:
+    """What to expect of the run, where that is known: a run that goes on has it beside it."""
+    if planner is not None:
+        step_s = measure_step_s(config, planner.text.vocab_size, planner.device)
+        return planner.plan_of(config, step_s)
+    if saved is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))
+    return None
+
+
 def take_over(config: RunConfig, start: LoadedModel) -> RunConfig:
     """`config` with the shape and the kind of tokenizer of `start`; dropout, which is no part of a model, stays.
 
@@ -131,7 +154,9 @@ def take_over(config: RunConfig, start: LoadedModel) -> RunConfig:
             "Leave these settings out, or train a new model (without --start-from)"
         )
     model = replace(start.model.config, dropout=config.model.dropout)
-    return replace(config, model=model, data=replace(config.data, tokenizer=kind))
+    auto = tuple(name for name in config.train.auto if name not in its)
+    train = replace(config.train, auto=auto)
+    return replace(config, model=model, data=replace(config.data, tokenizer=kind), train=train)
 
 
 @contextlib.contextmanager
@@ -190,7 +215,7 @@ def _go_on(trainer: Trainer, saved: Saved, machine: dict[str, Any], has_more: bo
 def set_aside_earlier_run(out_dir: Path) -> Path | None:
     """Move the files of a run that is already in `out_dir` to earlier/DATE, so that no night is overwritten."""
     worth_keeping = (BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER)
-    others = (CONFIG_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER)
+    others = (CONFIG_FILE, PLAN_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER)
     names = [name for name in (*worth_keeping, *others) if (out_dir / name).exists()]
     if not set(names) & set(worth_keeping):
         return None
@@ -207,8 +232,10 @@ def set_aside_earlier_run(out_dir: Path) -> Path | None:
     return folder
 
 
-def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Path | None, choice: Choice) -> Prepared:
-    notes = [*choice.notes, *dataset.notes]
+def _prepared(
+    config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Path | None, choice: Choice, plan: Plan | None
+) -> Prepared:
+    notes, kind = [*choice.notes, *dataset.notes], dataset.tokenizer.to_dict()["type"]
     if config.train.start_from and trainer.learner.state.step == 0:
         notes.insert(0, f"starting from {config.train.start_from}: its weights, its shape, its tokenizer")
     return Prepared(
@@ -221,7 +248,7 @@ def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Pa
         n_documents=dataset.n_documents,
         notes=notes,
         model=config.model,
-        tokenizer=config.data.tokenizer,
+        tokenizer=kind if config.data.tokenizer == "auto" else config.data.tokenizer,
         vocab_size=dataset.tokenizer.vocab_size,
         train_tokens=len(dataset.train),
         val_tokens=len(dataset.val),
@@ -233,4 +260,5 @@ def _prepared(config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Pa
         history=list(trainer.learner.history),
         total_steps=config.train.total_steps,
         left_s=trainer.learner.course.left_s(),
+        plan=plan,
     )

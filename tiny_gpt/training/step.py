@@ -80,7 +80,7 @@ def clear_gradients(model: GPT, optimizer: torch.optim.Optimizer, adds_up: bool)
 def leave_weights_alone(optimizer: torch.optim.Optimizer, skips: torch.Tensor) -> None:
     """Where `skips` is 1.0, have the next step change no weight, whatever the gradients are: by a rate of zero and
     gradients of zero, without waiting for the device. MPS's fused AdamW ignores found_inf in torch 2.13
-    (pytorch#186360); the moments fade by a step then, which others keep as they are.
+    (pytorch#186360); its moments fade by a step then, which others keep as they are.
     """
     takes = skips == 0
     for group in optimizer.param_groups:

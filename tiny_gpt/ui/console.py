@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tiny_gpt.config import RunConfig, flag
 from tiny_gpt.data.progress import Note, Progress
-from tiny_gpt.duration import duration
+from tiny_gpt.duration import clock_in, duration
 from tiny_gpt.training.events import (
     EpochDone,
     Evaluated,
@@ -24,6 +24,8 @@ from tiny_gpt.training.events import (
     Stopping,
     Warned,
 )
+from tiny_gpt.training.plan.plan import Plan
+from tiny_gpt.ui.plan_report import came_true, plan_rows
 from tiny_gpt.ui.preparation import PreparationBar
 from tiny_gpt.ui.terminal import check_mark, columns
 
@@ -57,8 +59,9 @@ class Console:
         self.bar: _Bar | None = None
         self._preparing = PreparationBar(stream)
         self._best: Saved | None = None
+        self._plan: Plan | None = None
         self._total_steps = config.train.total_steps
-        self._first_step = 0
+        self._first_step = self._tokens_per_step = 0
         self._last_step = StepDone(0, None, 0.0)
         self._epoch_started = time.perf_counter()
 
@@ -75,7 +78,7 @@ class Console:
             case Prepared():
                 self._preparing.close()
                 self._total_steps = event.total_steps or self._total_steps
-                self._first_step = event.steps_done
+                self._first_step, self._tokens_per_step = event.steps_done, event.tokens_per_step
                 self._introduce(event)
                 self._epoch_started = time.perf_counter()
                 self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% says that it is under way
@@ -155,6 +158,10 @@ class Console:
             f"width {model.d_model}, block {model.block_size}",
         )
         self._row("training", self._budget(event))
+        if event.plan is not None:
+            self._plan = event.plan
+            for label, text in plan_rows(event.plan):
+                self._row(label, text)
         if event.steps_done and train.is_timed:
             self._row("going on", f"after step {event.steps_done:,}")
         elif event.steps_done:
@@ -168,7 +175,7 @@ class Console:
         train, a_step = self.config.train, f"{event.tokens_per_step:,} tokens a step"
         if event.left_s is not None:
             given = f"{flag(train.budget)} {getattr(train, train.budget)}"
-            return f"until {_clock(event.left_s)}, {duration(max(0.0, event.left_s))} from now ({given}); {a_step}"
+            return f"until {clock_in(event.left_s)}, {duration(max(0.0, event.left_s))} from now ({given}); {a_step}"
         total_tokens = self._total_steps * event.tokens_per_step
         iters = train.iters_per_epoch
         steps = (
@@ -217,7 +224,7 @@ class Console:
     def _speed(self, event: SpeedMeasured) -> str:
         return LABEL.format("time") + (
             f"{event.tokens_per_s:,.0f} tokens/s: about {duration(event.remaining_s)} to go, "
-            f"until {_clock(event.remaining_s)}"
+            f"until {clock_in(event.remaining_s)}"
         )
 
     def _refresh(self, event: Evaluated) -> None:
@@ -262,6 +269,9 @@ class Console:
             early = "before" if event.left_s > 0 else "after"
             asked = f"{flag(train.budget)} {getattr(train, train.budget)}"
             self._row("asked", f"{asked}: this is {duration(abs(event.left_s))} {early} its end")
+        if self._plan is not None and event.stopped_by is None:
+            n_tokens = event.last_step * self._tokens_per_step
+            self._row("planned", came_true(self._plan, n_tokens, event.best_val_bits_per_byte, event.peak_memory_bytes))
         for number, incident in enumerate(event.incidents[-MAX_INCIDENTS:]):
             self._row("met" if number == 0 else "", incident)
         if len(event.incidents) > MAX_INCIDENTS:
@@ -285,11 +295,6 @@ class _Bar(tqdm):
         rate = rate if self.n_steps is None else self.n_steps / elapsed_s
         left = duration(max(0.0, self.left_s))
         return {**values, "speed": _it_per_s(rate), "left": left, "ncols": columns()}
-
-
-def _clock(seconds: float) -> str:
-    """The time of day in so many seconds, with the day where that is not plain."""
-    return time.strftime("%H:%M" if seconds < 20 * 3600 else "%A %H:%M", time.localtime(time.time() + seconds))
 
 
 def _it_per_s(rate: float) -> str:

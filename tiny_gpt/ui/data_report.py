@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.catalog import describe
+from tiny_gpt.data.prepare import best_tokenizer
 from tiny_gpt.data.summary import Summary
 
 # A night that reads its text more often than this learns much of it by heart.
@@ -46,15 +47,15 @@ def report(summary: Summary, config: RunConfig) -> Iterator[str]:
 
 def _advice(summary: Summary, n_night: int) -> Iterator[str]:
     of = {count.tokenizer: count for count in summary.tokens}
-    readings = n_night / max(1, of["bpe"].train_tokens)
-    if readings <= MANY_READINGS:
-        yield "bpe suits this text: it is large, and with pieces of words a model sees more of it in the same time."
-        yield "  --tokenizer bpe"
+    if best_tokenizer(summary.train_bytes) == "bpe":
+        yield "bpe suits this text: with pieces of words a model sees more of it in the same time."
     else:
-        yield "char suits this text: it is small, and whole words would each be seen too seldom to be learned."
+        yield "char suits this text: it is small, and pieces of words would each be seen too seldom to be learned."
+    yield "  tiny-gpt train chooses by itself; train.py: --tokenizer bpe"
     if n_night / max(1, of["char"].train_tokens) > MANY_READINGS:
         yield f"The guide's night ({n_night / 1e6:,.0f} M tokens) reads it so often that the model will know much of it"
         yield "by heart: fewer epochs are enough (--epochs), and more text is better."
+    yield "What a training of it would be on this machine: tiny-gpt plan"
 
 
 def catalog_lines() -> Iterator[str]:

@@ -1,0 +1,118 @@
+"""What the plan's forecast rests on: runs of the recipe on texts of several kinds, and the law fitted to them.
+
+python -m benchmarks.forecast record SOURCE --for 60s [any flag of tiny-gpt train]    trains, adds a line to the runs
+python -m benchmarks.forecast [--write]    fits; tells how far off it is for texts that it was not fitted to
+"""
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tiny_gpt.cli import main as tiny_gpt
+from tiny_gpt.config import BEST_FILE, RunConfig
+from tiny_gpt.data.prepare import prepare
+from tiny_gpt.data.progress import finish
+from tiny_gpt.models import open_path
+from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
+from tiny_gpt.training.plan import forecast
+from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Law, Text
+
+RUNS = Path(__file__).with_name("forecast_runs.jsonl")
+LAW = Path(forecast.__file__).with_name("law.json")
+# Tokens that leave a shortfall of one: a matter of units. And the parameters that are worth as much: pairs of runs of
+# different sizes and the same time, 60 and 240 seconds long (docs/log.md).
+TOKENS, PARAMETERS = 1e6, 2.4e5
+READINGS = 15.0  # arXiv 2305.16264
+# What is tried: the power by which both help.
+POWERS = np.arange(0.1, 0.81, 0.02)
+# Keeps the weights of what the runs hardly tell apart small.
+RIDGE = 1e-3
+
+
+def record(source: str, flags: list[str]) -> None:
+    """Train on `source`, score the best model over the whole validation text, add both to RUNS."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = tiny_gpt(["train", source, "--out-dir", folder, "--no-watchdog", *flags])
+        assert code == 0, "the training has failed"
+        config = RunConfig().with_flat(json.loads((Path(folder) / "config.json").read_bytes()), "the run")
+        steps = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        dataset = finish(prepare(config.data, config.model.block_size))
+        model = open_path(Path(folder) / BEST_FILE, torch.device("cpu")).model
+        windows = FixedWindows(dataset.val.ids, config.model.block_size, 32, len(dataset.val))
+        loss = bits_per_byte(windows.loss(model), len(dataset.val), dataset.val.n_bytes)
+    settings = {**asdict(config.model), "batch_size": config.train.batch_size, "optimizer": config.train.optimizer}
+    row = {"source": Path(source).stem, "text": asdict(Text.of(dataset)), "steps": steps, "settings": settings}
+    with RUNS.open("a") as file:
+        file.write(json.dumps({**row, "bits_per_byte": round(loss, 4)}) + "\n")
+
+
+def fit(rows: list[dict[str, Any]]) -> Law:
+    """The law of least error among texts that it was not fitted to."""
+    laws = [Law(TOKENS, PARAMETERS, float(power), READINGS, (), (), 0.0, {}) for power in POWERS]
+    best = min(laws, key=lambda law: float(np.mean(np.square(unseen_errors(law, rows)))))
+    weights, covariance = weighted(best, rows)
+    deviation = float(np.sqrt(np.mean(np.square(unseen_errors(best, rows)))))
+    return replace(
+        best,
+        weights=tuple(map(float, weights)),
+        covariance=tuple(tuple(map(float, row)) for row in deviation**2 * covariance),
+        deviation=deviation,
+    )
+
+
+def weighted(law: Law, rows: Iterable[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The weights of least squares, and the inverse of what they were solved with."""
+    features = np.array([features_of(law, row) for row in rows])
+    inverse = np.linalg.inv(features.T @ features + RIDGE * np.eye(features.shape[1]))
+    return inverse @ features.T @ np.log([row["bits_per_byte"] for row in rows]), inverse
+
+
+def features_of(law: Law, row: dict[str, Any]) -> NDArray[np.float64]:
+    config, text = config_of(row), Text(**row["text"])
+    n_tokens = row["steps"] * config.train.batch_size * config.model.block_size
+    n_parameters = forecast.n_multiplied(config, text.vocab_size)
+    return law.features(text, law.shortfall(n_parameters, n_tokens, text.train_tokens))
+
+
+def config_of(row: dict[str, Any]) -> RunConfig:
+    return RunConfig().with_flat(row["settings"], "a recorded run")
+
+
+def unseen_errors(law: Law, rows: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """Errors of ln(bits per byte) for each run, by weights that its text had no part in."""
+    errors = []
+    for row in rows:
+        others = [other for other in rows if other["source"] != row["source"]]
+        weights, _ = weighted(law, others)
+        errors.append(float(features_of(law, row) @ weights) - math.log(row["bits_per_byte"]))
+    return np.array(errors)
+
+
+def main(args: list[str]) -> None:
+    if args[:1] == ["record"]:
+        record(args[1], args[2:])
+        return
+    rows = [json.loads(line) for line in RUNS.read_text().splitlines()]
+    law = fit(rows)
+    errors = unseen_errors(law, rows)
+    inside = np.abs(errors) <= EIGHT_OF_TEN * law.deviation
+    print(f"{'text':<24}{'steps':>8}{'bits per byte':>15}{'off by':>9}")
+    for row, error in zip(rows, errors, strict=True):
+        print(f"{row['source']:<24}{row['steps']:>8,}{row['bits_per_byte']:>15.4f}{error:>9.1%}")
+    print(f"{len(rows)} runs; deviation {law.deviation:.1%}; {inside.mean():.0%} inside the interval")
+    print({name: value for name, value in asdict(law).items() if name != "covariance"})
+    if "--write" in args:
+        LAW.write_text(json.dumps({**asdict(law), "costs": dict(forecast.law().costs)}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,234 @@
+"""The plan: what the recipe chooses, what a machine's speed and memory are thought to be, what is said of it all."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tiny_gpt import cli
+from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.data.prepare import best_tokenizer, prepare
+from tiny_gpt.data.progress import finish
+from tiny_gpt.errors import UsageError
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.recipes import CHOSEN, RECIPES
+from tiny_gpt.training.plan.choices import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
+from tiny_gpt.training.plan.forecast import Text, forecast, shortfall
+from tiny_gpt.training.plan.memory import needed_bytes
+from tiny_gpt.training.plan.plan import Plan, Planner
+from tiny_gpt.training.plan.speed import StepTimes, measure_step_s, step_flops
+
+AUTO = RECIPES["auto"]
+CPU = torch.device("cpu")
+SMALL_TEXT = Text(1_000_000, 500_000, 60_000, 512, 3.1, 2.35)
+LARGE_TEXT = Text(500_000_000, 130_000_000, 2_500_000, 8192, 2.6, 2.0)
+
+
+def speed(config):
+    """A machine of 500 GFLOP/s that spends 5 ms on each step in any case."""
+    return StepTimes(0.005, 2e-12, 4096)(config)
+
+
+def chosen(config=AUTO, text=LARGE_TEXT, seconds=300.0, budget=None):
+    return choose(config, text, budget or Budget(seconds), speed, lambda _: True)
+
+
+def said(**settings):
+    """The recipe where a person has given these."""
+    start = AUTO if "n_head" not in settings else replace(AUTO, model=replace(AUTO.model, d_model=448))
+    config = start.with_flat(settings, "a test")
+    auto = tuple(name for name in CHOSEN if name not in settings)
+    return replace(config, train=replace(config.train, auto=auto))
+
+
+def n_hidden(config):
+    return step_flops(config, 256) / tokens_per_step(config)
+
+
+# --- what is chosen ---
+
+
+@pytest.mark.parametrize("text", [SMALL_TEXT, LARGE_TEXT])
+def test_more_time_means_no_smaller_model_and_more_of_the_text(text):
+    found = [chosen(text=text, seconds=seconds) for seconds in (5, 30, 300, 3600, 6 * 3600, 86_400)]
+    sizes = [(config.model.n_layer * config.model.d_model**2) for config in found]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    rates = [config.train.learning_rate for config in found]
+    assert rates[0] > rates[-1]
+    assert all(config.train.auto == () for config in found), "nothing is left open"
+
+
+def test_dropout_comes_with_reading_a_text_often():
+    few, many = chosen(text=LARGE_TEXT, seconds=600), chosen(text=SMALL_TEXT, seconds=3600)
+    assert few.model.dropout == 0 < many.model.dropout
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(n_layer=5),
+        dict(d_model=320),
+        dict(n_layer=3, d_model=96, n_head=3),
+        dict(n_head=7, d_model=448),
+        dict(n_head=7),
+        dict(d_ff=100, block_size=33, batch_size=3, dropout=0.4, learning_rate=1e-3),
+        dict(architecture="classic", optimizer="adamw"),
+    ],
+)
+def test_what_a_person_says_stays_and_the_rest_adapts(settings):
+    config = chosen(said(**settings))
+    assert settings.items() <= config.to_flat().items()
+    assert config.model.d_model % config.model.n_head == 0
+    assert config.train.auto == ()
+
+
+def test_width_and_layers_fit_what_is_said_of_the_other():
+    deep, shallow = chosen(said(n_layer=12)), chosen(said(n_layer=2))
+    assert deep.model.d_model < shallow.model.d_model
+
+
+def test_a_recipe_without_choices_is_left_alone():
+    complete = chosen(said(**{name: AUTO.to_flat()[name] for name in CHOSEN}))
+    assert complete == replace(AUTO, train=replace(AUTO.train, auto=()))
+
+
+def test_a_short_text_gets_a_block_that_fits_into_its_shorter_part():
+    config = chosen(text=replace(SMALL_TEXT, train_tokens=900, val_tokens=100))
+    assert config.model.block_size < 100
+    assert fewest_tokens(AUTO) < 100 and fewest_tokens(said(block_size=77)) == 77
+
+
+def test_counted_budgets_get_a_size_too():
+    sizes = [
+        n_hidden(chosen(budget=budget))
+        for budget in (Budget(None, tokens=10**6), Budget(None, tokens=10**8), Budget(None, tokens=10**9))
+    ]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    config = chosen(budget=Budget(None, steps=1000))
+    assert steps_of(config, Budget(None, steps=1000), speed) == 1000
+
+
+def test_models_that_do_not_fit_into_memory_are_not_chosen():
+    free = chosen(seconds=86_400)
+    limit = needed_bytes(free, 8192, CPU) - 1
+    tight = choose(AUTO, LARGE_TEXT, Budget(86_400), speed, lambda config: needed_bytes(config, 8192, CPU) <= limit)
+    assert needed_bytes(tight, 8192, CPU) <= limit
+    with pytest.raises(UsageError, match="fits into this machine's memory"):
+        choose(AUTO, LARGE_TEXT, Budget(60), speed, lambda _: False)
+
+
+def test_all_candidates_are_complete():
+    for config in candidates(AUTO, LARGE_TEXT, Budget(60), speed):
+        assert config.train.batch_size > 0 and 0 < config.train.learning_rate < 1
+
+
+def test_auto_takes_pieces_of_words_but_for_tiny_texts(tmp_path):
+    assert best_tokenizer(10_000) == "char" and best_tokenizer(10_000_000) == "bpe"
+    path = tmp_path / "text.txt"
+    path.write_text("a little text. " * 200)
+    dataset = finish(prepare(DataConfig((str(path),), tokenizer="auto"), 8))
+    assert dataset.tokenizer.to_dict()["type"] == "char"
+
+
+# --- speed and memory ---
+
+
+@pytest.mark.parametrize("architecture", ["classic", "modern"])
+def test_the_arithmetic_of_a_step_is_what_torch_counts(architecture):
+    model = ModelConfig(architecture=architecture, n_layer=2, n_head=2, d_model=64, d_ff=96, block_size=32, dropout=0.0)
+    config = RunConfig(model, train=TrainConfig(batch_size=4))
+    network = GPT(model, 100)
+    ids_BT, targets_BT = torch.randint(100, (2, 4, 32))
+    with FlopCounterMode(display=False) as counter:
+        network.loss(ids_BT, targets_BT).backward()
+    assert step_flops(config, 100) == pytest.approx(counter.get_total_flops(), rel=0.06)  # it counts masked places too
+
+
+def test_times_between_two_sizes_lie_on_a_line():
+    small, large = said(n_layer=2, d_model=64, d_ff=128), said(n_layer=4, d_model=256, d_ff=512)
+    middle = said(n_layer=4, d_model=128, d_ff=256)
+    true = StepTimes(0.01, 3e-12, 300)
+    times = StepTimes.through({small: true(small), large: true(large)}, 300)
+    assert times(middle) == pytest.approx(true(middle))
+    # noise that makes the small one the slower gives no negative times
+    odd = StepTimes.through({small: 0.5, large: 0.4}, 300)
+    assert 0 < odd(small) <= odd(middle) <= odd(large) <= 0.5
+
+
+def test_a_step_is_timed_by_the_clock_and_leaves_random_numbers_alone():
+    model = ModelConfig(n_layer=1, n_head=1, d_model=8, d_ff=8, block_size=8)
+    config = RunConfig(model, train=TrainConfig(batch_size=2, precision="fp32", path="plain", for_="1h"))
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.25
+        return now[0]
+
+    state = torch.get_rng_state()
+    assert measure_step_s(config, 16, CPU, clock) == pytest.approx(0.25)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- what is said ---
+
+
+def test_a_plan_survives_its_file():
+    planner = Planner(SMALL_TEXT, CPU, StepTimes(0.005, 2e-12, 512))
+    config, plan = planner.plan(replace(AUTO, train=replace(AUTO.train, for_="5m")))
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert plan.seconds == 300 and plan.tokens == plan.steps * tokens_per_step(config)
+    assert plan.readings == pytest.approx(plan.tokens / SMALL_TEXT.train_tokens)
+
+
+def test_more_of_anything_is_expected_to_help():
+    config = chosen()
+    found = [forecast(config, LARGE_TEXT, steps) for steps in (100, 1000, 10_000)]
+    losses = [each.middle for each in found]
+    assert losses == sorted(losses, reverse=True)
+    assert all(each.low < each.middle < each.high for each in found)
+    harder = replace(LARGE_TEXT, zlib_bits=4.0, bz2_bits=3.5)
+    assert forecast(config, harder, 1000).middle > losses[1]
+    lacking = [shortfall(chosen(said(n_layer=n_layer, d_model=256)), LARGE_TEXT, 1000) for n_layer in (1, 2, 4, 8)]
+    assert lacking == sorted(lacking, reverse=True)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"line {i} of a text, and {i * i} is its square.\n" for i in range(400)))
+    return path
+
+
+def test_the_command_tells_the_plan_and_a_table(text, capsys):
+    assert cli.main(["plan", str(text), "--for", "6h", "--n-layer", "1", "--d-model", "32"]) == 0
+    out = capsys.readouterr().out
+    for words in ("1 layers", "width 32", "bits per byte", "memory", "5m", "24h", "--optimizer adamw", "6 h 00 min"):
+        assert words in out, out
+
+
+def test_the_plan_stands_beside_what_came_true(text, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(text), "--no-watchdog", "--steps", "30", "--n-layer", "1", "--d-model", "32"]) == 0
+    out = capfd.readouterr().out
+    plan = json.loads((tmp_path / "runs/text/plan.json").read_bytes())
+    config = json.loads((tmp_path / "runs/text/config.json").read_bytes())
+    assert plan["steps"] == 30 and config["auto"] == [] and config["architecture"] == "modern"
+    assert re.search(r"expected +\d\.\d\d bits per byte", out)
+    assert re.search(r"planned +\d\.\d{3} bits per byte, came \d\.\d{3}", out), out
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen_but_for_what_is_said_now(text, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    small = ["--no-watchdog", "--n-layer", "1", "--d-model", "32"]
+    assert cli.main(["train", str(text), *small, "--steps", "20"]) == 0
+    before = json.loads((tmp_path / "runs/text/config.json").read_bytes())
+    assert cli.main(["resume", "text", "--steps", "40", "--batch-size", "64"]) == 0
+    after = json.loads((tmp_path / "runs/text/config.json").read_bytes())
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"steps", "batch_size"} and after["batch_size"] == 64
+    assert "planned" in capfd.readouterr().out
+    assert math.isclose(before["learning_rate"], after["learning_rate"])

@@ -1,0 +1,30 @@
+"""What `tiny-gpt plan` does: look at the text, measure the machine, and say what a training would be."""
+
+import json
+from dataclasses import asdict
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.prepare import prepare
+from tiny_gpt.device import configure, pick_device
+from tiny_gpt.training.plan.choices import fewest_tokens
+from tiny_gpt.training.plan.plan import survey
+from tiny_gpt.ui.plan_report import report
+from tiny_gpt.ui.preparation import shown
+from tiny_gpt.ui.terminal import printable
+
+
+def show_plan(config: RunConfig, as_json: bool) -> int:
+    """Print the plan of `config` and what other times and choices would give. Returns the exit code."""
+    device = pick_device(config.train.device)
+    configure(device)
+    dataset = shown(prepare(config.data, fewest_tokens(config)))
+    planner = shown(survey(config, dataset, device))
+    if as_json:
+        chosen, plan = planner.plan(config)
+        print(
+            json.dumps({"settings": chosen.to_flat(), "plan": plan.to_dict(), "text": asdict(planner.text)}, indent=2)
+        )
+        return 0
+    for line in report(config, planner, dataset):
+        print(printable(line))
+    return 0

@@ -1,0 +1,178 @@
+"""The recipe `auto`: every setting that a person has left to it, from the text, the budget and the machine's speed.
+
+Pure. What it rests on are paired runs on four texts (docs/log.md, "the recipe auto"); the numbers here are theirs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from tiny_gpt.config import HEAD_WIDTH, RunConfig
+from tiny_gpt.errors import UsageError
+from tiny_gpt.training.plan.forecast import Text, shortfall
+
+# Layers and width, from small to large: what a size is taken from unless a person says layers, width or both.
+SIZES = (
+    (2, 64),
+    (3, 128),
+    (4, 128),
+    (4, 192),
+    (4, 256),
+    (6, 256),
+    (6, 320),
+    (6, 384),
+    (8, 384),
+    (8, 512),
+    (10, 640),
+    (12, 768),
+    (16, 1024),
+)
+# What becomes the feed-forward width: that of Qwen3's kind has three matrices where GPT-2's has two.
+FEED_FORWARD = {"modern": 8 / 3, "classic": 4.0}
+FEED_FORWARD_STEP = 32
+# Tokens of a block and of a step. Longer runs have larger steps, by a power of their tokens: what is best grows slowly
+# with them, and large steps take less time for each token.
+BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
+STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
+# With fewer steps than this, shorter blocks.
+FEW_STEPS = 400
+# A text that leaves less to learn or to score is none.
+FEWEST_TOKENS = 16
+# Dropout by the most times that a text is read.
+DROPOUT = ((2.5, 0.0), (8.0, 0.1), (math.inf, 0.2))
+# Peak rates of runs of RATED_STEPS; others by a power of the steps.
+RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
+RATED_STEPS, RATE_POWER = 1000, 0.4
+LOWEST_RATE, HIGHEST_RATE = 5e-4, 5e-3
+# Of a model that is trained further.
+TRAINED_RATE = 2e-4
+WARMUP_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long the run is: seconds of training steps; or tokens or steps, where those are given."""
+
+    seconds: float | None
+    tokens: int | None = None
+    steps: int | None = None
+
+
+# Seconds that a training step of a run's settings takes.
+Speed = Callable[[RunConfig], float]
+
+
+def choose(config: RunConfig, text: Text, budget: Budget, speed: Speed, fits: Callable[[RunConfig], bool]) -> RunConfig:
+    """`config` with a value for each setting in its `auto`; those that a person gave stay.
+
+    `fits` says whether there is memory for it. Raises UsageError where what was given leaves nothing.
+    """
+    found = [candidate for candidate in candidates(config, text, budget, speed) if fits(candidate)]
+    if not found:
+        raise UsageError("no model with these settings fits into this machine's memory: try a smaller --d-model")
+    if budget.seconds is not None:
+        best = _best_within(budget.seconds, found, text, speed)
+    else:
+        # More tokens deserve a larger model: the largest that would be taken if its time were the budget.
+        found.sort(key=speed)
+        best = found[0]
+        for candidate in found[1:]:
+            seconds = speed(candidate) * steps_of(candidate, budget, speed)
+            if speed(_best_within(seconds, found, text, speed)) >= speed(candidate):
+                best = candidate
+    return replace(best, train=replace(best.train, auto=()))
+
+
+def _best_within(seconds: float, found: list[RunConfig], text: Text, speed: Speed) -> RunConfig:
+    return min(found, key=lambda config: shortfall(config, text, steps_of(config, Budget(seconds), speed)))
+
+
+def steps_of(config: RunConfig, budget: Budget, speed: Speed) -> int:
+    """Steps that `budget` has for `config`."""
+    if budget.steps is not None:
+        return budget.steps
+    if budget.tokens is not None:
+        return max(1, round(budget.tokens / tokens_per_step(config)))
+    assert budget.seconds is not None, "a budget has seconds, tokens or steps"
+    return max(1, int(budget.seconds / speed(config)))
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    return config.train.batch_size * config.model.block_size
+
+
+def candidates(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> Iterator[RunConfig]:
+    """Complete configs, one for each size that the settings leave to choose from."""
+    auto, model = config.train.auto, config.model
+    widths = sorted({width for _, width in SIZES}) if "d_model" in auto else [model.d_model]
+    depths = sorted({depth for depth, _ in SIZES}) if "n_layer" in auto else [model.n_layer]
+    both = "d_model" in auto and "n_layer" in auto
+    for n_layer, d_model in SIZES if both else product(depths, widths):
+        yield paced(shaped(config, n_layer, d_model), text, budget, speed)
+
+
+def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
+    """`config` with a model of so many layers and about this width, as far as its settings leave them open."""
+    auto, model = config.train.auto, config.model
+    n_head = max(1, d_model // HEAD_WIDTH) if "n_head" in auto else model.n_head
+    if "d_model" in auto and "n_head" not in auto:
+        d_model = n_head * max(2, 2 * round(d_model / n_head / 2))  # the nearest that divides into heads of even width
+    exact = FEED_FORWARD[model.architecture] * d_model
+    d_ff = max(1, round(exact / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP if "d_ff" in auto else model.d_ff
+    return replace(config, model=replace(model, n_layer=n_layer, d_model=d_model, n_head=n_head, d_ff=d_ff))
+
+
+def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunConfig:
+    """`config`, whose shape is known, with block, batch, dropout and rate for `budget`."""
+    config = _with(config, optimizer="adamw" if config.train.start_from else "muon")
+    longest = min(BLOCK_SIZE, max(1, shortest_part(text) - 1))
+    config = _with_steps(config, longest, STEP_TOKENS)
+    steps = steps_of(config, budget, speed)
+    if steps < FEW_STEPS:  # what is near is learned first, and shorter blocks take less time
+        config = _with_steps(config, min(longest, SHORT_BLOCK_SIZE), STEP_TOKENS)
+    elif (n_tokens := steps * tokens_per_step(config)) > STEP_TOKENS_FROM:
+        more = 2 ** round(math.log2((n_tokens / STEP_TOKENS_FROM) ** STEP_TOKENS_POWER))
+        config = _with_steps(config, longest, more * STEP_TOKENS)
+    steps = steps_of(config, budget, speed)
+    readings = steps * tokens_per_step(config) / text.train_tokens
+    return _with(
+        config,
+        dropout=next(dropout for most, dropout in DROPOUT if readings < most),
+        learning_rate=rate(config, steps),
+        min_learning_rate=0.0,
+        warmup_steps=max(1, round(WARMUP_SHARE * steps)),
+    )
+
+
+def _with_steps(config: RunConfig, block_size: int, n_tokens: int) -> RunConfig:
+    """`config` with blocks of this size, and so many that a step has about `n_tokens`."""
+    config = _with(config, block_size=block_size)
+    return _with(config, batch_size=max(1, round(n_tokens / config.model.block_size)))
+
+
+def rate(config: RunConfig, steps: int) -> float:
+    """The peak learning rate for a run of so many steps, to two digits."""
+    if config.train.start_from:
+        return TRAINED_RATE
+    peak = RATES[config.train.optimizer] * (RATED_STEPS / steps) ** RATE_POWER
+    return float(f"{min(max(peak, LOWEST_RATE), HIGHEST_RATE):.1e}")
+
+
+def fewest_tokens(config: RunConfig) -> int:
+    """The shortest block that may be chosen: what the shorter part of a text must be longer than."""
+    return FEWEST_TOKENS if "block_size" in config.train.auto else config.model.block_size
+
+
+def shortest_part(text: Text) -> int:
+    """Tokens of the shorter one of what is learned and what is held out."""
+    return min(text.train_tokens, text.val_tokens)
+
+
+def _with(config: RunConfig, **settings: Any) -> RunConfig:
+    """`config` with those of `settings` that are left to the recipe."""
+    taken = {name: value for name, value in settings.items() if name in config.train.auto}
+    model = {name: value for name, value in taken.items() if hasattr(config.model, name)}
+    train = {name: value for name, value in taken.items() if name not in model}
+    return replace(config, model=replace(config.model, **model), train=replace(config.train, **train))

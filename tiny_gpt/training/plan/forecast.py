@@ -1,0 +1,131 @@
+"""How good a model will become, in bits per byte, and how sure that is.
+
+What a model lacks falls with the tokens that it has read and with its size, each by a power (arXiv 2203.15556); tokens
+read again and again count for less (arXiv 2305.16264). How compressible a text is tells where that begins and ends.
+The constants in law.json are fitted by `python -m benchmarks.forecast` to runs on texts of several kinds, so that the
+interval is that of a text which was not among them.
+"""
+
+import bz2
+import functools
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.model.shapes import weight_shapes
+
+# The text that tells how compressible all of it is.
+SAMPLE_BYTES = 1_000_000
+# Of normally distributed errors, eight of ten lie within so many standard deviations.
+EIGHT_OF_TEN = 1.2816
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is known of a text before it is learned."""
+
+    train_bytes: int
+    train_tokens: int
+    val_tokens: int
+    vocab_size: int
+    zlib_bits: float
+    """Bits per byte of a sample that zlib has packed: what short repetitions leave."""
+    bz2_bits: float
+    """The same of bz2, which sees more."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Text":
+        tokens = dataset.train
+        n_sampled = min(len(tokens), max(1, len(tokens) * SAMPLE_BYTES // max(1, tokens.n_bytes)))
+        start = (len(tokens) - n_sampled) // 2
+        sample = dataset.tokenizer.decode_bytes(np.asarray(tokens.ids[start : start + n_sampled]))
+        bits = [8 * len(pack(sample)) / max(1, len(sample)) for pack in (zlib.compress, bz2.compress)]
+        return cls(tokens.n_bytes, len(tokens), len(dataset.val), dataset.tokenizer.vocab_size, *bits)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bits per byte of the validation text; eight of ten runs end between `low` and `high`."""
+
+    middle: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """The fit: ln(bits per byte) is a sum of `features`, each times its weight."""
+
+    tokens: float
+    """Tokens that leave a shortfall of one,"""
+    parameters: float
+    """as many parameters, in products with weights, as leave another;"""
+    power: float
+    """both fall by this power of them."""
+    readings: float
+    """Readings of a text after which a further one has lost most of its worth."""
+    weights: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    """How unsure the weights are."""
+    deviation: float
+    """Standard deviation of ln(bits per byte) among texts that the fit has not seen."""
+    costs: Mapping[str, float]
+    """What choices other than the recipe's add to ln(bits per byte)."""
+
+    def shortfall(self, n_parameters: float, n_tokens: float, train_tokens: float) -> float:
+        """What a model lacks that has read so many tokens of a text of `train_tokens`."""
+        again = max(0.0, n_tokens / train_tokens - 1)
+        worth = min(n_tokens, train_tokens) + train_tokens * self.readings * -math.expm1(-again / self.readings)
+        return (self.tokens / worth) ** self.power + (self.parameters / n_parameters) ** self.power
+
+    def features(self, text: Text, shortfall: float) -> NDArray[np.float64]:
+        """What the logarithm of the loss is a sum of."""
+        x, zlib_bits, bz2_bits = math.log(shortfall), math.log(text.zlib_bits), math.log(text.bz2_bits)
+        return np.array([1.0, zlib_bits, bz2_bits, x, x * bz2_bits])
+
+
+@functools.cache
+def law() -> Law:
+    """The fit that stands beside this file."""
+    return Law(**json.loads((Path(__file__).parent / "law.json").read_text(encoding="utf-8")))
+
+
+def shortfall(config: RunConfig, text: Text, steps: int) -> float:
+    """What the model of `config` lacks after so many steps: the smaller, the better it is, whatever the text."""
+    n_tokens = steps * config.train.batch_size * config.model.block_size
+    return law().shortfall(n_multiplied(config, text.vocab_size), n_tokens, text.train_tokens)
+
+
+def n_multiplied(config: RunConfig, vocab_size: int) -> int:
+    """Parameters in products with weights: all but embeddings and what has one dimension."""
+    shapes = weight_shapes(config.model, vocab_size)
+    return sum(math.prod(shape) for name, shape in shapes if len(shape) == 2 and "embedding" not in name)
+
+
+def forecast(config: RunConfig, text: Text, steps: int) -> Forecast:
+    """The bits per byte to expect of a run of `config` with so many steps."""
+    fit = law()
+    features = fit.features(text, shortfall(config, text, steps))
+    middle = float(features @ np.array(fit.weights)) + sum(fit.costs.get(choice, 0.0) for choice in others(config))
+    spread = EIGHT_OF_TEN * math.sqrt(fit.deviation**2 + float(features @ np.array(fit.covariance) @ features))
+    return Forecast(math.exp(middle), math.exp(middle - spread), math.exp(middle + spread))
+
+
+def others(config: RunConfig) -> list[str]:
+    """The choices in `config` that are not the recipe's and were measured to cost something."""
+    flat: dict[str, Any] = config.to_flat()
+    return [f"{name} {flat[name]}" for name in ("optimizer", "architecture")]
+
+
+def useful_tokens(text: Text) -> float:
+    """After so many tokens, reading the same text again hardly helps any more."""
+    return text.train_tokens * (1 + 2 * law().readings)

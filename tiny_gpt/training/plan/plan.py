@@ -1,0 +1,133 @@
+"""Before a training: what it will be, how long it takes, and how good it will become.
+
+A Planner knows a text and a machine; it fills in what a config leaves open and says what to expect of it.
+"""
+
+import math
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from tiny_gpt.config import RunConfig, TrainConfig
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.data.progress import Note
+from tiny_gpt.duration import next_time, seconds_of
+from tiny_gpt.model.shapes import weight_shapes
+from tiny_gpt.training.evaluate import TRAIN_SHARE, VAL_SHARE
+from tiny_gpt.training.path import choose as choose_path
+from tiny_gpt.training.plan import choices
+from tiny_gpt.training.plan.forecast import Forecast, Text, forecast, useful_tokens
+from tiny_gpt.training.plan.memory import free_bytes, needed_bytes
+from tiny_gpt.training.plan.speed import StepTimes, measure_step_s
+
+# What is timed to know the others, as far as the settings leave it open: layers and width.
+TIMED_SIZES = ((4, 128), (4, 256))
+# Part of a timed budget that goes into steps; evaluations and the end take the rest.
+STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is going to be."""
+
+    n_parameters: int
+    steps: int
+    step_s: float
+    """Seconds that one takes, as measured."""
+    tokens: int
+    readings: float
+    """Times through the text."""
+    seconds: float
+    """From the first step to the end."""
+    memory_bytes: int
+    expected: Forecast
+    useful_s: float
+    """From so many seconds on, more time hardly helps with this text."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+        """The inverse of `to_dict`; raises ValueError, TypeError or KeyError."""
+        return cls(**values | {"expected": Forecast(**values["expected"])})
+
+
+class Planner(NamedTuple):
+    """What is known of a text on a machine."""
+
+    text: Text
+    device: torch.device
+    step_times: StepTimes
+
+    def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
+        """`config` with all that it left open, and what to expect of it. Raises UsageError where nothing fits."""
+        budget = self._budget(config.train)
+        if config.train.auto:
+            config = choices.choose(config, self.text, budget, self.step_times, self._fits)
+        return config, self.plan_of(config, self.step_times(config))
+
+    def plan_of(self, config: RunConfig, step_s: float) -> Plan:
+        """What is to be expected of a complete `config` whose steps take so long."""
+        steps = choices.steps_of(config, self._budget(config.train), lambda _: step_s)
+        a_step = choices.tokens_per_step(config)
+        timed_s = seconds_asked(config.train)
+        shapes = weight_shapes(config.model, self.text.vocab_size)
+        return Plan(
+            n_parameters=sum(math.prod(shape) for _, shape in shapes),
+            steps=steps,
+            step_s=step_s,
+            tokens=steps * a_step,
+            readings=steps * a_step / self.text.train_tokens,
+            seconds=steps * step_s / STEPS_SHARE if timed_s is None else timed_s,
+            memory_bytes=needed_bytes(config, self.text.vocab_size, self.device),
+            expected=forecast(config, self.text, steps),
+            useful_s=useful_tokens(self.text) / a_step * step_s / STEPS_SHARE,
+        )
+
+    def _budget(self, train: TrainConfig) -> choices.Budget:
+        seconds = seconds_asked(train)
+        if seconds is not None:
+            return choices.Budget(STEPS_SHARE * seconds)
+        tokens = {
+            "tokens": train.tokens,
+            "repeat": round(train.repeat * self.text.train_tokens),
+        }.get(train.budget)
+        return choices.Budget(None, tokens) if tokens else choices.Budget(None, None, train.total_steps)
+
+    def _fits(self, config: RunConfig) -> bool:
+        return needed_bytes(config, self.text.vocab_size, self.device) <= free_bytes(self.device)
+
+
+def seconds_asked(train: TrainConfig) -> float | None:
+    """The length of a budget that a clock ends, from now on; else None."""
+    if train.until:
+        return next_time(train.until, time.time()) - time.time()
+    return seconds_of(train.for_) if train.for_ else None
+
+
+def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generator[Note, None, Planner]:
+    """Measure what `plan` needs to know: how compressible the text is, and how fast this machine trains."""
+    yield Note("measuring this machine: a few seconds")
+    text = Text.of(dataset)
+    shapes = [config]
+    if config.train.auto:
+        shapes = [timed_shape(config, text, *size) for size in TIMED_SIZES]
+    taken = choose_path(shapes[-1], text.vocab_size, device).taken
+    shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
+    if device.type != "cpu":  # which compiles for each shape anew
+        shapes = [replace(shape, train=replace(shape.train, path="plain")) for shape in shapes]
+    measured = {shape: measure_step_s(shape, text.vocab_size, device) for shape in shapes}
+    return Planner(text, device, StepTimes.through(measured, text.vocab_size))
+
+
+def timed_shape(config: RunConfig, text: Text, n_layer: int, d_model: int) -> RunConfig:
+    """What is timed where the size is open: this one, as far as the settings leave it open."""
+    auto, model = config.train.auto, config.model
+    n_layer = n_layer if "n_layer" in auto else model.n_layer
+    d_model = d_model if "d_model" in auto else model.d_model
+    shape = choices.shaped(config, n_layer, d_model)
+    return choices.paced(shape, text, choices.Budget(None, None, choices.RATED_STEPS), lambda _: 1.0)

@@ -1,0 +1,165 @@
+"""A plan in words: for the first screen of a training, for its end, and the whole of `tiny-gpt plan`."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from tiny_gpt.config import RunConfig, flag
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.device import describe_device
+from tiny_gpt.duration import clock_in, duration
+from tiny_gpt.errors import BadInputError
+from tiny_gpt.recipes import RECIPES
+from tiny_gpt.training.plan.choices import SIZES
+from tiny_gpt.training.plan.plan import Plan, Planner
+
+LABEL = "{:<11}"
+TIMES = ("5m", "1h", "6h", "24h")
+# What a person could choose instead.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "optimizer": ("adamw",),
+    "architecture": ("classic",),
+    "dropout": (0.0,),
+    "block_size": (64, 128, 256, 512),
+}
+
+
+def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What a training is going to be, as labels and texts."""
+    yield (
+        "plan",
+        f"{plan.steps:,} steps of {_ms(plan.step_s)}, {_count(plan.tokens)} tokens: {_times(plan.readings)} the text",
+    )
+    yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
+    yield "expected", f"{_bits(plan)}"
+    if plan.useful_s < plan.seconds:
+        yield "", f"after {duration(plan.useful_s)} more time hardly helps: more text would"
+
+
+def came_true(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int) -> str:
+    """The plan beside what came true."""
+    expected = plan.expected
+    within = "within" if expected.low <= bits_per_byte <= expected.high else "outside"
+    return (
+        f"{expected.middle:.3f} bits per byte, came {bits_per_byte:.3f} ({within} {expected.low:.2f} to "
+        f"{expected.high:.2f}); {_count(plan.tokens)} tokens, came {_count(n_tokens)}; "
+        f"{plan.memory_bytes / 2**30:.1f} GiB, came {memory_bytes / 2**30:.1f}"
+    )
+
+
+def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[str]:
+    """The lines of `tiny-gpt plan`."""
+    chosen, plan = planner.plan(config)
+    model, train = chosen.model, chosen.train
+    yield _row("device", f"{describe_device(planner.device)}")
+    text = planner.text
+    yield _row("text", f"{', '.join(dataset.words)}: {dataset.n_characters:,} characters")
+    kind = dataset.tokenizer.to_dict()["type"]
+    yield _row("tokens", f"{kind}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} to learn from")
+    heads = f"{model.n_head} head{'s' if model.n_head > 1 else ''}"
+    yield _row(
+        "model",
+        f"{model.architecture}, {_count(plan.n_parameters)} parameters: {model.n_layer} layers, {heads}, width "
+        f"{model.d_model}, block {model.block_size}, dropout {model.dropout:g}",
+    )
+    yield _row(
+        "training",
+        f"{train.optimizer}, {train.batch_size} blocks a step, learning rate {train.learning_rate:g}; "
+        f"{duration(plan.seconds)}, until {clock_in(plan.seconds)} if it began now",
+    )
+    for label, words in plan_rows(plan):
+        yield _row(label, words)
+    yield ""
+    yield from table(config, planner)
+
+
+def table(config: RunConfig, planner: Planner) -> Iterator[str]:
+    """What other times and other choices would give, in bits per byte."""
+    yield f"{'bits per byte after':<32}" + "".join(f"{time:>16}" for time in TIMES)
+    plans = [planner.plan(lasting(config, time)) for time in TIMES]
+    yield f"{'this recipe':<32}" + "".join(f"{_short(plan):>16}" for _, plan in plans)
+    yield f"{'  its model':<32}" + "".join(f"{_size(chosen):>16}" for chosen, _ in plans)
+    yield f"{'  times through the text':<32}" + "".join(f"{plan.readings:>16,.1f}" for _, plan in plans)
+    for words, others in _otherwise(config, planner):
+        middles = [
+            planner.plan(lasting(other, time))[1].expected.middle for other, time in zip(others, TIMES, strict=True)
+        ]
+        yield f"{words:<32}" + "".join(f"{middle:>16.3f}" for middle in middles)
+
+
+def _otherwise(config: RunConfig, planner: Planner) -> Iterator[tuple[str, list[RunConfig]]]:
+    """What a person could choose instead: its flags, and the config for each of TIMES."""
+    for name, values in CHOICES.items():
+        for value in values:
+            other = with_choice(config, name, value)
+            if other is not None:
+                yield f"{flag(name)} {value}", [other] * len(TIMES)
+    chosen = [planner.plan(lasting(config, time))[0].model for time in TIMES]
+    if {"n_layer", "d_model"} <= set(config.train.auto):
+        for step, words in ((-1, "a smaller model"), (1, "a larger model")):
+            sizes = [neighbour(model.n_layer, model.d_model, step) for model in chosen]
+            yield (
+                words,
+                [
+                    with_choice(with_choice(config, "n_layer", n_layer) or config, "d_model", d_model) or config
+                    for n_layer, d_model in sizes
+                ],
+            )
+    yield "--recipe overnight (the guide's)", [replace(RECIPES["overnight"], data=config.data)] * len(TIMES)
+
+
+def with_choice(config: RunConfig, name: str, value: Any) -> RunConfig | None:
+    """`config` as if a person had given this setting; None where it is so already or cannot be."""
+    if config.to_flat()[name] == value and name not in config.train.auto:
+        return None
+    try:
+        other = config.with_flat({name: value}, "the plan")
+    except BadInputError:
+        return None
+    auto = tuple(setting for setting in other.train.auto if setting != name)
+    return replace(other, train=replace(other.train, auto=auto))
+
+
+def lasting(config: RunConfig, time: str) -> RunConfig:
+    """`config` with this budget instead of its own."""
+    return replace(config, train=replace(config.train.without_budget(), for_=time))
+
+
+def neighbour(n_layer: int, d_model: int, step: int) -> tuple[int, int]:
+    """The next smaller or larger size."""
+    at = SIZES.index((n_layer, d_model)) + step
+    return SIZES[min(max(at, 0), len(SIZES) - 1)]
+
+
+def _row(label: str, text: str) -> str:
+    return LABEL.format(label) + text
+
+
+def _bits(plan: Plan) -> str:
+    expected = plan.expected
+    return f"{expected.middle:.2f} bits per byte, in 8 of 10 runs between {expected.low:.2f} and {expected.high:.2f}"
+
+
+def _short(plan: Plan) -> str:
+    expected = plan.expected
+    return f"{expected.low:.2f} to {expected.high:.2f}"
+
+
+def _size(config: RunConfig) -> str:
+    return f"{config.model.n_layer} x {config.model.d_model}"
+
+
+def _times(readings: float) -> str:
+    return f"{readings:,.1f} times" if readings >= 0.95 else f"{readings:.0%} of"
+
+
+def _count(n: float) -> str:
+    """1234567 -> 1.2 M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:,.3g} {unit}"
+    return f"{n:,.0f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.1f} ms"
