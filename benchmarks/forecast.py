@@ -4,6 +4,10 @@ python -m benchmarks.forecast record SOURCE --for 60s [any flag of tiny-gpt trai
 python -m benchmarks.forecast [--write]    fits; tells how far off it is for texts that it was not fitted to
 """
 
+from tiny_gpt.cli import let_waiting_threads_sleep
+
+let_waiting_threads_sleep()
+
 import json
 import math
 import sys
@@ -25,15 +29,15 @@ from tiny_gpt.models import open_path
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.plan import forecast
 from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Law, Text
+from tiny_gpt.training.plan.probe import probe
 
 RUNS = Path(__file__).with_name("forecast_runs.jsonl")
 LAW = Path(forecast.__file__).with_name("law.json")
 # Tokens that leave a shortfall of one: a matter of units. And the parameters that are worth as much: pairs of runs of
 # different sizes and the same time, 60 and 240 seconds long (docs/log.md).
 TOKENS, PARAMETERS = 1e6, 2.4e5
-READINGS = 15.0  # arXiv 2305.16264
-# What is tried: the power by which both help.
-POWERS = np.arange(0.1, 0.81, 0.02)
+# What is tried: the power by which both help, and the readings after which more have lost most of their worth.
+POWERS, READINGS = np.arange(0.2, 0.81, 0.05), (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0)
 # Keeps the weights of what the runs hardly tell apart small.
 RIDGE = 1e-3
 
@@ -50,14 +54,19 @@ def record(source: str, flags: list[str]) -> None:
         windows = FixedWindows(dataset.val.ids, config.model.block_size, 32, len(dataset.val))
         loss = bits_per_byte(windows.loss(model), len(dataset.val), dataset.val.n_bytes)
     settings = {**asdict(config.model), "batch_size": config.train.batch_size, "optimizer": config.train.optimizer}
-    row = {"source": Path(source).stem, "text": asdict(Text.of(dataset)), "steps": steps, "settings": settings}
+    row = {
+        "source": Path(source).stem,
+        "text": asdict(probe(dataset, torch.device("cpu"), "fused", "bf16")),
+        "steps": steps,
+        "settings": settings,
+    }
     with RUNS.open("a") as file:
         file.write(json.dumps({**row, "bits_per_byte": round(loss, 4)}) + "\n")
 
 
 def fit(rows: list[dict[str, Any]]) -> Law:
     """The law of least error among texts that it was not fitted to."""
-    laws = [Law(TOKENS, PARAMETERS, float(power), READINGS, (), (), 0.0, {}) for power in POWERS]
+    laws = [Law(TOKENS, PARAMETERS, float(p), readings, (), (), 0.0, {}) for p in POWERS for readings in READINGS]
     best = min(laws, key=lambda law: float(np.mean(np.square(unseen_errors(law, rows)))))
     weights, covariance = weighted(best, rows)
     deviation = float(np.sqrt(np.mean(np.square(unseen_errors(best, rows)))))

@@ -24,6 +24,7 @@ from tiny_gpt.config import BUDGETS, FINAL_FILE, DataConfig, ModelConfig, NightC
 from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model_file import load_model
+from tiny_gpt.recipes import RECIPES
 from tiny_gpt.training import budget, clock
 from tiny_gpt.training.budget import Clocks, Order, TimedCourse, TimedState, begin_budget, place_of, resolved
 from tiny_gpt.training.checkpoint_store import CheckpointStore
@@ -104,7 +105,8 @@ def test_with_no_budget_a_training_takes_five_minutes_and_the_guides_recipe_its_
     monkeypatch.setattr(cli, "_train", lambda config, *_: seen.append(config.train) or 0)
     for words in ([], ["--recipe", "overnight"], ["--epochs", "80"]):
         assert cli.main(["train", "text.txt", *words]) == 0
-    assert seen[0] == TrainConfig(for_="5m") and seen[1] == seen[2] == TrainConfig()
+    auto = RECIPES["auto"].train
+    assert seen == [replace(auto, for_="5m"), TrainConfig(), auto]
 
 
 def test_tokens_and_readings_are_so_many_steps():

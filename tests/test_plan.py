@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import forecast as bench
 from tiny_gpt import cli
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.data.prepare import best_tokenizer, prepare
@@ -17,15 +18,15 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.recipes import CHOSEN, RECIPES
 from tiny_gpt.training.plan.choices import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
-from tiny_gpt.training.plan.forecast import Text, forecast, shortfall
+from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Text, forecast, law, shortfall
 from tiny_gpt.training.plan.memory import needed_bytes
 from tiny_gpt.training.plan.plan import Plan, Planner
 from tiny_gpt.training.plan.speed import StepTimes, measure_step_s, step_flops
 
 AUTO = RECIPES["auto"]
 CPU = torch.device("cpu")
-SMALL_TEXT = Text(1_000_000, 500_000, 60_000, 512, 3.1, 2.35)
-LARGE_TEXT = Text(500_000_000, 130_000_000, 2_500_000, 8192, 2.6, 2.0)
+SMALL_TEXT = Text(1_000_000, 500_000, 60_000, 512, 3.0)
+LARGE_TEXT = Text(500_000_000, 130_000_000, 2_500_000, 8192, 2.7)
 
 
 def speed(config):
@@ -190,9 +191,10 @@ def test_more_of_anything_is_expected_to_help():
     losses = [each.middle for each in found]
     assert losses == sorted(losses, reverse=True)
     assert all(each.low < each.middle < each.high for each in found)
-    harder = replace(LARGE_TEXT, zlib_bits=4.0, bz2_bits=3.5)
+    harder = replace(LARGE_TEXT, probe_bits=3.5)
     assert forecast(config, harder, 1000).middle > losses[1]
-    lacking = [shortfall(chosen(said(n_layer=n_layer, d_model=256)), LARGE_TEXT, 1000) for n_layer in (1, 2, 4, 8)]
+    models = [replace(config.model, n_layer=n_layer) for n_layer in (1, 2, 4, 8)]
+    lacking = [shortfall(replace(config, model=model), LARGE_TEXT, 1000) for model in models]
     assert lacking == sorted(lacking, reverse=True)
 
 
@@ -232,3 +234,16 @@ def test_a_run_that_goes_on_keeps_what_was_chosen_but_for_what_is_said_now(text,
     assert changed == {"steps", "batch_size"} and after["batch_size"] == 64
     assert "planned" in capfd.readouterr().out
     assert math.isclose(before["learning_rate"], after["learning_rate"])
+
+
+def test_the_law_is_that_of_the_recorded_runs_and_holds_for_texts_it_has_not_seen():
+    rows = [json.loads(line) for line in bench.RUNS.read_text().splitlines()]
+    fitted = bench.fit(rows)
+    assert (fitted.power, fitted.readings) == (law().power, law().readings)
+    assert [*fitted.weights, fitted.deviation] == pytest.approx([*law().weights, law().deviation], rel=1e-3)
+    errors = bench.unseen_errors(law(), rows)
+    assert len({row["source"] for row in rows}) >= 8
+    assert sum(abs(errors) <= EIGHT_OF_TEN * law().deviation) >= 0.8 * len(rows)
+    told = [forecast(bench.config_of(row), Text(**row["text"]), row["steps"]) for row in rows]
+    inside = [each.low <= row["bits_per_byte"] <= each.high for each, row in zip(told, rows, strict=True)]
+    assert sum(inside) >= 0.8 * len(rows)

@@ -217,7 +217,7 @@ def test_another_shape_or_tokenizer_is_refused_with_both_values(config, change, 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda c: replace(c, model=RECIPES["auto"].model),
+        lambda c: with_data(replace(c, model=RECIPES["auto"].model), tokenizer="auto"),
         lambda c: with_model(c, n_layer=SHAPE.n_layer, block_size=SHAPE.block_size, architecture="modern"),
         lambda c: with_data(c, tokenizer="bpe"),
     ],

@@ -47,6 +47,7 @@ class Saved:
         """
         before, used, now = self.asked.to_flat(), self.config.to_flat(), asked.to_flat()
         said_now = set(before["auto"]) - set(now["auto"])
+        had = before | {name: used[name] for name in before["auto"]}
         changed = {
             name: value
             for name, value in now.items()
@@ -59,7 +60,7 @@ class Saved:
         if self.config.train.start_from:
             fixed += [name for name in ("tokenizer", "vocab_size") if name in changed]
         if fixed:
-            differences = "; ".join(f"{flag(name)} was {used[name]}, is now {now[name]}" for name in fixed)
+            differences = "; ".join(f"{flag(name)} was {had[name]}, is now {now[name]}" for name in fixed)
             raise BadInputError(
                 f"this run cannot go on with another model or optimizer: {differences}.\n"
                 "Go on with the run's own settings (tiny-gpt resume), or start a new run (--new)"
@@ -70,7 +71,7 @@ class Saved:
         elif is_other_budget:
             names = flag(budget_before), before[budget_before], flag(budget_now), now[budget_now]
             self.notes.append("the budget was {} {}, is now {} {}".format(*names))
-        self.notes.extend(f"{flag(name)} was {used[name]}, is now {value}" for name, value in told.items())
+        self.notes.extend(f"{flag(name)} was {had[name]}, is now {value}" for name, value in told.items())
         if now["start_from"] not in ("", before["start_from"]):
             self.notes.append(f"--start-from {now['start_from']} is left alone: the run goes on with its own weights")
         changed |= {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}

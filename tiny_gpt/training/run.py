@@ -31,6 +31,7 @@ from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
 from tiny_gpt.heartbeat import restart_reason
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.torch_compiled import MODES
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.models import open_path
 from tiny_gpt.recipes import RECIPES
@@ -83,7 +84,7 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
             config, _ = planner.plan(config)
         config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
-        plan = _plan(out_dir, config, planner, saved)
+        plan = _plan(out_dir, config, planner, choice, is_same=saved is not None and not has_more)
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, dataset.tokenizer.vocab_size, PRECISIONS[config.train.precision]).to(device)
         model.path = config.train.path
@@ -124,14 +125,16 @@ def _resolve(
     return replace(config, data=data, train=train), choice
 
 
-def _plan(out_dir: Path, config: RunConfig, planner: Planner | None, saved: Saved | None) -> Plan | None:
-    """What to expect of the run, where that is known: a run that goes on has it beside it."""
+def _plan(out_dir: Path, config: RunConfig, planner: Planner | None, choice: Choice, is_same: bool) -> Plan | None:
+    """What to expect of the run, where the recipe has said so; a run that goes on within the budget that it was made
+    for has it beside it."""
     if planner is not None:
-        step_s = measure_step_s(config, planner.text.vocab_size, planner.device)
-        return planner.plan_of(config, step_s)
-    if saved is not None:
+        compiled_s = choice.seconds.get(str(choice.taken)) if choice.taken.path in MODES else None  # of a whole batch
+        return planner.plan_of(config, compiled_s or measure_step_s(config, planner.text.vocab_size, planner.device))
+    if is_same:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))
+            plan = Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))
+            return plan if config.train.is_timed or plan.steps == config.train.total_steps else None
     return None
 
 

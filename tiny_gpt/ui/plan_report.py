@@ -9,19 +9,13 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import describe_device
 from tiny_gpt.duration import clock_in, duration
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.recipes import RECIPES
 from tiny_gpt.training.plan.choices import SIZES
 from tiny_gpt.training.plan.plan import Plan, Planner
 
 LABEL = "{:<11}"
 TIMES = ("5m", "1h", "6h", "24h")
-# What a person could choose instead.
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "optimizer": ("adamw",),
-    "architecture": ("classic",),
-    "dropout": (0.0,),
-    "block_size": (64, 128, 256, 512),
-}
+# What a person could choose instead, beside the size.
+CHOICES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("classic",)}
 
 
 def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -95,7 +89,7 @@ def _otherwise(config: RunConfig, planner: Planner) -> Iterator[tuple[str, list[
             if other is not None:
                 yield f"{flag(name)} {value}", [other] * len(TIMES)
     chosen = [planner.plan(lasting(config, time))[0].model for time in TIMES]
-    if {"n_layer", "d_model"} <= set(config.train.auto):
+    if {"n_layer", "d_model", "n_head"} <= set(config.train.auto):
         for step, words in ((-1, "a smaller model"), (1, "a larger model")):
             sizes = [neighbour(model.n_layer, model.d_model, step) for model in chosen]
             yield (
@@ -105,7 +99,6 @@ def _otherwise(config: RunConfig, planner: Planner) -> Iterator[tuple[str, list[
                     for n_layer, d_model in sizes
                 ],
             )
-    yield "--recipe overnight (the guide's)", [replace(RECIPES["overnight"], data=config.data)] * len(TIMES)
 
 
 def with_choice(config: RunConfig, name: str, value: Any) -> RunConfig | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tiny_gpt.config import HEAD_WIDTH, RunConfig
 from tiny_gpt.errors import UsageError
-from tiny_gpt.training.plan.forecast import Text, shortfall
+from tiny_gpt.training.plan.forecast import Text, n_multiplied, shortfall
 
 # Layers and width, from small to large: what a size is taken from unless a person says layers, width or both.
 SIZES = (
@@ -36,12 +36,16 @@ FEED_FORWARD_STEP = 32
 # with them, and large steps take less time for each token.
 BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
 STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
+# Muon's own products take as long for any step, the longer the wider a model is: so many tokens for each of its width.
+STEP_TOKENS_PER_WIDTH = 8
+# A model with more parameters than this for each token of the text learns it by heart, dropout or not.
+MOST_PARAMETERS_PER_TOKEN = 20
 # With fewer steps than this, shorter blocks.
 FEW_STEPS = 400
 # A text that leaves less to learn or to score is none.
 FEWEST_TOKENS = 16
-# Dropout by the most times that a text is read.
-DROPOUT = ((2.5, 0.0), (8.0, 0.1), (math.inf, 0.2))
+# Dropout and weight decay by the most times that a text is read.
+REGULARIZATION = ((2.5, 0.0, 0.1), (5.0, 0.1, 0.3), (8.0, 0.2, 1.0), (math.inf, 0.3, 1.0))
 # Peak rates of runs of RATED_STEPS; others by a power of the steps.
 RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
 RATED_STEPS, RATE_POWER = 1000, 0.4
@@ -109,8 +113,12 @@ def candidates(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> I
     widths = sorted({width for _, width in SIZES}) if "d_model" in auto else [model.d_model]
     depths = sorted({depth for depth, _ in SIZES}) if "n_layer" in auto else [model.n_layer]
     both = "d_model" in auto and "n_layer" in auto
+    smallest = True
     for n_layer, d_model in SIZES if both else product(depths, widths):
-        yield paced(shaped(config, n_layer, d_model), text, budget, speed)
+        shape = shaped(config, n_layer, d_model)
+        if smallest or n_multiplied(shape, text.vocab_size) <= MOST_PARAMETERS_PER_TOKEN * text.train_tokens:
+            yield paced(shape, text, budget, speed)
+        smallest = False
 
 
 def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
@@ -125,30 +133,34 @@ def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
 
 
 def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunConfig:
-    """`config`, whose shape is known, with block, batch, dropout and rate for `budget`."""
-    config = _with(config, optimizer="adamw" if config.train.start_from else "muon")
-    longest = min(BLOCK_SIZE, max(1, shortest_part(text) - 1))
-    config = _with_steps(config, longest, STEP_TOKENS)
+    """`config`, whose shape is known, with block, batch, rate and what keeps it from learning by heart, for `budget`."""
+    shortest = min(text.train_tokens, text.val_tokens)
+    config = stepped(config, shortest)
     steps = steps_of(config, budget, speed)
     if steps < FEW_STEPS:  # what is near is learned first, and shorter blocks take less time
-        config = _with_steps(config, min(longest, SHORT_BLOCK_SIZE), STEP_TOKENS)
+        config = stepped(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     elif (n_tokens := steps * tokens_per_step(config)) > STEP_TOKENS_FROM:
         more = 2 ** round(math.log2((n_tokens / STEP_TOKENS_FROM) ** STEP_TOKENS_POWER))
-        config = _with_steps(config, longest, more * STEP_TOKENS)
+        config = stepped(config, shortest, more * STEP_TOKENS)
     steps = steps_of(config, budget, speed)
     readings = steps * tokens_per_step(config) / text.train_tokens
+    dropout, weight_decay = next((p, decay) for most, p, decay in REGULARIZATION if readings < most)
     return _with(
         config,
-        dropout=next(dropout for most, dropout in DROPOUT if readings < most),
+        dropout=dropout,
+        weight_decay=weight_decay,
         learning_rate=rate(config, steps),
         min_learning_rate=0.0,
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )
 
 
-def _with_steps(config: RunConfig, block_size: int, n_tokens: int) -> RunConfig:
-    """`config` with blocks of this size, and so many that a step has about `n_tokens`."""
-    config = _with(config, block_size=block_size)
+def stepped(config: RunConfig, shortest: int, step_tokens: int = STEP_TOKENS) -> RunConfig:
+    """`config` with an optimizer, a block that the `shortest` part of a text has room for, and at least so many tokens
+    in a step."""
+    config = _with(config, optimizer="adamw" if config.train.start_from else "muon")
+    config = _with(config, block_size=min(BLOCK_SIZE, max(1, shortest - 1)))
+    n_tokens = max(step_tokens, 2 ** math.ceil(math.log2(STEP_TOKENS_PER_WIDTH * config.model.d_model)))
     return _with(config, batch_size=max(1, round(n_tokens / config.model.block_size)))
 
 
@@ -163,11 +175,6 @@ def rate(config: RunConfig, steps: int) -> float:
 def fewest_tokens(config: RunConfig) -> int:
     """The shortest block that may be chosen: what the shorter part of a text must be longer than."""
     return FEWEST_TOKENS if "block_size" in config.train.auto else config.model.block_size
-
-
-def shortest_part(text: Text) -> int:
-    """Tokens of the shorter one of what is learned and what is held out."""
-    return min(text.train_tokens, text.val_tokens)
 
 
 def _with(config: RunConfig, **settings: Any) -> RunConfig:

@@ -1,16 +1,14 @@
 """How good a model will become, in bits per byte, and how sure that is.
 
 What a model lacks falls with the tokens that it has read and with its size, each by a power (arXiv 2203.15556); tokens
-read again and again count for less (arXiv 2305.16264). How compressible a text is tells where that begins and ends.
-The constants in law.json are fitted by `python -m benchmarks.forecast` to runs on texts of several kinds, so that the
-interval is that of a text which was not among them.
+read again and again count for less (arXiv 2305.16264). How hard a text is, a small model tells after a few steps of it
+(probe.py). The constants in law.json are fitted by `python -m benchmarks.forecast` to runs on texts of several kinds,
+so that the interval is that of a text which was not among them.
 """
 
-import bz2
 import functools
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.model.shapes import weight_shapes
 
-# The text that tells how compressible all of it is.
-SAMPLE_BYTES = 1_000_000
 # Of normally distributed errors, eight of ten lie within so many standard deviations.
 EIGHT_OF_TEN = 1.2816
 
@@ -37,19 +32,8 @@ class Text:
     train_tokens: int
     val_tokens: int
     vocab_size: int
-    zlib_bits: float
-    """Bits per byte of a sample that zlib has packed: what short repetitions leave."""
-    bz2_bits: float
-    """The same of bz2, which sees more."""
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> "Text":
-        tokens = dataset.train
-        n_sampled = min(len(tokens), max(1, len(tokens) * SAMPLE_BYTES // max(1, tokens.n_bytes)))
-        start = (len(tokens) - n_sampled) // 2
-        sample = dataset.tokenizer.decode_bytes(np.asarray(tokens.ids[start : start + n_sampled]))
-        bits = [8 * len(pack(sample)) / max(1, len(sample)) for pack in (zlib.compress, bz2.compress)]
-        return cls(tokens.n_bytes, len(tokens), len(dataset.val), dataset.tokenizer.vocab_size, *bits)
+    probe_bits: float
+    """Bits per byte of the validation text after the few steps of `probe`: how hard this text is."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +73,7 @@ class Law:
 
     def features(self, text: Text, shortfall: float) -> NDArray[np.float64]:
         """What the logarithm of the loss is a sum of."""
-        x, zlib_bits, bz2_bits = math.log(shortfall), math.log(text.zlib_bits), math.log(text.bz2_bits)
-        return np.array([1.0, zlib_bits, bz2_bits, x, x * bz2_bits])
+        return np.array([1.0, math.log(text.probe_bits), math.log(shortfall)])
 
 
 @functools.cache

@@ -10,13 +10,15 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import weight_shapes
 from tiny_gpt.training.step import part_size
 
-# Python, torch and the compiled loops.
-PROGRAM_BYTES = 350 << 20
+# Python, torch, the compiled loops, and a text being prepared.
+PROGRAM_BYTES = 550 << 20
 # Of each parameter: weight, gradient and AdamW's two moments in fp32, a copy in the dtype of the products, and what
 # scoring the best model at the end holds beside.
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
-# Of each token and layer, as multiples of its width: what the way back needs, in fp32 and in the products' dtype.
-WIDE_NUMBERS, NARROW_NUMBERS, FEED_FORWARD_NUMBERS = 4, 8, 3
+# Of each token and layer, as multiples of its width: what the way back needs, in fp32 and in the products' dtype; and
+# of the feed-forward width.
+WIDE_NUMBERS, NARROW_NUMBERS = 2, 6
+FEED_FORWARD_NUMBERS = {"classic": 2, "modern": 3}
 # Torch's own kernels keep more of them than ours do.
 PLAIN_TIMES = 2.5
 # Logits of a part of the batch on the fused path, of the whole elsewhere.
@@ -32,7 +34,7 @@ def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> in
     n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
     itemsize = 2 if train.precision == "bf16" else 4
     numbers = (4 * WIDE_NUMBERS + itemsize * NARROW_NUMBERS) * model.d_model
-    a_layer: float = numbers + itemsize * FEED_FORWARD_NUMBERS * model.d_ff
+    a_layer: float = numbers + itemsize * FEED_FORWARD_NUMBERS[model.architecture] * model.d_ff
     logits = n_blocks * model.block_size * vocab_size
     if train.path == "fused":
         logits = min(logits, FUSED_LOGITS)
@@ -41,7 +43,7 @@ def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> in
         if device.type != "cuda":
             a_layer += 3 * itemsize * model.n_head * model.block_size
     program = 0 if device.type == "cuda" else PROGRAM_BYTES
-    activations = n_blocks * model.block_size * (model.n_layer + 2) * a_layer
+    activations = n_blocks * model.block_size * (model.n_layer + 1) * a_layer
     return int(program + BYTES_PER_PARAMETER * n_parameters + activations + (4 + itemsize) * logits)
 
 

@@ -21,6 +21,7 @@ from tiny_gpt.training.path import choose as choose_path
 from tiny_gpt.training.plan import choices
 from tiny_gpt.training.plan.forecast import Forecast, Text, forecast, useful_tokens
 from tiny_gpt.training.plan.memory import free_bytes, needed_bytes
+from tiny_gpt.training.plan.probe import probe
 from tiny_gpt.training.plan.speed import StepTimes, measure_step_s
 
 # What is timed to know the others, as far as the settings leave it open: layers and width.
@@ -110,24 +111,24 @@ def seconds_asked(train: TrainConfig) -> float | None:
 
 
 def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generator[Note, None, Planner]:
-    """Measure what `plan` needs to know: how compressible the text is, and how fast this machine trains."""
+    """Measure what `plan` needs to know: how hard the text is, and how fast this machine trains."""
     yield Note("measuring this machine: a few seconds")
-    text = Text.of(dataset)
-    shapes = [config]
+    vocab_size, shapes = dataset.tokenizer.vocab_size, [config]
     if config.train.auto:
-        shapes = [timed_shape(config, text, *size) for size in TIMED_SIZES]
-    taken = choose_path(shapes[-1], text.vocab_size, device).taken
+        shortest = min(len(dataset.train), len(dataset.val))
+        shapes = [timed_shape(config, shortest, *size) for size in TIMED_SIZES]
+    taken = choose_path(shapes[-1], vocab_size, device).taken
+    if device.type != "cpu":  # torch's compiler would take a minute for each shape
+        taken = replace(taken, path="plain")
     shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
-    if device.type != "cpu":  # which compiles for each shape anew
-        shapes = [replace(shape, train=replace(shape.train, path="plain")) for shape in shapes]
-    measured = {shape: measure_step_s(shape, text.vocab_size, device) for shape in shapes}
-    return Planner(text, device, StepTimes.through(measured, text.vocab_size))
+    text = probe(dataset, device, taken.path, taken.precision)
+    measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
+    return Planner(text, device, StepTimes.through(measured, vocab_size))
 
 
-def timed_shape(config: RunConfig, text: Text, n_layer: int, d_model: int) -> RunConfig:
+def timed_shape(config: RunConfig, shortest: int, n_layer: int, d_model: int) -> RunConfig:
     """What is timed where the size is open: this one, as far as the settings leave it open."""
     auto, model = config.train.auto, config.model
     n_layer = n_layer if "n_layer" in auto else model.n_layer
     d_model = d_model if "d_model" in auto else model.d_model
-    shape = choices.shaped(config, n_layer, d_model)
-    return choices.paced(shape, text, choices.Budget(None, None, choices.RATED_STEPS), lambda _: 1.0)
+    return choices.stepped(choices.shaped(config, n_layer, d_model), shortest)
