@@ -133,7 +133,7 @@ def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
 
 
 def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunConfig:
-    """`config`, whose shape is known, with block, batch, rate and what keeps it from learning by heart, for `budget`."""
+    """`config`, whose shape is known, with block, batch, rate, dropout and weight decay for `budget`."""
     shortest = min(text.train_tokens, text.val_tokens)
     config = stepped(config, shortest)
     steps = steps_of(config, budget, speed)
