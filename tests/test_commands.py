@@ -107,7 +107,7 @@ def train(command, text, tmp_path):
     """`train(out_dir, **settings)`: a tiny training."""
 
     def run(out_dir=tmp_path, **settings):
-        return command("tiny-gpt", "train", text, *flags(**(TINY | {"out_dir": out_dir} | settings)))
+        return command("tiny-gpt", "train", text, "--recipe", "overnight", *flags(**(TINY | {"out_dir": out_dir} | settings)))
 
     return run
 
@@ -245,7 +245,7 @@ class TestTraining:
         (tmp_path / "texts").mkdir()
         (tmp_path / "texts" / "a.txt").write_bytes(text.read_bytes())
         (tmp_path / "texts" / "b.png").write_bytes(b"\x89PNG\0")
-        done = command("tiny-gpt", "train", tmp_path / "texts", *flags(**TINY, out_dir=tmp_path / "out"))
+        done = command("tiny-gpt", "train", tmp_path / "texts", "--recipe", "overnight", *flags(**TINY, out_dir=tmp_path / "out"))
         assert done.code == 0 and "skipped 1: is not a text file (such as b.png)" in done.out
 
 

@@ -77,7 +77,7 @@ class World:
 
     def command(self, kind: str, folder: Path, **more: Any) -> list[str]:
         """The words after `tiny-gpt` that train a run of this kind in `folder`; a setting None is left alone."""
-        words = ["train", str(self.text)]
+        words = ["train", str(self.text), "--recipe", "overnight"]
         for name, value in (COMMON | KINDS[kind] | {"out_dir": folder} | more).items():
             name = name.replace("_", "-")
             words += [] if value is None else [f"--no-{name}"] if value is False else [f"--{name}", str(value)]

@@ -49,7 +49,7 @@ REGULARIZATION = ((2.5, 0.0, 0.1), (5.0, 0.1, 0.3), (8.0, 0.2, 1.0), (math.inf, 
 # Peak rates of runs of RATED_STEPS; others by a power of the steps.
 RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
 RATED_STEPS, RATE_POWER = 1000, 0.4
-LOWEST_RATE, HIGHEST_RATE = 5e-4, 5e-3
+LOWEST_RATE, HIGHEST_RATE = 2e-4, 5e-3
 # Of a model that is trained further.
 TRAINED_RATE = 2e-4
 WARMUP_SHARE = 0.02
