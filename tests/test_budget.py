@@ -211,7 +211,7 @@ def test_a_run_ends_on_time_with_its_rate_fallen(asked_s, trouble):
     check_end(machine, rates, asked_s)
     if trouble in ("none", "sleeps") and asked_s >= 60:
         full = sum(rate > 0.999 for rate in rates) / len(rates)
-        assert 0.5 < full < 0.62, "the last 0.4 of it cools down"
+        assert 0.3 < full < 0.42, "the last 0.6 of it cools down"
 
 
 @pytest.mark.parametrize("asked_s", [20, 600])
@@ -271,7 +271,7 @@ def test_until_goes_by_the_clock_on_the_wall_also_for_a_run_cut_off():
 
 def test_more_time_begins_at_the_rate_that_was_and_a_cool_down_from_it():
     config = TrainConfig(for_="100s")
-    for share, cooldown, first, highest in ((1.0, 0.4, 1.0, 1.0), (0.6, 1.0, 0.6, 0.6), (0.1, 0.4, 0.1, 1.0)):
+    for share, cooldown, first, highest in ((1.0, 0.6, 1.0, 1.0), (0.6, 1.0, 0.6, 0.6), (0.1, 0.6, 0.1, 1.0)):
         machine, train = Machine(), replace(config, cooldown=cooldown)
         state = begin_budget(train, Order(NOON), NOON, step=900, share=share)
         rates, _ = machine.train(train, machine.course(train, state), step=900)
@@ -458,7 +458,18 @@ def test_a_process_that_is_stopped_for_a_third_of_its_time_ends_in_time(config):
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in dict(
         n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=8, device="cpu", path="plain", precision="fp32"
     ).items()]  # fmt: skip
-    command = [sys.executable, "-m", "tiny_gpt", "train", *config.data.data, "--for", "6s", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "tiny_gpt",
+        "train",
+        *config.data.data,
+        "--recipe",
+        "overnight",
+        "--for",
+        "6s",
+        *settings,
+    ]
     began = time.monotonic()
     lines = []
     with subprocess.Popen(

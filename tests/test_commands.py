@@ -107,7 +107,9 @@ def train(command, text, tmp_path):
     """`train(out_dir, **settings)`: a tiny training."""
 
     def run(out_dir=tmp_path, **settings):
-        return command("tiny-gpt", "train", text, "--recipe", "overnight", *flags(**(TINY | {"out_dir": out_dir} | settings)))
+        return command(
+            "tiny-gpt", "train", text, "--recipe", "overnight", *flags(**(TINY | {"out_dir": out_dir} | settings))
+        )
 
     return run
 
@@ -245,7 +247,9 @@ class TestTraining:
         (tmp_path / "texts").mkdir()
         (tmp_path / "texts" / "a.txt").write_bytes(text.read_bytes())
         (tmp_path / "texts" / "b.png").write_bytes(b"\x89PNG\0")
-        done = command("tiny-gpt", "train", tmp_path / "texts", "--recipe", "overnight", *flags(**TINY, out_dir=tmp_path / "out"))
+        done = command(
+            "tiny-gpt", "train", tmp_path / "texts", "--recipe", "overnight", *flags(**TINY, out_dir=tmp_path / "out")
+        )
         assert done.code == 0 and "skipped 1: is not a text file (such as b.png)" in done.out
 
 
@@ -498,7 +502,11 @@ class TestBadInput:
             ("latin.txt", 3, ["latin.txt is not UTF-8", "byte 3 is 0xe9", "--encoding cp1252"]),
             ("no_text", 3, ["no text found", "a.png is not a text file"]),
             ("good.txt nosuch.txt", 3, ["nosuch.txt"]),
-            ("good.txt --d-model 250", 2, ["--d-model 250 is not divisible by --n-head 8", "try --d-model 248"]),
+            (
+                "good.txt --d-model 250 --n-head 8",
+                2,
+                ["--d-model 250 is not divisible by --n-head 8", "try --d-model 248"],
+            ),
             ("good.txt --out-dir good.txt", 5, ["--out-dir good.txt: cannot write there"]),
             ("good.txt --out-dir good.txt/below", 5, ["--out-dir good.txt/below: cannot write there"]),
             ("good.txt --device nosuch", 2, ["--device nosuch: not on this machine; here are", "cpu"]),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from tiny_gpt.training.plan.choices import Budget, candidates, choose, fewest_to
 from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Text, forecast, law, shortfall
 from tiny_gpt.training.plan.memory import needed_bytes
 from tiny_gpt.training.plan.plan import Plan, Planner
+from tiny_gpt.training.plan.probe import probe
 from tiny_gpt.training.plan.speed import StepTimes, measure_step_s, step_flops
 
 AUTO = RECIPES["auto"]
@@ -73,6 +75,7 @@ def test_dropout_comes_with_reading_a_text_often():
     [
         dict(n_layer=5),
         dict(d_model=320),
+        dict(d_model=250),
         dict(n_layer=3, d_model=96, n_head=3),
         dict(n_head=7, d_model=448),
         dict(n_head=7),
@@ -83,7 +86,7 @@ def test_dropout_comes_with_reading_a_text_often():
 def test_what_a_person_says_stays_and_the_rest_adapts(settings):
     config = chosen(said(**settings))
     assert settings.items() <= config.to_flat().items()
-    assert config.model.d_model % config.model.n_head == 0
+    assert config.model.width_of_head % 2 == 0 and config.model.d_model % config.model.n_head == 0
     assert config.train.auto == ()
 
 
@@ -175,6 +178,19 @@ def test_a_step_is_timed_by_the_clock_and_leaves_random_numbers_alone():
 
 
 # --- what is said ---
+
+
+def test_a_probe_tells_an_easy_text_from_a_hard_one_and_the_same_each_time(tmp_path):
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=5)) for _ in range(2000)]
+    texts = {"easy": "to be or not to be. " * 600, "hard": " ".join(words)}
+    bits = {}
+    for name, content in texts.items():
+        (tmp_path / name).write_text(content)
+        dataset = finish(prepare(DataConfig((str(tmp_path / name),)), 16))
+        bits[name] = [probe(dataset, CPU, "plain", "fp32").probe_bits for _ in range(2)]
+        assert bits[name][0] == bits[name][1]
+    assert bits["easy"][0] < 1 < 2.5 < bits["hard"][0] < 5
 
 
 def test_a_plan_survives_its_file():

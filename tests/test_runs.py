@@ -59,7 +59,7 @@ def train_words(**changes):
     )
     settings |= dict(batch_size=4, device="cpu", precision="fp32", path="plain", checkpoint_minutes=1e-9) | changes
     words = [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    return ["train", "text.txt", "--no-keep-awake", *words]
+    return ["train", "text.txt", "--recipe", "overnight", "--no-keep-awake", *words]
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more
     code, shown = tiny_gpt("resume", "text")
     assert code == 2 and "is finished" in shown and "--for 1h" in shown
     code, shown = tiny_gpt("resume", "text", "--for", "1s")
-    assert code == 0 and "--cooldown was 1.0, is now 0.4" in shown
+    assert code == 0 and "--cooldown was 1.0, is now 0.6" in shown
     assert load_model(stopped / FINAL_FILE, CPU).progress.step > n_steps > 4
     code, shown = tiny_gpt("resume", "text", "--for", "1s")
     assert code == 0 and re.search(r"going on from step [\d,]+, before the learning rate fell", shown)
@@ -185,7 +185,7 @@ def test_train_py_resumes_beside_itself(tiny_gpt, stopped, monkeypatch):
     stopped.rename("here")
     monkeypatch.chdir("here")
     settings = {"out_dir": ".", "data": [str(Path("../text.txt"))]}
-    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", *train_words()[2:]])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", *train_words()[4:]])
     assert cli.train_script(settings) == 0
     assert load_model(Path(FINAL_FILE), CPU).progress.step == 12
 

@@ -84,7 +84,8 @@ def train(args: Sequence[str]) -> int:
     else:
         base = _recipe(recipe, args) if recipe in RECIPES else RunConfig()  # of which the parser tells
     default = TrainCommand(base.model, base.data, _without_budget(base.train, args), base.night)
-    command = tyro.cli(TrainCommand, prog="tiny-gpt train", args=args, default=default, config=FLAT)
+    about = _about(TrainCommand, base)
+    command = tyro.cli(TrainCommand, prog="tiny-gpt train", description=about, args=args, default=default, config=FLAT)
     data = replace(command.data, data=command.sources) if command.sources else command.data
     config = replace(_settings(command), data=data)
     return _train(config, command.start, [sys.executable, "-m", "tiny_gpt", "train", *args], _me())
@@ -96,6 +97,12 @@ def _recipe(name: str, args: Sequence[str]) -> RunConfig:
     if name == "auto":
         base = replace(base, train=replace(base.train, for_=FIRST_LOOK))
     return _said(base, args)
+
+
+def _about(command: type, config: RunConfig) -> str:
+    """What --help says first."""
+    about, left = command.__doc__ or "", ", ".join(map(flag, config.train.auto))
+    return f"{about}\n\nChosen by the text, the time and this machine unless you give them: {left}." if left else about
 
 
 def _said(config: RunConfig, args: Sequence[str]) -> RunConfig:
@@ -112,7 +119,8 @@ def plan(args: Sequence[str]) -> int:
     """Say what a training would be, and how good: model, time, memory, expected loss."""
     base = _recipe("auto", args)
     default = PlanCommand(base.model, base.data, _without_budget(base.train, args), base.night)
-    command = tyro.cli(PlanCommand, prog="tiny-gpt plan", args=args, default=default, config=FLAT)
+    about = _about(PlanCommand, base)
+    command = tyro.cli(PlanCommand, prog="tiny-gpt plan", description=about, args=args, default=default, config=FLAT)
     data = replace(command.data, data=command.sources) if command.sources else command.data
     from tiny_gpt.plan_command import show_plan
 

@@ -176,7 +176,7 @@ class TrainConfig:
     schedule: Literal["auto", "cosine", "trapezoid"] = "auto"
     """How the rate falls after the warm-up: along half a cosine, or not at all and then in a straight line to zero,
     which lets a run be trained further; auto takes that with --for and --until, else the cosine."""
-    cooldown: float = 0.4
+    cooldown: float = 0.6
     """Last part of the budget in which a trapezoid's rate falls; 1 lets it fall from the start."""
     warmup_steps: int = 200
     """Steps of linear rise to the peak (at most half of the run)."""

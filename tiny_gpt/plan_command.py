@@ -6,6 +6,7 @@ from dataclasses import asdict
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.device import configure, pick_device
+from tiny_gpt.errors import UsageError
 from tiny_gpt.training.plan.choices import fewest_tokens
 from tiny_gpt.training.plan.plan import survey
 from tiny_gpt.ui.plan_report import report
@@ -15,6 +16,8 @@ from tiny_gpt.ui.terminal import printable
 
 def show_plan(config: RunConfig, as_json: bool) -> int:
     """Print the plan of `config` and what other times and choices would give. Returns the exit code."""
+    if config.train.start_from:
+        raise UsageError(f"--start-from {config.train.start_from}: a plan is that of a new model; leave it out")
     device = pick_device(config.train.device)
     configure(device)
     dataset = shown(prepare(config.data, fewest_tokens(config)))

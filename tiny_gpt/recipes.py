@@ -13,7 +13,6 @@ CHOSEN = (
     "optimizer",
     "batch_size",
     "learning_rate",
-    "min_learning_rate",
     "warmup_steps",
     "weight_decay",
 )
@@ -23,7 +22,7 @@ RECIPES: dict[str, RunConfig] = {
     "auto": RunConfig(
         ModelConfig(architecture="modern", n_head=1),  # which divides every width
         DataConfig(tokenizer="auto"),
-        TrainConfig(schedule="trapezoid", cooldown=0.6, beta2=0.99, auto=CHOSEN),
+        TrainConfig(schedule="trapezoid", min_learning_rate=0.0, beta2=0.99, auto=CHOSEN),
     ),
     # The guide's night: what the config's own defaults say.
     "overnight": RunConfig(),

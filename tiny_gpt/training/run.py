@@ -128,6 +128,8 @@ def _resolve(
 def _plan(out_dir: Path, config: RunConfig, planner: Planner | None, choice: Choice, is_same: bool) -> Plan | None:
     """What to expect of the run, where the recipe has said so; a run that goes on within the budget that it was made
     for has it beside it."""
+    if config.train.start_from:  # what that model knows already is not
+        return None
     if planner is not None:
         compiled_s = choice.seconds.get(str(choice.taken)) if choice.taken.path in MODES else None  # of a whole batch
         return planner.plan_of(config, compiled_s or measure_step_s(config, planner.text.vocab_size, planner.device))

@@ -124,12 +124,18 @@ def candidates(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> I
 def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
     """`config` with a model of so many layers and about this width, as far as its settings leave them open."""
     auto, model = config.train.auto, config.model
-    n_head = max(1, d_model // HEAD_WIDTH) if "n_head" in auto else model.n_head
+    n_head = heads(d_model) if "n_head" in auto else model.n_head
     if "d_model" in auto and "n_head" not in auto:
         d_model = n_head * max(2, 2 * round(d_model / n_head / 2))  # the nearest that divides into heads of even width
     exact = FEED_FORWARD[model.architecture] * d_model
     d_ff = max(1, round(exact / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP if "d_ff" in auto else model.d_ff
     return replace(config, model=replace(model, n_layer=n_layer, d_model=d_model, n_head=n_head, d_ff=d_ff))
+
+
+def heads(d_model: int) -> int:
+    """How many heads of about HEAD_WIDTH, and of even width, make up a model's; 1 where none do."""
+    possible = [n for n in range(1, d_model // 2 + 1) if d_model % n == 0 and d_model // n % 2 == 0]
+    return min(possible, key=lambda n: abs(d_model / n - HEAD_WIDTH), default=1)
 
 
 def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunConfig:
@@ -150,7 +156,6 @@ def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunCon
         dropout=dropout,
         weight_decay=weight_decay,
         learning_rate=rate(config, steps),
-        min_learning_rate=0.0,
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )
 

@@ -14,9 +14,11 @@ import torch
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Note
+from tiny_gpt.device import possible_precisions
 from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.model.shapes import weight_shapes
 from tiny_gpt.training.evaluate import TRAIN_SHARE, VAL_SHARE
+from tiny_gpt.training.path import Candidate
 from tiny_gpt.training.path import choose as choose_path
 from tiny_gpt.training.plan import choices
 from tiny_gpt.training.plan.forecast import Forecast, Text, forecast, useful_tokens
@@ -117,9 +119,10 @@ def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generat
     if config.train.auto:
         shortest = min(len(dataset.train), len(dataset.val))
         shapes = [timed_shape(config, shortest, *size) for size in TIMED_SIZES]
-    taken = choose_path(shapes[-1], vocab_size, device).taken
-    if device.type != "cpu":  # torch's compiler would take a minute for each shape
-        taken = replace(taken, path="plain")
+    if device.type == "cpu":
+        taken = choose_path(shapes[-1], vocab_size, device).taken
+    else:  # where torch's compiler would take a minute for each shape
+        taken = Candidate("plain", possible_precisions(config.train.precision, device)[0])
     shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
     text = probe(dataset, device, taken.path, taken.precision)
     measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
