@@ -18,6 +18,7 @@ from tiny_gpt.data.progress import finish
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.recipes import CHOSEN, RECIPES
+from tiny_gpt.training.path import Candidate
 from tiny_gpt.training.plan.choices import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
 from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Text, forecast, law, shortfall
 from tiny_gpt.training.plan.memory import needed_bytes
@@ -194,7 +195,7 @@ def test_a_probe_tells_an_easy_text_from_a_hard_one_and_the_same_each_time(tmp_p
 
 
 def test_a_plan_survives_its_file():
-    planner = Planner(SMALL_TEXT, CPU, StepTimes(0.005, 2e-12, 512))
+    planner = Planner(SMALL_TEXT, CPU, StepTimes(0.005, 2e-12, 512), Candidate("fused", "bf16"))
     config, plan = planner.plan(replace(AUTO, train=replace(AUTO.train, for_="5m")))
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert plan.seconds == 300 and plan.tokens == plan.steps * tokens_per_step(config)

@@ -65,6 +65,8 @@ class Planner(NamedTuple):
     text: Text
     device: torch.device
     step_times: StepTimes
+    taken: Candidate
+    """How a step is computed, unless a config has settled that already."""
 
     def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
         """`config` with all that it left open, and what to expect of it. Raises UsageError where nothing fits."""
@@ -86,7 +88,7 @@ class Planner(NamedTuple):
             tokens=steps * a_step,
             readings=steps * a_step / self.text.train_tokens,
             seconds=steps * step_s / STEPS_SHARE if timed_s is None else timed_s,
-            memory_bytes=needed_bytes(config, self.text.vocab_size, self.device),
+            memory_bytes=self._needed_bytes(config),
             expected=forecast(config, self.text, steps),
             useful_s=useful_tokens(self.text) / a_step * step_s / STEPS_SHARE,
         )
@@ -102,7 +104,12 @@ class Planner(NamedTuple):
         return choices.Budget(None, tokens) if tokens else choices.Budget(None, None, train.total_steps)
 
     def _fits(self, config: RunConfig) -> bool:
-        return needed_bytes(config, self.text.vocab_size, self.device) <= free_bytes(self.device)
+        return self._needed_bytes(config) <= free_bytes(self.device)
+
+    def _needed_bytes(self, config: RunConfig) -> int:
+        if config.train.path == "auto":
+            config = replace(config, train=replace(config.train, **asdict(self.taken)))
+        return needed_bytes(config, self.text.vocab_size, self.device)
 
 
 def seconds_asked(train: TrainConfig) -> float | None:
@@ -126,7 +133,7 @@ def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generat
     shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
     text = probe(dataset, device, taken.path, taken.precision)
     measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
-    return Planner(text, device, StepTimes.through(measured, vocab_size))
+    return Planner(text, device, StepTimes.through(measured, vocab_size), taken)
 
 
 def timed_shape(config: RunConfig, shortest: int, n_layer: int, d_model: int) -> RunConfig:
