@@ -71,14 +71,15 @@ def table(config: RunConfig, planner: Planner) -> Iterator[str]:
     """What other times and other choices would give, in bits per byte."""
     yield f"{'bits per byte after':<32}" + "".join(f"{time:>16}" for time in TIMES)
     plans = [planner.plan(lasting(config, time)) for time in TIMES]
-    yield f"{'this recipe':<32}" + "".join(f"{_short(plan):>16}" for _, plan in plans)
+    yield f"{'as chosen':<32}" + "".join(f"{plan.expected.middle:>16.2f}" for _, plan in plans)
+    yield f"{'  8 of 10 runs between':<32}" + "".join(f"{_short(plan):>16}" for _, plan in plans)
     yield f"{'  its model':<32}" + "".join(f"{_size(chosen):>16}" for chosen, _ in plans)
     yield f"{'  times through the text':<32}" + "".join(f"{plan.readings:>16,.1f}" for _, plan in plans)
     for words, others in _otherwise(config, planner):
         middles = [
             planner.plan(lasting(other, time))[1].expected.middle for other, time in zip(others, TIMES, strict=True)
         ]
-        yield f"{words:<32}" + "".join(f"{middle:>16.3f}" for middle in middles)
+        yield f"{words:<32}" + "".join(f"{middle:>16.2f}" for middle in middles)
 
 
 def _otherwise(config: RunConfig, planner: Planner) -> Iterator[tuple[str, list[RunConfig]]]:
@@ -135,7 +136,7 @@ def _bits(plan: Plan) -> str:
 
 def _short(plan: Plan) -> str:
     expected = plan.expected
-    return f"{expected.low:.2f} to {expected.high:.2f}"
+    return f"{expected.low:.2f} and {expected.high:.2f}"
 
 
 def _size(config: RunConfig) -> str:
