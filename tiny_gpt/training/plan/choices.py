@@ -39,13 +39,20 @@ STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
 # Muon's own products take as long for any step, the longer the wider a model is: so many tokens for each of its width.
 STEP_TOKENS_PER_WIDTH = 8
 # A model with more parameters than this for each token of the text learns it by heart, dropout or not.
-MOST_PARAMETERS_PER_TOKEN = 20
+MOST_PARAMETERS_PER_TOKEN = 5
 # With fewer steps than this, shorter blocks.
 FEW_STEPS = 400
 # A text that leaves less to learn or to score is none.
 FEWEST_TOKENS = 16
 # Dropout and weight decay by the most times that a text is read.
-REGULARIZATION = ((2.5, 0.0, 0.1), (5.0, 0.1, 0.3), (8.0, 0.2, 1.0), (math.inf, 0.3, 1.0))
+REGULARIZATION = (
+    (2.5, 0.0, 0.1),
+    (5.0, 0.1, 0.3),
+    (8.0, 0.2, 1.0),
+    (12.0, 0.3, 1.0),
+    (30.0, 0.4, 2.0),
+    (math.inf, 0.5, 4.0),
+)
 # Peak rates of runs of RATED_STEPS; others by a power of the steps.
 RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
 RATED_STEPS, RATE_POWER = 1000, 0.4
