@@ -153,6 +153,31 @@ def test_the_arithmetic_of_a_step_is_what_torch_counts(architecture):
     assert step_flops(config, 100) == pytest.approx(counter.get_total_flops(), rel=0.06)  # it counts masked places too
 
 
+def test_muons_products_are_those_of_the_matrices_inside_the_blocks_whatever_the_vocabulary():
+    """d_ff may equal the vocabulary, and d_model too."""
+    config = said(n_layer=2, n_head=1, d_model=64, d_ff=128, batch_size=4, block_size=32)
+    muons = []
+    for vocab_size in (64, 128, 300):
+        adamw = replace(config, train=replace(config.train, optimizer="adamw"))
+        muon = replace(config, train=replace(config.train, optimizer="muon"))
+        muons.append(step_flops(muon, vocab_size) - step_flops(adamw, vocab_size))
+    square, wide = 5 * 6 * 64**3, 5 * (4 * 64**2 * 128 + 2 * 64**3)
+    assert muons == [2 * (4 * square + 3 * wide)] * 3
+
+
+def test_a_machine_whose_steps_take_seconds_is_not_measured_for_long():
+    model = ModelConfig(n_layer=1, n_head=1, d_model=8, d_ff=8, block_size=8)
+    config = RunConfig(model, train=TrainConfig(batch_size=2, precision="fp32", path="plain"))
+    now = [0.0]
+
+    def clock():
+        now[0] += 2.0
+        return now[0]
+
+    assert measure_step_s(config, 16, CPU, clock) == pytest.approx(2.0)
+    assert now[0] <= 14, "two steps and their readings of the clock"
+
+
 def test_times_between_two_sizes_lie_on_a_line():
     small, large = said(n_layer=2, d_model=64, d_ff=128), said(n_layer=4, d_model=256, d_ff=512)
     middle = said(n_layer=4, d_model=128, d_ff=256)

@@ -40,6 +40,22 @@ def weight_shapes(config: ModelConfig, vocab_size: int) -> Iterator[tuple[str, t
             yield f"blocks.{layer}.{name}", shape
 
 
+def n_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Those of `GPT(config, vocab_size)`."""
+    return sum(math.prod(shape) for _, shape in weight_shapes(config, vocab_size))
+
+
+def product_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The weights that activations are multiplied with: all matrices but the embeddings, which are looked up."""
+    shapes = weight_shapes(config, vocab_size)
+    return {name: shape for name, shape in shapes if len(shape) == 2 and "embedding" not in name}
+
+
+def n_multiplied(config: ModelConfig, vocab_size: int) -> int:
+    """Parameters in `product_shapes`."""
+    return sum(map(math.prod, product_shapes(config, vocab_size).values()))
+
+
 def _around_the_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     D = config.d_model
     shapes = {"token_embedding.weight": (vocab_size, D), "norm.weight": (D,), "head.weight": (vocab_size, D)}

@@ -34,13 +34,18 @@ def _muon(model: GPT, config: TrainConfig) -> Muon:
     matrices, rest = {}, []
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and parameter.ndim == 2:
-            matrices[parameter] = 3 if name.endswith("qkv.weight") else 1  # queries, keys and values
+            matrices[parameter] = parts_of(name)
         else:
             rest.append(parameter)
     adamw = _adamw_over([{"params": rest, "weight_decay": 0.0}], config)
     # Batched products of bf16 were wrong on MPS (pytorch#181936).
     dtype = torch.float32 if model.device.type == "mps" else model.compute_dtype
     return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype)
+
+
+def parts_of(name: str) -> int:
+    """How many matrices stand on top of one another in the weight of this name: queries, keys and values do."""
+    return 3 if name.endswith("qkv.weight") else 1
 
 
 def _adamw_over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:

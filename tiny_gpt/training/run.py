@@ -42,7 +42,6 @@ from tiny_gpt.training.night import Night
 from tiny_gpt.training.path import Choice, candidates, choose, compiles, must_compile_loops
 from tiny_gpt.training.plan.choices import fewest_tokens
 from tiny_gpt.training.plan.plan import Plan, Planner, survey
-from tiny_gpt.training.plan.speed import measure_step_s
 from tiny_gpt.training.resume import Saved, find_beginning, prepare_again, this_machine
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
@@ -132,7 +131,7 @@ def _plan(out_dir: Path, config: RunConfig, planner: Planner | None, choice: Cho
         return None
     if planner is not None:
         compiled_s = choice.seconds.get(str(choice.taken)) if choice.taken.path in MODES else None  # of a whole batch
-        return planner.plan_of(config, compiled_s or measure_step_s(config, planner.text.vocab_size, planner.device))
+        return planner.plan_of(config, compiled_s) if compiled_s else planner.measured(config)
     if is_same:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             plan = Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))

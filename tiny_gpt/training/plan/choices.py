@@ -1,6 +1,7 @@
 """The recipe `auto`: every setting that a person has left to it, from the text, the budget and the machine's speed.
 
-Pure. What it rests on are paired runs on four texts (docs/log.md, "the recipe auto"); the numbers here are theirs.
+Pure. The numbers are those of runs on TinyShakespeare and on the source of Python's library (docs/log.md, "the recipe
+auto").
 """
 
 import math
@@ -11,7 +12,8 @@ from typing import Any
 
 from tiny_gpt.config import HEAD_WIDTH, RunConfig
 from tiny_gpt.errors import UsageError
-from tiny_gpt.training.plan.forecast import Text, n_multiplied, shortfall
+from tiny_gpt.model.shapes import n_multiplied
+from tiny_gpt.training.plan.forecast import Text, shortfall
 
 # Layers and width, from small to large: what a size is taken from unless a person says layers, width or both.
 SIZES = (
@@ -123,7 +125,7 @@ def candidates(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> I
     smallest = True
     for n_layer, d_model in SIZES if both else product(depths, widths):
         shape = shaped(config, n_layer, d_model)
-        if smallest or n_multiplied(shape, text.vocab_size) <= MOST_PARAMETERS_PER_TOKEN * text.train_tokens:
+        if smallest or n_multiplied(shape.model, text.vocab_size) <= MOST_PARAMETERS_PER_TOKEN * text.train_tokens:
             yield paced(shape, text, budget, speed)
         smallest = False
 

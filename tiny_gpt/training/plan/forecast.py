@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.model.shapes import weight_shapes
+from tiny_gpt.model.shapes import n_multiplied
 
 # Of normally distributed errors, eight of ten lie within so many standard deviations.
 EIGHT_OF_TEN = 1.2816
@@ -85,13 +85,7 @@ def law() -> Law:
 def shortfall(config: RunConfig, text: Text, steps: int) -> float:
     """What the model of `config` lacks after so many steps: the smaller, the better it is, whatever the text."""
     n_tokens = steps * config.train.batch_size * config.model.block_size
-    return law().shortfall(n_multiplied(config, text.vocab_size), n_tokens, text.train_tokens)
-
-
-def n_multiplied(config: RunConfig, vocab_size: int) -> int:
-    """Parameters in products with weights: all but embeddings and what has one dimension."""
-    shapes = weight_shapes(config.model, vocab_size)
-    return sum(math.prod(shape) for name, shape in shapes if len(shape) == 2 and "embedding" not in name)
+    return law().shortfall(n_multiplied(config.model, text.vocab_size), n_tokens, text.train_tokens)
 
 
 def forecast(config: RunConfig, text: Text, steps: int) -> Forecast:

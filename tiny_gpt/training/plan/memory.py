@@ -1,13 +1,12 @@
 """How much memory a training takes, by arithmetic; held against what it took in docs/log.md."""
 
-import math
 from typing import Any
 
 import psutil
 import torch
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.model.shapes import weight_shapes
+from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.training.step import part_size
 
 # Python, torch, the compiled loops, and a text being prepared.
@@ -30,7 +29,6 @@ SHARE = 0.8
 def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:
     """Most memory that a training with these settings holds at once: the GPU's on cuda, else the process's."""
     model, train = config.model, config.train
-    n_parameters = sum(math.prod(shape) for _, shape in weight_shapes(model, vocab_size))
     n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
     itemsize = 2 if train.precision == "bf16" else 4
     numbers = (4 * WIDE_NUMBERS + itemsize * NARROW_NUMBERS) * model.d_model
@@ -44,7 +42,7 @@ def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> in
             a_layer += 3 * itemsize * model.n_head * model.block_size
     program = 0 if device.type == "cuda" else PROGRAM_BYTES
     activations = n_blocks * model.block_size * (model.n_layer + 1) * a_layer
-    return int(program + BYTES_PER_PARAMETER * n_parameters + activations + (4 + itemsize) * logits)
+    return int(program + BYTES_PER_PARAMETER * n_parameters(model, vocab_size) + activations + (4 + itemsize) * logits)
 
 
 def free_bytes(device: torch.device) -> int:

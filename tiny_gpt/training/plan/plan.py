@@ -3,7 +3,6 @@
 A Planner knows a text and a machine; it fills in what a config leaves open and says what to expect of it.
 """
 
-import math
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Note
 from tiny_gpt.device import possible_precisions
 from tiny_gpt.duration import next_time, seconds_of
-from tiny_gpt.model.shapes import weight_shapes
+from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.training.evaluate import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.training.path import Candidate
 from tiny_gpt.training.path import choose as choose_path
@@ -24,7 +23,7 @@ from tiny_gpt.training.plan import choices
 from tiny_gpt.training.plan.forecast import Forecast, Text, forecast, useful_tokens
 from tiny_gpt.training.plan.memory import free_bytes, needed_bytes
 from tiny_gpt.training.plan.probe import probe
-from tiny_gpt.training.plan.speed import StepTimes, measure_step_s
+from tiny_gpt.training.plan.speed import FEWEST_STEPS, PATIENCE_S, StepTimes, measure_step_s
 
 # What is timed to know the others, as far as the settings leave it open: layers and width.
 TIMED_SIZES = ((4, 128), (4, 256))
@@ -75,14 +74,20 @@ class Planner(NamedTuple):
             config = choices.choose(config, self.text, budget, self.step_times, self._fits)
         return config, self.plan_of(config, self.step_times(config))
 
+    def measured(self, config: RunConfig) -> Plan:
+        """The same for a `config` that is complete, path and precision too, by its own step where that takes little."""
+        step_s = self.step_times(config)
+        if (FEWEST_STEPS + 1) * step_s < PATIENCE_S:
+            step_s = measure_step_s(config, self.text.vocab_size, self.device)
+        return self.plan_of(config, step_s)
+
     def plan_of(self, config: RunConfig, step_s: float) -> Plan:
         """What is to be expected of a complete `config` whose steps take so long."""
         steps = choices.steps_of(config, self._budget(config.train), lambda _: step_s)
         a_step = choices.tokens_per_step(config)
         timed_s = seconds_asked(config.train)
-        shapes = weight_shapes(config.model, self.text.vocab_size)
         return Plan(
-            n_parameters=sum(math.prod(shape) for _, shape in shapes),
+            n_parameters=n_parameters(config.model, self.text.vocab_size),
             steps=steps,
             step_s=step_s,
             tokens=steps * a_step,

@@ -3,7 +3,6 @@
 A step takes time in proportion to its arithmetic, and some in any case; a line through two measurements has both.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -15,13 +14,15 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.batches import Batch
 from tiny_gpt.device import PRECISIONS, release_memory, synchronize
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model.shapes import weight_shapes
+from tiny_gpt.model.shapes import n_multiplied, product_shapes
 from tiny_gpt.training.muon import N_ITERATIONS
-from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.optimizer import make_optimizer, parts_of
 from tiny_gpt.training.step import train_step
 
 # Steps of one model are timed for so long, so many at least and at most; the first one pays for what is done once.
 MEASURED_S, FEWEST_STEPS, MOST_STEPS = 1.0, 3, 50
+# Where steps take seconds, one after the first must do.
+PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,15 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
     """Multiplications and additions of a training step: products with weights, attention, Muon's products."""
     model, train = config.model, config.train
     n_tokens = train.batch_size * model.block_size
-    matrices = [
-        shape for name, shape in weight_shapes(model, vocab_size) if len(shape) == 2 and "embedding" not in name
-    ]
-    products = 6 * n_tokens * sum(map(math.prod, matrices))
+    products = 6 * n_tokens * n_multiplied(model, vocab_size)
     attention = 6 * n_tokens * model.n_layer * model.n_head * model.width_of_head * model.block_size
     muon = 0
     if train.optimizer == "muon":
-        inner = [sorted(shape) for shape in matrices if shape[0] != vocab_size]
-        muon = sum(N_ITERATIONS * (4 * p * p * q + 2 * p**3) for p, q in inner)
+        for name, (n_rows, n_columns) in product_shapes(model, vocab_size).items():
+            if name.startswith("blocks."):
+                n_parts = parts_of(name)
+                p, q = sorted((n_rows // n_parts, n_columns))
+                muon += n_parts * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
     return products + attention + muon
 
 
@@ -74,8 +75,11 @@ def measure_step_s(
         counted = replace(config, train=replace(config.train, for_="", until="", steps=MOST_STEPS))
         seconds: list[float] = []
         start = clock()
-        while len(seconds) <= MOST_STEPS and (len(seconds) <= FEWEST_STEPS or clock() - start < MEASURED_S):
+        while len(seconds) <= MOST_STEPS:
             before = clock()
+            limit_s = PATIENCE_S if len(seconds) <= FEWEST_STEPS else MEASURED_S
+            if len(seconds) > 1 and before - start >= limit_s:
+                break
             train_step(model, optimizer, batch, counted, min(len(seconds), MOST_STEPS - 1))
             synchronize(device)
             seconds.append(clock() - before)
