@@ -1,6 +1,6 @@
 """What the plan's forecast rests on: runs of the recipe on texts of several kinds, and the law fitted to them.
 
-python -m benchmarks.forecast record SOURCE --for 60s [any flag of tiny-gpt train]    trains, adds a line to the runs
+python -m benchmarks.forecast record RUN...    scores finished runs over their whole validation text, adds a line each
 python -m benchmarks.forecast [--write]    fits; tells how far off it is for texts that it was not fitted to
 """
 
@@ -11,7 +11,6 @@ let_waiting_threads_sleep()
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,8 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tiny_gpt.cli import main as tiny_gpt
-from tiny_gpt.config import BEST_FILE, RunConfig
+from tiny_gpt.config import BEST_FILE, CONFIG_FILE, METRICS_FILE, RunConfig
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.model.shapes import n_multiplied
@@ -45,20 +43,19 @@ POWERS = np.arange(0.2, 0.81, 0.05)
 RIDGE = 1e-3
 
 
-def record(source: str, flags: list[str]) -> None:
-    """Train on `source`, score the best model over the whole validation text, add both to RUNS."""
-    with tempfile.TemporaryDirectory() as folder:
-        code = tiny_gpt(["train", source, "--out-dir", folder, "--no-watchdog", *flags])
-        assert code == 0, "the training has failed"
-        config = RunConfig().with_flat(json.loads((Path(folder) / "config.json").read_bytes()), "the run")
-        steps = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-        dataset = finish(prepare(config.data, config.model.block_size))
-        model = open_path(Path(folder) / BEST_FILE, torch.device("cpu")).model
-        windows = FixedWindows(dataset.val.ids, config.model.block_size, 32, len(dataset.val))
-        loss = bits_per_byte(windows.loss(model), len(dataset.val), dataset.val.n_bytes)
+def record(folder: Path) -> None:
+    """Score the best model of the run in `folder` over the whole validation text, add it to RUNS."""
+    config = RunConfig().with_flat(json.loads((folder / CONFIG_FILE).read_bytes()), str(folder))
+    steps = json.loads((folder / METRICS_FILE).read_text().splitlines()[-1])["step"]
+    dataset = finish(prepare(config.data, config.model.block_size))
+    model = open_path(folder / BEST_FILE, torch.device("cpu")).model
+    windows = FixedWindows(dataset.val.ids, config.model.block_size, 32, len(dataset.val))
+    nats = windows.loss(model)
+    loss = bits_per_byte(nats, len(dataset.val), dataset.val.n_bytes)
+    print(f"{folder.name}: {loss:.4f} bits per byte, {nats:.4f} nats a token after {steps:,} steps")
     settings = {**asdict(config.model), "batch_size": config.train.batch_size, "optimizer": config.train.optimizer}
     row = {
-        "source": Path(source).stem,
+        "source": Path(config.data.data[0]).stem,
         "text": asdict(probe(dataset, torch.device("cpu"), "fused", "bf16")),
         "steps": steps,
         "settings": settings,
@@ -111,7 +108,8 @@ def unseen_errors(law: Law, rows: list[dict[str, Any]]) -> NDArray[np.float64]:
 
 def main(args: list[str]) -> None:
     if args[:1] == ["record"]:
-        record(args[1], args[2:])
+        for folder in args[1:]:
+            record(Path(folder))
         return
     rows = [json.loads(line) for line in RUNS.read_text().splitlines()]
     law = fit(rows)

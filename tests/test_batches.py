@@ -18,8 +18,8 @@ def counted(n_tokens):
     return np.arange(n_tokens, dtype=np.uint16)
 
 
-def batches(n_tokens=1000, block_size=BLOCK_SIZE, batch_size=BATCH_SIZE, seed=1):
-    return Batches(counted(n_tokens), block_size, batch_size, seed)
+def batches(n_tokens=1000, block_size=BLOCK_SIZE, batch_size=BATCH_SIZE, seed=1, token_noise=0.0):
+    return Batches(counted(n_tokens), block_size, batch_size, seed, token_noise=token_noise)
 
 
 def starts(source, n_steps):
@@ -41,6 +41,19 @@ def test_targets_are_the_inputs_one_token_further():
         assert inputs_BT.dtype == targets_BT.dtype == torch.int64
         assert torch.equal(targets_BT, inputs_BT + 1)
         assert torch.equal(inputs_BT[:, 1:], targets_BT[:, :-1])
+
+
+def test_noise_exchanges_that_share_of_the_inputs_for_others_and_no_target():
+    clean = [batches(block_size=64).batch(step) for step in range(50)]
+    noisy, again = ([batches(block_size=64, token_noise=0.2).batch(step) for step in range(50)] for _ in range(2))
+    exchanged = torch.stack([a.inputs_BT != b.inputs_BT for a, b in zip(clean, noisy, strict=True)])
+    assert exchanged.float().mean() == pytest.approx(0.2, abs=0.01)
+    assert len({each.numpy().tobytes() for each in exchanged}) == 50, "other places in every step"
+    for a, b, c in zip(clean, noisy, again, strict=True):
+        assert torch.equal(a.targets_BT, b.targets_BT)
+        assert torch.equal(b.inputs_BT, c.inputs_BT), "the same whenever a step is done again"
+    others = torch.stack([each.inputs_BT for each in noisy])[exchanged]
+    assert others.min() < 30 and others.max() >= 970, "from all over the text"
 
 
 @settings(max_examples=50)

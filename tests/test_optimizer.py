@@ -58,7 +58,7 @@ def test_adamw_follows_its_definition_and_decays_matrices_only() -> None:
 
 
 @pytest.mark.parametrize("config", [CLASSIC, MODEL], ids=["classic", "modern"])
-def test_muon_is_torchs_for_hidden_matrices_and_adamw_without_decay_for_the_rest(
+def test_muon_is_torchs_for_hidden_matrices_and_adamw_for_the_rest(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's by products of fp32 where it would take bf16; queries, keys and values are three matrices."""
@@ -79,7 +79,16 @@ def test_muon_is_torchs_for_hidden_matrices_and_adamw_without_decay_for_the_rest
             weight_decay=MUON.weight_decay,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(rest.values(), lr=MUON.learning_rate, betas=(0.9, MUON.beta2), weight_decay=0.0, fused=True),
+        *(
+            torch.optim.AdamW(
+                [parameter for parameter in rest.values() if (parameter.ndim == 2) == decays],
+                lr=MUON.learning_rate,
+                betas=(0.9, MUON.beta2),
+                weight_decay=MUON.weight_decay if decays else 0.0,
+                fused=True,
+            )
+            for decays in (True, False)
+        ),
     ]
     ours = make_optimizer(model, MUON)
     for step in range(N_STEPS):

@@ -184,7 +184,10 @@ class TrainConfig:
     """What moves the weights: adamw; or muon, which needs about half the steps (it takes the matrices inside the
     blocks, AdamW the rest, and likes a learning rate of 2e-3)."""
     weight_decay: float = 0.01
-    """The optimizer's decay of the weight matrices; of those inside the blocks where that is muon."""
+    """The optimizer's decay of all weight matrices, embeddings among them."""
+    token_noise: float = 0.0
+    """Share of the tokens read in training that random ones of the text stand in for; a text that is read many times
+    is not learned by heart then."""
     beta2: float = 0.999
     """AdamW's memory of squared gradients; small batches like a shorter one, such as 0.99."""
     grad_clip: float = 1.0
@@ -234,6 +237,7 @@ class TrainConfig:
         _require(0 < self.cooldown <= 1, f"--cooldown {self.cooldown}: must be above 0 and at most 1")
         _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: must not be negative")
         _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
+        _require(0 <= self.token_noise < 1, f"--token-noise {self.token_noise}: must be at least 0 and below 1")
         _require(0 <= self.beta2 < 1, f"--beta2 {self.beta2}: must be at least 0 and below 1")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must not be negative")
         _require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63")

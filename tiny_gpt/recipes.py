@@ -15,6 +15,7 @@ CHOSEN = (
     "learning_rate",
     "warmup_steps",
     "weight_decay",
+    "token_noise",
 )
 
 RECIPES: dict[str, RunConfig] = {

@@ -2,7 +2,8 @@
 
 One pass cuts the text into blocks and reads each of them once, in an order shuffled by the seed; every pass starts
 its blocks at another offset. A step takes the next `batch_size` blocks of that endless order, so how a batch is
-split into micro-batches, or over how many machines, never changes which tokens a step sees.
+split into micro-batches, or over how many machines, never changes which tokens a step sees. Nor does it change the
+noise among them, which keeps a text that is read many times from being learned by heart.
 
 A GPU gets a batch in one copy that nothing waits for.
 """
@@ -36,10 +37,12 @@ class Batches:
         batch_size: int,
         seed: int,
         device: torch.device = torch.device("cpu"),  # noqa: B008 - never changes
+        token_noise: float = 0.0,
     ) -> None:
-        """`tokens` holds at least block_size + 1 ids."""
+        """`tokens` holds at least block_size + 1 ids. Random others of them take the place of a share `token_noise` of
+        the inputs; targets stay."""
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
-        self.device = device
+        self.device, self.token_noise = device, token_noise
         self._blocks_per_pass = max(1, (len(tokens) - 1) // block_size - 1)
         # What is left after cutting blocks is how far a pass may shift its first block.
         self._n_offsets = len(tokens) - self._blocks_per_pass * block_size
@@ -62,8 +65,17 @@ class Batches:
         starts_B = self._starts(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
         offsets_2T = np.arange(2)[:, None] + np.arange(self.block_size)
         places_2BT = starts_B[:, None] + offsets_2T[:, None]
+        if self.token_noise:
+            places_2BT[0] = self._with_noise(places_2BT[0], step)
         both_2BT = torch.from_numpy(self.tokens[places_2BT].astype(np.int64))
         return both_2BT.pin_memory() if self.device.type == "cuda" else both_2BT
+
+    def _with_noise(self, places_BT: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """Places in the text, some of them exchanged for any other ones."""
+        # The order's random numbers begin at counter 0.
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, 1]))
+        is_noise_BT = rng.random(places_BT.shape) < self.token_noise
+        return np.where(is_noise_BT, rng.integers(len(self.tokens), size=places_BT.shape), places_BT)
 
     def _starts(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """First token of the blocks at these places of the endless order."""

@@ -5,9 +5,9 @@ attribute `found_inf` of an optimizer is 1.0, a step changes nothing.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import nn
 
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.model.gpt import GPT
@@ -20,24 +20,18 @@ def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def _adamw(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves biases and norm weights alone, as GPT-3 did."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return _adamw_over(groups, config)
+    return _adamw_over(list(model.parameters()), config)
 
 
 def _muon(model: GPT, config: TrainConfig) -> Muon:
-    """Muon for the matrices inside the blocks, AdamW without decay for embeddings, head, norms and biases."""
+    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases."""
     matrices, rest = {}, []
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and parameter.ndim == 2:
             matrices[parameter] = parts_of(name)
         else:
             rest.append(parameter)
-    adamw = _adamw_over([{"params": rest, "weight_decay": 0.0}], config)
+    adamw = _adamw_over(rest, config)
     # Batched products of bf16 were wrong on MPS (pytorch#181936).
     dtype = torch.float32 if model.device.type == "mps" else model.compute_dtype
     return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype)
@@ -48,10 +42,14 @@ def parts_of(name: str) -> int:
     return 3 if name.endswith("qkv.weight") else 1
 
 
-def _adamw_over(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) with its moments."""
+def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) that decays matrices and leaves biases and norm weights alone, as GPT-3 did."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
-    for p in (p for group in groups for p in group["params"]):
+    for p in parameters:
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),
             "exp_avg": torch.zeros_like(p),

@@ -71,7 +71,9 @@ class Trainer:
         self.learner = Learner(model, config, settings or {}, origin or {}, order)
         self.keeper = Keeper(self.learner, dataset.tokenizer, out_dir, self.note)
         block_size, train = config.model.block_size, config.train
-        self.batches = Batches(dataset.train.ids, block_size, train.batch_size, train.seed, model.device)
+        self.batches = Batches(
+            dataset.train.ids, block_size, train.batch_size, train.seed, model.device, train.token_noise
+        )
         self.examiner = Examiner(dataset, config, self.learner)
         self.tokens_per_step = self.examiner.tokens_per_step
         self._noted: list[Warned] = []

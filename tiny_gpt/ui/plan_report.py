@@ -54,11 +54,12 @@ def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[st
     yield _row(
         "model",
         f"{model.architecture}, {_count(plan.n_parameters)} parameters: {model.n_layer} layers, {heads}, width "
-        f"{model.d_model}, block {model.block_size}, dropout {model.dropout:g}",
+        f"{model.d_model}, block {model.block_size}",
     )
     yield _row(
         "training",
-        f"{train.optimizer}, {train.batch_size} blocks a step, learning rate {train.learning_rate:g}; "
+        f"{train.optimizer}, {train.batch_size} blocks a step, learning rate {train.learning_rate:g}, dropout "
+        f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}; "
         f"{duration(plan.seconds)}, until {clock_in(plan.seconds)} if it began now",
     )
     for label, words in plan_rows(plan):

@@ -46,14 +46,15 @@ MOST_PARAMETERS_PER_TOKEN = 5
 FEW_STEPS = 400
 # A text that leaves less to learn or to score is none.
 FEWEST_TOKENS = 16
-# Dropout and weight decay by the most times that a text is read.
+# Dropout, weight decay and noise among the tokens by the most times that a text is read.
 REGULARIZATION = (
-    (2.5, 0.0, 0.1),
-    (5.0, 0.1, 0.3),
-    (8.0, 0.2, 1.0),
-    (12.0, 0.3, 1.0),
-    (30.0, 0.4, 2.0),
-    (math.inf, 0.5, 4.0),
+    (2.5, 0.0, 0.1, 0.0),
+    (4.0, 0.1, 0.3, 0.0),
+    (7.0, 0.1, 0.3, 0.03),
+    (12.0, 0.2, 1.0, 0.05),
+    (18.0, 0.25, 1.5, 0.075),
+    (30.0, 0.3, 2.0, 0.1),
+    (math.inf, 0.4, 3.0, 0.1),
 )
 # Peak rates of runs of RATED_STEPS; others by a power of the steps.
 RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
@@ -148,7 +149,7 @@ def heads(d_model: int) -> int:
 
 
 def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunConfig:
-    """`config`, whose shape is known, with block, batch, rate, dropout and weight decay for `budget`."""
+    """`config`, whose shape is known, with block, batch, rate and what keeps it from learning by heart for `budget`."""
     shortest = min(text.train_tokens, text.val_tokens)
     config = stepped(config, shortest)
     steps = steps_of(config, budget, speed)
@@ -159,11 +160,12 @@ def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunCon
         config = stepped(config, shortest, more * STEP_TOKENS)
     steps = steps_of(config, budget, speed)
     readings = steps * tokens_per_step(config) / text.train_tokens
-    dropout, weight_decay = next((p, decay) for most, p, decay in REGULARIZATION if readings < most)
+    dropout, weight_decay, token_noise = next(values for most, *values in REGULARIZATION if readings < most)
     return _with(
         config,
         dropout=dropout,
         weight_decay=weight_decay,
+        token_noise=token_noise,
         learning_rate=rate(config, steps),
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )
