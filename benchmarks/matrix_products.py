@@ -9,11 +9,10 @@ import statistics
 import time
 
 import torch
-from torch import nn
 
 from benchmarks.steps import Task
 from tiny_gpt.device import synchronize
-from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.shapes import n_multiplied, product_shapes
 
 READINGS = 5
 # A GPU's products are shorter than the wait for one of them.
@@ -44,20 +43,16 @@ class MatrixProducts:
 
 def linear_layers(task: Task) -> dict[tuple[int, int], list[str]]:
     """The names of all the model's linear layers by their shape: {(256, 768): ["qkv", "qkv", "qkv", "qkv"], ...}."""
-    with torch.device("meta"):  # shapes without memory
-        model = GPT(task.model, task.vocab_size)
     layers: dict[tuple[int, int], list[str]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            layers.setdefault((module.in_features, module.out_features), []).append(name.rpartition(".")[2])
+    for name, (n_out, n_in) in product_shapes(task.model, task.vocab_size).items():
+        layers.setdefault((n_in, n_out), []).append(name.split(".")[-2])
     return layers
 
 
 def step_flops(task: Task) -> int:
     """Operations (a multiplication and an addition are two) in the matrix products of one step."""
-    weights = sum(n_in * n_out * len(names) for (n_in, n_out), names in linear_layers(task).items())
-    attention_width = task.model.n_head * task.model.width_of_head
-    per_token = 6 * weights + 12 * task.model.n_layer * attention_width * task.model.block_size
+    attention = task.model.n_layer * task.model.n_head * task.model.width_of_head * task.model.block_size
+    per_token = 6 * n_multiplied(task.model, task.vocab_size) + 12 * attention
     return per_token * task.tokens_per_step
 
 
