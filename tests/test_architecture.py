@@ -23,16 +23,12 @@ FLOORS = [
     {"training", "inference"},
     {"ui", "runs", "checks", "export"},
     {"self_test"},
-    {"commands", "generate_command", "text_commands", "doctor_command", "export_command", "plan_command", "api"},
+    {"commands", "api"},
     {"cli"},
     {"train.py", "inference.py", "__main__"},
 ]
 FLOOR_OF = {unit: number for number, units in enumerate(FLOORS) for unit in units}
-PRINTING = (
-    {"ui", "cli", "commands"}
-    | {f"{verb}_command" for verb in ("generate", "doctor", "export", "plan")}
-    | {"text_commands"}
-)
+PRINTING = {"ui", "cli", "commands"}
 
 
 def sources():

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tiny_gpt.cli import main
+from tiny_gpt.commands.export import name_of
 from tiny_gpt.config import CONFIG_FILE, ModelConfig, RunConfig, SampleConfig
 from tiny_gpt.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 from tiny_gpt.errors import OutOfResourcesError, UsageError
@@ -23,7 +24,6 @@ from tiny_gpt.export import hf
 from tiny_gpt.export.card import card
 from tiny_gpt.export.export import FORMATS, export
 from tiny_gpt.export.hf import write_hf
-from tiny_gpt.export_command import name_of
 from tiny_gpt.hf.folder import read_folder
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.inference.writer import writer_of

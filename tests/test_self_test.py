@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tiny_gpt import device, doctor_command, self_test
+from tiny_gpt import device, self_test
 from tiny_gpt.checks import reference
 from tiny_gpt.checks.probe import Probe, deviation, exact
-from tiny_gpt.doctor_command import examine
+from tiny_gpt.commands import doctor
+from tiny_gpt.commands.doctor import examine
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model import dropout as dropout_module
 from tiny_gpt.model.attention import _ExplicitAttention
@@ -400,7 +401,7 @@ def few_checks(monkeypatch):
         precision = device.possible_precisions("auto", device_)[0]
         return Choice(Candidate("fused", precision), SECONDS, {"plain fp32": "it is Sunday"})
 
-    monkeypatch.setattr(doctor_command, "choose", chosen)
+    monkeypatch.setattr(doctor, "choose", chosen)
 
 
 def test_a_sound_machine_is_called_safe(few_checks, capsys):
@@ -470,14 +471,14 @@ def test_an_unknown_device_is_a_usage_error():
     ],
 )
 def test_what_stands_against_a_night_is_said(battery, line):
-    facts = doctor_command.machine_facts() | {"battery": battery, "free_disk_bytes": 1e9, "free_memory_bytes": 1e9}
-    lines = list(doctor_command.fact_lines(facts))
+    facts = doctor.machine_facts() | {"battery": battery, "free_disk_bytes": 1e9, "free_memory_bytes": 1e9}
+    lines = list(doctor.fact_lines(facts))
     assert line in lines
     assert "make room" in lines[2] and "close other programs" in lines[1]
 
 
 def test_a_second_device_is_recommended_by_its_flags(monkeypatch):
-    monkeypatch.setattr(doctor_command, "available_devices", lambda: ["mps", "cpu"])
-    cpu = [doctor_command.Trial("cpu", name, name == "fp32", []) for name in ("fp32", "bf16")]
-    assert doctor_command.flags(cpu) == ["--device", "cpu"]
-    assert doctor_command.flags(cpu[1:]) == ["--device", "cpu", "--precision", "bf16"]
+    monkeypatch.setattr(doctor, "available_devices", lambda: ["mps", "cpu"])
+    cpu = [doctor.Trial("cpu", name, name == "fp32", []) for name in ("fp32", "bf16")]
+    assert doctor.flags(cpu) == ["--device", "cpu"]
+    assert doctor.flags(cpu[1:]) == ["--device", "cpu", "--precision", "bf16"]

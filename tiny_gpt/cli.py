@@ -122,7 +122,7 @@ def plan(args: Sequence[str]) -> int:
     about = _about(PlanCommand, base)
     command = tyro.cli(PlanCommand, prog="tiny-gpt plan", description=about, args=args, default=default, config=FLAT)
     data = replace(command.data, data=command.sources) if command.sources else command.data
-    from tiny_gpt.plan_command import show_plan
+    from tiny_gpt.commands.plan import show_plan
 
     return show_plan(replace(_settings(command), data=data), command.json)
 
@@ -168,7 +168,7 @@ def generate(args: Sequence[str]) -> int:
 
 
 def _write(command: GenerateScript, model: str) -> int:
-    from tiny_gpt.generate_command import write_samples
+    from tiny_gpt.commands.generate import write_samples
 
     return write_samples(find_model(model or command.sample.checkpoint), command.sample, command.manner)
 
@@ -176,7 +176,7 @@ def _write(command: GenerateScript, model: str) -> int:
 def data(args: Sequence[str]) -> int:
     """Look at your text before you train on it; `data list` shows the known texts."""
     command = tyro.cli(DataCommand, prog="tiny-gpt data", args=args, config=FLAT)
-    from tiny_gpt.text_commands import describe_data, list_datasets
+    from tiny_gpt.commands.data import describe_data, list_datasets
 
     if not command.sources:
         raise UsageError("name a text: tiny-gpt data my_text.txt; tiny-gpt data list shows the known ones")
@@ -190,7 +190,7 @@ def evaluate(args: Sequence[str]) -> int:
     command = tyro.cli(EvalCommand, prog="tiny-gpt eval", args=args, config=FLAT)
     if not command.sources:
         raise UsageError("name a text to score the model on: tiny-gpt eval MODEL my_text.txt")
-    from tiny_gpt.commands import score
+    from tiny_gpt.commands.evaluate import score
 
     return score(find_model(command.model), command.sources, command.eval, command.json)
 
@@ -198,7 +198,7 @@ def evaluate(args: Sequence[str]) -> int:
 def export(args: Sequence[str]) -> int:
     """Write a trained model for other tools: transformers, mlx-lm, llama.cpp, Ollama."""
     command = tyro.cli(ExportCommand, prog="tiny-gpt export", args=args, config=FLAT)
-    from tiny_gpt.export_command import export_model
+    from tiny_gpt.commands.export import export_model
 
     return export_model(command.model, command.to, command.out)
 
@@ -206,7 +206,7 @@ def export(args: Sequence[str]) -> int:
 def import_(args: Sequence[str]) -> int:
     """Make a model file of a GPT-2 or Qwen3 folder in Hugging Face's form."""
     command = tyro.cli(ImportCommand, prog="tiny-gpt import", args=args, config=FLAT)
-    from tiny_gpt.export_command import import_model
+    from tiny_gpt.commands.export import import_model
 
     return import_model(command.folder, command.out)
 
@@ -214,7 +214,7 @@ def import_(args: Sequence[str]) -> int:
 def doctor(args: Sequence[str]) -> int:
     """Check that this machine computes right, before a night; says which device and settings are safe."""
     command = tyro.cli(DoctorCommand, prog="tiny-gpt doctor", args=args, config=FLAT)
-    from tiny_gpt.doctor_command import examine
+    from tiny_gpt.commands.doctor import examine
 
     return examine(command.device, command.json)
 
@@ -271,7 +271,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
         finally:
             del os.environ[SETTLED]
     heartbeat()
-    from tiny_gpt.commands import NextCommands, train_and_sample
+    from tiny_gpt.commands.train import NextCommands, train_and_sample
     from tiny_gpt.training.budget import Order
 
     start = config.train.start_from and str(find_model(config.train.start_from))

@@ -1,4 +1,4 @@
-"""What `tiny-gpt doctor` does: test this machine's arithmetic before a night is spent on it, and say what is safe.
+"""`tiny-gpt doctor`: test this machine's arithmetic before a night is spent on it, and say what is safe.
 
 Also tells the few facts of the machine that decide how a night goes.
 """

@@ -1,4 +1,4 @@
-"""What `tiny-gpt plan` does: look at the text, measure the machine, and say what a training would be."""
+"""`tiny-gpt plan`: look at the text, measure the machine, and say what a training would be."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What `tiny-gpt export` and `tiny-gpt import` do once their flags are understood."""
+"""`tiny-gpt export` and `tiny-gpt import`: the way to other tools and from them."""
 
 import shlex
 from pathlib import Path

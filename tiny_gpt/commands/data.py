@@ -1,4 +1,4 @@
-"""What `tiny-gpt data` does: a look at a text before a night is spent on it. Without torch, so it starts at once."""
+"""`tiny-gpt data`: a look at a text before a night is spent on it. Without torch, so it starts at once."""
 
 import json
 from dataclasses import asdict

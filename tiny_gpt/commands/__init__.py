@@ -1,0 +1,1 @@
+"""What each `tiny-gpt VERB` does once its flags are understood."""
