@@ -16,7 +16,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tiny_gpt import cli, commands, model_file
+from tiny_gpt import cli, model_file
+from tiny_gpt.commands import train as train_command
 from tiny_gpt.launch import ROOT
 from tiny_gpt.model_file import load_model
 from tiny_gpt.training.events import Evaluated, Saved, StepDone, Stopping
@@ -223,7 +224,7 @@ class TestTraining:
         done = train(tmp_path / "my run")
         assert f"tiny-gpt generate --checkpoint '{tmp_path / 'my run' / 'tiny_gpt_best.pt'}' --prompt" in done.out
 
-    @pytest.mark.parametrize("consumer", [Console, commands.MetricsFile])
+    @pytest.mark.parametrize("consumer", [Console, train_command.MetricsFile])
     def test_a_screen_or_file_that_fails_does_not_stop_it(self, train, tmp_path, monkeypatch, consumer):
         consume = consumer.consume
 
@@ -257,7 +258,7 @@ class TestStopping:
     @pytest.fixture
     def send(self, monkeypatch):
         """`send(number, when)`: this process gets the signal when an event fits."""
-        deliver = commands.deliver
+        deliver = train_command.deliver
 
         def arm(*plan):
             waiting = list(plan)
@@ -267,7 +268,7 @@ class TestStopping:
                 if waiting and waiting[0][1](event):
                     os.kill(os.getpid(), waiting.pop(0)[0])
 
-            monkeypatch.setattr(commands, "deliver", deliver_and_send)
+            monkeypatch.setattr(train_command, "deliver", deliver_and_send)
 
         return arm
 
@@ -323,12 +324,12 @@ class TestStopping:
         assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
 
     def test_ctrl_c_while_the_sample_is_written_loses_nothing(self, train, tmp_path, monkeypatch):
-        monkeypatch.setattr(commands, "sample_text", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(train_command, "sample_text", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         assert train().code == 130
         self.assert_whole(tmp_path, *OUR_FILES)
 
     def test_ctrl_c_while_the_text_is_read_is_no_traceback(self, train, tmp_path, monkeypatch):
-        monkeypatch.setattr(commands, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(train_command, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         done = train()
         assert done.code == 130 and "Traceback" not in done.err
 
@@ -576,7 +577,7 @@ class TestBadInput:
         def fail(*_):
             raise failure
 
-        monkeypatch.setattr(commands, "run", fail)
+        monkeypatch.setattr(train_command, "run", fail)
         done = command("tiny-gpt", "train", "good.txt")
         assert done.code == code and words in done.err and "Traceback" not in done.err
         assert "Traceback" in command("tiny-gpt", "train", "good.txt", "--debug").err

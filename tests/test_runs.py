@@ -14,7 +14,8 @@ import psutil
 import pytest
 import torch
 
-from tiny_gpt import cli, commands
+from tiny_gpt import cli
+from tiny_gpt.commands import train as train_command
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, RunConfig, TrainConfig
 from tiny_gpt.errors import TinyGPTError
 from tiny_gpt.model_file import load_model
@@ -66,14 +67,14 @@ def train_words(**changes):
 def stopped(tiny_gpt, monkeypatch):
     """A run in runs/text that was asked to stop in its fourth step."""
     with pytest.MonkeyPatch.context() as patch:
-        deliver = commands.deliver
+        deliver = train_command.deliver
 
         def deliver_and_stop(event, consumers):
             deliver(event, consumers)
             if isinstance(event, StepDone) and event.step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        patch.setattr(commands, "deliver", deliver_and_stop)
+        patch.setattr(train_command, "deliver", deliver_and_stop)
         code, shown = tiny_gpt(*train_words())
     assert code == 143 and "Go on where it stopped with:" in shown and "resume runs/text" in shown
     assert re.search(r"Or let it come to a good end soon with: .*resume runs/text --for 1m --cooldown 1\n", shown)
@@ -124,7 +125,7 @@ def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more
 
 
 def test_the_stop_says_how_to_end_well(tiny_gpt, stopped, monkeypatch):
-    commands_to_type = commands.NextCommands("", "", "tiny-gpt resume runs/text")
+    commands_to_type = train_command.NextCommands("", "", "tiny-gpt resume runs/text")
     assert commands_to_type.cool_down(5 * 3600) == "tiny-gpt resume runs/text --for 30m --cooldown 1"
     assert commands_to_type.cool_down(20) == "tiny-gpt resume runs/text --for 1m --cooldown 1"
 
@@ -134,7 +135,7 @@ def test_of_a_run_that_a_clock_ends_its_share_of_the_time_is_told(tiny_gpt, monk
         if isinstance(event, StepDone) and event.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(commands, "deliver", stop_at_once)
+    monkeypatch.setattr(train_command, "deliver", stop_at_once)
     words = train_words()
     at = words.index("--epochs")
     words = words[:at] + words[at + 2 :]

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
-from tiny_gpt import cli, commands
+from tiny_gpt import cli
+from tiny_gpt.commands import train as train_command
 from tiny_gpt.training import clock, trainer
 from tiny_gpt.ui import samples
 
@@ -158,4 +159,4 @@ def be_quick() -> None:
     """A checkpoint after every step, however long that takes; samples of a few words."""
     clock.MAX_SHARE = 1e9
     few = partial(replace, samples.SampleConfig(), max_tokens=8)
-    samples.SampleConfig = commands.SampleConfig = few  # type: ignore[misc, assignment]
+    samples.SampleConfig = train_command.SampleConfig = few  # type: ignore[misc, assignment]
