@@ -19,6 +19,7 @@ from torture.world import KINDS, Faults, World, damaged_steps, to_the_end, whole
 
 N_STEPS_EACH = 5
 """Steps at which a training is killed at each named point."""
+PATIENCE_S = 30
 MIN_KILLS = 10
 
 
@@ -70,9 +71,9 @@ def many_in_one_run(trial: Trial) -> list[str]:
 
 
 def wait_until(child: Child, step: int) -> None:
-    """Until `step` is begun, for two seconds at most."""
-    end = time.monotonic() + 2
-    while child.begun < step and time.monotonic() < end:
+    """Until `step` is begun or the child has ended, for PATIENCE_S at most: a busy machine takes long to begin."""
+    end = time.monotonic() + PATIENCE_S
+    while child.begun < step and not child.has_ended() and time.monotonic() < end:
         time.sleep(0.0005)
 
 
