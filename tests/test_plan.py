@@ -66,9 +66,10 @@ def test_more_time_means_no_smaller_model_and_more_of_the_text(text):
     assert all(config.train.auto == () for config in found), "nothing is left open"
 
 
-def test_dropout_comes_with_reading_a_text_often():
+def test_dropout_and_noise_come_with_reading_a_text_often():
     few, many = chosen(text=LARGE_TEXT, seconds=600), chosen(text=SMALL_TEXT, seconds=3600)
     assert few.model.dropout == 0 < many.model.dropout
+    assert few.train.token_noise == 0 < many.train.token_noise
 
 
 @pytest.mark.parametrize(

@@ -393,16 +393,18 @@ def test_learns_a_learnable_text(config: RunConfig, optimizer: str) -> None:
     assert finished.best_val_bits_per_byte == pytest.approx(finished.best_val_loss / math.log(2), rel=0.01)
 
 
-def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig) -> None:
+@pytest.mark.parametrize("token_noise", [0.0, 0.3])
+def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig, token_noise: float) -> None:
     """Losses of the steps' batches within 1e-4, though 24 steps of Adam magnify every rounding."""
-    config = replace(config, model=replace(config.model, dropout=0.0))
+    train = replace(config.train, token_noise=token_noise)
+    config = replace(config, model=replace(config.model, dropout=0.0), train=train)
     told = [event for event in run(config) if isinstance(event, StepDone) and event.batch_loss is not None]
     assert [event.step for event in told] == [1, *range(3, 25, 3)]
 
-    train, dataset = config.train, finish(prepare(config.data, MODEL.block_size))
+    dataset = finish(prepare(config.data, MODEL.block_size))
     torch.manual_seed(train.seed)
     model = GPT(config.model, dataset.tokenizer.vocab_size)
-    batches = Batches(dataset.train.ids, MODEL.block_size, train.batch_size, train.seed)
+    batches = Batches(dataset.train.ids, MODEL.block_size, train.batch_size, train.seed, token_noise=token_noise)
     groups: list[dict[str, Any]] = [{"params": [p]} for p in model.parameters()]
     for group in groups:
         group["weight_decay"] = train.weight_decay if group["params"][0].ndim == 2 else 0.0
