@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from benchmarks.textbook import TextbookGPT, textbook_step
 from tiny_gpt.config import ModelConfig, RunConfig
-from tiny_gpt.data.batches import Batches
+from tiny_gpt.data.batches import CPU, Batches
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.training.captured import CapturedUpdates, captured_updates
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.path import choose
@@ -51,11 +52,11 @@ class Task:
     def tokens_per_step(self) -> int:
         return self.batch_size * self.model.block_size
 
-    def batches(self) -> Batches:
+    def batches(self, device: torch.device = CPU) -> Batches:
         """The same random ids in the same order each time; every contestant has its own reader, which reads ahead."""
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         ids = np.random.default_rng(0).integers(self.vocab_size, size=N_IDS).astype(dtype)
-        return Batches(ids, self.model.block_size, self.batch_size, seed=0)
+        return Batches(ids, self.model.block_size, self.batch_size, 0, device)
 
 
 @dataclass
@@ -67,6 +68,7 @@ class OurStep:
     batches: Batches
     config: RunConfig
     guard: Guard
+    captured: CapturedUpdates | None = None
     beside_s: list[float] = field(default_factory=list)
     """Seconds of each step that went into getting the batch and reading the loss and the guard."""
 
@@ -74,7 +76,9 @@ class OurStep:
         start = time.perf_counter()
         batch = self.batches.batch(step)
         got_batch = time.perf_counter()
-        loss, _ = train_step(self.model, self.optimizer, batch, self.config, step, guard=self.guard)
+        loss, _ = train_step(
+            self.model, self.optimizer, batch, self.config, step, guard=self.guard, captured=self.captured
+        )
         synchronize(self.model.device)  # else reading would be charged with the computation it waits for
         computed = time.perf_counter()
         loss.item()
@@ -98,7 +102,9 @@ def our_step(
     torch.manual_seed(run_config.train.seed)
     model = GPT(config, vocab_size, precision).to(device)
     model.path = path
-    return OurStep(model, make_optimizer(model, run_config.train), batches, run_config, Guard(device))
+    optimizer, guard = make_optimizer(model, run_config.train), Guard(device)
+    captured = captured_updates(model, optimizer, run_config.train.grad_clip, guard)
+    return OurStep(model, optimizer, batches, run_config, guard, captured)
 
 
 def name_of(precision: torch.dtype) -> Literal["bf16", "fp32"]:

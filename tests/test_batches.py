@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.batches import Batches, permute
+from tiny_gpt.data.batches import STEPS_SENT, Batches, TextOnDevice, TextOnHost
+from tiny_gpt.data.order import Order, permute
 from tiny_gpt.training.step import train_step
 
 BLOCK_SIZE, BATCH_SIZE = 8, 4
@@ -141,3 +142,14 @@ def test_the_parts_of_a_batch_are_the_batch_however_many_they_are(n_parts):
     train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batch, config, 7)
     assert len(model.shown) == n_parts
     assert torch.equal(torch.cat(model.shown, dim=1), torch.stack(batch))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize("token_noise", [0.0, 0.2])
+def test_a_device_that_holds_the_text_fetches_the_same_batches(dtype, token_noise):
+    ids = np.random.default_rng(0).integers(np.iinfo(dtype).max, size=5_000, dtype=dtype, endpoint=True)
+    order = Order(len(ids), 33, 7, seed=5, token_noise=token_noise)
+    held, read = (reader(ids, order, torch.device("cpu")) for reader in (TextOnDevice, TextOnHost))
+    for step in (0, 1, STEPS_SENT - 1, STEPS_SENT, STEPS_SENT + 1, 3, 300, 17):
+        for found, expected in zip(held.batch(step), read.batch(step), strict=True):
+            assert torch.equal(found, expected) and found.is_contiguous() and found.dtype == torch.int64

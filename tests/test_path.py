@@ -14,11 +14,11 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.files import cache_folder
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training import path
-from tiny_gpt.training.path import MIN_STEPS_TO_COMPILE, Candidate, Trial, candidates, choose, race
+from tiny_gpt.training.path import Candidate, Trial, candidates, choose, race
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 CONFIG = RunConfig(ModelConfig(n_layer=3, n_head=2, d_model=16, d_ff=32, block_size=8), train=TrainConfig(batch_size=4))
-NIGHT = CONFIG.train
+LONG = replace(CONFIG, train=replace(CONFIG.train, steps=10**12))
 VOCAB_SIZE = 11
 
 
@@ -82,42 +82,43 @@ def names(found):
 
 
 def test_every_path_in_every_precision_that_is_not_slow_for_sure_takes_part(fast_bf16):
-    assert names(candidates(NIGHT, CPU)) == list(ALL_OF_A_CPU)
-    assert names(candidates(NIGHT, CUDA)) == ["plain bf16", "compiled bf16", "captured bf16"]
-    assert names(candidates(NIGHT, MPS)) == ["plain fp32"]
+    assert names(candidates(CONFIG, CPU)) == list(ALL_OF_A_CPU)
+    assert names(candidates(LONG, CUDA)) == ["captured bf16", "plain bf16", "compiled bf16"]
+    assert names(candidates(CONFIG, MPS)) == ["plain fp32"]
 
 
 def test_where_bf16_products_are_slow_no_step_is_tried_with_them(slow_bf16):
     """A single step may take minutes then."""
-    assert names(candidates(NIGHT, CPU)) == ["fused fp32", "plain fp32"]
-    assert names(candidates(NIGHT, CUDA)) == ["plain fp32", "compiled fp32", "captured fp32"]
+    assert names(candidates(CONFIG, CPU)) == ["fused fp32", "plain fp32"]
+    assert names(candidates(LONG, CUDA)) == ["captured fp32", "plain fp32", "compiled fp32"]
 
 
 def test_flags_leave_what_they_name(fast_bf16, monkeypatch):
-    assert names(candidates(replace(NIGHT, path="plain"), CPU)) == ["plain bf16", "plain fp32"]
-    assert names(candidates(replace(NIGHT, precision="fp32"), CPU)) == ["fused fp32", "plain fp32"]
-    assert names(candidates(replace(NIGHT, path="compiled", precision="fp32"), MPS)) == ["compiled fp32"]
+    assert names(candidates(with_train(path="plain"), CPU)) == ["plain bf16", "plain fp32"]
+    assert names(candidates(with_train(precision="fp32"), CPU)) == ["fused fp32", "plain fp32"]
+    assert names(candidates(with_train(path="compiled", precision="fp32"), MPS)) == ["compiled fp32"]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert names(candidates(replace(NIGHT, path="captured", precision="bf16"), CUDA)) == ["captured bf16"]
+    assert names(candidates(with_train(path="captured", precision="bf16"), CUDA)) == ["captured bf16"]
 
 
 def test_a_path_that_the_device_lacks_is_refused_with_those_that_it_has(fast_bf16):
     with pytest.raises(
-        UsageError, match=r"^--path fused: not on cuda; there are plain, compiled, captured \(or auto\)$"
+        UsageError, match=r"^--path fused: not on cuda; there are captured, plain, compiled \(or auto\)$"
     ):
-        candidates(replace(NIGHT, path="fused"), CUDA)
+        candidates(with_train(path="fused"), CUDA)
     with pytest.raises(
         UsageError, match=r"^--path captured: not on cpu; there are fused, plain, compiled \(or auto\)$"
     ):
-        candidates(replace(NIGHT, path="captured"), CPU)
+        candidates(with_train(path="captured"), CPU)
 
 
 def test_a_run_too_short_to_win_back_the_compiling_does_not_begin_with_it(fast_bf16):
-    short = replace(NIGHT, epochs=1, iters_per_epoch=MIN_STEPS_TO_COMPILE - 1)
-    assert (
-        names(candidates(short, CUDA)) == names(candidates(replace(NIGHT, deterministic=True), CUDA)) == ["plain bf16"]
-    )
-    assert names(candidates(replace(short, path="compiled"), CUDA)) == ["compiled bf16"]
+    at_once = ["captured bf16", "plain bf16"]
+    for short in (CONFIG, with_train(for_="9m"), with_train(for_="10h", deterministic=True)):
+        assert names(candidates(short, CUDA)) == at_once
+    for long in (LONG, with_train(for_="10m")):
+        assert names(candidates(long, CUDA)) == [*at_once, "compiled bf16"]
+    assert names(candidates(with_train(path="compiled"), CUDA)) == ["compiled bf16"]
 
 
 def test_one_slow_product_is_enough_to_tell_that_bf16_is_slow(monkeypatch):
@@ -133,8 +134,8 @@ def test_this_processor_has_a_name():
 
 
 def test_a_person_is_told_before_a_compiler_takes_its_time(fast_bf16):
-    assert path.compiles(NIGHT, CUDA) and path.compiles(replace(NIGHT, path="compiled"), CPU)
-    assert not path.compiles(NIGHT, CPU) and not path.compiles(replace(NIGHT, path="fused"), CUDA)
+    assert path.compiles(LONG, CUDA) and path.compiles(with_train(path="compiled"), CPU)
+    assert not path.compiles(LONG, CPU) and not path.compiles(with_train(path="fused"), CUDA)
 
 
 # --- the race ---
@@ -286,11 +287,11 @@ def test_what_has_to_be_compiled_anew_is_tried_before_the_run_relies_on_it(fast_
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.no_grad())
     monkeypatch.setattr(path, "release_memory", lambda device: None)
     seconds = {"plain bf16": 0.3, "compiled bf16": 0.1, "captured bf16": 0.2}
-    assert Contest(seconds).choose(device=CUDA).taken.path == "compiled"
+    assert Contest(seconds).choose(LONG, CUDA).taken.path == "compiled"
     again = Contest(seconds)
-    assert again.choose(device=CUDA).taken.path == "compiled" and again.ran == ["compiled bf16"]
+    assert again.choose(LONG, CUDA).taken.path == "compiled" and again.ran == ["compiled bf16"]
     broken = Contest({**seconds, "compiled bf16": RuntimeError("no compiler")})
-    choice = broken.choose(device=CUDA)
+    choice = broken.choose(LONG, CUDA)
     assert choice.taken.path == "captured" and choice.notes == ["compiled bf16 cannot be used here: no compiler"]
 
 
@@ -311,10 +312,11 @@ def test_real_trials_leave_random_numbers_as_they_were(fast_bf16, architecture):
 def test_a_trial_on_a_cpu_is_a_small_part_of_the_runs_own_step(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     trial = Trial.of(RunConfig(), 256, CPU)
-    assert trial.model == replace(RunConfig().model, n_layer=2) and (trial.n_blocks, trial.vocab_size) == (8, 256)
+    assert trial.config.model == replace(RunConfig().model, n_layer=2)
+    assert (trial.n_blocks, trial.vocab_size) == (8, 256)
     assert Trial.of(with_train(batch_size=1), 256, CPU).n_blocks == 1
     gpu = Trial.of(RunConfig(), 256, CUDA)
-    assert (gpu.model, gpu.n_blocks) == (RunConfig().model, 64)
+    assert (gpu.config, gpu.n_blocks) == (RunConfig(), 64)
 
 
 def test_a_path_that_nobody_knows_is_no_path():

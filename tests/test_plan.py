@@ -20,9 +20,9 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.recipes import CHOSEN, RECIPES
 from tiny_gpt.training.path import Candidate
 from tiny_gpt.training.plan.choices import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
-from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Text, forecast, law, shortfall
+from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Text, forecast, law, shortfall, waste
 from tiny_gpt.training.plan.memory import needed_bytes
-from tiny_gpt.training.plan.plan import Plan, Planner
+from tiny_gpt.training.plan.plan import TIMED_ON_GPU, Plan, Planner, timed_shape
 from tiny_gpt.training.plan.probe import probe
 from tiny_gpt.training.plan.speed import StepTimes, measure_step_s, step_flops
 
@@ -290,3 +290,34 @@ def test_the_law_is_that_of_the_recorded_runs_and_holds_for_texts_it_has_not_see
     told = [forecast(bench.config_of(row), Text(**row["text"]), row["steps"]) for row in rows]
     inside = [each.low <= row["bits_per_byte"] <= each.high for each, row in zip(told, rows, strict=True)]
     assert sum(inside) >= 0.8 * len(rows)
+
+
+def gpu_steps(config):
+    """A GPU that takes 0.1 ms to start a layer's kernels, and else as long as numbers and arithmetic need."""
+    return StepTimes(0.0, 1 / 3e14, 512, 1e-4, 1 / 5e11)(config)
+
+
+def test_a_gpus_speed_is_found_from_what_three_models_take():
+    shapes = [timed_shape(AUTO, 10_000, *size) for size in TIMED_ON_GPU]
+    found = StepTimes.of_gpu({shape: gpu_steps(shape) for shape in shapes}, 512)
+    for size in [(2, 64, 1), (6, 256, 4), (16, 1024, 16)]:
+        shape = timed_shape(AUTO, 10_000, *size)
+        assert found(shape) == pytest.approx(gpu_steps(shape), rel=1e-3)
+    # Whatever was measured, nothing takes less than no time.
+    odd = StepTimes.of_gpu(dict(zip(shapes, (3e-3, 1e-3, 2e-3), strict=True)), 512)
+    assert min(odd.s_per_flop, odd.s_per_layer, odd.s_per_number) >= 0 and odd(shapes[0]) > 0
+
+
+def test_steps_are_larger_where_a_device_takes_hardly_longer_for_them_and_not_without_end():
+    budget = Budget(60.0)
+    slow_to_start = StepTimes(0.0, 1 / 3e14, 512, 2e-3, 1 / 5e11)
+    usual, larger = (
+        choose(AUTO, LARGE_TEXT, budget, slow_to_start, lambda _: True, larger_steps) for larger_steps in (False, True)
+    )
+    assert tokens_per_step(usual) < tokens_per_step(larger)
+    lacks = [shortfall(config, LARGE_TEXT, steps_of(config, budget, slow_to_start)) for config in (larger, usual)]
+    assert lacks[0] < lacks[1]
+    wastes = [waste(2048 * times, 1e6) for times in (0.5, 1, 2, 8, 64)]
+    assert wastes[:2] == [1.0, 1.0] and wastes == sorted(wastes)
+    # Far beyond the critical size more tokens in a step are of no use at all.
+    assert wastes[-1] / wastes[-2] == pytest.approx(8, rel=0.2)

@@ -72,7 +72,7 @@ def test_what_a_gpu_computes_is_of_one_piece_and_has_the_same_gradients(
 ):
     """Traced and differentiated as for a GPU; only the machine code is left out, for which a compiler takes longer."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode, **o: compile_(f, fullgraph=True, backend="aot_eager", **o))
+    monkeypatch.setattr(torch, "compile", lambda f, **o: compile_(f, fullgraph=True, backend="aot_eager", **o))
     model, batch = model_and_batch(architecture, dtype)
     expected = loss_and_gradients(model, batch)
     model.path = "compiled"
@@ -81,7 +81,7 @@ def test_what_a_gpu_computes_is_of_one_piece_and_has_the_same_gradients(
 
 def test_dropout_is_compiled_too_and_follows_the_seed(as_on_a_gpu, monkeypatch):
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode, **o: compile_(f, fullgraph=True, backend="aot_eager", **o))
+    monkeypatch.setattr(torch, "compile", lambda f, **o: compile_(f, fullgraph=True, backend="aot_eager", **o))
     model, batch = model_and_batch("classic", dropout=0.5)
     model.path = "compiled"
     first, again = (loss_and_gradients(model, batch) for _ in range(2))
@@ -99,7 +99,7 @@ def test_another_model_of_the_same_shape_takes_the_same_code(as_on_a_gpu, monkey
         return graph.forward
 
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: compile_(f, backend=count, **options))
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend=count, **options))
     for _ in range(2):
         model, batch = model_and_batch("classic")
         model.path = "compiled"

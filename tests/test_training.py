@@ -18,6 +18,7 @@ from tiny_gpt.data.progress import Note, Progress, finish
 from tiny_gpt.errors import DivergedError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import load_model
+from tiny_gpt.training import captured
 from tiny_gpt.training.budget import place_of
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.events import (
@@ -32,13 +33,15 @@ from tiny_gpt.training.events import (
     SteppedBack,
     Stopping,
 )
+from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.night import Night
 from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
 from tiny_gpt.training.run import run
 from tiny_gpt.training.schedule import learning_rate
-from tiny_gpt.training.step import clear_gradients, leave_weights_alone, part_size, train_step
+from tiny_gpt.training.step import part_size, train_step
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
+from tiny_gpt.training.update import leave_weights_alone
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 256
@@ -251,18 +254,34 @@ def test_a_run_on_a_device_with_a_limit_keeps_to_it_and_its_losses_stay(
         assert figures[0] == pytest.approx(figures[1], rel=1e-4)
 
 
-def test_gradients_that_a_cuda_graph_wrote_are_not_added_to() -> None:
-    model = random_model()
-    optimizer = make_optimizer(model, PLAIN)
-    written = [torch.ones_like(parameter) for parameter in model.parameters()]
-    for path, adds_up, are_zeros in (("captured", True, True), ("captured", False, False), ("plain", True, False)):
-        model.path = path
-        for parameter, gradient in zip(model.parameters(), written, strict=True):
-            parameter.grad = gradient
-        clear_gradients(model, optimizer, adds_up)
-        for parameter in model.parameters():
-            assert (parameter.grad is not None) == are_zeros and (parameter.grad is None or not parameter.grad.any())
-    assert all(gradient.all() for gradient in written)
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("n_parts", [1, 4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_updates_in_memory_that_stays_are_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, optimizer_name: Any, n_parts: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """What a GPU records, without the recording."""
+    monkeypatch.setattr(captured.Recording, "__call__", lambda recording: recording._work())
+    train = replace(PLAIN, optimizer=optimizer_name, learning_rate=1e-2, min_learning_rate=0.0, grad_clip=1.0)
+    architecture: Any = "modern" if optimizer_name == "muon" else "classic"
+    config = RunConfig(replace(MODEL, dropout=0.3, architecture=architecture), train=train)
+    batches = Batches(random_tokens(500), MODEL.block_size, PLAIN.batch_size, seed=3)
+    figures = []
+    for stays in (False, True):
+        model = random_model(config.model).train()
+        model.compute_dtype = dtype
+        optimizer, guard = make_optimizer(model, config.train), Guard(model.device)
+        updates = captured.CapturedUpdates(model, optimizer, train.grad_clip, guard) if stays else None
+        losses = []
+        for step in range(6):
+            told = train_step(
+                model, optimizer, batches.batch(step), config, step, n_parts, guard=guard, captured=updates
+            )
+            losses += [figure.item() for figure in told]
+            if updates and step == 3:
+                updates.forget()
+        figures.append([*losses, *(parameter.norm().item() for parameter in model.parameters())])
+    assert figures[1] == pytest.approx(figures[0], rel=tolerance)
 
 
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)

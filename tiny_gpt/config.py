@@ -33,6 +33,9 @@ TOKENIZER_NAMES = ("auto", "char", "byte", "bpe")
 HEAD_WIDTH = 64
 
 
+Architecture = Literal["classic", "modern"]
+
+
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise UsageError(message)
@@ -58,7 +61,7 @@ def flag(name: str) -> str:
 class ModelConfig:
     """The shape of the network."""
 
-    architecture: Literal["classic", "modern"] = "classic"
+    architecture: Architecture = "classic"
     """classic is GPT-2's, modern is Qwen3's; both load in other tools."""
     n_layer: int = 4
     """Transformer blocks, one above the other."""
@@ -201,8 +204,8 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; auto takes bf16 where it is faster. Weights are kept in fp32."""
     path: Literal["auto", "plain", "fused", "compiled", "captured"] = "auto"
-    """How a step is computed: plain (by torch's own kernels), fused (by tiny_gpt's, on a processor), compiled (by
-    torch.compile) or captured (the same, as a CUDA graph); auto measures which is the fastest here."""
+    """How a step is computed: plain (by torch's own kernels), fused (by tiny_gpt's, on a processor), captured (torch's,
+    recorded as a CUDA graph) or compiled (by torch.compile); auto measures which is the fastest here."""
     deterministic: bool = False
     """Same numbers on a GPU too, more slowly; a CPU always gives them."""
     start_from: str = ""

@@ -6,6 +6,7 @@ in fp32, where bf16 brought no speed (nanochat's log) and wrong numbers on some 
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -154,11 +155,18 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what torch keeps for reuse, after memory has run out."""
+    """Give back what nothing uses any more and torch keeps."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Have `peak_memory_bytes` count from here, where it can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,11 +11,10 @@ from torch import nn
 from tiny_gpt.checks import reference
 from tiny_gpt.checks.probe import FP32_EPS, Deviation, Probe, deviation, distance, exact
 from tiny_gpt.checks.reference import Array
-from tiny_gpt.config import ModelConfig, TrainConfig
+from tiny_gpt.config import Architecture, ModelConfig, TrainConfig
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.optimizer import make_optimizer
 
-Architecture = Literal["classic", "modern"]
 VOCAB_SIZE, BATCH_SIZE = 97, 32
 # Half the tokens of a step of the guide, in a network small enough for fp64 in less than a second.
 CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=64, d_ff=256, block_size=128, dropout=0.0)

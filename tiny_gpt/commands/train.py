@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig, SampleConfig
+from tiny_gpt.data.progress import Note
 from tiny_gpt.files import user_path
+from tiny_gpt.inference.writer import compile_writer, must_compile
 from tiny_gpt.training.budget import Order
 from tiny_gpt.training.events import Event, Finished
 from tiny_gpt.training.run import run
@@ -49,8 +51,11 @@ def train_and_sample(config: RunConfig, resume: bool, order: Order, commands: Ne
             LogFile(config, out_dir / LOG_FILE),
             Samples(config, out_dir / SAMPLES_FOLDER),
         ]
-        for event in run(config, resume, order):
+        for number, event in enumerate(run(config, resume, order)):
             deliver(event, consumers)
+            if number == 0 and must_compile(config.model):  # before a clock runs
+                deliver(Note("compiling what writes text for this processor: about 15 seconds, once"), [console])
+                compile_writer(config.model, SampleConfig().precision)
             if isinstance(event, Finished):
                 finished = event
     assert finished is not None, "a run that ends without an error has finished"

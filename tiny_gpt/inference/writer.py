@@ -45,7 +45,7 @@ class Writer:
 def writer_of(loaded: LoadedModel) -> Writer:
     """A writer with a model that torch holds."""
     config = loaded.model.config
-    return Writer(loaded.tokenizer, config, partial(make_decoder, loaded.model), _must_compile(config))
+    return Writer(loaded.tokenizer, config, partial(make_decoder, loaded.model), must_compile(config))
 
 
 def open_writer(path: Path, device: str) -> Writer:
@@ -58,7 +58,7 @@ def open_writer(path: Path, device: str) -> Writer:
         with open_model_file(file) as stored:
             if device == "cpu" or stored.n_weights <= SMALL:
                 make = partial(_compiled_decoder, stored.config, stored.weights())
-                return Writer(stored.tokenizer, stored.config, make, _must_compile(stored.config))
+                return Writer(stored.tokenizer, stored.config, make, must_compile(stored.config))
     from tiny_gpt.device import pick_device
     from tiny_gpt.models import open_path
 
@@ -80,14 +80,26 @@ def _compiled_decoder(
 ) -> Decoder:
     from tiny_gpt.inference.cpu.decoder import CompiledDecoder
 
-    return CompiledDecoder(config, weights, n_texts, in_half=precision != "fp32")
+    return CompiledDecoder(config, weights, n_texts, _in_half(precision))
+
+
+def _in_half(precision: str) -> bool:
+    return precision != "fp32"
 
 
 def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _must_compile(config: ModelConfig) -> bool:
+def compile_writer(config: ModelConfig, precision: str) -> None:
+    """Have what a processor writes with such a model in such a precision compiled, where `must_compile` says so."""
+    from tiny_gpt.inference.cpu.decoder import compile_decoder
+
+    compile_decoder(config.architecture, _in_half(precision))
+
+
+def must_compile(config: ModelConfig) -> bool:
+    """Whether a processor's first decoder for such a model takes some seconds, as it does once on each machine."""
     if not _has_numba():
         return False
     from tiny_gpt.inference.cpu import programs

@@ -18,7 +18,7 @@ from tiny_gpt.model.attention import causal_attention
 from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
-from tiny_gpt.model.torch_compiled import MODES, compiled_loss
+from tiny_gpt.model.torch_compiled import compiled_loss
 
 INIT_STD = 0.02  # GPT-2's
 
@@ -33,7 +33,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.compute_dtype = config, vocab_size, compute_dtype
         self.path = "plain"
-        """How `loss` is computed: by plain torch operations, or one of the faster ways with the same result."""
+        """How `loss` is computed: by plain torch operations (captured: which are recorded then), or one of the faster
+        ways with the same result."""
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         if config.architecture == "classic":
             self.position_embedding = nn.Embedding(config.block_size, config.d_model)
@@ -78,7 +79,8 @@ class GPT(nn.Module):
         if self.config.architecture == "classic":
             x_BTD = x_BTD + self.position_embedding(torch.arange(start, end, device=ids_BT.device))
         else:
-            rope = self.rope_cos_TK[start:end], self.rope_sin_TK[start:end]
+            cos_TK, sin_TK = self.rope_cos_TK[start:end], self.rope_sin_TK[start:end]
+            rope = cos_TK.to(self.compute_dtype), sin_TK.to(self.compute_dtype)
         x_BTD = x_BTD.to(self.compute_dtype)
         for block in self.blocks:
             x_BTD = block(x_BTD, rope, cache)
@@ -92,9 +94,9 @@ class GPT(nn.Module):
             from tiny_gpt.model.cpu.loss import loss
 
             return loss(self, ids_BT, targets_BT)
-        if self.path in MODES:
-            return compiled_loss(self.path)(self, ids_BT, targets_BT)
-        if self.path != "plain":
+        if self.path == "compiled":
+            return compiled_loss()(self, ids_BT, targets_BT)
+        if self.path not in ("plain", "captured"):
             raise NotImplementedError(f"there is no path called {self.path}")
         return self.losses(ids_BT, targets_BT).mean()
 
@@ -166,7 +168,8 @@ class SelfAttention(nn.Module):
         qkv_BTHK = self.qkv(x_BTD).unflatten(-1, (3 * self.n_head, -1))
         q_BHTK, k_BHTK, v_BHTK = qkv_BTHK.transpose(1, 2).chunk(3, dim=1)
         if rope is not None:
-            q_BHTK, k_BHTK = rotate(self.q_norm(q_BHTK), *rope), rotate(self.k_norm(k_BHTK), *rope)
+            both_BHTK = torch.cat((self.q_norm(q_BHTK), self.k_norm(k_BHTK)), dim=1)
+            q_BHTK, k_BHTK = rotate(both_BHTK, *rope).chunk(2, dim=1)
         if cache is not None:
             k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
         y_BHTK = causal_attention(q_BHTK, k_BHTK, v_BHTK, self.dropout if self.training else 0.0)
@@ -210,15 +213,16 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm with fp32 weights and arithmetic at least; its result has the input's dtype.
+    """LayerNorm with arithmetic in fp32 at least; its result has the input's dtype.
 
     torch's CPU kernel for bf16 adds up the gradients by weight and bias in bf16, which put them off by half in a
     guide's step (docs/log.md).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float() if x.dtype == torch.bfloat16 else x
-        return F.layer_norm(wide, self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+        wide = x.float() if x.dtype == torch.bfloat16 and not x.is_cuda else x
+        weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
+        return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -229,6 +233,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda:  # which has one kernel for it
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), RMS_NORM_EPS)
         scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + RMS_NORM_EPS)
         return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
 
@@ -249,4 +255,4 @@ def rotate(x_BHTK: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor) -> 
     """Turn each pair (k, k + K/2) by its position's angle."""
     first, second = x_BHTK.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return x_BHTK * cos_TK.to(x_BHTK.dtype) + turned * sin_TK.to(x_BHTK.dtype)
+    return x_BHTK * cos_TK + turned * sin_TK

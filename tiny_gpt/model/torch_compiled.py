@@ -1,9 +1,7 @@
-"""The training loss as code that torch.compile makes for one GPU and one shape: fewer kernels, less memory traffic.
+"""The training loss as code that torch.compile makes for one device and one shape: fewer kernels, less memory traffic.
 
-`compiled` runs those kernels one after the other. `captured` has CUDA record them once and repeat the whole sequence
-(CUDA graphs), which pays where a step's kernels are shorter than launching them takes: with small models.
-
-Losses of evaluations are not compiled: they have other shapes, and no gradients.
+On a CUDA GPU these kernels are recorded as torch's own are (training/captured.py). Losses of evaluations are not
+compiled: they have other shapes, and no gradients.
 """
 
 import functools
@@ -11,9 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-
-MODES = {"compiled": "default", "captured": "reduce-overhead"}
-"""What torch.compile calls these paths."""
 
 Loss = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -24,12 +19,12 @@ def _mean_loss(model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> to
 
 
 @functools.cache
-def compiled_loss(path: str) -> Loss:
+def compiled_loss() -> Loss:
     """(model, ids, targets) → mean loss in nats, compiled when first called with a shape; another model of the same
     shape takes the same code.
 
     Parts that could not be compiled, and shapes beyond torch's limit of eight, would run as they are: a night goes on
     more slowly then instead of ending. A test holds that there are none of the former.
     """
-    loss: Loss = torch.compile(_mean_loss, dynamic=False, mode=MODES[path])
+    loss: Loss = torch.compile(_mean_loss, dynamic=False)
     return loss

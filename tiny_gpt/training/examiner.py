@@ -18,6 +18,8 @@ from tiny_gpt.training.schedule import Place
 STOPPED_TIMES = 5
 # A run that a clock ends is evaluated after so much of its progress, or later where that takes too much of the time.
 EVAL_PROGRESS = 0.025
+# A GPU scores so many times the blocks at once that it learns from, as far as their logits are no more than so many.
+TIMES_AT_ONCE, MOST_LOGITS = 4, 1 << 27
 # Part of such a run that scoring the best model over more text at its end may take.
 FINAL_SHARE = 0.01
 
@@ -42,8 +44,8 @@ class Examiner:
         return self.train_windows.n_tokens + self.val_windows.n_tokens
 
     def fit(self) -> None:
-        """Score as many blocks at once as the learner computes at once."""
-        self.val_windows.batch_size = self.train_windows.batch_size = self.learner.part_size
+        """Score as many blocks at once as go with what the learner computes at once."""
+        self.val_windows.batch_size = self.train_windows.batch_size = self._n_at_once()
 
     def resume(self) -> None:
         """The learner goes on from a checkpoint."""
@@ -105,4 +107,12 @@ class Examiner:
         return (step_s or 0.0) / (3 * self.tokens_per_step)
 
     def _windows(self, tokens: Tokens, max_tokens: int) -> FixedWindows:
-        return FixedWindows(tokens.ids, self.config.model.block_size, self.learner.part_size, max_tokens)
+        return FixedWindows(tokens.ids, self.config.model.block_size, self._n_at_once(), max_tokens)
+
+    def _n_at_once(self) -> int:
+        """Blocks; a CUDA GPU, which keeps nothing for a way back here, gets more of them than it learns from."""
+        n_blocks = self.learner.part_size
+        if self.learner.model.device.type != "cuda":
+            return n_blocks
+        most = MOST_LOGITS // (self.config.model.block_size * self.dataset.tokenizer.vocab_size)
+        return max(n_blocks, min(TIMES_AT_ONCE * n_blocks, most))

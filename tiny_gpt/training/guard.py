@@ -29,12 +29,16 @@ class Guard:
     def __init__(self, device: torch.device) -> None:
         self._losses = torch.full((WINDOW,), math.nan, device=device)
         self._skipped = torch.zeros(SKIPPED_WITHIN, device=device)
+        self._places, self._skip_places = (torch.arange(n, device=device) for n in (WINDOW, SKIPPED_WITHIN))
         self._streak = torch.zeros((), device=device)
         self._longest_streak = torch.zeros((), device=device)
         self._n_skipped = torch.zeros((), device=device)
 
-    def judge(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
-        """1.0 if `step` is to be skipped, else 0.0; a tensor with one element on the device."""
+    def judge(self, step: int | torch.Tensor, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        """1.0 if `step` is to be skipped, else 0.0; a tensor with one element on the device.
+
+        All that is remembered stays in the same memory, so that this can be recorded (captured.py).
+        """
         known = self._losses.isfinite()
         mean = self._losses.nanmean()
         deviation = (self._losses - mean).square().nanmean().sqrt()
@@ -42,12 +46,13 @@ class Guard:
         is_number = loss.isfinite() & grad_norm.isfinite()
         jumps = (known.sum() >= MIN_KNOWN) & (loss > limit)
         skips = (~is_number | jumps).float()
-        place, skip_place = step % WINDOW, step % SKIPPED_WITHIN
-        self._losses[place] = torch.where(loss.isfinite(), loss, self._losses[place])
-        self._skipped[skip_place] = skips
+        is_place = self._places == step % WINDOW
+        self._losses.copy_(torch.where(is_place & loss.isfinite(), loss, self._losses))
+        is_place = self._skip_places == step % SKIPPED_WITHIN
+        self._skipped.copy_(torch.where(is_place, skips, self._skipped))
         self._n_skipped += skips
-        self._streak = (self._streak + 1) * skips
-        self._longest_streak = torch.maximum(self._longest_streak, self._streak)
+        self._streak.add_(1).mul_(skips)
+        self._longest_streak.copy_(torch.maximum(self._longest_streak, self._streak))
         return skips
 
     def is_beyond_skipping(self) -> bool:
@@ -56,7 +61,7 @@ class Guard:
         Waits for the device, as all that follows.
         """
         worst, n_skipped = self._longest_streak.item(), self._skipped.sum().item()
-        self._longest_streak = self._streak.clone()
+        self._longest_streak.copy_(self._streak)
         return worst >= MAX_STREAK or n_skipped >= MAX_SKIPPED
 
     def n_skipped_in_all(self) -> int:

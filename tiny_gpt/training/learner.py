@@ -8,6 +8,7 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.budget import Course, Order, StepCourse, TimedCourse, TimedState, begin_budget
+from tiny_gpt.training.captured import captured_updates
 from tiny_gpt.training.checkpoint import (
     RunState,
     checkpoint_files,
@@ -41,6 +42,7 @@ class Learner:
         self.model, self.config, self.settings, self.origin = model, config, settings, origin
         self.optimizer = make_optimizer(model, config.train)
         self.guard = Guard(model.device)
+        self.captured = captured_updates(model, self.optimizer, config.train.grad_clip, self.guard)
         self.state = RunState(n_parts=config.train.grad_accum_steps)
         self.history: list[Evaluated] = []
         self.best: Evaluated | None = None

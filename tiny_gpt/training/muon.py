@@ -76,8 +76,9 @@ class Muon(torch.optim.Optimizer):
         directions_NRC = grad.lerp_(momentum, MOMENTUM).unflatten(0, (-1, n_rows))  # Nesterov's
         distance = rate * RMS_OF_ADAMW * math.sqrt(max(directions_NRC.shape[1:]))
         update = orthogonal(directions_NRC, self._dtype).flatten(0, 1).to(momentum.dtype) * distance
-        for matrix, part in zip(matrices, _split(update, matrices), strict=True):
-            matrix.mul_(1 - rate * weight_decay).sub_(part)
+        weights = [matrix.detach() for matrix in matrices]
+        torch._foreach_mul_(weights, 1 - rate * weight_decay)
+        torch._foreach_sub_(weights, list(_split(update, matrices)))
 
 
 def orthogonal(x_NRC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -48,7 +48,10 @@ def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.op
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
+    can_be_recorded = parameters[0].is_cuda
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True, capturable=can_be_recorded
+    )
     for p in parameters:
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),

@@ -1,8 +1,9 @@
 """How a step is computed: the fastest way that this machine has, found by trying.
 
-A candidate is a path (how `GPT.loss` is computed) in a precision. Each one's forward and backward pass is timed with
-the run's own shape, on a processor with two layers and a few blocks of it, so that it takes a second or two. What was
-found is kept in the user's cache for the next start. The random numbers of a run stay as they were.
+A candidate is a path (how `GPT.loss` is computed, and whether that is recorded) in a precision. On a processor each
+one's forward and backward pass is timed with two layers and a few blocks of the run's own shape, so that it takes a
+second or two; on a GPU whole steps are. What was found is kept in the user's cache for the next start. The random
+numbers of a run stay as they were.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.device import (
     PRECISIONS,
     describe_device,
@@ -30,17 +31,19 @@ from tiny_gpt.device import (
 from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.errors import OutOfResourcesError, UsageError
 from tiny_gpt.files import atomic_write, cache_folder, sha256_of, sha256_of_json
-from tiny_gpt.model import gpt, torch_compiled
+from tiny_gpt.model import gpt
+from tiny_gpt.model.shapes import n_multiplied
+from tiny_gpt.training.rehearsal import Rehearsal
 from tiny_gpt.training.step import part_size
 
 # What auto tries on each kind of device; among those that are as good as equal the first is taken.
-AUTO_PATHS = {"cpu": ("fused", "plain"), "cuda": ("plain", "compiled", "captured"), "mps": ("plain",)}
+AUTO_PATHS = {"cpu": ("fused", "plain"), "cuda": ("captured", "plain", "compiled"), "mps": ("plain",)}
 AS_GOOD_AS_EQUAL = 1.05
 # torch.compile works elsewhere too, when asked for: slower than fused on a CPU, with failures on MPS (pytorch#161905).
 ON_REQUEST = ("compiled",)
-# Compiling takes about a minute, which a shorter run does not win back.
-MIN_STEPS_TO_COMPILE = 5_000
-MIN_S_TO_COMPILE = 600.0
+# Compiling takes about a minute, which a shorter run does not win back; nor one of fewer multiplications and additions,
+# which take a large GPU minutes and a small one an hour.
+MIN_S_TO_COMPILE, MIN_FLOPS_TO_COMPILE = 600.0, 1e17
 # A trial on a CPU: enough to keep it busy, and no more.
 TRIAL_LAYERS, TRIAL_TOKENS_PER_THREAD = 2, 512
 BUDGET_S, MAX_ROUNDS = 1.0, 5
@@ -88,8 +91,9 @@ class Choice:
         return ", ".join(f"{name} {_ms(seconds)}" for name, seconds in self.seconds.items())
 
 
-def candidates(train: TrainConfig, device: torch.device) -> list[Candidate]:
+def candidates(config: RunConfig, device: torch.device) -> list[Candidate]:
     """Those that the settings leave on `device`. Raises UsageError where they leave none."""
+    train = config.train
     precisions = possible_precisions(train.precision, device)
     paths = AUTO_PATHS[device.type]
     if train.path != "auto":
@@ -97,31 +101,33 @@ def candidates(train: TrainConfig, device: torch.device) -> list[Candidate]:
         if train.path not in possible:
             raise UsageError(f"--path {train.path}: not on {device.type}; there are {', '.join(possible)} (or auto)")
         paths = (train.path,)
-    elif train.deterministic or not _is_long(train):
-        paths = tuple(path for path in paths if path not in torch_compiled.MODES)
+    elif train.deterministic or not _is_long(config):
+        paths = tuple(path for path in paths if path != "compiled")
     return [Candidate(path, precision) for path in paths for precision in precisions]
 
 
-def _is_long(train: TrainConfig) -> bool:
-    """Whether what compiling takes comes in again. Where a clock ends the run, the speed is not known yet."""
+def _is_long(config: RunConfig) -> bool:
+    """Whether what compiling takes comes in again."""
+    model, train = config.model, config.train
     if train.until:
         return next_time(train.until, time.time()) - time.time() >= MIN_S_TO_COMPILE
     if train.for_:
         return seconds_of(train.for_) >= MIN_S_TO_COMPILE
-    return train.total_steps >= MIN_STEPS_TO_COMPILE
+    n_tokens = train.total_steps * train.batch_size * model.block_size
+    return 6 * n_tokens * n_multiplied(model, vocab_size=0) >= MIN_FLOPS_TO_COMPILE
 
 
-def compiles(train: TrainConfig, device: torch.device) -> bool:
+def compiles(config: RunConfig, device: torch.device) -> bool:
     """Whether choosing, or the first step afterwards, takes torch's compiler a minute."""
     with contextlib.suppress(UsageError):
-        return any(candidate.path in torch_compiled.MODES for candidate in candidates(train, device))
+        return any(candidate.path == "compiled" for candidate in candidates(config, device))
     return False
 
 
-def must_compile_loops(train: TrainConfig, device: torch.device) -> bool:
+def must_compile_loops(config: RunConfig, device: torch.device) -> bool:
     """Whether the first step takes numba a while, which set-up else does beforehand."""
     with contextlib.suppress(UsageError, ImportError):
-        if any(candidate.path == "fused" for candidate in candidates(train, device)):
+        if any(candidate.path == "fused" for candidate in candidates(config, device)):
             from tiny_gpt.model.cpu.compiling import is_compiled
 
             return not is_compiled()
@@ -139,7 +145,7 @@ def choose(
 
     Raises UsageError for a path that was asked for and cannot be used.
     """
-    found = candidates(config.train, device)
+    found = candidates(config, device)
     if len(found) == 1 and found[0].path == "plain":  # which runs everywhere
         return Choice(found[0])
     trial = Trial.of(config, vocab_size, device)
@@ -148,10 +154,10 @@ def choose(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         known = _read(place, found)
         # The run compiles in any case; here a failure is no harm yet.
-        if known and (known.taken.path not in torch_compiled.MODES or _runs(make_trials(trial, [known.taken]))):
+        if known and (known.taken.path != "compiled" or _runs(make_trials(trial, [known.taken]))):
             return known
         seconds, failures = race(make_trials(trial, found), clock)
-    if compiles(config.train, device):
+    if compiles(config, device):
         torch.compiler.reset()  # frees what the others took; the run finds its code on the disk
     release_memory(device)
     choice = _settle(config.train, found, seconds, failures)
@@ -164,7 +170,7 @@ def choose(
 class Trial:
     """The model and the amount of text that candidates are tried with."""
 
-    model: ModelConfig
+    config: RunConfig
     vocab_size: int
     n_blocks: int
     device: torch.device
@@ -172,30 +178,31 @@ class Trial:
     @classmethod
     def of(cls, config: RunConfig, vocab_size: int, device: torch.device) -> "Trial":
         """For a run. A GPU is quick enough to try the whole of it, and then need not compile another shape."""
-        model, train = config.model, config.train
-        n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
+        model, n_blocks = config.model, config.train.batch_size
         if device.type == "cpu":
+            n_blocks = part_size(n_blocks, config.train.grad_accum_steps, model.block_size, device)
             model = replace(model, n_layer=min(TRIAL_LAYERS, model.n_layer))
             n_blocks = min(n_blocks, math.ceil(TRIAL_TOKENS_PER_THREAD * torch.get_num_threads() / model.block_size))
-        return cls(model, vocab_size, n_blocks, device)
+        return cls(replace(config, model=model), vocab_size, n_blocks, device)
 
     def steps(self, found: list[Candidate]) -> Trials:
-        """For each candidate its forward and backward pass."""
-        model = gpt.GPT(self.model, self.vocab_size).to(self.device).train()
-        shape = (2, self.n_blocks, self.model.block_size)
-        ids_BT, targets_BT = torch.randint(self.vocab_size, shape).to(self.device)
+        """For each candidate its forward and backward pass; on a GPU a whole step."""
+        if self.device.type != "cpu":
+            return {candidate: WholeStep(self, candidate) for candidate in found}
+        model = gpt.GPT(self.config.model, self.vocab_size).train()
+        ids_BT, targets_BT = torch.randint(self.vocab_size, (2, self.n_blocks, self.config.model.block_size))
 
         def step(candidate: Candidate) -> None:
             model.path, model.compute_dtype = candidate.path, PRECISIONS[candidate.precision]
             model.zero_grad(set_to_none=True)
             model.loss(ids_BT, targets_BT).backward()
-            synchronize(self.device)
 
         return {candidate: functools.partial(step, candidate) for candidate in found}
 
     def place(self, found: list[Candidate]) -> Path:
         """Where the choice among `found` is kept: a file for all that it may depend on."""
-        shape = asdict(self.model) | {"dropout": self.model.dropout > 0, "rope_theta": None}
+        model = self.config.model
+        shape = asdict(model) | {"dropout": model.dropout > 0, "rope_theta": None}
         about = {
             "processor": processor_name(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -203,8 +210,26 @@ class Trial:
             "versions": [torch.__version__, _version("numba"), _code()],
             "candidates": [str(candidate) for candidate in found],
             "shape": [shape, self.vocab_size, self.n_blocks],
+            "optimizer": self.config.train.optimizer if self.device.type != "cpu" else None,
         }
         return cache_folder() / "paths" / f"{sha256_of_json(about)[:32]}.json"
+
+
+class WholeStep:
+    """A candidate's step on a GPU; the first one takes in what is done once."""
+
+    def __init__(self, trial: Trial, candidate: Candidate) -> None:
+        train = replace(trial.config.train, **asdict(candidate))
+        self._make = functools.partial(Rehearsal, replace(trial.config, train=train), trial.vocab_size, trial.device)
+        self._rehearsal: Rehearsal | None = None
+
+    def __call__(self) -> None:
+        if self._rehearsal is None:
+            rehearsal = self._make()
+            rehearsal.first_steps()
+            self._rehearsal = rehearsal
+        self._rehearsal.step()
+        synchronize(self._rehearsal.model.device)
 
 
 def race(

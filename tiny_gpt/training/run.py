@@ -26,12 +26,11 @@ from tiny_gpt.config import (
 )
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import Note
-from tiny_gpt.device import PRECISIONS, configure, describe_device, pick_device
+from tiny_gpt.device import PRECISIONS, configure, describe_device, forget_peak_memory, pick_device
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
 from tiny_gpt.heartbeat import restart_reason
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model.torch_compiled import MODES
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.models import open_path
 from tiny_gpt.recipes import RECIPES
@@ -70,7 +69,7 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
             config = take_over(config, start)
         device = pick_device(config.train.device)
         if saved is None:
-            candidates(config.train, device)  # raises what is wrong with the settings before the text is read
+            candidates(config, device)  # raises what is wrong with the settings before the text is read
         configure(device, config.train.deterministic)
         if saved:
             dataset = yield from prepare_again(config, saved)
@@ -84,6 +83,7 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
         config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
         plan = _plan(out_dir, config, planner, choice, is_same=saved is not None and not has_more)
+        forget_peak_memory(device)  # that of what was tried
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, dataset.tokenizer.vocab_size, PRECISIONS[config.train.precision]).to(device)
         model.path = config.train.path
@@ -115,9 +115,9 @@ def _resolve(
     vocab_size = dataset.tokenizer.vocab_size
     if saved:
         saved.check_model(config.model, vocab_size)
-    if compiles(config.train, device):
+    if compiles(config, device):
         yield Note("finding the fastest way to compute a step: torch's compiler takes about a minute")
-    elif must_compile_loops(config.train, device):
+    elif must_compile_loops(config, device):
         yield Note("compiling the training step for this processor: about 20 seconds, once")
     choice = (saved.choose if saved else choose)(config, vocab_size, device)
     data, train = replace(config.data, data=dataset.words), replace(config.train, **asdict(choice.taken))
@@ -130,8 +130,9 @@ def _plan(out_dir: Path, config: RunConfig, planner: Planner | None, choice: Cho
     if config.train.start_from:  # what that model knows already is not
         return None
     if planner is not None:
-        compiled_s = choice.seconds.get(str(choice.taken)) if choice.taken.path in MODES else None  # of a whole batch
-        return planner.plan_of(config, compiled_s) if compiled_s else planner.measured(config)
+        # On a GPU whole steps were tried.
+        step_s = choice.seconds.get(str(choice.taken)) if planner.device.type != "cpu" else None
+        return planner.plan_of(config, step_s) if step_s else planner.measured(config)
     if is_same:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             plan = Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))

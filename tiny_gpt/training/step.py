@@ -10,8 +10,10 @@ from tiny_gpt.data.batches import Batch
 from tiny_gpt.device import most_blocks_at_once
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.budget import place_of
+from tiny_gpt.training.captured import CapturedUpdates
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.schedule import Place, learning_rate
+from tiny_gpt.training.update import Update
 
 
 def train_step(
@@ -24,36 +26,26 @@ def train_step(
     rate_factor: float = 1.0,
     guard: Guard | None = None,
     place: Place | None = None,
+    captured: CapturedUpdates | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer update with the mean loss over `batch`: (loss, gradient norm before clipping), on the device.
 
     The batch is computed in `n_parts` parts, or as many as the config asks for, whose gradients add up to that of the
     whole. Until the update nothing has changed but gradients, so that a step which ran out of memory can be done
     again. A step that `guard` does not like leaves weights and moments as they are. The rate is that of `place`,
-    which without a clock is a matter of `step` alone.
+    which without a clock is a matter of `step` alone. `captured` does the work by recordings of it; it is of the same
+    model, optimizer and guard.
     """
     batch_size, block_size = batch.inputs_BT.shape
     n_blocks = part_size(batch_size, max(n_parts, config.train.grad_accum_steps), block_size, model.device)
-    clear_gradients(model, optimizer, adds_up=n_blocks < batch_size)
-    loss = torch.zeros((), device=model.device)
+    place = place or place_of(step, config.train.total_steps, config.train.warmup_steps)
+    rate = learning_rate(place, config.train) * rate_factor
+    work = captured or Update(model, optimizer, config.train.grad_clip, guard)
     parts = zip(batch.inputs_BT.split(n_blocks), batch.targets_BT.split(n_blocks), strict=True)
     for part, (inputs_BT, targets_BT) in enumerate(parts):
         seed_dropout(config.train.seed, step, part)
-        part_loss = model.loss(inputs_BT.to(model.device), targets_BT.to(model.device))
-        part_loss = part_loss * (len(inputs_BT) / batch_size)
-        part_loss.backward()
-        loss += part_loss.detach()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip or math.inf)
-    place = place or place_of(step, config.train.total_steps, config.train.warmup_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(place, config.train) * rate_factor
-    if guard is not None:
-        skips = guard.judge(step, loss, grad_norm)
-        optimizer.found_inf = skips  # type: ignore[attr-defined]
-        if model.device.type == "mps":
-            leave_weights_alone(optimizer, skips)
-    optimizer.step()
-    return loss, grad_norm
+        work.add(inputs_BT.to(model.device), targets_BT.to(model.device), len(inputs_BT) / batch_size)
+    return work.apply(step, rate)
 
 
 def part_size(batch_size: int, n_parts: int, block_size: int, device: torch.device) -> int:
@@ -66,27 +58,6 @@ def part_size(batch_size: int, n_parts: int, block_size: int, device: torch.devi
         return math.ceil(batch_size / n_parts)
     fewest = max(n_parts, math.ceil(batch_size / limit))
     return next((batch_size // n for n in range(fewest, batch_size) if batch_size % n == 0), 1)
-
-
-def clear_gradients(model: GPT, optimizer: torch.optim.Optimizer, adds_up: bool) -> None:
-    """No gradients, or zeros where the parts of a batch add up in memory that a CUDA graph wrote before: its next run
-    writes there again, so they need memory of their own."""
-    optimizer.zero_grad(set_to_none=True)
-    if adds_up and model.path == "captured":
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-
-
-def leave_weights_alone(optimizer: torch.optim.Optimizer, skips: torch.Tensor) -> None:
-    """Where `skips` is 1.0, have the next step change no weight, whatever the gradients are: by a rate of zero and
-    gradients of zero, without waiting for the device. MPS's fused AdamW ignores found_inf in torch 2.13
-    (pytorch#186360); its moments fade by a step then, which others keep as they are.
-    """
-    takes = skips == 0
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * takes.float()
-        for parameter in group["params"]:
-            parameter.grad = parameter.grad.where(takes, 0.0)
 
 
 def seed_dropout(seed: int, step: int, part: int) -> None:

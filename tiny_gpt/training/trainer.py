@@ -3,7 +3,6 @@
 `train` sequences. step.py holds the mathematics, guard.py judges a step, keeper.py saves, night.py looks outside.
 """
 
-import gc
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,6 +126,8 @@ class Trainer:
                 yield (speed := self._speed(step, seconds))
                 if speed.remaining_s > LONG_S and night.awake_problem:
                     yield Warned(step, night.awake_problem)
+                if learner.captured and learner.captured.problem:
+                    self.note(f"steps cannot be recorded here and take longer: {learner.captured.problem}")
             if evaluates:
                 evaluated = self._evaluate(place, loss.item(), grad_norm.item(), night)
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
@@ -162,6 +163,7 @@ class Trainer:
                 rate_factor=state.rate_factor,
                 guard=learner.guard,
                 place=place,
+                captured=learner.captured,
             )
         )
 
@@ -175,7 +177,8 @@ class Trainer:
                 if not is_out_of_memory(failure) or learner.part_size == 1:
                     raise
             learner.optimizer.zero_grad(set_to_none=True)
-            gc.collect()
+            if learner.captured:
+                learner.captured.forget()
             release_memory(self.model.device)
             before = learner.part_size
             while learner.part_size == before:

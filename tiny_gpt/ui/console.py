@@ -42,7 +42,7 @@ PATHS = {
     "plain": "torch's kernels",
     "fused": "fused kernels",
     "compiled": "compiled by torch",
-    "captured": "compiled by torch and captured",
+    "captured": "torch's kernels, recorded",
 }
 # Lines about the text before the others are left to tiny-gpt data.
 MAX_NOTES = 4

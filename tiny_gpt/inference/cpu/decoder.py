@@ -3,6 +3,7 @@
 import itertools
 import os
 import time
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from tiny_gpt.config import ModelConfig
+from tiny_gpt.config import Architecture, ModelConfig
 from tiny_gpt.inference.cpu.kernels import TILE
 from tiny_gpt.inference.cpu.packing import packed
 from tiny_gpt.inference.cpu.programs import classic, modern, serve_classic, serve_modern
@@ -136,11 +137,16 @@ def n_processors() -> int:
 def compile_all() -> None:
     """Have all of it compiled, so that nobody waits for it later."""
     forget_older(Path(__file__).parent)
-    for architecture in ("classic", "modern"):
-        config = ModelConfig(architecture, n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=1)
-        weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(config, vocab_size=1)}
+    for architecture in typing.get_args(Architecture):
         for in_half in (False, True):
-            CompiledDecoder(config, weights, 1, in_half)
+            compile_decoder(architecture, in_half)
+
+
+def compile_decoder(architecture: Architecture, in_half: bool) -> None:
+    """Have what writes with models of this kind compiled."""
+    config = ModelConfig(architecture, n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=1)
+    weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(config, vocab_size=1)}
+    CompiledDecoder(config, weights, 1, in_half)
 
 
 def _buffer(n_rows: int, width: int) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 from tiny_gpt.config import HEAD_WIDTH, RunConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.shapes import n_multiplied
-from tiny_gpt.training.plan.forecast import Text, shortfall
+from tiny_gpt.training.plan.forecast import STEP_TOKENS, Text, best_step_tokens, shortfall
 
 # Layers and width, from small to large: what a size is taken from unless a person says layers, width or both.
 SIZES = (
@@ -34,10 +34,10 @@ SIZES = (
 # What becomes the feed-forward width: that of Qwen3's kind has three matrices where GPT-2's has two.
 FEED_FORWARD = {"modern": 8 / 3, "classic": 4.0}
 FEED_FORWARD_STEP = 32
-# Tokens of a block and of a step. Longer runs have larger steps, by a power of their tokens: what is best grows slowly
-# with them, and large steps take less time for each token.
+# Tokens of a block.
 BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
-STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
+# Steps may have so many times the best number of tokens where a device takes hardly longer for them.
+TIMES_STEP_TOKENS = (1, 2, 4, 8)
 # Muon's own products take as long for any step, the longer the wider a model is: so many tokens for each of its width.
 STEP_TOKENS_PER_WIDTH = 8
 # A model with more parameters than this for each token of the text learns it by heart, dropout or not.
@@ -78,12 +78,21 @@ class Budget:
 Speed = Callable[[RunConfig], float]
 
 
-def choose(config: RunConfig, text: Text, budget: Budget, speed: Speed, fits: Callable[[RunConfig], bool]) -> RunConfig:
+def choose(
+    config: RunConfig,
+    text: Text,
+    budget: Budget,
+    speed: Speed,
+    fits: Callable[[RunConfig], bool],
+    larger_steps: bool = False,
+) -> RunConfig:
     """`config` with a value for each setting in its `auto`; those that a person gave stay.
 
-    `fits` says whether there is memory for it. Raises UsageError where what was given leaves nothing.
+    `fits` says whether there is memory for it; `larger_steps`, whether the device may take hardly longer for steps of
+    more tokens than are best. Raises UsageError where what was given leaves nothing.
     """
-    found = [candidate for candidate in candidates(config, text, budget, speed) if fits(candidate)]
+    times = TIMES_STEP_TOKENS if larger_steps and budget.steps is None else (1,)
+    found = [candidate for candidate in candidates(config, text, budget, speed, times) if fits(candidate)]
     if not found:
         raise UsageError("no model with these settings fits into this machine's memory: try a smaller --d-model")
     if budget.seconds is not None:
@@ -117,8 +126,11 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.model.block_size
 
 
-def candidates(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> Iterator[RunConfig]:
-    """Complete configs, one for each size that the settings leave to choose from."""
+def candidates(
+    config: RunConfig, text: Text, budget: Budget, speed: Speed, times: tuple[int, ...] = (1,)
+) -> Iterator[RunConfig]:
+    """Complete configs, one for each size that the settings leave to choose from, with steps of so many `times` the
+    best number of tokens."""
     auto, model = config.train.auto, config.model
     widths = sorted({width for _, width in SIZES}) if "d_model" in auto else [model.d_model]
     depths = sorted({depth for depth, _ in SIZES}) if "n_layer" in auto else [model.n_layer]
@@ -127,7 +139,7 @@ def candidates(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> I
     for n_layer, d_model in SIZES if both else product(depths, widths):
         shape = shaped(config, n_layer, d_model)
         if smallest or n_multiplied(shape.model, text.vocab_size) <= MOST_PARAMETERS_PER_TOKEN * text.train_tokens:
-            yield paced(shape, text, budget, speed)
+            yield from (paced(shape, text, budget, speed, n) for n in times)
         smallest = False
 
 
@@ -148,16 +160,17 @@ def heads(d_model: int) -> int:
     return min(possible, key=lambda n: abs(d_model / n - HEAD_WIDTH), default=1)
 
 
-def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed) -> RunConfig:
-    """`config`, whose shape is known, with block, batch, rate and what keeps it from learning by heart for `budget`."""
+def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed, times: int = 1) -> RunConfig:
+    """`config`, whose shape is known, with block, batch, rate and what keeps it from learning by heart for `budget`, in
+    steps of `times` the best number of tokens."""
     shortest = min(text.train_tokens, text.val_tokens)
     config = stepped(config, shortest)
     steps = steps_of(config, budget, speed)
     if steps < FEW_STEPS:  # what is near is learned first, and shorter blocks take less time
         config = stepped(config, min(shortest, SHORT_BLOCK_SIZE + 1))
-    elif (n_tokens := steps * tokens_per_step(config)) > STEP_TOKENS_FROM:
-        more = 2 ** round(math.log2((n_tokens / STEP_TOKENS_FROM) ** STEP_TOKENS_POWER))
-        config = stepped(config, shortest, more * STEP_TOKENS)
+    else:
+        more = 2 ** round(math.log2(best_step_tokens(steps * tokens_per_step(config)) / STEP_TOKENS))
+        config = stepped(config, shortest, times * more * STEP_TOKENS)
     steps = steps_of(config, budget, speed)
     readings = steps * tokens_per_step(config) / text.train_tokens
     dropout, weight_decay, token_noise = next(values for most, *values in REGULARIZATION if readings < most)

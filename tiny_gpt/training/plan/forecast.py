@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_multiplied
 
+# Tokens of a step; longer runs have larger ones, by a power of their tokens.
+STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
+# Steps of so many times the best's tokens need twice the tokens for the same; those up to so many times, no more.
+CRITICAL_TIMES, NO_WASTE_TIMES = 1.5, 1.5
 # Of normally distributed errors, eight of ten lie within so many standard deviations.
 EIGHT_OF_TEN = 1.2816
 
@@ -84,8 +88,21 @@ def law() -> Law:
 
 def shortfall(config: RunConfig, text: Text, steps: int) -> float:
     """What the model of `config` lacks after so many steps: the smaller, the better it is, whatever the text."""
-    n_tokens = steps * config.train.batch_size * config.model.block_size
-    return law().shortfall(n_multiplied(config.model, text.vocab_size), n_tokens, text.train_tokens)
+    a_step = config.train.batch_size * config.model.block_size
+    worth = steps * a_step / waste(a_step, steps * a_step)
+    return law().shortfall(n_multiplied(config.model, text.vocab_size), worth, text.train_tokens)
+
+
+def best_step_tokens(n_tokens: float) -> float:
+    """Tokens of a step in a run of so many: what is best grows slowly with them."""
+    return STEP_TOKENS * max(1.0, n_tokens / STEP_TOKENS_FROM) ** STEP_TOKENS_POWER
+
+
+def waste(step_tokens: int, n_tokens: float) -> float:
+    """How many times the tokens a run of `n_tokens` needs for what the best steps learn from them: large steps learn
+    less from each (arXiv 1812.06162)."""
+    times = step_tokens / best_step_tokens(n_tokens)
+    return max(1.0, (CRITICAL_TIMES + times) / (CRITICAL_TIMES + NO_WASTE_TIMES))
 
 
 def forecast(config: RunConfig, text: Text, steps: int) -> Forecast:

@@ -11,6 +11,8 @@ from tiny_gpt.training.step import part_size
 
 # Python, torch, the compiled loops, and a text being prepared.
 PROGRAM_BYTES = 550 << 20
+# What torch's libraries take of a GPU beside.
+GPU_BYTES = 400 << 20
 # Of each parameter: weight, gradient and AdamW's two moments in fp32, a copy in the dtype of the products, and what
 # scoring the best model at the end holds beside.
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
@@ -18,8 +20,10 @@ BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
 # of the feed-forward width.
 WIDE_NUMBERS, NARROW_NUMBERS = 2, 6
 FEED_FORWARD_NUMBERS = {"classic": 2, "modern": 3}
+# A CUDA GPU has weights and gradients in the products' dtype too, and gradients once more to add them up.
+BYTES_PER_PARAMETER_ON_GPU = BYTES_PER_PARAMETER + 8
 # Torch's own kernels keep more of them than ours do.
-PLAIN_TIMES = 2.5
+PLAIN_TIMES = {"cpu": 2.5, "mps": 2.5, "cuda": 1.15}
 # Logits of a part of the batch on the fused path, of the whole elsewhere.
 FUSED_LOGITS = 1 << 22
 # Only so much of what is free is planned with.
@@ -37,12 +41,14 @@ def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> in
     if train.path == "fused":
         logits = min(logits, FUSED_LOGITS)
     else:
-        a_layer = PLAIN_TIMES * a_layer
+        a_layer = PLAIN_TIMES[device.type] * a_layer
         if device.type != "cuda":
             a_layer += 3 * itemsize * model.n_head * model.block_size
-    program = 0 if device.type == "cuda" else PROGRAM_BYTES
+    program, a_parameter = PROGRAM_BYTES, BYTES_PER_PARAMETER
+    if device.type == "cuda":
+        program, a_parameter = GPU_BYTES, BYTES_PER_PARAMETER_ON_GPU
     activations = n_blocks * model.block_size * (model.n_layer + 1) * a_layer
-    return int(program + BYTES_PER_PARAMETER * n_parameters(model, vocab_size) + activations + (4 + itemsize) * logits)
+    return int(program + a_parameter * n_parameters(model, vocab_size) + activations + (4 + itemsize) * logits)
 
 
 def free_bytes(device: torch.device) -> int:

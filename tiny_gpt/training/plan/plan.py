@@ -17,16 +17,18 @@ from tiny_gpt.device import possible_precisions
 from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.training.evaluate import TRAIN_SHARE, VAL_SHARE
-from tiny_gpt.training.path import Candidate
+from tiny_gpt.training.path import AUTO_PATHS, Candidate
 from tiny_gpt.training.path import choose as choose_path
 from tiny_gpt.training.plan import choices
-from tiny_gpt.training.plan.forecast import Forecast, Text, forecast, useful_tokens
+from tiny_gpt.training.plan.forecast import STEP_TOKENS, Forecast, Text, forecast, useful_tokens
 from tiny_gpt.training.plan.memory import free_bytes, needed_bytes
 from tiny_gpt.training.plan.probe import probe
 from tiny_gpt.training.plan.speed import FEWEST_STEPS, PATIENCE_S, StepTimes, measure_step_s
 
-# What is timed to know the others, as far as the settings leave it open: layers and width.
+# What is timed to know the others, as far as the settings leave it open: layers and width, and on a GPU how many times
+# the fewest tokens a step has.
 TIMED_SIZES = ((4, 128), (4, 256))
+TIMED_ON_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # Part of a timed budget that goes into steps; evaluations and the end take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
 
@@ -71,7 +73,9 @@ class Planner(NamedTuple):
         """`config` with all that it left open, and what to expect of it. Raises UsageError where nothing fits."""
         budget = self._budget(config.train)
         if config.train.auto:
-            config = choices.choose(config, self.text, budget, self.step_times, self._fits)
+            config = choices.choose(
+                config, self.text, budget, self.step_times, self._fits, larger_steps=self.device.type != "cpu"
+            )
         return config, self.plan_of(config, self.step_times(config))
 
     def measured(self, config: RunConfig) -> Plan:
@@ -130,20 +134,25 @@ def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generat
     vocab_size, shapes = dataset.tokenizer.vocab_size, [config]
     if config.train.auto:
         shortest = min(len(dataset.train), len(dataset.val))
-        shapes = [timed_shape(config, shortest, *size) for size in TIMED_SIZES]
+        sizes = TIMED_ON_GPU if device.type == "cuda" else TIMED_SIZES
+        shapes = [timed_shape(config, shortest, *size) for size in sizes]
     if device.type == "cpu":
         taken = choose_path(shapes[-1], vocab_size, device).taken
     else:  # where torch's compiler would take a minute for each shape
-        taken = Candidate("plain", possible_precisions(config.train.precision, device)[0])
+        taken = Candidate(AUTO_PATHS[device.type][0], possible_precisions(config.train.precision, device)[0])
     shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
+    free = free_bytes(device)
+    shapes = shapes[:1] + [shape for shape in shapes[1:] if needed_bytes(shape, vocab_size, device) <= free]
     text = probe(dataset, device, taken.path, taken.precision)
     measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
-    return Planner(text, device, StepTimes.through(measured, vocab_size), taken)
+    times = StepTimes.of_gpu if device.type == "cuda" else StepTimes.through
+    return Planner(text, device, times(measured, vocab_size), taken)
 
 
-def timed_shape(config: RunConfig, shortest: int, n_layer: int, d_model: int) -> RunConfig:
-    """What is timed where the size is open: this one, as far as the settings leave it open."""
+def timed_shape(config: RunConfig, shortest: int, n_layer: int, d_model: int, times: int = 1) -> RunConfig:
+    """What is timed where the size is open: this one, as far as the settings leave it open, with steps of so many
+    `times` the fewest tokens."""
     auto, model = config.train.auto, config.model
     n_layer = n_layer if "n_layer" in auto else model.n_layer
     d_model = d_model if "d_model" in auto else model.d_model
-    return choices.stepped(choices.shaped(config, n_layer, d_model), shortest)
+    return choices.stepped(choices.shaped(config, n_layer, d_model), shortest, times * STEP_TOKENS)

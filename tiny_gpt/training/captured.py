@@ -1,0 +1,185 @@
+"""Updates whose work on a CUDA GPU is recorded once and then repeated whole (CUDA graphs).
+
+A small model's kernels take microseconds, less than Python and the driver take to start each; a recording starts them
+all by one call. It reads and writes the same memory each time, so what an update needs (tokens, rate, step, gradients)
+lies in tensors that stay.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.training.guard import Guard
+from tiny_gpt.training.update import add_gradients, change_weights
+
+# Paths that are recorded where the device is a CUDA GPU.
+CAPTURED_PATHS = ("captured", "compiled")
+# So often a work is done as it is before it is recorded: libraries choose and allocate on their first calls.
+FIRST_CALLS = 2
+
+
+def captured_updates(
+    model: GPT, optimizer: torch.optim.Optimizer, grad_clip: float, guard: Guard | None
+) -> "CapturedUpdates | None":
+    """For `train_step`; None where the model's path or its device asks for none."""
+    if model.device.type != "cuda" or model.path not in CAPTURED_PATHS:
+        return None
+    return CapturedUpdates(model, optimizer, grad_clip, guard)
+
+
+class CapturedUpdates:
+    """What `Update` does, for any number of updates of one model."""
+
+    def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, grad_clip: float, guard: Guard | None) -> None:
+        self.model, self.optimizer, self.grad_clip, self.guard = model, optimizer, grad_clip, guard
+        self._rate = torch.zeros((), device=model.device)
+        self._step = torch.zeros((), dtype=torch.int64, device=model.device)
+        self._loss, self._told_loss, self._told_norm = (torch.zeros((), device=model.device) for _ in range(3))
+        self._narrow = _narrow_copy(model)
+        self.forget()
+
+    def forget(self) -> None:
+        """Give the recordings' memory up, after it has run out: what comes next is recorded anew."""
+        self._parts: dict[tuple[torch.Size, float], _Part] = {}
+        self._change = Recording(self._changed, self.model.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._gradients: list[torch.Tensor] = []
+
+    def add(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, share: float) -> None:
+        """The gradients of a part that is `share` of the batch."""
+        if not self._gradients:
+            self._loss.zero_()
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+                self._gradients.append(parameter.grad)
+        key = inputs_BT.shape, share
+        if key not in self._parts:
+            self._parts[key] = _Part(inputs_BT, targets_BT, lambda part: self._added(part, share))
+        self._parts[key](inputs_BT, targets_BT)
+
+    def apply(self, step: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """As Update has it; what is returned holds until the next."""
+        self._step.fill_(step)
+        self._rate.fill_(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate
+        self._change()
+        return self._told_loss, self._told_norm
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether updates take as long as they are going to take from now on."""
+        return all(recording.is_settled for recording in self._recordings())
+
+    @property
+    def problem(self) -> Exception | None:
+        """Why a part of the work cannot be recorded, and is done as it is."""
+        return next((recording.problem for recording in self._recordings() if recording.problem), None)
+
+    def _recordings(self) -> list["Recording"]:
+        return [self._change, *(part.recording for part in self._parts.values())]
+
+    def _added(self, part: "_Part", share: float) -> None:
+        narrow = self._narrow
+        if narrow is None:
+            self._loss += add_gradients(self.model, part.inputs_BT, part.targets_BT, share)
+            return
+        weights: list[torch.Tensor] = list(narrow.parameters())
+        with torch.no_grad():
+            torch._foreach_copy_(weights, list(self.model.parameters()))
+        narrow.zero_grad(set_to_none=True)
+        self._loss += add_gradients(narrow, part.inputs_BT, part.targets_BT, share)
+        wide = [torch.empty_like(gradient) for gradient in self._gradients]
+        torch._foreach_copy_(wide, [weight.grad for weight in weights if weight.grad is not None])
+        torch._foreach_add_(self._gradients, wide)
+
+    def _changed(self) -> None:
+        """The change, and all that the next gradients are added to back at zero."""
+        grad_norm = change_weights(self.model, self.optimizer, self.grad_clip, self.guard, self._step, self._loss)
+        self._told_norm.copy_(grad_norm)
+        self._told_loss.copy_(self._loss)
+        self._loss.zero_()
+        torch._foreach_zero_(self._gradients)
+
+
+def _narrow_copy(model: GPT) -> GPT | None:
+    """A model whose weights are in the dtype of the products, so that they are all converted at once, not one by one as
+    each is used; None where that is theirs."""
+    if model.compute_dtype == torch.float32:
+        return None
+    narrow = GPT(model.config, model.vocab_size, model.compute_dtype).to(model.device, model.compute_dtype).train()
+    narrow.path = model.path
+    return narrow
+
+
+class _Part:
+    """The recording for parts of one shape, and the memory that it reads their tokens from."""
+
+    def __init__(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, work: Callable[["_Part"], None]) -> None:
+        self.inputs_BT, self.targets_BT = torch.empty_like(inputs_BT), torch.empty_like(targets_BT)
+        self.recording = Recording(lambda: work(self), inputs_BT.device)
+
+    def __call__(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> None:
+        self.inputs_BT.copy_(inputs_BT)
+        self.targets_BT.copy_(targets_BT)
+        self.recording()
+
+
+class Recording:
+    """`work`, done as it is the first few times, then recorded, then repeated; what cannot be recorded stays as it is.
+
+    Random numbers follow torch.manual_seed before each call, as they would without.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+        self._work, self._device = work, device
+        self._n_calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.problem: Exception | None = None
+        """Why it cannot be recorded."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is recorded, or never will be."""
+        return self._graph is not None or self.problem is not None
+
+    def __call__(self) -> None:
+        self._n_calls += 1
+        if self._n_calls > FIRST_CALLS and not self.is_settled:
+            self._record()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._do()
+
+    def _do(self) -> None:
+        """On a stream of its own: what a recording uses must not be tied to the usual one."""
+        usual, apart = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        apart.wait_stream(usual)
+        with torch.cuda.stream(apart):
+            self._work()
+        usual.wait_stream(apart)
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads go on meanwhile: one reads the next batch.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._work()
+        except Exception as problem:  # whatever a driver or a kernel raises
+            self.problem = problem.with_traceback(None)
+            _free_random_numbers(self._device)
+        else:
+            self._graph = graph
+
+
+def _free_random_numbers(device: torch.device) -> None:
+    """A recording that fails leaves torch's generator waiting for its end: another takes its place, with its seed."""
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.synchronize(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    usual, fresh = torch.cuda.default_generators[index], torch.Generator(device)
+    fresh.manual_seed(usual.initial_seed())
+    usual.graphsafe_set_state(fresh.graphsafe_get_state())
