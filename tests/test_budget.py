@@ -29,7 +29,7 @@ from tiny_gpt.training import budget, clock
 from tiny_gpt.training.budget import Clocks, Order, TimedCourse, TimedState, begin_budget, place_of, resolved
 from tiny_gpt.training.checkpoint_store import CheckpointStore
 from tiny_gpt.training.evaluate import FixedWindows
-from tiny_gpt.training.events import Checkpointed, Evaluated, Finished, Prepared, StepDone
+from tiny_gpt.training.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StepDone
 from tiny_gpt.training.run import run
 from tiny_gpt.training.schedule import learning_rate
 
@@ -366,6 +366,22 @@ def test_a_run_ends_with_all_that_it_leaves_and_keeps_the_state_before_its_cool_
     abouts = {step: store.about(step) for step in store.steps()}
     assert abouts[before]["is_cooling"] is False and abouts[steps[-1].step]["is_cooling"] is True
     assert len(store.steps()) > 4 and max(step for step in abouts if not abouts[step]["is_cooling"]) == before
+
+
+def test_where_saving_takes_too_much_of_the_time_the_best_model_waits_for_the_end(config, made_up, monkeypatch):
+    def saved_best(share, **changes):
+        monkeypatch.setattr(clock, "MAX_SHARE", share)
+        events = events_of(with_train(config, out_dir=f"{config.train.out_dir}-{share}", **changes), made_up)
+        best = min(of(Evaluated, events), key=lambda event: event.val_loss)
+        assert load_model(events[-1].best_path, torch.device("cpu")).progress.val_loss == best.val_loss
+        return [event for event in of(Saved, events) if event.is_best], best
+
+    saved, best = saved_best(1e-9)
+    assert len(saved) == 2 and saved[-1].val_loss == best.val_loss
+    assert len(saved_best(1e9)[0]) > 5
+    assert len(saved_best(1e-8, for_="", epochs=4, iters_per_epoch=20)[0]) > 2, (
+        "steps are the same whatever saving takes"
+    )
 
 
 def test_more_time_goes_on_from_there_and_a_crash_in_it_does_not_begin_it_again(config, made_up):

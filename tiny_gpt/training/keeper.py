@@ -5,7 +5,6 @@ is told and left for the next occasion, and the training goes on.
 """
 
 import contextlib
-import copy
 import dataclasses
 import errno
 import functools
@@ -47,7 +46,8 @@ class Keeper:
         self._trouble = ""
         """Why the last save failed; empty if it did not."""
         self._unsaved_best: tuple[Evaluated, GPT] | None = None
-        """What a disk in trouble has not taken yet."""
+        """What a disk in trouble has not taken yet, or what saving would have taken too much of the time for."""
+        self._best_pace = Pace()
         self._safe_step: int | None = None
         """Step of the checkpoint that holds the learner as it is now."""
         self._writes_s: deque[float] = deque([0.0], maxlen=3)
@@ -124,14 +124,18 @@ class Keeper:
     # --- model files ---
 
     def save_best(self, evaluated: Evaluated) -> Saved | None:
-        """Save the model as the best; where that cannot be done now, keep a copy of it and try again later."""
-        saved = self._save_best(evaluated, self.learner.model)
-        self._unsaved_best = None if saved else (evaluated, copy.deepcopy(self.learner.model).cpu())
+        """Save the model as the best; where that cannot be done now, or a clock ends the run and it would take too much
+        of the time, keep a copy of it for later."""
+        saved = None if self._saves_time() else self._save_best(evaluated, self.learner.model)
+        self._unsaved_best = None if saved else (evaluated, _copy(self.learner.model))
         return saved
 
-    def catch_up(self) -> Saved | None:
-        """Save the best model if it is not on the disk yet, or not any more; None where there is nothing to do."""
+    def catch_up(self, at_last: bool = False) -> Saved | None:
+        """Save the best model if it is not on the disk yet, or not any more; None where there is nothing to do, or not
+        yet, if not `at_last`."""
         if self._unsaved_best is not None:
+            if self._saves_time() and not at_last:
+                return None
             saved = self._save_best(*self._unsaved_best)
             self._unsaved_best = None if saved else self._unsaved_best
             return saved
@@ -140,11 +144,15 @@ class Keeper:
         return None
 
     def _save_best(self, evaluated: Evaluated, model: GPT) -> Saved | None:
-        with self.learner.clock.apart("save"):
+        with self.learner.clock.apart("save"), self._best_pace.spending():
             saved = self._attempt(lambda: self._save(self.best_path, evaluated, model))
         if saved:
             self.learner.best = evaluated
         return saved
+
+    def _saves_time(self) -> bool:
+        """Whether a best model is not to be written now for the time that it would take."""
+        return self.learner.config.train.is_timed and not self._best_pace.allows()
 
     def is_better(self, evaluated: Evaluated) -> bool:
         """Whether this evaluation is better than that of the best model, saved or not."""
@@ -234,6 +242,15 @@ class Keeper:
         if isinstance(failure, OSError):
             return cannot_write(self.store.folder, failure)
         return OutOfResourcesError(f"{self.store.folder} does not hold what was just written ({failure})")
+
+
+def _copy(model: GPT) -> GPT:
+    """The same weights, on the CPU, for saving them."""
+    with torch.device("meta"):  # takes neither memory nor random numbers
+        copy = GPT(model.config, model.vocab_size)
+    weights = {name: weight.detach().to("cpu", copy=True) for name, weight in model.state_dict().items()}
+    copy.load_state_dict(weights, assign=True)
+    return copy
 
 
 def is_full(failure: BaseException) -> bool:

@@ -141,8 +141,8 @@ class Trainer:
             if stopping is not None:
                 break
             yield from self._between_steps(night, epoch_ends)
+        yield from self._told(self.keeper.catch_up(at_last=True))
         yield from self._told(self.keeper.checkpoint())
-        yield from self._told(self.keeper.catch_up())
         yield from self._told(self.keeper.save_final())
         yield self._finish(night)
 
@@ -243,6 +243,8 @@ class Trainer:
         interval_s = 0 if epoch_ends else 60 * self.config.night.checkpoint_minutes
         if isinstance(course := self.learner.course, TimedCourse):
             interval_s = min(interval_s, CHECKPOINT_SHARE * course.state.asked_s)
+        if restart:
+            yield from self._told(self.keeper.catch_up(at_last=True))
         if reason or restart or self.keeper.is_due(interval_s):
             yield from self._told(self.keeper.checkpoint())
         if restart:
@@ -268,6 +270,7 @@ class Trainer:
     def _step_back(self, trouble: str) -> Iterator[Event]:
         """Go back to the last healthy checkpoint, past the batches since then, at half the rate."""
         learner, before = self.learner, self.learner.state
+        yield from self._told(self.keeper.catch_up(at_last=True))
         if before.n_rollbacks == MAX_ROLLBACKS:
             raise DivergedError(self._divergence(trouble))
         # Trouble that comes back may have begun before the last checkpoint that looked healthy: an older one then.
