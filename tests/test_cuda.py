@@ -12,10 +12,11 @@ from tiny_gpt.data.batches import Batches, TextOnDevice, TextOnHost
 from tiny_gpt.data.order import Order
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.recipes import RECIPES
-from tiny_gpt.training.captured import Recording, captured_updates
+from tiny_gpt.training.captured import captured_updates
 from tiny_gpt.training.events import Evaluated, Finished, Prepared
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
+from tiny_gpt.training.recording import Recording
 from tiny_gpt.training.run import run
 from tiny_gpt.training.step import train_step
 
