@@ -214,7 +214,7 @@ def test_a_model_that_computes_no_numbers_is_told(tiny_gpt, stopped):
         (("-",), "run"),
         (("https://example.org/x/war.txt?y=1",), "war"),
         (("hf:owner/name",), "name"),
-        (("wikitext-103|python-docs",), "wikitext-103"),
+        (("wikitext-103|python-docs",), "wikitext-103-or-python-docs"),
         (("Война и мир.txt",), "Война-и-мир"),
         (("../..",), "run"),
         (("C:\\texts\\a.txt",), "a"),

@@ -79,13 +79,16 @@ def folder_for(config: RunConfig, is_new: bool = False) -> Path:
 
 
 def name_for(sources: tuple[str, ...]) -> str:
-    """("books/my book.txt", "b.txt") -> "my-book-and-1-more"."""
-    first = sources[0].split("|")[0].rstrip("/\\")
-    stem = re.split(r"[/\\:]", first)[-1].split("?")[0]
+    """("books/my book.txt", "b.txt") -> "my-book-and-1-more", and ("a|b",) -> "a-or-b"."""
+    more = f"-and-{len(sources) - 1}-more" if len(sources) > 1 else ""
+    return ("-or-".join(filter(None, map(_stem, sources[0].split("|")))) or "run")[:60] + more
+
+
+def _stem(source: str) -> str:
+    stem = re.split(r"[/\\:]", source.rstrip("/\\"))[-1].split("?")[0]
     while "." in stem.strip("."):
         stem = stem.rpartition(".")[0]
-    more = f"-and-{len(sources) - 1}-more" if len(sources) > 1 else ""
-    return (re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run")[:60] + more
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.")
 
 
 def find_run(name: str) -> Path:
