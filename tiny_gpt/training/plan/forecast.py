@@ -61,6 +61,8 @@ class Law:
     """both fall by this power of them."""
     readings: float
     """Readings of a text after which a further one has lost most of its worth."""
+    parameters_per_token: float
+    """More of them for each token of the text are of no use."""
     weights: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
     """How unsure the weights are."""
@@ -73,7 +75,8 @@ class Law:
         """What a model lacks that has read so many tokens of a text of `train_tokens`."""
         again = max(0.0, n_tokens / train_tokens - 1)
         worth = min(n_tokens, train_tokens) + train_tokens * self.readings * -math.expm1(-again / self.readings)
-        return (self.tokens / worth) ** self.power + (self.parameters / n_parameters) ** self.power
+        useful = min(n_parameters, self.parameters_per_token * train_tokens)
+        return (self.tokens / worth) ** self.power + (self.parameters / useful) ** self.power
 
     def features(self, text: Text, shortfall: float) -> NDArray[np.float64]:
         """What the logarithm of the loss is a sum of."""
