@@ -33,12 +33,13 @@ class Recording:
 
     def __call__(self) -> None:
         self._n_calls += 1
-        if self._n_calls > FIRST_CALLS and not self.is_settled:
-            self._record()
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._do()
+        with torch.cuda.device(self._device):  # a recording is of the current one
+            if self._n_calls > FIRST_CALLS and not self.is_settled:
+                self._record()
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._do()
 
     def _do(self) -> None:
         """On a stream of its own: what a recording uses must not be tied to the usual one."""
