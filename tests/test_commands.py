@@ -20,6 +20,7 @@ from tiny_gpt import cli, model_file
 from tiny_gpt.commands import train as train_command
 from tiny_gpt.launch import ROOT
 from tiny_gpt.model_file import load_model
+from tiny_gpt.training import run as run_module
 from tiny_gpt.training.events import Evaluated, Saved, StepDone, Stopping
 from tiny_gpt.training.run import set_aside_earlier_run
 from tiny_gpt.ui.console import Console
@@ -223,6 +224,17 @@ class TestTraining:
     def test_says_how_to_generate_from_a_folder_with_a_space(self, train, tmp_path):
         done = train(tmp_path / "my run")
         assert f"tiny-gpt generate --checkpoint '{tmp_path / 'my run' / 'tiny_gpt_best.pt'}' --prompt" in done.out
+
+    def test_what_takes_a_while_at_the_first_start_is_done_before_the_clock_runs(self, train, monkeypatch):
+        order = []
+        monkeypatch.setattr(train_command, "must_compile", lambda model: not order)
+        monkeypatch.setattr(train_command, "compile_writer", lambda model, precision: order.append("compiled"))
+        trainer = run_module.Trainer
+        monkeypatch.setattr(run_module, "Trainer", lambda *args: order.append("clock") or trainer(*args))
+        assert train().out.startswith("compiling what writes text for this processor") and order == [
+            "compiled",
+            "clock",
+        ]
 
     @pytest.mark.parametrize("consumer", [Console, train_command.MetricsFile])
     def test_a_screen_or_file_that_fails_does_not_stop_it(self, train, tmp_path, monkeypatch, consumer):
