@@ -210,7 +210,7 @@ ODDITIES: dict[str, Callable[[Path], None]] = {
 }
 NOTICED = "noticed, and the checkpoint before it taken"
 GROUPS = {
-    "byte-flips": Group("noticed or harmless; told; the end equal to the twin's", a_byte_flips, times(1000), 4),
+    "byte-flips": Group("noticed or harmless; told; the end equal to the twin's", a_byte_flips, times(1000), 3),
     "every-byte-flips": Group(NOTICED, every_byte_flips, lambda _: FILES, len(FILES)),
     "cut-at-every-length": Group(NOTICED, cut_short, lambda _: FILES, len(FILES)),
     "odd-checkpoints": Group(

@@ -278,7 +278,7 @@ def removed(trial: Trial) -> list[str]:
 
 TOLD = "exit 0, or 5 with words; what was saved stays whole; after mending, the end equal to the twin's"
 GROUPS = {
-    "every-call-fails": Group(TOLD, a_call_fails, every_call, 4),
+    "every-call-fails": Group(TOLD, a_call_fails, every_call, 3),
     "every-call-fails-in-second-lives": Group(TOLD, a_call_fails_in_a_second_life, every_call_of_a_second_life, 2),
     "full-disk": Group(
         TOLD, full_disk, lambda _: [(kind, n) for kind in ("classic", "overfitted") for n in range(N_SIZES)], 2

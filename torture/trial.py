@@ -43,7 +43,7 @@ class Group:
     cases: Callable[[World], Sequence[Any]]
     """One for each trial of the long form."""
     n_short: int
-    """Trials of the short form, drawn from those of the long one."""
+    """Trials of the short form, drawn from those of the long one; 0 where that takes too long for it."""
 
 
 @dataclass
