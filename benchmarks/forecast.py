@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, METRICS_FILE, RunConfig
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
-from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.models import open_path
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.plan import forecast
@@ -89,10 +88,8 @@ def weighted(law: Law, rows: Iterable[dict[str, Any]]) -> tuple[NDArray[np.float
 
 
 def features_of(law: Law, row: dict[str, Any]) -> NDArray[np.float64]:
-    config, text = config_of(row), Text(**row["text"])
-    n_tokens = row["steps"] * config.train.batch_size * config.model.block_size
-    n_parameters = n_multiplied(config.model, text.vocab_size)
-    return law.features(text, law.shortfall(n_parameters, n_tokens, text.train_tokens))
+    text = Text(**row["text"])
+    return law.features(text, forecast.shortfall(config_of(row), text, row["steps"], law))
 
 
 def config_of(row: dict[str, Any]) -> RunConfig:

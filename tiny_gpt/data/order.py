@@ -39,7 +39,9 @@ class Order:
     def noise(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which inputs of a step's batch, counted through from 0, are exchanged, and the places in the text of what
         stands there then."""
-        n_inputs = self.batch_size * self.block_size if self.token_noise else 0
+        if not self.token_noise:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        n_inputs = self.batch_size * self.block_size
         # The blocks' random numbers begin at counter 0.
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, 1]))
         exchanged = np.flatnonzero(rng.random(n_inputs) < self.token_noise)

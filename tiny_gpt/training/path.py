@@ -178,9 +178,9 @@ class Trial:
     @classmethod
     def of(cls, config: RunConfig, vocab_size: int, device: torch.device) -> "Trial":
         """For a run. A GPU is quick enough to try the whole of it, and then need not compile another shape."""
-        model, n_blocks = config.model, config.train.batch_size
+        model, train = config.model, config.train
+        n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
         if device.type == "cpu":
-            n_blocks = part_size(n_blocks, config.train.grad_accum_steps, model.block_size, device)
             model = replace(model, n_layer=min(TRIAL_LAYERS, model.n_layer))
             n_blocks = min(n_blocks, math.ceil(TRIAL_TOKENS_PER_THREAD * torch.get_num_threads() / model.block_size))
         return cls(replace(config, model=model), vocab_size, n_blocks, device)

@@ -89,11 +89,12 @@ def law() -> Law:
     return Law(**json.loads((Path(__file__).parent / "law.json").read_text(encoding="utf-8")))
 
 
-def shortfall(config: RunConfig, text: Text, steps: int) -> float:
-    """What the model of `config` lacks after so many steps: the smaller, the better it is, whatever the text."""
+def shortfall(config: RunConfig, text: Text, steps: int, fit: Law | None = None) -> float:
+    """What the model of `config` lacks after so many steps, by `law` unless told another: the smaller, the better it
+    is, whatever the text."""
     a_step = config.train.batch_size * config.model.block_size
     worth = steps * a_step / waste(a_step, steps * a_step)
-    return law().shortfall(n_multiplied(config.model, text.vocab_size), worth, text.train_tokens)
+    return (fit or law()).shortfall(n_multiplied(config.model, text.vocab_size), worth, text.train_tokens)
 
 
 def best_step_tokens(n_tokens: float) -> float:
