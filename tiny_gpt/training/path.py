@@ -227,6 +227,8 @@ class WholeStep:
         if self._rehearsal is None:
             rehearsal = self._make()
             rehearsal.first_steps()
+            if rehearsal.captured is not None and (problem := rehearsal.captured.problem):
+                raise problem
             self._rehearsal = rehearsal
         self._rehearsal.step()
         synchronize(self._rehearsal.model.device)

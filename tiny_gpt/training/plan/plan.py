@@ -139,7 +139,8 @@ def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generat
     if device.type == "cpu":
         taken = choose_path(shapes[-1], vocab_size, device).taken
     else:  # where torch's compiler would take a minute for each shape
-        taken = Candidate(AUTO_PATHS[device.type][0], possible_precisions(config.train.precision, device)[0])
+        path = config.train.path if config.train.path == "plain" else AUTO_PATHS[device.type][0]
+        taken = Candidate(path, possible_precisions(config.train.precision, device)[0])
     shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
     free = free_bytes(device)
     shapes = shapes[:1] + [shape for shape in shapes[1:] if needed_bytes(shape, vocab_size, device) <= free]
