@@ -570,6 +570,11 @@ class TestBadInput:
         done = command("tiny-gpt", "generate", "--checkpoint", "cut.pt")
         assert done.code == 3 and "cut.pt is not a tiny_gpt model file, or was cut short" in done.err
 
+    def test_help_tells_defaults_only_where_they_are(self, command):
+        chosen, fixed = (command("tiny-gpt", "train", "--recipe", name, "--help").out for name in ("auto", "overnight"))
+        assert re.search(r"--n-layer INT[^-]*\(default: chosen\)", chosen) and "(default: modern)" in chosen
+        assert re.search(r"--n-layer INT[^-]*\(default: 4\)", fixed) and "chosen" not in fixed
+
     def test_no_command_and_an_unknown_one_lead_to_help(self, command):
         assert "train" in command("tiny-gpt").out
         done = command("tiny-gpt", "trian")

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -43,6 +43,7 @@ from tiny_gpt.verbs import (
     ResumeCommand,
     ScriptCommand,
     TrainCommand,
+    told_as_chosen,
 )
 from tiny_gpt.watchdog import watch
 
@@ -52,6 +53,8 @@ SETTLED = "TINY_GPT_SETTLED"
 
 # The time of a training of which nothing is said; `resume RUN --for 8h` makes a night of it.
 FIRST_LOOK = "5m"
+
+Command = TypeVar("Command", bound=RunConfig)
 
 FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
@@ -83,9 +86,7 @@ def train(args: Sequence[str]) -> int:
         base = load_config(user_path(start["config"]), RunConfig())
     else:
         base = _recipe(recipe, args) if recipe in RECIPES else RunConfig()  # of which the parser tells
-    default = TrainCommand(base.model, base.data, _without_budget(base.train, args), base.night)
-    about = _about(TrainCommand, base)
-    command = tyro.cli(TrainCommand, prog="tiny-gpt train", description=about, args=args, default=default, config=FLAT)
+    command = _parsed(TrainCommand, "tiny-gpt train", args, base)
     data = replace(command.data, data=command.sources) if command.sources else command.data
     config = replace(_settings(command), data=data)
     return _train(config, command.start, [sys.executable, "-m", "tiny_gpt", "train", *args], _me())
@@ -99,10 +100,15 @@ def _recipe(name: str, args: Sequence[str]) -> RunConfig:
     return _said(base, args)
 
 
-def _about(command: type, config: RunConfig) -> str:
-    """What --help says first."""
-    about, left = command.__doc__ or "", ", ".join(map(flag, config.train.auto))
-    return f"{about}\n\nChosen by the text, the time and this machine unless you give them: {left}." if left else about
+def _parsed(command: type[Command], prog: str, args: Sequence[str], base: RunConfig) -> Command:
+    """What `args` say, the settings of `base` where they say nothing; leaves the program after --help."""
+    about, left = command.__doc__ or "", base.train.auto
+    model, train = base.model, _without_budget(base.train, args)
+    if left and {"-h", "--help"} & set(args):
+        about += '\n\n"chosen" means: from your text, the time and this machine. What you give stays.'
+        model, train = told_as_chosen(model, left), told_as_chosen(train, left)
+    default = command(model, base.data, train, base.night)
+    return tyro.cli(command, prog=prog, description=about, args=args, default=default, config=FLAT)
 
 
 def _said(config: RunConfig, args: Sequence[str]) -> RunConfig:
@@ -118,9 +124,7 @@ def _said(config: RunConfig, args: Sequence[str]) -> RunConfig:
 def plan(args: Sequence[str]) -> int:
     """Say what a training would be, and how good: model, time, memory, expected loss."""
     base = _recipe("auto", args)
-    default = PlanCommand(base.model, base.data, _without_budget(base.train, args), base.night)
-    about = _about(PlanCommand, base)
-    command = tyro.cli(PlanCommand, prog="tiny-gpt plan", description=about, args=args, default=default, config=FLAT)
+    command = _parsed(PlanCommand, "tiny-gpt plan", args, base)
     data = replace(command.data, data=command.sources) if command.sources else command.data
     from tiny_gpt.commands.plan import show_plan
 
@@ -132,8 +136,7 @@ def resume(args: Sequence[str]) -> int:
     name = tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, config=FLAT).run
     folder = find_run(name)
     base = _said(config_of(folder), args)
-    default = ResumeCommand(base.model, base.data, _without_budget(base.train, args), base.night)
-    config = _settings(tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, default=default, config=FLAT))
+    config = _settings(_parsed(ResumeCommand, "tiny-gpt resume", args, base))
     is_more = bool(_budgets_given(args)) and config.train.is_timed
     if not is_more and not unfinished(folder, config.train.total_steps):
         raise UsageError(
@@ -153,8 +156,7 @@ def train_script(settings: Mapping[str, Any]) -> int:
         base = RunConfig().with_flat(settings, "train.py")
         config = _given(args, "config")["config"]
         base = load_config(user_path(config), base) if config else base
-        default = ScriptCommand(base.model, base.data, _without_budget(base.train, args), base.night)
-        command = tyro.cli(ScriptCommand, prog="train.py", args=args, default=default, config=FLAT)
+        command = _parsed(ScriptCommand, "train.py", args, base)
         again = [sys.executable, os.path.abspath(sys.argv[0]), *args]
         return _train(_settings(command), command.beginning, again, "")
 
@@ -247,7 +249,9 @@ def _settings(command: RunConfig) -> RunConfig:
 
 def _me() -> str:
     """This program as it was typed, if it is not on PATH."""
-    return "tiny-gpt" if shutil.which("tiny-gpt") else sys.argv[0]
+    if shutil.which("tiny-gpt"):
+        return "tiny-gpt"
+    return f"{shlex.quote(sys.orig_argv[0])} -m tiny_gpt" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
 
 
 def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, is_more: bool = False) -> int:

@@ -1,12 +1,24 @@
 """What a person may say after `tiny-gpt VERB`: for each verb its settings and flags, from which --help is made."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
-from tiny_gpt.config import BEST_FILE, DataConfig, EvalConfig, MannerConfig, RunConfig, SampleConfig
+from tiny_gpt.config import (
+    BEST_FILE,
+    DataConfig,
+    EvalConfig,
+    MannerConfig,
+    ModelConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from tiny_gpt.errors import UsageError
+
+Section = TypeVar("Section", ModelConfig, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -147,3 +159,18 @@ class DoctorCommand:
     """all, auto, cpu, mps, cuda or cuda:N."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the figures as JSON."""
+
+
+def told_as_chosen(section: Section, names: Collection[str]) -> Section:
+    """`section` for --help, which says of the settings called `names` that they are chosen instead of what stands in
+    until then."""
+    kind, hint = type(section), tyro.conf.arg(help_behavior_hint="(default: chosen)")
+    types = get_type_hints(kind, include_extras=True)
+    told: Any = make_dataclass(
+        kind.__name__,
+        [(one.name, Annotated[types[one.name], hint], one.default) for one in fields(section) if one.name in names],
+        bases=(kind,),
+        namespace={"__doc__": kind.__doc__},
+        frozen=True,
+    )
+    return told(**{one.name: getattr(section, one.name) for one in fields(section)})
