@@ -438,6 +438,19 @@ def test_a_stop_in_an_evaluation_is_not_taken_for_its_time(config, made_up, monk
     assert len(of(StepDone, events_of(config, made_up))) > 60
 
 
+def test_the_best_models_last_score_is_of_as_much_text_as_there_is_time_for(config, made_up):
+    def scored_tokens(late_s):
+        def is_slow_at_the_end(event):
+            made_up.now += late_s * (isinstance(event, StepDone) and event.progress == 1)
+            return False
+
+        short = with_train(config, eval_interval=5, out_dir=f"{config.train.out_dir}-{late_s}")
+        return events_of(short, made_up, until=is_slow_at_the_end)[-1].scored_tokens
+
+    whole, some = 347, 48
+    assert scored_tokens(late_s=0) == whole and scored_tokens(late_s=20) == some
+
+
 def test_a_run_of_an_earlier_version_can_be_given_time(config, made_up):
     """Its checkpoints tell nothing of budgets and rates."""
     config = with_train(config, for_="", epochs=2, iters_per_epoch=5)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
-from tiny_gpt.training.budget import TimedCourse
+from tiny_gpt.training.budget import LATE_S, TimedCourse
 from tiny_gpt.training.evaluate import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens
 from tiny_gpt.training.learner import Learner
 from tiny_gpt.training.schedule import Place
@@ -76,9 +76,16 @@ class Examiner:
         self._last_progress, self._last_train_s = place.progress, clock.train_s
         return losses
 
-    def final_windows(self) -> FixedWindows | None:
-        """For the best model's score at the end, where the run was long enough for more than the evaluations have."""
+    def final_windows(self, left_s: float | None) -> FixedWindows | None:
+        """For the best model's score at the end, where the run was long enough for more than the evaluations have.
+
+        Where a clock ends the run in `left_s` seconds, as much of the text as there is still time for: the machine may
+        have become faster or slower since the time for it was set aside.
+        """
         n_tokens = self._final_tokens()
+        if left_s is not None and (token_s := self._token_s()) > 0:
+            in_time, at_latest = left_s / token_s, (left_s + LATE_S / 2) / token_s
+            n_tokens = self._if_more(int(min(max(n_tokens, in_time), at_latest)))
         return self._windows(self.dataset.val, n_tokens) if n_tokens else None
 
     def eval_s(self) -> float:
@@ -93,7 +100,11 @@ class Examiner:
         tokens_trained = self.learner.state.step * self.tokens_per_step
         if not self.config.train.is_timed:
             return affordable_tokens(tokens_trained, VAL_SHARE)
-        n_tokens = min(len(self.dataset.val) - 1, affordable_tokens(tokens_trained, FINAL_SHARE))
+        return self._if_more(affordable_tokens(tokens_trained, FINAL_SHARE))
+
+    def _if_more(self, n_tokens: int) -> int:
+        """So many of the validation text's tokens, if those are more than an evaluation scores; else none."""
+        n_tokens = min(len(self.dataset.val) - 1, n_tokens)
         return n_tokens if n_tokens > self.val_windows.n_tokens else 0
 
     def _token_s(self) -> float:

@@ -318,7 +318,10 @@ class Trainer:
         learner, last = self.learner, self.learner.history[-1]
         best, path = (learner.best, self.keeper.best_path) if learner.best else (last, self.keeper.final_path)
         val_loss, scored_tokens = best.val_loss, self.examiner.val_windows.n_tokens
-        windows = self.examiner.final_windows() if night.stop.signal_number is None else None
+        windows = None
+        if night.stop.signal_number is None:
+            left_s = learner.course.left_s()
+            windows = self.examiner.final_windows(None if left_s is None else left_s - AFTERWARDS_S)
         if windows is not None:
             model = load_model(path, self.model.device, self.model.compute_dtype).model
             with learner.clock.apart("eval"):
