@@ -214,22 +214,41 @@ def test_a_run_ends_on_time_with_its_rate_fallen(asked_s, trouble):
         assert 0.5 < full < 0.62, "the last 0.4 of it cools down"
 
 
-@pytest.mark.parametrize("asked_s", [20, 600])
-def test_a_gpu_that_works_off_its_queue_now_and_then_ends_on_time_too(asked_s):
-    """Sixteen steps seem to take no time, then all of it passes at once; towards the end each step is waited for."""
-    config, machine = TrainConfig(for_=f"{asked_s}s"), Machine(step_s=0.05)
+@pytest.mark.parametrize(("asked_s", "step_s"), [(20, 0.05), (600, 0.05), (60, 1), (60, 2), (120, 3), (300, 5)])
+def test_a_gpu_that_works_off_its_queue_now_and_then_ends_on_time_too(asked_s, step_s):
+    """Sixteen steps seem to take no time, then all of it passes at once; at first each step is waited for, and towards
+    the end. The first ones compile."""
+    config, machine = TrainConfig(for_=f"{asked_s}s"), Machine(step_s)
     course, queue, rates, step = machine.course(config, steps_at_once=16), 0, [], 0
     while not course.is_over(step):
         place = course.begin(step)
         queue += 1
-        if queue == 16 or course.steps_left < 32:
-            machine.pass_time(queue * machine.step_s)
+        if course.is_measured(step) or course.steps_left < 32:
+            machine.pass_time(queue * machine.step_s + (step < 3))
             queue = 0
         course.end(step)
         step += 1
         rates.append(learning_rate(place, config) / PEAK)
     machine.now += machine.end_s
     check_end(machine, rates, asked_s)
+    assert 0.3 < sum(rate < 1 for rate in rates[3:]) / len(rates) < 0.8, "the cool-down has its share"
+
+
+def test_a_step_back_is_no_reason_to_end_late():
+    config, machine = TrainConfig(for_="100s"), Machine()
+    course = machine.course(config)
+    kept, step = {}, 0
+    while not course.is_over(step):
+        course.begin(step)
+        machine.pass_time(machine.step_s)
+        course.end(step)
+        step += 1
+        if step == 200:
+            kept = course.to_dict()
+        if step == 400 and kept:
+            course.go_back(kept)
+            step, machine.step_s, kept = 200, 1.0, {}
+    assert abs(machine.now + machine.end_s - 100) < 5
 
 
 @pytest.mark.parametrize("progress", [0.1, 0.5, 0.9])

@@ -123,7 +123,7 @@ def test_models_that_do_not_fit_into_memory_are_not_chosen():
     limit = needed_bytes(free, 8192, CPU) - 1
     tight = choose(AUTO, LARGE_TEXT, Budget(86_400), speed, lambda config: needed_bytes(config, 8192, CPU) <= limit)
     assert needed_bytes(tight, 8192, CPU) <= limit
-    with pytest.raises(UsageError, match="fits into this machine's memory"):
+    with pytest.raises(UsageError, match="fits into the memory that is free"):
         choose(AUTO, LARGE_TEXT, Budget(60), speed, lambda _: False)
 
 

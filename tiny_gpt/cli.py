@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -28,7 +27,7 @@ from tiny_gpt.files import user_path
 from tiny_gpt.heartbeat import heartbeat, restart_reason, watched
 from tiny_gpt.recipes import RECIPES
 from tiny_gpt.runs import config_of, find_model, find_run, folder_for, newest_step, unfinished
-from tiny_gpt.ui.terminal import error, make_safe
+from tiny_gpt.ui.terminal import error, make_safe, quoted
 from tiny_gpt.verbs import (
     SCRIPT,
     Beginning,
@@ -251,7 +250,7 @@ def _me() -> str:
     """This program as it was typed, if it is not on PATH."""
     if shutil.which("tiny-gpt"):
         return "tiny-gpt"
-    return f"{shlex.quote(sys.orig_argv[0])} -m tiny_gpt" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
+    return f"{quoted(sys.orig_argv[0])} -m tiny_gpt" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
 
 
 def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, is_more: bool = False) -> int:
@@ -280,7 +279,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
 
     start = config.train.start_from and str(find_model(config.train.start_from))
     config = replace(config, train=replace(config.train, out_dir=str(folder), start_from=start))
-    name = shlex.quote(str(folder))
+    name = quoted(str(folder))
     out_dir = "" if folder == Path() else f" --out-dir {name}"
     return train_and_sample(
         config,

@@ -5,6 +5,7 @@ overnight recipe. Does not know torch; values in, checked frozen dataclasses out
 """
 
 import json
+import math
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -182,7 +183,7 @@ class TrainConfig:
     cooldown: float = 0.6
     """Last part of the budget in which a trapezoid's rate falls; 1 lets it fall from the start."""
     warmup_steps: int = 200
-    """Steps of linear rise to the peak (at most half of the run)."""
+    """Steps of linear rise to the peak (at most half of the run, or a twentieth of its time)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """What moves the weights: adamw; or muon, which needs about half the steps (it takes the matrices inside the
     blocks, AdamW the rest, and likes a learning rate of 2e-3)."""
@@ -196,7 +197,8 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Longest gradient, as its norm over all parameters; 0 turns clipping off."""
     eval_interval: int = 100
-    """Steps between two refreshes of train_loss and val_loss."""
+    """Steps between two refreshes of train_loss and val_loss; where a clock ends the run, only how much text these are
+    of, since they come 40 times then."""
     seed: int = 1337
     """Same seed, same machine: same numbers."""
     device: str = "auto"
@@ -233,8 +235,9 @@ class TrainConfig:
             self.batch_size % self.grad_accum_steps == 0,
             f"--batch-size {self.batch_size} does not divide into --grad-accum-steps {self.grad_accum_steps} parts",
         )
+        highest = math.inf if self.schedule_taken == "trapezoid" else self.learning_rate  # which comes to zero
         _require(
-            0 <= self.min_learning_rate <= self.learning_rate,
+            0 <= self.min_learning_rate <= highest,
             f"--min-learning-rate {self.min_learning_rate}: must be between 0 and --learning-rate {self.learning_rate}",
         )
         _require(0 < self.cooldown <= 1, f"--cooldown {self.cooldown}: must be above 0 and at most 1")
@@ -293,10 +296,6 @@ class TrainConfig:
         default = TrainConfig()
         cooldown = default.cooldown if self.cooldown == 1 else self.cooldown
         return replace(self, cooldown=cooldown, **{name: getattr(default, name) for name in BUDGETS[:-1]})
-
-    @property
-    def micro_batch_size(self) -> int:
-        return self.batch_size // self.grad_accum_steps
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def milliseconds(seconds: float) -> str:
+    """0.0413 -> "41 ms", 0.0041 -> "4.1 ms"."""
+    ms = 1e3 * seconds
+    return f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
+
+
 def clock_in(seconds: float) -> str:
     """The time of day in so many seconds, with the day where that is not plain."""
     return time.strftime("%H:%M" if seconds < 20 * 3600 else "%A %H:%M", time.localtime(time.time() + seconds))

@@ -41,11 +41,6 @@ def self_test(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
         yield run_check(name, device, dtype)
 
 
-def quick_verdict(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """A line for each check that failed; none if the device is safe."""
-    return [describe(result) for result in self_test(device, dtype) if not result.ok]
-
-
 def run_check(name: str, device: torch.device, dtype: torch.dtype) -> Result:
     """One of CHECKS. A kernel that raises has failed; no error escapes."""
     try:

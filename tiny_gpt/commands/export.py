@@ -1,6 +1,5 @@
 """`tiny-gpt export` and `tiny-gpt import`: the way to other tools and from them."""
 
-import shlex
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from tiny_gpt.hf.folder import read_folder
 from tiny_gpt.model_file import save_loaded
 from tiny_gpt.models import open_path
 from tiny_gpt.runs import find_model
-from tiny_gpt.ui.terminal import printable
+from tiny_gpt.ui.terminal import printable, quoted
 
 CPU = torch.device("cpu")
 
@@ -62,7 +61,7 @@ def import_model(folder: str, out: str) -> int:
             f"parameters, {loaded.model.vocab_size:,} tokens, {config.block_size:,} seen at once"
         )
     )
-    print(printable(f'Write with it: tiny-gpt generate --checkpoint {shlex.quote(str(target))} --prompt "The"'))
+    print(printable(f'Write with it: tiny-gpt generate --checkpoint {quoted(str(target))} --prompt "The"'))
     return 0
 
 

@@ -19,7 +19,7 @@ def show_plan(config: RunConfig, as_json: bool) -> int:
     if config.train.start_from:
         raise UsageError(f"--start-from {config.train.start_from}: a plan is that of a new model; leave it out")
     device = pick_device(config.train.device)
-    configure(device)
+    configure(device, config.train.deterministic)
     dataset = shown(prepare(config.data, fewest_tokens(config)))
     planner = shown(survey(config, dataset, device))
     if as_json:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import sys
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,7 +17,7 @@ from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
 from tiny_gpt.ui.samples import Samples, sample_text
-from tiny_gpt.ui.terminal import error, printable
+from tiny_gpt.ui.terminal import error, printable, quoted
 
 
 class Consumer(Protocol):
@@ -74,7 +73,7 @@ def _say_what_is_next(finished: Finished, config: RunConfig, commands: NextComma
         print(f"\nA sample from the best model ({at}), temperature {sample.temperature}:\n")
         print(printable(sample_text(finished.best_path, sample)))
     best_path = str(finished.best_path)
-    checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {shlex.quote(best_path)}"
+    checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {quoted(best_path)}"
     print(f'\nWrite more with: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
     if finished.stopped_by is not None:
         print(f"Go on where it stopped with: {commands.resume}")

@@ -3,8 +3,7 @@
 They know nothing of files: a tokenizer saves itself as a plain dict, which travels inside the model file.
 """
 
-import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -59,13 +58,3 @@ def tokenizer_from_dict(values: Any) -> Tokenizer:
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of `ids`; bytes that are no character become U+FFFD."""
     return tokenizer.decode_bytes(ids).decode("utf-8", LENIENT)
-
-
-def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of `ids` piece by piece, each as soon as its last byte is there."""
-    decoder = codecs.getincrementaldecoder("utf-8")(LENIENT)
-    for i in ids:
-        if piece := decoder.decode(tokenizer.decode_bytes([i])):
-            yield piece
-    if rest := decoder.decode(b"", final=True):
-        yield rest

@@ -25,6 +25,8 @@ MAX_WARMUP = 0.05
 PACE_MEASUREMENTS = 15
 # The first steps compile and fetch; until there are more measurements, so many steps at least are thought to follow.
 FEWEST_MEASUREMENTS, FEWEST_STEPS = 3, 10
+# So many steps of a GPU compile and record: what they took is forgotten.
+WARM_STEPS = 3
 # A step that takes so many times what is usual was stopped in between.
 STOPPED_TIMES = 10
 # A run may end late by so many seconds, or such a part of its time.
@@ -162,15 +164,21 @@ class Order:
     """The same command again, after a crash: the time since the last checkpoint counts."""
 
 
+def seconds_asked(train: TrainConfig, ordered_at: float, now: float) -> float | None:
+    """Seconds from `now` on that a budget has which a clock ends and a person gave at `ordered_at`; else None."""
+    if train.until:
+        return max(0.0, next_time(train.until, ordered_at) - now)
+    return seconds_of(train.for_) if train.for_ else None
+
+
 def begin_budget(config: TrainConfig, order: Order, now: float, step: int = 0, share: float = 0.0) -> TimedState:
     """The timed budget of `config` from `now` on, for a run at `step` whose last rate was that `share` of the peak.
 
     One that cools down from its beginning does so from the rate where it is.
     """
-    ordered_at = order.at
-    asked_s = seconds_of(config.for_) if config.for_ else max(0.0, next_time(config.until, ordered_at) - now)
+    asked_s = seconds_asked(config, order.at, now) or 0.0
     top = share if config.cooldown == 1 and share > 0 else 1.0
-    return TimedState(ordered_at, asked_s, first_step=step, start=share, top=top)
+    return TimedState(order.at, asked_s, first_step=step, start=share, top=top)
 
 
 class TimedCourse:
@@ -184,7 +192,8 @@ class TimedCourse:
         steps_at_once: int = 1,
         clocks: Clocks | None = None,
     ) -> None:
-        """`train_s` counts the seconds of steps alone, which a GPU works off `steps_at_once` at a time."""
+        """`train_s` counts the seconds of steps alone. A GPU, which has a queue of them, is waited for at the end of
+        those that `is_measured` says, `steps_at_once` apart."""
         self.end_s: Callable[[float], float] = lambda step_s: 0.0
         self.state = state
         self._config, self._train_s, self._steps_at_once = config, train_s, steps_at_once
@@ -193,6 +202,7 @@ class TimedCourse:
         self.steps_left = math.inf
         """As it looked when the last step began."""
         self._measured: deque[float] = deque(maxlen=PACE_MEASUREMENTS)
+        self._n_measured = 0
         self._mark: tuple[int, float] | None = None
         self._is_first = state.progress == 0
         self._cooldown = config.cooldown if config.schedule_taken == "trapezoid" else 1.0
@@ -222,13 +232,22 @@ class TimedCourse:
         assert self._mark is not None, "a step that ends has begun"
         first_step, first_s = self._mark
         n_steps = step + 1 - first_step
-        if n_steps >= self._steps_at_once:
+        if self.is_measured(step):
             train_s = self._train_s()
+            if self._steps_at_once > 1 and self._n_measured == WARM_STEPS:
+                self._measured.clear()
             self._measured.append((train_s - first_s) / n_steps)
+            self._n_measured += 1
             self._mark = step + 1, train_s
             if len(self._measured) >= FEWEST_MEASUREMENTS:
                 usual_s = STOPPED_TIMES * statistics.median_low(self._measured)
                 self.state.trained_s += n_steps * min(self._measured[-1], usual_s)
+
+    def is_measured(self, step: int) -> bool:
+        """Whether the time is taken at the end of `step`, which has begun: of each at first."""
+        assert self._mark is not None, "a step that ends has begun"
+        at_once = self._steps_at_once if self._n_measured >= WARM_STEPS + FEWEST_MEASUREMENTS else 1
+        return step + 1 - self._mark[0] >= at_once
 
     def is_over(self, n_steps: int) -> bool:
         return self.state.progress >= 1
@@ -247,6 +266,7 @@ class TimedCourse:
         is_earlier = values.get("ordered_at") == self.state.ordered_at  # else of the budget before this one
         earlier = TimedState.from_dict(values) if is_earlier else TimedState()
         self.state.progress, self.state.warm_at = earlier.progress, earlier.warm_at
+        self._mark = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(replace(self.state, spent_s=self._spent_s(), saved_at=self._clocks.wall()))

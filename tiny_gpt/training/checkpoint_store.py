@@ -27,7 +27,9 @@ CHECKPOINTS_FOLDER = "checkpoints"
 MANIFEST_FILE = "manifest.json"
 SET_ASIDE_FOLDER = "set-aside"
 STATE_FILE = "state.json"
-MAX_MANIFEST_BYTES = MAX_STATE_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 1 << 20
+# It names every source of the text, twice; a command line may be 2 MB long.
+MAX_STATE_BYTES = 32 << 20
 _NAME = re.compile(r"step-(\d{8,15})")
 _NAME_OF_FILE = re.compile(r"[a-z][a-z_.]{0,40}")
 

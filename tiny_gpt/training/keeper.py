@@ -20,6 +20,7 @@ import torch
 
 from tiny_gpt.config import BEST_FILE, FINAL_FILE
 from tiny_gpt.data.tokenizer import Tokenizer
+from tiny_gpt.device import synchronize
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
 from tiny_gpt.files import cannot_write
 from tiny_gpt.model.gpt import GPT
@@ -71,6 +72,7 @@ class Keeper:
         """Save the learner as it is, unless that is done already; None also where it cannot be done now."""
         if self.learner.state.step == self._safe_step:
             return None
+        synchronize(self.learner.model.device)  # what is in a GPU's queue is no saving
         with self.learner.clock.apart("save"), self._pace.spending():
             checkpoint = self._attempt(self._write)
             if checkpoint is None:

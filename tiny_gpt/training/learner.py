@@ -64,11 +64,14 @@ class Learner:
         return learning_rate(place, self.config.train)
 
     def has_done(self, place: Place) -> None:
-        """A step at `place` is done. Towards the end of a timed budget that is waited for: a GPU's queue of steps would
-        make it late."""
-        if isinstance(self.course, TimedCourse) and self.course.steps_left < 2 * GUARD_INTERVAL:
+        """A step at `place` is done. In a timed budget that is waited for where its time is taken, and towards the end:
+        a GPU's queue of steps would make it late."""
+        course = self.course
+        if isinstance(course, TimedCourse) and (
+            course.is_measured(self.state.step) or course.steps_left < 2 * GUARD_INTERVAL
+        ):
             synchronize(self.model.device)
-        self.course.end(self.state.step)
+        course.end(self.state.step)
         self.state.step += 1
         self.state.rate_share = self.rate(place) / self.config.train.learning_rate
         self.is_cooling = is_cooling(place, self.config.train)

@@ -28,13 +28,14 @@ from tiny_gpt.device import (
     release_memory,
     synchronize,
 )
-from tiny_gpt.duration import next_time, seconds_of
+from tiny_gpt.duration import milliseconds
 from tiny_gpt.errors import OutOfResourcesError, UsageError
 from tiny_gpt.files import atomic_write, cache_folder, sha256_of, sha256_of_json
 from tiny_gpt.model import gpt
 from tiny_gpt.model.shapes import n_multiplied
+from tiny_gpt.training.budget import seconds_asked
 from tiny_gpt.training.rehearsal import Rehearsal
-from tiny_gpt.training.step import part_size
+from tiny_gpt.training.step import is_out_of_memory, part_size
 
 # What auto tries on each kind of device; among those that are as good as equal the first is taken.
 AUTO_PATHS = {"cpu": ("fused", "plain"), "cuda": ("captured", "plain", "compiled"), "mps": ("plain",)}
@@ -88,7 +89,7 @@ class Choice:
     @property
     def figures(self) -> str:
         """fused bf16 41 ms, plain bf16 66 ms"""
-        return ", ".join(f"{name} {_ms(seconds)}" for name, seconds in self.seconds.items())
+        return ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in self.seconds.items())
 
 
 def candidates(config: RunConfig, device: torch.device) -> list[Candidate]:
@@ -109,10 +110,9 @@ def candidates(config: RunConfig, device: torch.device) -> list[Candidate]:
 def _is_long(config: RunConfig) -> bool:
     """Whether what compiling takes comes in again."""
     model, train = config.model, config.train
-    if train.until:
-        return next_time(train.until, time.time()) - time.time() >= MIN_S_TO_COMPILE
-    if train.for_:
-        return seconds_of(train.for_) >= MIN_S_TO_COMPILE
+    asked_s = seconds_asked(train, time.time(), time.time())
+    if asked_s is not None:
+        return asked_s >= MIN_S_TO_COMPILE
     n_tokens = train.total_steps * train.batch_size * model.block_size
     return 6 * n_tokens * n_multiplied(model, vocab_size=0) >= MIN_FLOPS_TO_COMPILE
 
@@ -207,7 +207,7 @@ class Trial:
             "processor": processor_name(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "device": describe_device(self.device),
-            "versions": [torch.__version__, _version("numba"), _code()],
+            "versions": [torch.__version__, _version("numba"), _code(self.device.type)],
             "candidates": [str(candidate) for candidate in found],
             "shape": [shape, self.vocab_size, self.n_blocks],
             "optimizer": self.config.train.optimizer if self.device.type != "cpu" else None,
@@ -273,7 +273,10 @@ def _settle(
     seconds: dict[Candidate, float],
     failures: dict[Candidate, Exception],
 ) -> Choice:
-    reasons = {str(candidate): _reason(failure) for candidate, failure in failures.items()}
+    told = failures
+    if seconds:  # one after the other they may find the memory that all at once have not
+        told = {candidate: failure for candidate, failure in failures.items() if not is_out_of_memory(failure)}
+    reasons = {str(candidate): _reason(failure) for candidate, failure in told.items()}
     if not seconds:
         if train.path != "auto":
             raise UsageError(f"--path {train.path} cannot be used here: {'; '.join(dict.fromkeys(reasons.values()))}")
@@ -295,12 +298,6 @@ def _runs(trials: Trials) -> bool:
 def _reason(failure: Exception) -> str:
     lines = str(failure).strip().splitlines()
     return lines[0][:200] if lines else type(failure).__name__
-
-
-def _ms(seconds: float) -> str:
-    """0.0413 → "41 ms", 0.0041 → "4.1 ms"."""
-    ms = 1e3 * seconds
-    return f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
 
 
 # --- what is known from earlier starts ---
@@ -327,10 +324,11 @@ def _write(place: Path, choice: Choice) -> None:
 
 
 @functools.cache
-def _code() -> str:
-    """Changes with whatever computes a loss."""
+def _code(device_type: str) -> str:
+    """Changes with whatever is timed."""
     package = Path(gpt.__file__).parent.parent
-    files = sorted(path for part in ("model", "native") for path in (package / part).rglob("*.py"))
+    parts = ("model", "native") if device_type == "cpu" else ("model", "training")
+    files = sorted(path for part in parts for path in (package / part).rglob("*.py"))
     return sha256_of_json([sha256_of(path) for path in files])
 
 

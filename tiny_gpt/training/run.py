@@ -78,7 +78,7 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
             dataset = yield from prepare(config.data, fewest_tokens(config), tokenizer)
         planner: Planner | None = None
         if saved is None and config.train.auto:
-            planner = yield from survey(config, dataset, device)
+            planner = yield from survey(config, dataset, device, order.at)
             config, _ = planner.plan(config)
         config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)

@@ -288,7 +288,7 @@ class Trainer:
         after.lowest_val_loss, after.n_parts, after.incidents = before.lowest_val_loss, before.n_parts, before.incidents
         learner.guard.calm_down()
         learner.clock.start_lap(target.step)
-        self.examiner.fit()
+        self.examiner.resume()
         self.note(
             f"{trouble} at step {before.step:,}: back to step {target.step:,} with other batches and half the learning "
             f"rate (time {after.n_rollbacks} of {MAX_ROLLBACKS})"
@@ -323,9 +323,13 @@ class Trainer:
             left_s = learner.course.left_s()
             windows = self.examiner.final_windows(None if left_s is None else left_s - AFTERWARDS_S)
         if windows is not None:
-            model = load_model(path, self.model.device, self.model.compute_dtype).model
-            with learner.clock.apart("eval"):
-                val_loss, scored_tokens = windows.loss(model, night.beat), windows.n_tokens
+            try:
+                with learner.clock.apart("eval"):
+                    model = load_model(path, self.model.device, self.model.compute_dtype).model
+                    val_loss, scored_tokens = windows.loss(model, night.beat), windows.n_tokens
+            except Exception as failure:
+                if not is_out_of_memory(failure):  # all is saved, and has a score
+                    raise
         elapsed_s = learner.clock.elapsed_s
         return Finished(
             best_path=path,
@@ -357,7 +361,7 @@ class Trainer:
         left_s = self.learner.course.left_s()
         if left_s is None:
             left_s = (train.total_steps - step) * seconds_per_step * overhead
-        return SpeedMeasured(tokens_per_s=self.tokens_per_step / seconds_per_step, remaining_s=left_s)
+        return SpeedMeasured(tokens_per_s=self.tokens_per_step / seconds_per_step, remaining_s=max(0.0, left_s))
 
     def _bits_per_byte(self, val_loss: float) -> float:
         return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)

@@ -27,7 +27,7 @@ from tiny_gpt.training.events import (
 from tiny_gpt.training.plan.plan import Plan
 from tiny_gpt.ui.plan_report import came_true, plan_rows
 from tiny_gpt.ui.preparation import PreparationBar
-from tiny_gpt.ui.terminal import check_mark, columns
+from tiny_gpt.ui.terminal import LABEL, check_mark, columns
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
 TIMED_BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {left} to go [{elapsed}, {speed}{postfix}]"
@@ -37,7 +37,6 @@ PROGRESS_PARTS = 10_000
 NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
 # The full bar with its four figures needs this many columns, and a few more where hours or losses are long.
 WIDE = 126
-LABEL = "{:<11}"
 PATHS = {
     "plain": "torch's kernels",
     "fused": "fused kernels",
@@ -61,9 +60,9 @@ class Console:
         self._best: Saved | None = None
         self._plan: Plan | None = None
         self._total_steps = config.train.total_steps
-        self._first_step = self._tokens_per_step = 0
+        self._counted_from = self._tokens_per_step = 0
         self._last_step = StepDone(0, None, 0.0)
-        self._epoch_started = time.perf_counter()
+        self._counted_since = time.perf_counter()
 
     def close(self) -> None:
         """Leave the terminal at the start of a line, whatever ended the run; never fails."""
@@ -78,9 +77,9 @@ class Console:
             case Prepared():
                 self._preparing.close()
                 self._total_steps = event.total_steps or self._total_steps
-                self._first_step, self._tokens_per_step = event.steps_done, event.tokens_per_step
+                self._tokens_per_step = event.tokens_per_step
                 self._introduce(event)
-                self._epoch_started = time.perf_counter()
+                self._count_from(event.steps_done)
                 self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% says that it is under way
             case StepDone():
                 self._step(event)
@@ -95,7 +94,7 @@ class Console:
                     f"Train: {event.train_loss:.4f}, Val: {event.val_loss:.4f}"
                 )
                 self._tell_best()
-                self._epoch_started = time.perf_counter()
+                self._count_from(self._last_step.step)
             case Saved(is_best=True):
                 self._best = event
             case Saved():
@@ -106,12 +105,16 @@ class Console:
                 self._print(f"step {event.step:,}: {event.text}")
             case SteppedBack():
                 self._close_bar()
-                self._epoch_started = time.perf_counter()
+                self._count_from(event.step)
             case Stopping():
                 name = "Ctrl+C" if event.signal_number == signal.SIGINT else signal.Signals(event.signal_number).name
                 self._print(f"{name}: the step is done; evaluating and saving. (Ctrl+C again ends at once.)")
             case Finished():
                 self._finish(event)
+
+    def _count_from(self, step: int) -> None:
+        """Speeds are those since `step`, which is done."""
+        self._counted_from, self._counted_since = step, time.perf_counter()
 
     def _tell_best(self) -> None:
         """Name the best model saved since this was last told: one line an epoch, however often it improved."""
@@ -205,7 +208,7 @@ class Console:
             bar_format=BAR if is_wide else NARROW_BAR,
             file=self.stream,
         )
-        self.bar.start_t -= time.perf_counter() - self._epoch_started  # the step that opened it counts too
+        self.bar.start_t -= time.perf_counter() - self._counted_since  # the step that opened it counts too
 
     def _step(self, event: StepDone) -> None:
         self._last_step = event
@@ -218,7 +221,7 @@ class Console:
         if event.left_s is None:
             self.bar.update(1)
         else:
-            self.bar.left_s, self.bar.n_steps = event.left_s, event.step - self._first_step
+            self.bar.left_s, self.bar.n_steps = event.left_s, event.step - self._counted_from
             self.bar.update(round(event.progress * PROGRESS_PARTS) - self.bar.n)
 
     def _speed(self, event: SpeedMeasured) -> str:
@@ -233,16 +236,16 @@ class Console:
         if self.bar is not None:
             self.bar.set_postfix_str(details if self.bar.bar_format in (BAR, TIMED_BAR) else losses)
             return
-        elapsed_s = time.perf_counter() - self._epoch_started
+        elapsed_s = time.perf_counter() - self._counted_since
         left_s, iters = self._last_step.left_s, self.config.train.iters_per_epoch
+        speed = _it_per_s((event.step - self._counted_from) / elapsed_s)
         if left_s is not None:
-            speed = _it_per_s((event.step - self._first_step) / elapsed_s)
             left = f"{duration(max(0.0, left_s))} to go"
             self._print(f"{self._last_step.progress:4.0%}, step {event.step:,}: {left} [{speed}, {details}]")
             return
         at = (event.step - 1) % iters + 1
         whole = min(iters, self._total_steps - (event.step - at))
-        self._print(f"Epoch {event.epoch}/{self._n_epochs}: {at}/{whole} [{_it_per_s(at / elapsed_s)}, {details}]")
+        self._print(f"Epoch {event.epoch}/{self._n_epochs}: {at}/{whole} [{speed}, {details}]")
 
     def _close_bar(self) -> None:
         if self.bar is not None:

@@ -36,7 +36,7 @@ class _StampedLines(io.StringIO):
         *lines, self._line = (self._line + text).split("\n")
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{stamp}  {line}\n" for line in lines if line)
         except OSError:
             pass  # a full disk may have room again for the next one

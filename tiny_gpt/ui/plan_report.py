@@ -7,12 +7,12 @@ from typing import Any
 from tiny_gpt.config import RunConfig, flag
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import describe_device
-from tiny_gpt.duration import clock_in, duration
+from tiny_gpt.duration import clock_in, duration, milliseconds
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.training.plan.choices import SIZES
 from tiny_gpt.training.plan.plan import Plan, Planner
+from tiny_gpt.ui.terminal import LABEL
 
-LABEL = "{:<11}"
 TIMES = ("5m", "1h", "6h", "24h")
 # What a person could choose instead, beside the size.
 CHOICES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("classic",)}
@@ -22,7 +22,8 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """What a training is going to be, as labels and texts."""
     yield (
         "plan",
-        f"{plan.steps:,} steps of {_ms(plan.step_s)}, {_count(plan.tokens)} tokens: {_times(plan.readings)} the text",
+        f"{plan.steps:,} steps of {milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {_times(plan.readings)} "
+        "the text",
     )
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     yield "expected", f"{_bits(plan)}"
@@ -154,7 +155,3 @@ def _count(n: float) -> str:
         if n >= size:
             return f"{n / size:,.3g} {unit}"
     return f"{n:,.0f}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.1f} ms"

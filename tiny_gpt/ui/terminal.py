@@ -1,13 +1,23 @@
 """Text made fit for whatever terminal, pipe or file it goes to."""
 
+import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 from typing import TextIO
 
 # Control characters, line feed and tab apart: a model may write an escape sequence, and a terminal would obey it.
 # Lone surrogates, which no terminal can show.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# What stands before the text of a line.
+LABEL = "{:<11}"
+
+
+def quoted(argument: str) -> str:
+    """`argument` as it is to be typed."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
 def make_safe(stream: TextIO) -> None:

@@ -94,7 +94,10 @@ def choose(
     times = TIMES_STEP_TOKENS if larger_steps and budget.steps is None else (1,)
     found = [candidate for candidate in candidates(config, text, budget, speed, times) if fits(candidate)]
     if not found:
-        raise UsageError("no model with these settings fits into this machine's memory: try a smaller --d-model")
+        raise UsageError(
+            "no model with these settings fits into the memory that is free: close other programs, or try a smaller "
+            "--d-model"
+        )
     if budget.seconds is not None:
         best = _best_within(budget.seconds, found, text, speed)
     else:
@@ -190,7 +193,8 @@ def stepped(config: RunConfig, shortest: int, step_tokens: int = STEP_TOKENS) ->
     config = _with(config, optimizer="adamw" if config.train.start_from else "muon")
     config = _with(config, block_size=min(BLOCK_SIZE, max(1, shortest - 1)))
     n_tokens = max(step_tokens, 2 ** math.ceil(math.log2(STEP_TOKENS_PER_WIDTH * config.model.d_model)))
-    return _with(config, batch_size=max(1, round(n_tokens / config.model.block_size)))
+    n_parts = config.train.grad_accum_steps
+    return _with(config, batch_size=n_parts * max(1, round(n_tokens / config.model.block_size / n_parts)))
 
 
 def rate(config: RunConfig, steps: int) -> float:

@@ -119,7 +119,7 @@ def forecast(config: RunConfig, text: Text, steps: int) -> Forecast:
 
 
 def others(config: RunConfig) -> list[str]:
-    """The choices in `config` that are not the recipe's and were measured to cost something."""
+    """The choices in `config` that cost something where they are not the recipe's, by their names in `Law.costs`."""
     flat: dict[str, Any] = config.to_flat()
     return [f"{name} {flat[name]}" for name in ("optimizer", "architecture")]
 

@@ -52,11 +52,11 @@ def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> in
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a training may take here."""
+    """Memory that a training may take here, with what this process has of it already."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(SHARE * free)
-    available = psutil.virtual_memory().available
+    available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     if device.type == "mps":
         recommended: Any = getattr(torch.mps, "recommended_max_memory", lambda: available)
         available = min(available, recommended())

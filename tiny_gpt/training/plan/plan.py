@@ -14,8 +14,8 @@ from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Note
 from tiny_gpt.device import possible_precisions
-from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.model.shapes import n_parameters
+from tiny_gpt.training.budget import seconds_asked
 from tiny_gpt.training.evaluate import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.training.path import AUTO_PATHS, Candidate
 from tiny_gpt.training.path import choose as choose_path
@@ -68,6 +68,8 @@ class Planner(NamedTuple):
     step_times: StepTimes
     taken: Candidate
     """How a step is computed, unless a config has settled that already."""
+    ordered_at: float | None = None
+    """When a person asked for it, by time.time(); now, without it."""
 
     def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
         """`config` with all that it left open, and what to expect of it. Raises UsageError where nothing fits."""
@@ -89,7 +91,7 @@ class Planner(NamedTuple):
         """What is to be expected of a complete `config` whose steps take so long."""
         steps = choices.steps_of(config, self._budget(config.train), lambda _: step_s)
         a_step = choices.tokens_per_step(config)
-        timed_s = seconds_asked(config.train)
+        timed_s = self._seconds_asked(config.train)
         return Plan(
             n_parameters=n_parameters(config.model, self.text.vocab_size),
             steps=steps,
@@ -102,8 +104,12 @@ class Planner(NamedTuple):
             useful_s=useful_tokens(self.text) / a_step * step_s / STEPS_SHARE,
         )
 
+    def _seconds_asked(self, train: TrainConfig) -> float | None:
+        now = time.time()
+        return seconds_asked(train, now if self.ordered_at is None else self.ordered_at, now)
+
     def _budget(self, train: TrainConfig) -> choices.Budget:
-        seconds = seconds_asked(train)
+        seconds = self._seconds_asked(train)
         if seconds is not None:
             return choices.Budget(STEPS_SHARE * seconds)
         tokens = {
@@ -121,15 +127,11 @@ class Planner(NamedTuple):
         return needed_bytes(config, self.text.vocab_size, self.device)
 
 
-def seconds_asked(train: TrainConfig) -> float | None:
-    """The length of a budget that a clock ends, from now on; else None."""
-    if train.until:
-        return next_time(train.until, time.time()) - time.time()
-    return seconds_of(train.for_) if train.for_ else None
-
-
-def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generator[Note, None, Planner]:
-    """Measure what `plan` needs to know: how hard the text is, and how fast this machine trains."""
+def survey(
+    config: RunConfig, dataset: Dataset, device: torch.device, ordered_at: float | None = None
+) -> Generator[Note, None, Planner]:
+    """Measure what `plan` needs to know for what a person `ordered_at` some time: how hard the text is, and how fast
+    this machine trains."""
     yield Note("measuring this machine: a few seconds")
     vocab_size, shapes = dataset.tokenizer.vocab_size, [config]
     if config.train.auto:
@@ -147,7 +149,7 @@ def survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Generat
     text = probe(dataset, device, taken.path, taken.precision)
     measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
     times = StepTimes.of_gpu if device.type == "cuda" else StepTimes.through
-    return Planner(text, device, times(measured, vocab_size), taken)
+    return Planner(text, device, times(measured, vocab_size), taken, ordered_at)
 
 
 def timed_shape(config: RunConfig, shortest: int, n_layer: int, d_model: int, times: int = 1) -> RunConfig:
