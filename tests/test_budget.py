@@ -26,7 +26,7 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.model_file import load_model
 from tiny_gpt.recipes import RECIPES
 from tiny_gpt.training import budget, clock
-from tiny_gpt.training.budget import Clocks, Order, TimedCourse, TimedState, begin_budget, place_of, resolved
+from tiny_gpt.training.budget import Clocks, Request, TimedCourse, TimedState, begin_budget, place_of, resolved
 from tiny_gpt.training.checkpoint_store import CheckpointStore
 from tiny_gpt.training.evaluate import FixedWindows
 from tiny_gpt.training.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StepDone
@@ -152,7 +152,7 @@ class Machine:
         self.random = random.Random(0)
 
     def course(self, config, state=None, steps_at_once=1):
-        state = state or begin_budget(config, Order(NOON), NOON + self.now)
+        state = state or begin_budget(config, Request(NOON), NOON + self.now)
         clocks = Clocks(lambda: 1e6 + self.now, lambda: NOON + self.now)
         course = TimedCourse(config, state, lambda: self.train_s, steps_at_once, clocks)
         course.end_s = lambda step_s: self.end_s
@@ -292,7 +292,7 @@ def test_more_time_begins_at_the_rate_that_was_and_a_cool_down_from_it():
     config = TrainConfig(for_="100s")
     for share, cooldown, first, highest in ((1.0, 0.6, 1.0, 1.0), (0.6, 1.0, 0.6, 0.6), (0.1, 0.6, 0.1, 1.0)):
         machine, train = Machine(), replace(config, cooldown=cooldown)
-        state = begin_budget(train, Order(NOON), NOON, step=900, share=share)
+        state = begin_budget(train, Request(NOON), NOON, step=900, share=share)
         rates, _ = machine.train(train, machine.course(train, state), step=900)
         assert rates[0] == pytest.approx(first, abs=0.01) and max(rates) == pytest.approx(highest)
         assert rates[-1] == 0
@@ -346,9 +346,9 @@ def with_train(config, **changes):
     return replace(config, train=replace(config.train, **changes))
 
 
-def events_of(config, machine, resume=False, order=None, until=lambda event: False):
+def events_of(config, machine, resume=False, request=None, until=lambda event: False):
     """All events, to the end or to the first one that is `until`, after which the run is dropped as a kill does."""
-    found, events = [], run(config, resume, order)
+    found, events = [], run(config, resume, request)
     for event in events:
         found.append(event)
         if isinstance(event, StepDone):
@@ -408,7 +408,7 @@ def test_more_time_goes_on_from_there_and_a_crash_in_it_does_not_begin_it_again(
     before = max(event.step for event in steps if event.learning_rate == config.train.learning_rate)
     store = CheckpointStore(Path(config.train.out_dir))
     state_before = weights(store.verified(before).path)
-    order = Order(NOON, is_more=True)
+    request = Request(NOON, is_more=True)
 
     states = []
 
@@ -417,13 +417,13 @@ def test_more_time_goes_on_from_there_and_a_crash_in_it_does_not_begin_it_again(
             states.append(weights(event.path))
         return len(states) > 20
 
-    events = events_of(config, made_up, True, order, until=is_checkpoint_later)
+    events = events_of(config, made_up, True, request, until=is_checkpoint_later)
     assert of(Prepared, events)[0].steps_done == before == of(Checkpointed, events)[0].step
     assert states[0] == state_before != states[-1] and max(store.steps()) == before + 20
     steps = of(StepDone, events)
     assert steps[0].step == before + 1 and {share(event, config) for event in steps} == {1.0}
 
-    events = events_of(config, made_up, True, replace(order, is_restart=True))
+    events = events_of(config, made_up, True, replace(request, is_restart=True))
     assert of(Prepared, events)[0].steps_done == max(event.step for event in steps)
     again = of(StepDone, events)
     assert share(again[0], config) == 1 and again[-1].learning_rate == 0
@@ -435,7 +435,7 @@ def test_what_was_stopped_cools_down_from_the_rate_where_it_is(config, made_up):
     stopped = events_of(config, made_up, until=lambda event: isinstance(event, Checkpointed) and event.step == 30)
     last = of(StepDone, stopped)[-1]
     config = with_train(config, for_="3s", cooldown=1.0)
-    events = events_of(config, made_up, True, Order(NOON, is_more=True))
+    events = events_of(config, made_up, True, Request(NOON, is_more=True))
     steps = of(StepDone, events)
     assert 0.3 < share(last, config) < 0.7 and steps[0].step == 31
     assert share(steps[0], config) == pytest.approx(share(last, config), abs=0.05)

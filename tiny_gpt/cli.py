@@ -275,7 +275,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
             del os.environ[SETTLED]
     heartbeat()
     from tiny_gpt.commands.train import NextCommands, train_and_sample
-    from tiny_gpt.training.budget import Order
+    from tiny_gpt.training.budget import Request
 
     start = config.train.start_from and str(find_model(config.train.start_from))
     config = replace(config, train=replace(config.train, out_dir=str(folder), start_from=start))
@@ -284,7 +284,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
     return train_and_sample(
         config,
         is_resumed,
-        Order(ordered_at, is_more, is_restart=bool(restart_reason())),
+        Request(ordered_at, is_more, is_restart=bool(restart_reason())),
         NextCommands(
             generate=f"{me} generate" if me else "python3 inference.py",
             train=f"{me} train my_text.txt --for 8h" if me else "python3 train.py --data my_text.txt",

@@ -10,7 +10,7 @@ from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, R
 from tiny_gpt.data.progress import Note
 from tiny_gpt.files import user_path
 from tiny_gpt.inference.writer import compile_writer, must_compile
-from tiny_gpt.training.budget import Order
+from tiny_gpt.training.budget import Request
 from tiny_gpt.training.events import Event, Finished
 from tiny_gpt.training.run import run
 from tiny_gpt.ui.console import Console
@@ -39,7 +39,7 @@ class NextCommands:
         return f"{self.resume} --for {max(1, round(elapsed_s / 600))}m --cooldown 1"
 
 
-def train_and_sample(config: RunConfig, resume: bool, order: Order, commands: NextCommands) -> int:
+def train_and_sample(config: RunConfig, resume: bool, request: Request, commands: NextCommands) -> int:
     """Train, then show what the best model writes and the commands to type next. Returns the exit code."""
     finished = None
     out_dir = user_path(config.train.out_dir)
@@ -50,7 +50,7 @@ def train_and_sample(config: RunConfig, resume: bool, order: Order, commands: Ne
             LogFile(config, out_dir / LOG_FILE),
             Samples(config, out_dir / SAMPLES_FOLDER),
         ]
-        for number, event in enumerate(run(config, resume, order)):
+        for number, event in enumerate(run(config, resume, request)):
             deliver(event, consumers)
             if number == 0 and must_compile(config.model):  # before a clock runs
                 deliver(Note("compiling what writes text for this processor: about 15 seconds, once"), [console])

@@ -153,7 +153,7 @@ class Clocks:
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """The command that a person gave, once, however often it is started again."""
 
     at: float = field(default_factory=time.time)
@@ -171,14 +171,14 @@ def seconds_asked(train: TrainConfig, ordered_at: float, now: float) -> float | 
     return seconds_of(train.for_) if train.for_ else None
 
 
-def begin_budget(config: TrainConfig, order: Order, now: float, step: int = 0, share: float = 0.0) -> TimedState:
+def begin_budget(config: TrainConfig, request: Request, now: float, step: int = 0, share: float = 0.0) -> TimedState:
     """The timed budget of `config` from `now` on, for a run at `step` whose last rate was that `share` of the peak.
 
     One that cools down from its beginning does so from the rate where it is.
     """
-    asked_s = seconds_asked(config, order.at, now) or 0.0
+    asked_s = seconds_asked(config, request.at, now) or 0.0
     top = share if config.cooldown == 1 and share > 0 else 1.0
-    return TimedState(order.at, asked_s, first_step=step, start=share, top=top)
+    return TimedState(request.at, asked_s, first_step=step, start=share, top=top)
 
 
 class TimedCourse:

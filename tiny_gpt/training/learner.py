@@ -7,7 +7,7 @@ from typing import Any
 from tiny_gpt.config import RunConfig
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.training.budget import Course, Order, StepCourse, TimedCourse, TimedState, begin_budget
+from tiny_gpt.training.budget import Course, Request, StepCourse, TimedCourse, TimedState, begin_budget
 from tiny_gpt.training.captured import captured_updates
 from tiny_gpt.training.checkpoint import (
     RunState,
@@ -36,7 +36,7 @@ class Learner:
         config: RunConfig,
         settings: dict[str, Any],
         origin: dict[str, Any],
-        order: Order | None = None,
+        request: Request | None = None,
     ) -> None:
         """Plain JSON types: `settings` goes to a checkpoint's state, `origin` (text, machine) to its manifest."""
         self.model, self.config, self.settings, self.origin = model, config, settings, origin
@@ -48,7 +48,7 @@ class Learner:
         self.best: Evaluated | None = None
         """The best model that was saved."""
         self.clock = StepClock()
-        self.order = order or Order()
+        self.request = request or Request()
         self.course = self._new_course()
         self.is_cooling = config.train.schedule_taken != "trapezoid"
         """Whether the rate has begun to fall: what was before that can be trained further for any time."""
@@ -150,14 +150,14 @@ class Learner:
         train, state = self.config.train, self.state
         if not train.is_timed:
             return StepCourse(train.total_steps, train.warmup_steps)
-        return self._timed(begin_budget(train, self.order, time.time(), state.step, min(1.0, state.rate_share)))
+        return self._timed(begin_budget(train, self.request, time.time(), state.step, min(1.0, state.rate_share)))
 
     def _same_course(self) -> Course:
         """The budget of the checkpoint. After a crash the same command has gone on, and so has its time."""
         if not self.config.train.is_timed:
             return self._new_course()
         budget = TimedState.from_dict(self.state.budget)
-        if self.order.is_restart:
+        if self.request.is_restart:
             budget.spent_s += max(0.0, time.time() - budget.saved_at)
         return self._timed(budget)
 

@@ -17,7 +17,7 @@ from tiny_gpt.device import possible_precisions, processor_name
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.models import open_path
-from tiny_gpt.training.budget import Order
+from tiny_gpt.training.budget import Request
 from tiny_gpt.training.checkpoint import check_model, read_state
 from tiny_gpt.training.checkpoint_store import Checkpoint, CheckpointStore, DamagedError, is_before_cooldown
 from tiny_gpt.training.path import Choice, choose
@@ -27,7 +27,7 @@ _ELSEWHERE = ("out_dir", "start_from", "verbose", "auto")
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedRun:
     """A checkpoint with what was told of its run."""
 
     checkpoint: Checkpoint
@@ -77,13 +77,13 @@ class Saved:
         changed |= {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}
         return self.config.with_flat(changed, str(self.checkpoint.path))
 
-    def has_more(self, asked: RunConfig, order: Order) -> bool:
+    def has_more(self, asked: RunConfig, request: Request) -> bool:
         """Whether a budget of time begins now, instead of the rest of the one that the run had."""
         if not asked.train.is_timed:
             return False
         had, now = self.asked.train, asked.train
         is_other = any(getattr(had, name) != getattr(now, name) for name in BUDGETS)
-        return is_other or (order.is_more and self.ordered_at != order.at)
+        return is_other or (request.is_more and self.ordered_at != request.at)
 
     @property
     def ordered_at(self) -> float | None:
@@ -129,11 +129,11 @@ class Saved:
         return [f"this run began elsewhere ({'; '.join(differences)}): its losses may differ in their last digits"]
 
 
-def find_beginning(run_folder: Path, asked: RunConfig, order: Order) -> tuple[Saved, bool]:
+def find_beginning(run_folder: Path, asked: RunConfig, request: Request) -> tuple[SavedRun, bool]:
     """What a run goes on from, and whether it has a new budget of time from there: then that is its last state before
     the rate fell, for its loss not to jump, unless all that is asked for is to cool down from where it is."""
     saved = find_checkpoint(run_folder)
-    if not saved.has_more(asked, order):
+    if not saved.has_more(asked, request):
         return saved, False
     if asked.train.cooldown < 1 and not is_before_cooldown(saved.checkpoint.about):
         earlier, notes = CheckpointStore(run_folder).newest(is_wanted=is_before_cooldown)
@@ -144,7 +144,7 @@ def find_beginning(run_folder: Path, asked: RunConfig, order: Order) -> tuple[Sa
     return saved, True
 
 
-def find_checkpoint(run_folder: Path) -> Saved:
+def find_checkpoint(run_folder: Path) -> SavedRun:
     """The newest checkpoint of a run that verifies, bad ones set aside.
 
     Raises BadInputError where there is none, and for a whole one with settings that this tiny_gpt does not know: that
@@ -167,7 +167,7 @@ def find_checkpoint(run_folder: Path) -> Saved:
             notes.append(f"{checkpoint.path} cannot be used ({damage}); {store.set_aside(checkpoint.step)}")
 
 
-def _read(checkpoint: Checkpoint, notes: list[str]) -> Saved:
+def _read(checkpoint: Checkpoint, notes: list[str]) -> SavedRun:
     state, about = read_state(checkpoint), checkpoint.about
     parts = state.get("config"), state.get("asked"), about.get("data"), about.get("machine")
     config, asked, data, machine = ({} if not isinstance(part, dict) else part for part in parts)
@@ -175,12 +175,12 @@ def _read(checkpoint: Checkpoint, notes: list[str]) -> Saved:
         raise DamagedError("a part of what it says of its run is missing")
     source = str(checkpoint.path)
     config = {"path": "plain"} | config  # runs of earlier versions knew no other
-    return Saved(
+    return SavedRun(
         checkpoint, RunConfig().with_flat(config, source), RunConfig().with_flat(asked, source), data, machine, notes
     )
 
 
-def prepare_again(config: RunConfig, saved: Saved) -> Generator[Step, None, Dataset]:
+def prepare_again(config: RunConfig, saved: SavedRun) -> Generator[Step, None, Dataset]:
     """The text that the run learns from: read again, or as it was stored where it cannot be.
 
     Raises BadInputError, naming the difference, where it is another one by now.
@@ -208,7 +208,7 @@ def prepare_again(config: RunConfig, saved: Saved) -> Generator[Step, None, Data
     return dataset
 
 
-def _tokenizer_again(config: RunConfig, saved: Saved) -> Tokenizer:
+def _tokenizer_again(config: RunConfig, saved: SavedRun) -> Tokenizer:
     """The tokenizer of the model that the run began with, which itself need not be there any more.
 
     Raises BadInputError where nothing has it.
@@ -224,7 +224,7 @@ def _tokenizer_again(config: RunConfig, saved: Saved) -> Tokenizer:
     return again
 
 
-def _known_tokenizers(config: RunConfig, saved: Saved) -> Iterator[Tokenizer]:
+def _known_tokenizers(config: RunConfig, saved: SavedRun) -> Iterator[Tokenizer]:
     """Of the stored tokens, of the run's own model file, of the model that it began with; what can be read of them."""
     if tokenizer := stored_tokenizer(str(saved.data.get("store"))):
         yield tokenizer

@@ -34,14 +34,14 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import LoadedModel
 from tiny_gpt.models import open_path
 from tiny_gpt.recipes import RECIPES
-from tiny_gpt.training.budget import Order, resolved
+from tiny_gpt.training.budget import Request, resolved
 from tiny_gpt.training.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.training.events import Event, Prepared
 from tiny_gpt.training.night import Night
 from tiny_gpt.training.path import Choice, candidates, choose, compiles, must_compile_loops
 from tiny_gpt.training.plan.choices import fewest_tokens
 from tiny_gpt.training.plan.plan import Plan, Planner, survey
-from tiny_gpt.training.resume import Saved, find_beginning, prepare_again, this_machine
+from tiny_gpt.training.resume import SavedRun, find_beginning, prepare_again, this_machine
 from tiny_gpt.training.stop import StopRequest
 from tiny_gpt.training.trainer import Trainer
 
@@ -49,18 +49,18 @@ EARLIER_FOLDER = "earlier"
 LOCK_FILE = ".lock"
 
 
-def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> Iterator[Event]:
+def run(config: RunConfig, resume: bool = False, request: Request | None = None) -> Iterator[Event]:
     """Train as `config` says, into its out_dir: first the steps of preparing the text, then Prepared, Finished last.
 
     With `resume`, go on from the newest checkpoint there that verifies; settings that differ from those of that run
-    are taken over, but not another model, tokenizer or text. Where `order` adds time, go on from the last state before
-    the learning rate fell. The model that a run starts from is read when it begins and not needed to go on. From the
-    first step on, Ctrl+C and SIGTERM end the run in good order; a closed terminal ends nothing. Raises the TinyGPTError
-    that tells what is wrong, before anything in out_dir is touched where that is possible.
+    are taken over, but not another model, tokenizer or text. Where `request` adds time, go on from the last state
+    before the learning rate fell. The model that a run starts from is read when it begins and not needed to go on.
+    From the first step on, Ctrl+C and SIGTERM end the run in good order; a closed terminal ends nothing. Raises the
+    TinyGPTError that tells what is wrong, before anything in out_dir is touched where that is possible.
     """
-    out_dir, order = user_path(config.train.out_dir), order or Order()
+    out_dir, request = user_path(config.train.out_dir), request or Request()
     with only_one(out_dir), StopRequest() as stop:
-        saved, has_more = find_beginning(out_dir, config, order) if resume else (None, False)
+        saved, has_more = find_beginning(out_dir, config, request) if resume else (None, False)
         asked, start = config, None
         if saved:
             config = saved.config_with_changes(config)
@@ -78,7 +78,7 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
             dataset = yield from prepare(config.data, fewest_tokens(config), tokenizer)
         planner: Planner | None = None
         if saved is None and config.train.auto:
-            planner = yield from survey(config, dataset, device, order.at)
+            planner = yield from survey(config, dataset, device, request.at)
             config, _ = planner.plan(config)
         config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
@@ -92,7 +92,7 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
         del start  # it would take its memory all night
         settings = {"config": config.to_flat(), "asked": asked.to_flat()}
         origin = {"data": dataset.identity, "machine": this_machine(device)}
-        trainer = Trainer(model, dataset, config, out_dir, settings, origin, order)
+        trainer = Trainer(model, dataset, config, out_dir, settings, origin, request)
         earlier = None if saved else set_aside_earlier_run(out_dir)
         if saved:
             _go_on(trainer, saved, origin["machine"], has_more)
@@ -108,7 +108,7 @@ def run(config: RunConfig, resume: bool = False, order: Order | None = None) -> 
 
 
 def _resolve(
-    config: RunConfig, dataset: Dataset, device: torch.device, saved: Saved | None
+    config: RunConfig, dataset: Dataset, device: torch.device, saved: SavedRun | None
 ) -> Generator[Note, None, tuple[RunConfig, Choice]]:
     """`config` with the text, the path and the precision that are used, as it is saved: a rerun of config.json
     computes in the same way."""
@@ -195,7 +195,7 @@ def only_one(out_dir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _go_on(trainer: Trainer, saved: Saved, machine: dict[str, Any], has_more: bool) -> None:
+def _go_on(trainer: Trainer, saved: SavedRun, machine: dict[str, Any], has_more: bool) -> None:
     """Load the checkpoint; one that verifies and still cannot be used makes way for the one before it."""
     notes = [*saved.notes, *saved.machine_differences(machine)]
     if reason := restart_reason():

@@ -17,7 +17,7 @@ from tiny_gpt.device import peak_memory_bytes, release_memory
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_file import load_model
-from tiny_gpt.training.budget import Order, TimedCourse
+from tiny_gpt.training.budget import Request, TimedCourse
 from tiny_gpt.training.checkpoint_store import Checkpoint
 from tiny_gpt.training.evaluate import bits_per_byte
 from tiny_gpt.training.events import (
@@ -64,10 +64,10 @@ class Trainer:
         out_dir: Path,
         settings: dict[str, Any] | None = None,
         origin: dict[str, Any] | None = None,
-        order: Order | None = None,
+        request: Request | None = None,
     ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
-        self.learner = Learner(model, config, settings or {}, origin or {}, order)
+        self.learner = Learner(model, config, settings or {}, origin or {}, request)
         self.keeper = Keeper(self.learner, dataset.tokenizer, out_dir, self.note)
         block_size, train = config.model.block_size, config.train
         self.batches = Batches(
