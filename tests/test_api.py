@@ -99,7 +99,7 @@ def test_of_less_than_two_tokens_nothing_can_be_scored(model, text):
 
 
 def test_what_is_no_model_or_no_setting_is_told(model, tmp_path):
-    with pytest.raises(BadInputError, match="no model file"):
+    with pytest.raises(BadInputError, match="no model "):
         tiny_gpt.load(tmp_path / "none.pt")
     with pytest.raises(UsageError, match="--temperature -1"):
         model.generate("a", temperature=-1)

@@ -19,7 +19,7 @@ from tiny_gpt.commands import train as train_command
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, RunConfig, TrainConfig
 from tiny_gpt.errors import TinyGPTError
 from tiny_gpt.model_file import load_model
-from tiny_gpt.runs import find_run, folder_for, name_for, newest_model, unfinished
+from tiny_gpt.runs import find_model, find_run, folder_for, name_for, unfinished
 from tiny_gpt.training import clock
 from tiny_gpt.training.checkpoint_store import CheckpointStore
 from tiny_gpt.training.events import StepDone
@@ -104,7 +104,7 @@ def test_resume_finds_the_run(tiny_gpt, stopped, name):
     code, shown = tiny_gpt("resume", *name)
     assert code == 0 and "after step 4 of 12" in shown and not unfinished(stopped)
     code, shown = tiny_gpt("resume", "text")
-    assert code == 2 and "runs/text is finished; to train it further give more epochs" in shown
+    assert code == 2 and "runs/text is finished; to train it further give more time" in shown
     code, shown = tiny_gpt("resume", "text", "--epochs", 3)
     assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step == 18
 
@@ -192,7 +192,7 @@ def test_train_py_resumes_beside_itself(tiny_gpt, stopped, monkeypatch):
 
 
 def test_generate_writes_with_the_newest_run(tiny_gpt, stopped):
-    assert newest_model() == stopped / BEST_FILE
+    assert find_model("") == stopped / BEST_FILE
     code, shown = tiny_gpt("generate", "--num-samples", 1, "--max-tokens", 5, "--seed", 1)
     assert code == 0 and shown.startswith("The")
 

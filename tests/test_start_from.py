@@ -233,7 +233,7 @@ def test_a_model_that_is_missing_damaged_or_none_is_told_and_the_folder_is_left_
     shutil.copy(model, folder / BEST_FILE)
     before = content_of(folder)
     (tmp_path / "half.pt").write_bytes(model.read_bytes()[:3000])
-    for name, words in [("nosuch.pt", "no model file"), ("half.pt", "cut short or damaged"), ("french.txt", "not a")]:
+    for name, words in [("nosuch.pt", "no model "), ("half.pt", "cut short or damaged"), ("french.txt", "not a")]:
         with pytest.raises(BadInputError, match=words):
             list(run(with_train(config, start_from=str(tmp_path / name))))
         content = content_of(folder)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import tyro
 
 from tiny_gpt import __version__
-from tiny_gpt.config import BUDGETS, HEAD_WIDTH, RunConfig, TrainConfig, flag, load_config, two_budgets
+from tiny_gpt.config import BUDGETS, HEAD_WIDTH, RunConfig, SampleConfig, TrainConfig, flag, load_config, two_budgets
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.heartbeat import heartbeat, restart_reason, watched
@@ -42,7 +42,7 @@ from tiny_gpt.verbs import (
     ResumeCommand,
     ScriptCommand,
     TrainCommand,
-    told_as_chosen,
+    told_as,
 )
 from tiny_gpt.watchdog import watch
 
@@ -83,6 +83,7 @@ def train(args: Sequence[str]) -> int:
     recipe = start["recipe"] or "auto"
     if start["config"]:
         base = load_config(user_path(start["config"]), RunConfig())
+        base = replace(base, train=replace(base.train, out_dir=""))  # the same again, beside the run that it is of
     else:
         base = _recipe(recipe, args) if recipe in RECIPES else RunConfig()  # of which the parser tells
     command = _parsed(TrainCommand, "tiny-gpt train", args, base)
@@ -99,14 +100,20 @@ def _recipe(name: str, args: Sequence[str]) -> RunConfig:
     return _said(base, args)
 
 
-def _parsed(command: type[Command], prog: str, args: Sequence[str], base: RunConfig) -> Command:
-    """What `args` say, the settings of `base` where they say nothing; leaves the program after --help."""
-    about, left = command.__doc__ or "", base.train.auto
-    model, train = base.model, _without_budget(base.train, args)
-    if left and {"-h", "--help"} & set(args):
-        about += '\n\n"chosen" means: from your text, the time and this machine. What you give stays.'
-        model, train = told_as_chosen(model, left), told_as_chosen(train, left)
-    default = command(model, base.data, train, base.night)
+def _parsed(
+    command: type[Command], prog: str, args: Sequence[str], base: RunConfig, is_of_run: bool = False
+) -> Command:
+    """What `args` say, the settings of `base` where they say nothing; leaves the program after --help, for which
+    `is_of_run` says that a run which is not known yet has the settings."""
+    about = command.__doc__ or ""
+    base = replace(base, train=_without_budget(base.train, args))
+    if {"-h", "--help"} & set(args):
+        if is_of_run:
+            base = told_as(base, base.to_flat(), "the run's")
+        elif base.train.auto:
+            about += '\n\n"chosen" means: from your text, the time and this machine. What you give stays.'
+            base = told_as(base, base.train.auto, "chosen")
+    default = command(base.model, base.data, base.train, base.night)
     return tyro.cli(command, prog=prog, description=about, args=args, default=default, config=FLAT)
 
 
@@ -132,15 +139,15 @@ def plan(args: Sequence[str]) -> int:
 
 def resume(args: Sequence[str]) -> int:
     """Go on with a run that was stopped, exactly where its newest checkpoint is."""
-    name = tyro.cli(ResumeCommand, prog="tiny-gpt resume", args=args, config=FLAT).run
+    name = _parsed(ResumeCommand, "tiny-gpt resume", args, RunConfig(), is_of_run=True).run
     folder = find_run(name)
     base = _said(config_of(folder), args)
     config = _settings(_parsed(ResumeCommand, "tiny-gpt resume", args, base))
     is_more = bool(_budgets_given(args)) and config.train.is_timed
     if not is_more and not unfinished(folder, config.train.total_steps):
         raise UsageError(
-            f"{folder} is finished; to train it further give more epochs or steps than it had (--epochs N), or more "
-            "time: --for 1h"
+            f"{folder} is finished; to train it further give more time (--for 1h), or more epochs or steps than it had "
+            "(--epochs N)"
         )
     config = replace(config, train=replace(config.train, out_dir=str(folder)))
     # Named, so that a training started again goes on with this run, whichever was worked on last by then.
@@ -169,14 +176,22 @@ def generate(args: Sequence[str]) -> int:
 
 
 def _write(command: GenerateScript, model: str) -> int:
+    sample, default = command.sample, SampleConfig()
+    if model and sample.checkpoint:
+        raise UsageError(f"{model} and --checkpoint {sample.checkpoint}: give one of them")
+    if command.manner.prompt_file and sample.prompt != default.prompt:
+        raise UsageError("--prompt and --prompt-file: give one of them")
+    if command.manner.interactive and sample.num_samples != default.num_samples:
+        raise UsageError(f"--interactive writes one text after the other: leave out --num-samples {sample.num_samples}")
     from tiny_gpt.commands.generate import write_samples
 
-    return write_samples(find_model(model or command.sample.checkpoint), command.sample, command.manner)
+    return write_samples(find_model(model or sample.checkpoint), sample, command.manner)
 
 
 def data(args: Sequence[str]) -> int:
     """Look at your text before you train on it; `data list` shows the known texts."""
-    command = tyro.cli(DataCommand, prog="tiny-gpt data", args=args, config=FLAT)
+    default = DataCommand(RECIPES["auto"].data)
+    command = tyro.cli(DataCommand, prog="tiny-gpt data", args=args, default=default, config=FLAT)
     from tiny_gpt.commands.data import describe_data, list_datasets
 
     if not command.sources:
@@ -277,7 +292,9 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
     from tiny_gpt.commands.train import NextCommands, train_and_sample
     from tiny_gpt.training.budget import Request
 
-    start = config.train.start_from and str(find_model(config.train.start_from))
+    start = config.train.start_from
+    if start and not is_resumed:  # which has no need of it any more
+        start = str(find_model(start))
     config = replace(config, train=replace(config.train, out_dir=str(folder), start_from=start))
     name = quoted(str(folder))
     out_dir = "" if folder == Path() else f" --out-dir {name}"
@@ -355,7 +372,7 @@ def guarded(command: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     except SystemExit as leaving:  # tyro after --help or a usage error
         return leaving.code if isinstance(leaving.code, int) else UsageError.exit_code
     except KeyboardInterrupt:
-        error("\nStopped. Every file that was saved is whole.")
+        error("\nStopped. What was saved before is whole.")
         return 130
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out

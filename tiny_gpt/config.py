@@ -32,6 +32,8 @@ MAX_VOCAB_SIZE = 300_000
 TOKENIZER_NAMES = ("auto", "char", "byte", "bpe")
 # Width of an attention head where the recipe chooses: what Qwen3's and GPT-2's small models have.
 HEAD_WIDTH = 64
+# Of settings that are on, whose flag turns them off.
+FLAG_OFF = arg(help_behavior_hint="")
 
 
 Architecture = Literal["classic", "modern"]
@@ -140,9 +142,12 @@ class DataConfig:
             f"--tokenizer {self.tokenizer}: give one of {', '.join(TOKENIZER_NAMES)}, or a tokenizer.json",
         )
         _require(
-            self.vocab_size == 0 or (self.tokenizer in ("bpe", "auto") and 256 <= self.vocab_size <= MAX_VOCAB_SIZE),
-            f"--vocab-size {self.vocab_size} with --tokenizer {self.tokenizer}: only bpe has a choice, of 256 to "
-            f"{MAX_VOCAB_SIZE:,}",
+            self.vocab_size == 0 or self.tokenizer in ("bpe", "auto"),
+            f"--vocab-size {self.vocab_size} with --tokenizer {self.tokenizer}: only bpe has a choice",
+        )
+        _require(
+            self.vocab_size == 0 or 256 <= self.vocab_size <= MAX_VOCAB_SIZE,
+            f"--vocab-size {self.vocab_size}: give 256 to {MAX_VOCAB_SIZE:,}, or 0 for one that suits the text",
         )
 
 
@@ -158,7 +163,7 @@ class TrainConfig:
     epochs: int = 80
     """Epochs; each ends with a validation and, if that improved, a saved model. Or, instead of epochs:"""
     for_: Annotated[str, arg(name="for")] = ""
-    """Train for so long, from the first step to the written sample: 90s, 5m, 6h, 1h30m."""
+    """Train for so long, from the first step to the written sample: 90s, 5m, 6h, 1h30m. A number alone is seconds."""
     until: str = ""
     """Train until the clock shows this time: 07:00."""
     steps: int = 0
@@ -304,10 +309,10 @@ class NightConfig:
 
     checkpoint_minutes: float = 3.0
     """Minutes between two checkpoints, which an epoch's end and a stop make too; more where saving is slow."""
-    watchdog: bool = True
-    """Start the training again from its last checkpoint if it crashes, hangs or is killed."""
-    keep_awake: bool = True
-    """Keep the machine from falling asleep while it trains; the display may turn off."""
+    watchdog: Annotated[bool, FLAG_OFF] = True
+    """Without it, the training is started again from its last checkpoint if it crashes, hangs or is killed."""
+    keep_awake: Annotated[bool, FLAG_OFF] = True
+    """Without it, the machine is kept from falling asleep while it trains; the display may turn off."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "checkpoint_minutes")
@@ -376,6 +381,12 @@ class MannerConfig:
     """Show a text when it is done, not while it is written."""
     json: bool = False
     """Print one line of JSON for each text."""
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.interactive and self.prompt_file),
+            f"--interactive takes its prompts from what is typed: leave out --prompt-file {self.prompt_file}",
+        )
 
 
 @dataclass(frozen=True)

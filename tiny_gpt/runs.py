@@ -110,18 +110,19 @@ def find_run(name: str) -> Path:
 def find_model(name: str) -> Path:
     """The model that a person calls `name`: a path, or a run's name below runs/; "" is the newest run's best.
 
-    Whether there is a model is for `models.open_path` to say.
+    Raises BadInputError where nothing is called so; whether it is a model is for `models.open_path` to say.
     """
-    if not name:
-        return newest_model()
+    models = [folder / BEST_FILE for folder in _run_folders() if (folder / BEST_FILE).is_file()]
+    if not name and models:
+        return max(models, key=lambda path: path.stat().st_mtime)
     path, run = user_path(name), Path(RUNS_FOLDER) / name
-    return run / BEST_FILE if not path.exists() and run.is_dir() else path
-
-
-def newest_model() -> Path:
-    """The best model of the run worked on last, here or below runs/."""
-    found = [folder / BEST_FILE for folder in _run_folders() if (folder / BEST_FILE).is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=Path(BEST_FILE))
+    if name and (path.exists() or run.is_dir()):
+        return path if path.exists() else run / BEST_FILE
+    what = f"no model {name}" if name else f"no model here (looked in {Path.cwd()} and its folder {RUNS_FOLDER})"
+    names = ", ".join(model.parent.name for model in models if model.parent.name)[:200]
+    if names:
+        raise BadInputError(f"{what}: name a model file, or one of the runs {names}")
+    raise BadInputError(f"{what}: train one first (tiny-gpt train, or python3 train.py)")
 
 
 def config_of(folder: Path) -> RunConfig:

@@ -95,12 +95,12 @@ def open_model_file(path: Path) -> Iterator[StoredModel]:
 def _descriptor(path: Path) -> int:
     """The file, opened, if it is one: a pipe would make us wait, and a device never ends. Raises BadInputError."""
     if os.path.isdir(path):
-        raise BadInputError(f"{path} is a folder; name the model file in it, such as {path / BEST_FILE}")
+        raise BadInputError(f"{path} is a folder without a {BEST_FILE}; name a run's folder or a model file")
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError):
         raise BadInputError(
-            f"no model file {path}: train one first (python3 train.py or tiny-gpt train), or name one with --checkpoint"
+            f"no model {path}: train one first (tiny-gpt train, or python3 train.py), or name a run or a model file"
         ) from None
     except (OSError, ValueError) as error:
         raise BadInputError(f"cannot read {path}: {getattr(error, 'strerror', None) or _one_line(error)}") from error

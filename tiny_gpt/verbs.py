@@ -1,8 +1,8 @@
 """What a person may say after `tiny-gpt VERB`: for each verb its settings and flags, from which --help is made."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -11,14 +11,10 @@ from tiny_gpt.config import (
     DataConfig,
     EvalConfig,
     MannerConfig,
-    ModelConfig,
     RunConfig,
     SampleConfig,
-    TrainConfig,
 )
 from tiny_gpt.errors import UsageError
-
-Section = TypeVar("Section", ModelConfig, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class DataCommand:
     """
 
     data: DataConfig
-    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")]
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE ...")] = ()
     """Your text: files, folders, patterns, - for standard input, addresses or known texts."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the figures as JSON."""
@@ -161,16 +157,17 @@ class DoctorCommand:
     """Print the figures as JSON."""
 
 
-def told_as_chosen(section: Section, names: Collection[str]) -> Section:
-    """`section` for --help, which says of the settings called `names` that they are chosen instead of what stands in
-    until then."""
-    kind, hint = type(section), tyro.conf.arg(help_behavior_hint="(default: chosen)")
+def told_as(config: RunConfig, names: Collection[str], words: str) -> RunConfig:
+    """`config` for --help, which tells `words` as the defaults of the settings called `names`."""
+    sections = {section.name: getattr(config, section.name) for section in fields(config)}
+    return replace(config, **{name: _told_as(section, names, words) for name, section in sections.items()})
+
+
+def _told_as(section: Any, names: Collection[str], words: str) -> Any:
+    kind, hint = type(section), tyro.conf.arg(help_behavior_hint=f"(default: {words})")
     types = get_type_hints(kind, include_extras=True)
-    told: Any = make_dataclass(
-        kind.__name__,
-        [(one.name, Annotated[types[one.name], hint], one.default) for one in fields(section) if one.name in names],
-        bases=(kind,),
-        namespace={"__doc__": kind.__doc__},
-        frozen=True,
-    )
+    settings = [
+        (one.name, Annotated[types[one.name], hint], one.default) for one in fields(section) if one.name in names
+    ]
+    told = make_dataclass(kind.__name__, settings, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=True)
     return told(**{one.name: getattr(section, one.name) for one in fields(section)})

@@ -118,6 +118,8 @@ def converse(writer: Writer, config: SampleConfig, seed: int, manner: MannerConf
     while line := _next_line(asks):
         config = replace(config, prompt=line.rstrip("\r\n") or so_far, num_samples=1)
         batch = write(writer, config, [seed], decoder)
+        if not asks and not manner.json:  # nobody has seen it typed
+            head(config, 0)
         so_far = config.prompt
         seed = (seed + 1) % MAX_SEED
         if manner.json:
@@ -130,7 +132,7 @@ def converse(writer: Writer, config: SampleConfig, seed: int, manner: MannerConf
                     tell_more(text)
         except KeyboardInterrupt:
             pass
-        print(flush=True)
+        print("" if asks else "\n", flush=True)
 
 
 def _next_line(asks: bool) -> str:

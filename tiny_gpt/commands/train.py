@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig, SampleConfig
+from tiny_gpt.data.catalog import CATALOG
 from tiny_gpt.data.progress import Note
 from tiny_gpt.files import user_path
 from tiny_gpt.inference.writer import compile_writer, must_compile
 from tiny_gpt.training.budget import Request
-from tiny_gpt.training.events import Event, Finished
+from tiny_gpt.training.events import Event, Finished, Prepared
+from tiny_gpt.training.plan.plan import Plan
 from tiny_gpt.training.run import run
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.log import LogFile
@@ -41,7 +43,7 @@ class NextCommands:
 
 def train_and_sample(config: RunConfig, resume: bool, request: Request, commands: NextCommands) -> int:
     """Train, then show what the best model writes and the commands to type next. Returns the exit code."""
-    finished = None
+    plan, finished = None, None
     out_dir = user_path(config.train.out_dir)
     with contextlib.closing(Console(config, sys.stdout)) as console:
         consumers: list[Consumer] = [
@@ -55,18 +57,20 @@ def train_and_sample(config: RunConfig, resume: bool, request: Request, commands
             if number == 0 and must_compile(config.model):  # before a clock runs
                 deliver(Note("compiling what writes text for this processor: about 15 seconds, once"), [console])
                 compile_writer(config.model, SampleConfig().precision)
+            if isinstance(event, Prepared):
+                plan = event.plan
             if isinstance(event, Finished):
                 finished = event
     assert finished is not None, "a run that ends without an error has finished"
     try:
-        _say_what_is_next(finished, config, commands)
+        _say_what_is_next(finished, plan, config, commands)
         sys.stdout.flush()
     except OSError:  # whoever was to read this has left; the night was not for nothing
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out
     return 0 if finished.stopped_by is None else 128 + finished.stopped_by
 
 
-def _say_what_is_next(finished: Finished, config: RunConfig, commands: NextCommands) -> None:
+def _say_what_is_next(finished: Finished, plan: Plan | None, config: RunConfig, commands: NextCommands) -> None:
     if finished.stopped_by is None:
         sample = replace(SampleConfig(), seed=config.train.seed)
         at = f"step {finished.best_step:,}" if config.train.is_timed else f"epoch {finished.best_epoch}"
@@ -79,9 +83,12 @@ def _say_what_is_next(finished: Finished, config: RunConfig, commands: NextComma
         print(f"Go on where it stopped with: {commands.resume}")
         print(f"Or let it come to a good end soon with: {commands.cool_down(finished.elapsed_s)}", flush=True)
         return
-    if config.train.is_timed:
+    if plan is not None and plan.useful_s < finished.elapsed_s:
+        print("More time would hardly help with this text, more text would: name further files beside it.")
+    elif config.train.is_timed:
         print(f"Train it further, overnight, with: {commands.resume} --for 8h")
-    print(f"Train a night on your own text with: {commands.train}")
+    if all(name in CATALOG for source in config.data.data for name in source.split("|")):
+        print(f"Train a night on your own text with: {commands.train}")
 
 
 def deliver(event: Event, consumers: list[Consumer]) -> None:

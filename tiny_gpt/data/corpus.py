@@ -106,6 +106,7 @@ def _total_bytes(files: Sequence[SourceFile]) -> int:
 
 def _reason(error: BadInputError, file: SourceFile) -> str:
     """An error as the reason for a count: without the name of the file and without advice."""
-    reason = str(error).replace(str(file.path), "file").split(";")[0].split(": ")[0]
+    reason = str(error).replace(str(file.path), "file").removeprefix("file: ").split(";")[0].split(": ")[0]
+    reason = reason.split(" but ")[0]
     reason = re.sub(r"\s*\([^)]*\)", "", reason)
     return re.sub(r"\bline [\d,]+ ", "a line ", reason).removeprefix("file ").strip()

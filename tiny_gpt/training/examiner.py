@@ -99,7 +99,7 @@ class Examiner:
     def _final_tokens(self) -> int:
         tokens_trained = self.learner.state.step * self.tokens_per_step
         if not self.config.train.is_timed:
-            return affordable_tokens(tokens_trained, VAL_SHARE)
+            return self._if_more(affordable_tokens(tokens_trained, VAL_SHARE))
         return self._if_more(affordable_tokens(tokens_trained, FINAL_SHARE))
 
     def _if_more(self, n_tokens: int) -> int:

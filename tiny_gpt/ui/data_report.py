@@ -6,6 +6,7 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.catalog import describe
 from tiny_gpt.data.prepare import best_tokenizer
 from tiny_gpt.data.summary import Summary
+from tiny_gpt.ui.terminal import quoted
 
 # A night that reads its text more often than this learns much of it by heart.
 MANY_READINGS = 20
@@ -42,20 +43,21 @@ def report(summary: Summary, config: RunConfig) -> Iterator[str]:
             f"{times:>15,.1f} times"
         )
     yield ""
-    yield from _advice(summary, n_night)
+    yield from _advice(summary, n_night, config.data.data)
 
 
-def _advice(summary: Summary, n_night: int) -> Iterator[str]:
+def _advice(summary: Summary, n_night: int, sources: tuple[str, ...]) -> Iterator[str]:
     of = {count.tokenizer: count for count in summary.tokens}
     if best_tokenizer(summary.train_bytes) == "bpe":
         yield "bpe suits this text: with pieces of words a model sees more of it in the same time."
+        yield "  tiny-gpt train takes it by itself; train.py: --tokenizer bpe"
     else:
         yield "char suits this text: it is small, and pieces of words would each be seen too seldom to be learned."
-    yield "  tiny-gpt train chooses by itself; train.py: --tokenizer bpe"
+        yield "  tiny-gpt train and train.py take it by themselves"
     if n_night / max(1, of["char"].train_tokens) > MANY_READINGS:
         yield f"The guide's night ({n_night / 1e6:,.0f} M tokens) reads it so often that the model will know much of it"
         yield "by heart: fewer epochs are enough (--epochs), and more text is better."
-    yield "What a training of it would be on this machine: tiny-gpt plan"
+    yield f"What a training of it would be on this machine: tiny-gpt plan {' '.join(map(quoted, sources))}"
 
 
 def catalog_lines() -> Iterator[str]:

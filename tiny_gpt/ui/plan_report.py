@@ -28,7 +28,8 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     yield "expected", f"{_bits(plan)}"
     if plan.useful_s < plan.seconds:
-        yield "", f"after {duration(plan.useful_s)} more time hardly helps: more text would"
+        after = f"after {duration(plan.useful_s)} " if plan.useful_s >= 1 else ""
+        yield "", f"{after}more time hardly helps: more text would"
 
 
 def came_true(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int) -> str:
