@@ -42,7 +42,16 @@ PEAK = TrainConfig().learning_rate
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("5m", 300), ("2min", 120), ("1h30m", 5400), ("1h 30m", 5400), ("1.5h", 5400)],
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("5m", 300),
+        ("2min", 120),
+        ("1h30m", 5400),
+        ("9h30", 34200),
+        ("1h 30m", 5400),
+        ("1.5h", 5400),
+    ],
 )
 def test_a_duration_is_understood_as_people_write_it(text, seconds):
     assert seconds_of(text) == seconds
@@ -59,7 +68,7 @@ def test_a_time_of_day_is_the_next_one():
     [
         (dict(for_="banana"), "--for banana: give a time such as 90s, 5m, 6h or 1h30m"),
         (dict(for_="0"), "--for 0: give a time"),
-        (dict(for_="1h30"), "--for 1h30: give a time"),
+        (dict(for_="1h30x"), "--for 1h30x: give a time"),
         (dict(until="25:00"), "--until 25:00: give a time of day from 00:00 to 23:59"),
         (dict(for_="6h", until="07:00"), "--for and --until: give one of them"),
         (dict(steps=10, repeat=1.0), "--steps and --repeat: give one of them"),

@@ -43,6 +43,7 @@ PREPARED = Prepared(
     sources=["python-docs"],
     notes=[f"skipped 1: reason {i}" for i in range(6)],
     model=CONFIG.model,
+    train=CONFIG.train,
     tokenizer="char",
     vocab_size=256,
     train_tokens=1_003_855,

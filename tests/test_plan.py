@@ -251,7 +251,7 @@ def text(tmp_path):
 def test_the_command_tells_the_plan_and_a_table(text, capsys):
     assert cli.main(["plan", str(text), "--for", "6h", "--n-layer", "1", "--d-model", "32"]) == 0
     out = capsys.readouterr().out
-    for words in ("1 layers", "width 32", "bits per byte", "memory", "5m", "24h", "--optimizer adamw", "6 h 00 min"):
+    for words in ("1 layer, ", "width 32", "bits per byte", "memory", "5m", "24h", "--optimizer adamw", "6 h 00 min"):
         assert words in out, out
 
 

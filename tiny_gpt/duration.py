@@ -31,8 +31,12 @@ def clock_in(seconds: float) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """ "90" -> 90, "5m" -> 300, "1h30m" -> 5400, "1.5h" -> 5400; raises ValueError for anything else, and for 0."""
-    text = text.strip() + ("s" if re.fullmatch(r"[\d.]+", text.strip()) else "")
+    """ "90" -> 90, "5m" -> 300, "1h30m" and "1h30" -> 5400, "1.5h" -> 5400; raises ValueError for anything else, and
+    for 0."""
+    text = text.strip()
+    if re.fullmatch(r"\d+ *h *\d+", text):
+        text += "m"
+    text += "s" if re.fullmatch(r"[\d.]+", text) else ""
     if not re.fullmatch(f"(?:{_PART})+", text):
         raise ValueError("no duration")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))

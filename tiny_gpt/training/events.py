@@ -6,7 +6,7 @@ Losses are mean cross-entropy in nats per token; steps and epochs count from 1 a
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_gpt.config import ModelConfig
+from tiny_gpt.config import ModelConfig, TrainConfig
 from tiny_gpt.data.progress import Note, Progress
 from tiny_gpt.training.plan.plan import Plan
 
@@ -28,6 +28,8 @@ class Prepared:
     """What a person should know about the text, a line each."""
     model: ModelConfig
     """As it is: a model that is trained further brings its own shape."""
+    train: TrainConfig
+    """As it is: with what the recipe has chosen."""
     tokenizer: str
     vocab_size: int
     train_tokens: int

@@ -253,6 +253,7 @@ def _prepared(
         n_documents=dataset.n_documents,
         notes=notes,
         model=config.model,
+        train=config.train,
         tokenizer=kind if config.data.tokenizer == "auto" else config.data.tokenizer,
         vocab_size=dataset.tokenizer.vocab_size,
         train_tokens=len(dataset.train),

@@ -25,7 +25,7 @@ from tiny_gpt.training.events import (
     Warned,
 )
 from tiny_gpt.training.plan.plan import Plan
-from tiny_gpt.ui.plan_report import came_true, plan_rows
+from tiny_gpt.ui.plan_report import came_true, of_model, of_training, plan_rows
 from tiny_gpt.ui.preparation import PreparationBar
 from tiny_gpt.ui.terminal import LABEL, check_mark, columns
 
@@ -139,7 +139,7 @@ class Console:
         return math.ceil(self._total_steps / self.config.train.iters_per_epoch)
 
     def _introduce(self, event: Prepared) -> None:
-        model, train = event.model, self.config.train
+        train = self.config.train
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
         self._row("device", f"{event.device}, {event.precision}, {PATHS[event.path]}")
         if train.verbose:
@@ -155,12 +155,9 @@ class Console:
         )
         share = "all" if event.val_tokens_scored >= event.val_tokens - 1 else f"{event.val_tokens_scored:,} fixed ones"
         self._row("", f"{event.val_tokens:,} held out for validation, {share} of them scored each time")
-        self._row(
-            "model",
-            f"{model.architecture}, {event.n_parameters:,} parameters: {model.n_layer} layers, {model.n_head} heads, "
-            f"width {model.d_model}, block {model.block_size}",
-        )
+        self._row("model", of_model(event.model, f"{event.n_parameters:,}"))
         self._row("training", self._budget(event))
+        self._row("", of_training(event.model, event.train))
         if event.plan is not None:
             self._plan = event.plan
             for label, text in plan_rows(event.plan):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tiny_gpt.config import RunConfig, flag
+from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig, flag
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import describe_device
 from tiny_gpt.duration import clock_in, duration, milliseconds
@@ -16,6 +16,21 @@ from tiny_gpt.ui.terminal import LABEL
 TIMES = ("5m", "1h", "6h", "24h")
 # What a person could choose instead, beside the size.
 CHOICES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("classic",)}
+
+
+def of_model(model: ModelConfig, n_parameters: str) -> str:
+    """Its shape."""
+    layers, heads = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((model.n_layer, "layer"), (model.n_head, "head")))
+    width = f"width {model.d_model}, block {model.block_size}"
+    return f"{model.architecture}, {n_parameters} parameters: {layers}, {heads}, {width}"
+
+
+def of_training(model: ModelConfig, train: TrainConfig) -> str:
+    """How it learns."""
+    return (
+        f"{train.optimizer}, {train.batch_size} blocks a step, learning rate {train.learning_rate:g}, dropout "
+        f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}"
+    )
 
 
 def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -52,18 +67,9 @@ def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[st
     yield _row("text", f"{', '.join(dataset.words)}: {dataset.n_characters:,} characters")
     kind = dataset.tokenizer.to_dict()["type"]
     yield _row("tokens", f"{kind}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} to learn from")
-    heads = f"{model.n_head} head{'s' if model.n_head > 1 else ''}"
-    yield _row(
-        "model",
-        f"{model.architecture}, {_count(plan.n_parameters)} parameters: {model.n_layer} layers, {heads}, width "
-        f"{model.d_model}, block {model.block_size}",
-    )
-    yield _row(
-        "training",
-        f"{train.optimizer}, {train.batch_size} blocks a step, learning rate {train.learning_rate:g}, dropout "
-        f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}; "
-        f"{duration(plan.seconds)}, until {clock_in(plan.seconds)} if it began now",
-    )
+    yield _row("model", of_model(model, _count(plan.n_parameters)))
+    until = f"{duration(plan.seconds)}, until {clock_in(plan.seconds)} if it began now"
+    yield _row("training", f"{of_training(model, train)}; {until}")
     for label, words in plan_rows(plan):
         yield _row(label, words)
     yield ""
