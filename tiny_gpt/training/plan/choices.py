@@ -40,8 +40,9 @@ BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
 TIMES_STEP_TOKENS = (1, 2, 4, 8)
 # Muon's own products take as long for any step, the longer the wider a model is: so many tokens for each of its width.
 STEP_TOKENS_PER_WIDTH = 8
-# A model with more parameters than this for each token of the text learns it by heart, dropout or not.
-MOST_PARAMETERS_PER_TOKEN = 5
+# A model with more parameters than this for each token of the text learns it by heart, dropout or not; but one of so
+# many is better on any text than a smaller one.
+MOST_PARAMETERS_PER_TOKEN, NEVER_TOO_MANY = 5, 700_000
 # With fewer steps than this, shorter blocks.
 FEW_STEPS = 400
 # A text that leaves less to learn or to score is none.
@@ -139,9 +140,10 @@ def candidates(
     depths = sorted({depth for depth, _ in SIZES}) if "n_layer" in auto else [model.n_layer]
     both = "d_model" in auto and "n_layer" in auto
     smallest = True
+    most = max(NEVER_TOO_MANY, MOST_PARAMETERS_PER_TOKEN * text.train_tokens)
     for n_layer, d_model in SIZES if both else product(depths, widths):
         shape = shaped(config, n_layer, d_model)
-        if smallest or n_multiplied(shape.model, text.vocab_size) <= MOST_PARAMETERS_PER_TOKEN * text.train_tokens:
+        if smallest or n_multiplied(shape.model, text.vocab_size) <= most:
             yield from (paced(shape, text, budget, speed, n) for n in times)
         smallest = False
 

@@ -2,8 +2,9 @@
 
 What a model lacks falls with the tokens that it has read and with its size, each by a power (arXiv 2203.15556); tokens
 read again and again count for less (arXiv 2305.16264). How hard a text is, a small model tells after a few steps of it
-(probe.py). The constants in law.json are fitted by `python -m benchmarks.forecast` to runs on texts of several kinds,
-so that the interval is that of a text which was not among them.
+(probe.py). The weights in law.json, and how far off they are, are fitted by `python -m benchmarks.forecast` to runs on
+texts of several kinds, so that the interval is that of a text which was not among them; the other constants stand
+there with their reasons.
 """
 
 import functools
@@ -24,6 +25,8 @@ from tiny_gpt.model.shapes import n_multiplied
 STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
 # Steps of so many times the best's tokens need twice the tokens for the same; those up to so many times, no more.
 CRITICAL_TIMES, NO_WASTE_TIMES = 1.5, 1.5
+# No run was of a text harder than this, as the logarithm of `probe_bits`.
+HARDEST = 1.2
 # Of normally distributed errors, eight of ten lie within so many standard deviations.
 EIGHT_OF_TEN = 1.2816
 
@@ -62,12 +65,14 @@ class Law:
     readings: float
     """Readings of a text after which a further one has lost most of its worth."""
     parameters_per_token: float
-    """More of them for each token of the text are of no use."""
+    """More of them for each token of the text are of no use,"""
+    always_useful: float
+    """but for so many."""
     weights: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
     """How unsure the weights are."""
     deviation: float
-    """Standard deviation of ln(bits per byte) among texts that the fit has not seen."""
+    """How far ln(bits per byte) is off for texts that the fit has not seen, as a standard deviation."""
     costs: Mapping[str, float]
     """What choices other than the recipe's add to ln(bits per byte)."""
 
@@ -75,12 +80,13 @@ class Law:
         """What a model lacks that has read so many tokens of a text of `train_tokens`."""
         again = max(0.0, n_tokens / train_tokens - 1)
         worth = min(n_tokens, train_tokens) + train_tokens * self.readings * -math.expm1(-again / self.readings)
-        useful = min(n_parameters, self.parameters_per_token * train_tokens)
+        useful = min(n_parameters, max(self.always_useful, self.parameters_per_token * train_tokens))
         return (self.tokens / worth) ** self.power + (self.parameters / useful) ** self.power
 
     def features(self, text: Text, shortfall: float) -> NDArray[np.float64]:
-        """What the logarithm of the loss is a sum of."""
-        return np.array([1.0, math.log(text.probe_bits), math.log(shortfall)])
+        """What the logarithm of the loss is a sum of. The easier a text, the more is learned of it later on."""
+        hard, lacks = math.log(text.probe_bits), math.log(shortfall)
+        return np.array([1.0, hard, lacks, min(hard, HARDEST) * lacks])
 
 
 @functools.cache
