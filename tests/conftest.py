@@ -3,6 +3,8 @@
 import errno
 import io
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -27,6 +29,22 @@ def world(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(socket.socket, "connect", _no_network)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torture(request, world, tmp_path_factory):
+    """Where its tests are among those that are run: `python -m torture` in a process of its own, beside the others from
+    the first one on, and the file that its outcomes go to. It takes one core for minutes."""
+    tests = [item for item in request.session.items if item.path.name == "test_torture.py"]
+    if not tests:
+        yield None
+        return
+    groups = [item.callspec.params["group"] for item in tests]
+    file = tmp_path_factory.mktemp("torture") / "outcomes.json"
+    command = [sys.executable, "-m", "torture", "--short", "--json", file, "--only", *groups]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process, file
+        process.terminate()
 
 
 _connect = socket.socket.connect

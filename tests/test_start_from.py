@@ -322,7 +322,7 @@ def test_from_the_command_line_to_text(config, model, tmp_path, monkeypatch, cap
     words = ["train", str(tmp_path / "french.txt"), "--start-from", str(model), "--out-dir", out_dir, *small.split()]
     assert cli.main(words) == 0
     told = capsys.readouterr().out
-    assert f"starting from {model}" in told and "modern, " in told and "1 layers, 2 heads, width 16, block 8" in told
+    assert f"starting from {model}" in told and "modern, " in told and "1 layer, 2 heads, width 16, block 8" in told
     settings = json.loads((Path(out_dir) / CONFIG_FILE).read_text())
     assert settings["start_from"] == str(model) and settings["d_model"] == SHAPE.d_model
     assert cli.main(["resume", out_dir, "--epochs", "2"]) == 0

@@ -2,26 +2,21 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 if os.name == "nt":
     pytest.skip("Windows has neither fork nor these signals", allow_module_level=True)
 
-from tiny_gpt.launch import ROOT
 from torture.groups import GROUPS
 
 
 @pytest.fixture(scope="module")
-def outcomes(request, tmp_path_factory):
-    """What came of each group that is to be tested. In a process of its own: it forks, which wants a quiet one."""
-    names = [item.callspec.params["group"] for item in request.session.items if item.module is request.module]
-    file = tmp_path_factory.mktemp("torture") / "outcomes.json"
-    command = [sys.executable, "-m", "torture", "--short", "--json", file, "--only", *names]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert file.exists(), done.stderr
+def outcomes(torture):
+    """What came of each group that is to be tested."""
+    process, file = torture
+    _, told = process.communicate()
+    assert process.returncode in (0, 1) and file.exists(), told
     return {outcome["name"]: outcome for outcome in json.loads(file.read_text())}
 
 
