@@ -27,7 +27,7 @@ from tiny_gpt.data.progress import finish
 from tiny_gpt.models import open_path
 from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
 from tiny_gpt.training.plan import forecast
-from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Law, Text
+from tiny_gpt.training.plan.forecast import CHARACTERS, EIGHT_OF_TEN, Law, Text
 from tiny_gpt.training.plan.probe import probe
 
 RUNS = Path(__file__).with_name("forecast_runs.jsonl")
@@ -43,7 +43,7 @@ PARAMETERS_PER_TOKEN = 3.0
 # On texts of 36,000 and 66,000 tokens 3 x 128 was 5 to 6% better than 2 x 64.
 ALWAYS_USEFUL = 7e5
 # What other choices add to ln(bits per byte): means of runs of three minutes beside the recipe's (docs/log.md).
-COSTS = {"optimizer adamw": 0.19, "architecture classic": 0.10}
+COSTS = {"optimizer adamw": 0.19, "architecture classic": 0.10, CHARACTERS: 0.075}
 # Part of the runs that the interval holds, of texts that the fit has not seen.
 INSIDE = 0.85
 # Keeps the weights of what the runs hardly tell apart small.

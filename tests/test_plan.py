@@ -25,6 +25,7 @@ from tiny_gpt.training.plan.memory import needed_bytes
 from tiny_gpt.training.plan.plan import TIMED_ON_GPU, Plan, Planner, timed_shape
 from tiny_gpt.training.plan.probe import probe
 from tiny_gpt.training.plan.speed import StepTimes, measure_step_s, step_flops
+from tiny_gpt.ui.plan_report import table
 
 AUTO = RECIPES["auto"]
 CPU = torch.device("cpu")
@@ -253,6 +254,20 @@ def test_the_command_tells_the_plan_and_a_table(text, capsys):
     out = capsys.readouterr().out
     for words in ("1 layer, ", "width 32", "bits per byte", "memory", "5m", "24h", "--optimizer adamw", "6 h 00 min"):
         assert words in out, out
+
+
+@pytest.mark.parametrize("is_bpe", [True, False])
+def test_the_table_tells_what_other_choices_cost(is_bpe):
+    planner = Planner(SMALL_TEXT, CPU, StepTimes(0.005, 2e-12, 512), Candidate("fused", "bf16"))
+    rows = {}
+    for line in table(replace(AUTO, train=replace(AUTO.train, for_="5m")), planner, is_bpe):
+        label, *cells = re.split(" {2,}", line.strip())
+        rows[label] = cells
+    chosen = [float(loss) for loss in rows["as chosen"]]
+    assert ("--tokenizer char" in rows) == is_bpe
+    for choice in {"--tokenizer char", "--optimizer adamw", "--architecture classic"} & set(rows):
+        assert all(float(loss) > best for loss, best in zip(rows[choice], chosen, strict=True)), choice
+    assert all(float(loss) >= best - 0.02 for loss, best in zip(rows["a larger model"], chosen, strict=True))
 
 
 def test_the_plan_stands_beside_what_came_true(text, tmp_path, monkeypatch, capfd):

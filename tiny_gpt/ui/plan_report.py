@@ -1,5 +1,6 @@
 """A plan in words: for the first screen of a training, for its end, and the whole of `tiny-gpt plan`."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from tiny_gpt.device import describe_device
 from tiny_gpt.duration import clock_in, duration, milliseconds
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.training.plan.choices import SIZES
+from tiny_gpt.training.plan.forecast import CHARACTERS, law
 from tiny_gpt.training.plan.plan import Plan, Planner
 from tiny_gpt.ui.terminal import LABEL
 
@@ -73,10 +75,10 @@ def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[st
     for label, words in plan_rows(plan):
         yield _row(label, words)
     yield ""
-    yield from table(config, planner)
+    yield from table(config, planner, is_bpe=kind == "bpe")
 
 
-def table(config: RunConfig, planner: Planner) -> Iterator[str]:
+def table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:
     """What other times and other choices would give, in bits per byte."""
     yield f"{'bits per byte after':<32}" + "".join(f"{time:>16}" for time in TIMES)
     plans = [planner.plan(lasting(config, time)) for time in TIMES]
@@ -84,6 +86,9 @@ def table(config: RunConfig, planner: Planner) -> Iterator[str]:
     yield f"{'  8 of 10 runs between':<32}" + "".join(f"{_short(plan):>16}" for _, plan in plans)
     yield f"{'  its model':<32}" + "".join(f"{_size(chosen):>16}" for chosen, _ in plans)
     yield f"{'  times through the text':<32}" + "".join(f"{plan.readings:>16,.1f}" for _, plan in plans)
+    if is_bpe:
+        times = math.exp(law().costs[CHARACTERS])
+        yield f"{'--tokenizer char':<32}" + "".join(f"{times * plan.expected.middle:>16.2f}" for _, plan in plans)
     for words, others in _otherwise(config, planner):
         middles = [
             planner.plan(lasting(other, time))[1].expected.middle for other, time in zip(others, TIMES, strict=True)

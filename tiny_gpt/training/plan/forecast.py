@@ -27,6 +27,8 @@ STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
 CRITICAL_TIMES, NO_WASTE_TIMES = 1.5, 1.5
 # No run was of a text harder than this, as the logarithm of `probe_bits`.
 HARDEST = 1.2
+# The cost of characters where pieces of words were probed.
+CHARACTERS = "tokenizer char"
 # Of normally distributed errors, eight of ten lie within so many standard deviations.
 EIGHT_OF_TEN = 1.2816
 
