@@ -19,6 +19,7 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.recipes import CHOSEN, RECIPES
 from tiny_gpt.training.path import Candidate
+from tiny_gpt.training.plan import plan as plan_module
 from tiny_gpt.training.plan.choices import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
 from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Text, forecast, law, shortfall, waste
 from tiny_gpt.training.plan.memory import needed_bytes
@@ -254,6 +255,24 @@ def test_the_command_tells_the_plan_and_a_table(text, capsys):
     out = capsys.readouterr().out
     for words in ("1 layer, ", "width 32", "bits per byte", "memory", "5m", "24h", "--optimizer adamw", "6 h 00 min"):
         assert words in out, out
+
+
+def test_a_plan_goes_by_the_step_of_the_model_itself_where_that_takes_little(monkeypatch):
+    measured = []
+
+    def twice_as_long(config, *_):
+        measured.append(config)
+        return 2 * speed(config)
+
+    monkeypatch.setattr(plan_module, "measure_step_s", twice_as_long)
+    planner = Planner(SMALL_TEXT, CPU, StepTimes(0.005, 2e-12, 4096), Candidate("fused", "bf16"))
+    config = replace(AUTO, train=replace(AUTO.train, for_="5m"))
+    corrected = planner.corrected(config)
+    assert corrected.step_times(measured[0]) == pytest.approx(2 * speed(measured[0]))
+    assert (measured[0].train.path, measured[0].train.precision) == ("fused", "bf16")
+    assert corrected.plan(config)[1].steps < planner.plan(config)[1].steps
+    slow = planner._replace(step_times=StepTimes(5.0, 2e-12, 4096))
+    assert slow.corrected(config) is slow and len(measured) == 1
 
 
 @pytest.mark.parametrize("is_bpe", [True, False])

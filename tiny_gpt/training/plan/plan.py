@@ -80,12 +80,15 @@ class Planner(NamedTuple):
             )
         return config, self.plan_of(config, self.step_times(config))
 
-    def measured(self, config: RunConfig) -> Plan:
-        """The same for a `config` that is complete, path and precision too, by its own step where that takes little."""
-        step_s = self.step_times(config)
-        if (FEWEST_STEPS + 1) * step_s < PATIENCE_S:
-            step_s = measure_step_s(config, self.text.vocab_size, self.device)
-        return self.plan_of(config, step_s)
+    def corrected(self, config: RunConfig) -> "Planner":
+        """This one, by the step of the model itself that is chosen for `config`, where that takes little."""
+        chosen, _ = self.plan(config)
+        chosen = replace(chosen, train=replace(chosen.train, **asdict(self.taken)))
+        told_s = self.step_times(chosen)
+        if (FEWEST_STEPS + 1) * told_s >= PATIENCE_S:
+            return self
+        step_s = measure_step_s(chosen, self.text.vocab_size, self.device)
+        return self._replace(step_times=self.step_times.corrected(step_s / told_s))
 
     def plan_of(self, config: RunConfig, step_s: float) -> Plan:
         """What is to be expected of a complete `config` whose steps take so long."""
@@ -149,7 +152,9 @@ def survey(
     text = probe(dataset, device, taken.path, taken.precision)
     measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
     times = StepTimes.of_gpu if device.type == "cuda" else StepTimes.through
-    return Planner(text, device, times(measured, vocab_size), taken, ordered_at)
+    planner = Planner(text, device, times(measured, vocab_size), taken, ordered_at)
+    # On CUDA the run tries whole steps of it anyway.
+    return planner if device.type == "cuda" else planner.corrected(config)
 
 
 def timed_shape(config: RunConfig, shortest: int, n_layer: int, d_model: int, times: int = 1) -> RunConfig:

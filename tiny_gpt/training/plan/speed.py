@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,16 @@ class StepTimes:
     def __call__(self, config: RunConfig) -> float:
         layers = self.s_per_layer * config.model.n_layer + self.s_per_number * moved_numbers(config, self.vocab_size)
         return self.fixed_s + layers + self.s_per_flop * step_flops(config, self.vocab_size)
+
+    def corrected(self, times: float) -> "StepTimes":
+        """Where each step takes so many times as long as this has it."""
+        return replace(
+            self,
+            fixed_s=times * self.fixed_s,
+            s_per_flop=times * self.s_per_flop,
+            s_per_layer=times * self.s_per_layer,
+            s_per_number=times * self.s_per_number,
+        )
 
     @classmethod
     def through(cls, measured: Mapping[RunConfig, float], vocab_size: int) -> "StepTimes":
