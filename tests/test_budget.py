@@ -482,6 +482,26 @@ def test_the_best_models_last_score_is_of_as_much_text_as_there_is_time_for(conf
     assert scored_tokens(late_s=-5) == whole and scored_tokens(late_s=20) == some
 
 
+def test_a_last_score_that_memory_does_not_suffice_for_loses_nothing(config, made_up, monkeypatch):
+    loss, whole = FixedWindows.loss, 347
+
+    def too_large(windows, *args):
+        if windows.n_tokens == whole:
+            raise torch.OutOfMemoryError("out of memory")
+        return loss(windows, *args)
+
+    monkeypatch.setattr(Examiner, "_token_s", lambda _: 1e-7)
+    monkeypatch.setattr(FixedWindows, "loss", too_large)
+    events = events_of(with_train(config, eval_interval=5), made_up, until=lambda event: _is_early(event, made_up))
+    assert isinstance(events[-1], Finished) and events[-1].scored_tokens == 48
+    assert events[-1].best_val_loss == min(event.val_loss for event in of(Evaluated, events))
+
+
+def _is_early(event, machine):
+    machine.now -= 5 * (isinstance(event, StepDone) and event.progress == 1)
+    return False
+
+
 def test_a_run_of_an_earlier_version_can_be_given_time(config, made_up):
     """Its checkpoints tell nothing of budgets and rates."""
     config = with_train(config, for_="", epochs=2, iters_per_epoch=5)

@@ -567,6 +567,19 @@ class TestBadInput:
         done = command("tiny-gpt", "generate", "--checkpoint", "cut.pt")
         assert done.code == 3 and "cut.pt is not a tiny_gpt model file, or was cut short" in done.err
 
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            ("a --checkpoint b", "a and --checkpoint b: give one of them"),
+            ("--prompt a --prompt-file good.txt", "--prompt and --prompt-file: give one of them"),
+            ("--interactive --num-samples 2", "leave out --num-samples 2"),
+            ("--interactive --prompt-file good.txt", "leave out --prompt-file good.txt"),
+        ],
+    )
+    def test_two_ways_of_naming_one_thing_are_refused(self, command, args, words):
+        done = command("tiny-gpt", "generate", *args.split())
+        assert done.code == 2 and words in done.err
+
     def test_help_tells_defaults_only_where_they_are(self, command):
         chosen, fixed = (command("tiny-gpt", "train", "--recipe", name, "--help").out for name in ("auto", "overnight"))
         assert re.search(r"--n-layer INT[^-]*\(default: chosen\)", chosen) and "(default: modern)" in chosen

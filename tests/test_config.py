@@ -231,3 +231,9 @@ def test_a_strangers_model_config_is_refused_by_its_file(values):
     assert model_config_from(WHOLE, "model.pt") == ModelConfig()
     with pytest.raises(BadInputError, match=r"^model\.pt: "):
         model_config_from(values, "model.pt")
+
+
+def test_a_rate_that_falls_to_zero_does_not_mind_a_cosines_end():
+    assert TrainConfig(schedule="trapezoid", learning_rate=1e-4, min_learning_rate=5e-4).min_learning_rate == 5e-4
+    with pytest.raises(UsageError, match="--min-learning-rate"):
+        TrainConfig(schedule="cosine", learning_rate=1e-4, min_learning_rate=5e-4)

@@ -5,7 +5,9 @@ import math
 import random
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +24,7 @@ from tiny_gpt.training.path import Candidate
 from tiny_gpt.training.plan import plan as plan_module
 from tiny_gpt.training.plan.choices import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
 from tiny_gpt.training.plan.forecast import EIGHT_OF_TEN, Text, forecast, law, shortfall, waste
-from tiny_gpt.training.plan.memory import needed_bytes
+from tiny_gpt.training.plan.memory import free_bytes, needed_bytes
 from tiny_gpt.training.plan.plan import TIMED_ON_GPU, Plan, Planner, timed_shape
 from tiny_gpt.training.plan.probe import probe
 from tiny_gpt.training.plan.speed import StepTimes, measure_step_s, step_flops
@@ -108,6 +110,23 @@ def test_a_short_text_gets_a_block_that_fits_into_its_shorter_part():
     config = chosen(text=replace(SMALL_TEXT, train_tokens=900, val_tokens=100))
     assert config.model.block_size < 100
     assert fewest_tokens(AUTO) < 100 and fewest_tokens(said(block_size=77)) == 77
+
+
+def test_a_batch_divides_into_the_parts_that_a_person_wants():
+    for n_parts in (1, 3, 16):
+        assert chosen(said(grad_accum_steps=n_parts)).train.batch_size % n_parts == 0
+    with pytest.raises(UsageError, match="--batch-size 8 does not divide into --grad-accum-steps 3 parts"):
+        said(grad_accum_steps=3, batch_size=8)
+
+
+def test_a_tiny_text_gets_a_model_that_is_larger_than_the_smallest():
+    tiny = Text(40_000, 36_000, 4_000, 256, 2.9)
+    assert (chosen(text=tiny).model.n_layer, chosen(text=tiny).model.d_model) == (3, 128)
+
+
+def test_what_this_process_holds_already_is_free_for_it(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    assert free_bytes(CPU) > 50 << 20
 
 
 def test_counted_budgets_get_a_size_too():

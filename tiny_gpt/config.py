@@ -237,7 +237,7 @@ class TrainConfig:
             "eval_interval",
         )
         _require(
-            self.batch_size % self.grad_accum_steps == 0,
+            "batch_size" in self.auto or self.batch_size % self.grad_accum_steps == 0,
             f"--batch-size {self.batch_size} does not divide into --grad-accum-steps {self.grad_accum_steps} parts",
         )
         highest = math.inf if self.schedule_taken == "trapezoid" else self.learning_rate  # which comes to zero

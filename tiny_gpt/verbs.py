@@ -6,14 +6,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from tiny_gpt.config import (
-    BEST_FILE,
-    DataConfig,
-    EvalConfig,
-    MannerConfig,
-    RunConfig,
-    SampleConfig,
-)
+from tiny_gpt.config import BEST_FILE, DataConfig, EvalConfig, MannerConfig, RunConfig, SampleConfig
 from tiny_gpt.errors import UsageError
 
 
