@@ -41,4 +41,4 @@ bench:
 
 torture:
 	@$(SETUP) test
-	$(VENV_PYTHON) -m torture
+	$(VENV_PYTHON) -m tests.faults

@@ -4,13 +4,13 @@
 All flags: python3 inference.py --help
 """
 
-from tiny_gpt.launch import ensure_environment
+from tiny_gpt.bootstrap import ensure_environment
 
 ensure_environment()
 
 if __name__ == "__main__":
     import sys
 
-    from tiny_gpt.cli import inference_script
+    from tiny_gpt.cli.main import inference_script
 
     sys.exit(inference_script())

@@ -5,7 +5,7 @@ Change a setting below, or give it as a flag for one run: python3 train.py --bat
 All flags: python3 train.py --help
 """
 
-from tiny_gpt.launch import ensure_environment
+from tiny_gpt.bootstrap import ensure_environment
 
 ensure_environment()
 
@@ -36,6 +36,6 @@ SETTINGS = dict(
 if __name__ == "__main__":
     import sys
 
-    from tiny_gpt.cli import train_script
+    from tiny_gpt.cli.main import train_script
 
     sys.exit(train_script(SETTINGS))

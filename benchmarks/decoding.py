@@ -4,7 +4,7 @@ llama-cpp-python is installed, llama.cpp; the same weights in all, interleaved i
 python -m benchmarks.decoding [--rounds 5] [--sizes guide 10m 124m] [--json FILE]
 """
 
-from tiny_gpt.cli import let_waiting_threads_sleep
+from tiny_gpt.cli.main import let_waiting_threads_sleep
 
 let_waiting_threads_sleep()
 
@@ -24,15 +24,15 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from benchmarks.textbook import TextbookGPT
 from tiny_gpt.config import ModelConfig, SampleConfig
-from tiny_gpt.data.characters import N_BYTES, CharTokenizer
 from tiny_gpt.device import configure, describe_device
 from tiny_gpt.export.gguf import write_file
-from tiny_gpt.export.hf import write_hf
+from tiny_gpt.export.huggingface import write_hf
+from tiny_gpt.inference.engine import make_decoder
 from tiny_gpt.inference.sampling import sample
-from tiny_gpt.inference.writer import make_decoder
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import LoadedModel
-from tiny_gpt.stored_model import Progress
+from tiny_gpt.model_io.model_file import LoadedModel
+from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.tokenizer.byte_char import N_BYTES, CharTokenizer
 
 CPU = torch.device("cpu")
 SIZES = {

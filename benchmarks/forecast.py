@@ -5,7 +5,7 @@ python -m benchmarks.forecast record RUN...    scores finished runs over their w
 python -m benchmarks.forecast [--write]    fits; tells how far off it is for texts that it was not fitted to
 """
 
-from tiny_gpt.cli import let_waiting_threads_sleep
+from tiny_gpt.cli.main import let_waiting_threads_sleep
 
 let_waiting_threads_sleep()
 
@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, METRICS_FILE, RunConfig
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
-from tiny_gpt.models import open_path
-from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
-from tiny_gpt.training.plan import forecast
-from tiny_gpt.training.plan.forecast import CHARACTERS, EIGHT_OF_TEN, Law, Text
-from tiny_gpt.training.plan.probe import probe
+from tiny_gpt.evaluation import FixedWindows, bits_per_byte
+from tiny_gpt.model_io.open_model import open_path
+from tiny_gpt.planning import scaling_law as forecast
+from tiny_gpt.planning.pilot_run import probe
+from tiny_gpt.planning.scaling_law import CHARACTERS, EIGHT_OF_TEN, Law, Text
 
 RUNS = Path(__file__).with_name("forecast_runs.jsonl")
 LAW = Path(forecast.__file__).with_name("law.json")
@@ -43,7 +43,7 @@ PARAMETERS_PER_TOKEN = 3.0
 # On texts of 36,000 and 66,000 tokens 3 x 128 was 5 to 6% better than 2 x 64.
 ALWAYS_USEFUL = 7e5
 # What other choices add to ln(bits per byte): means of runs of three minutes beside the recipe's (docs/log.md).
-COSTS = {"optimizer adamw": 0.19, "architecture classic": 0.10, CHARACTERS: 0.075}
+COSTS = {"optimizer adamw": 0.19, "architecture gpt2": 0.10, CHARACTERS: 0.075}
 # Part of the runs that the interval holds, of texts that the fit has not seen.
 INSIDE = 0.85
 # Keeps the weights of what the runs hardly tell apart small.

@@ -51,7 +51,7 @@ def linear_layers(task: Task) -> dict[tuple[int, int], list[str]]:
 
 def step_flops(task: Task) -> int:
     """Operations (a multiplication and an addition are two) in the matrix products of one step."""
-    attention = task.model.n_layer * task.model.n_head * task.model.width_of_head * task.model.block_size
+    attention = task.model.n_layer * task.model.n_head * task.model.dim_per_head * task.model.block_size
     per_token = 6 * n_multiplied(task.model, task.vocab_size) + 12 * attention
     return per_token * task.tokens_per_step
 

@@ -3,7 +3,7 @@
 python -m benchmarks.precision --data FILE [--seeds 3] [--steps 2000] [--batch-size 16] [any model flag]
 """
 
-from tiny_gpt.cli import let_waiting_threads_sleep
+from tiny_gpt.cli.main import let_waiting_threads_sleep
 
 let_waiting_threads_sleep()
 
@@ -16,12 +16,12 @@ import torch
 import tyro
 
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from tiny_gpt.data.batches import Batches
+from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.device import PRECISIONS, configure, describe_device, pick_device
+from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.training.evaluate import FixedWindows
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.step import train_step
 
@@ -51,7 +51,7 @@ def main(bench: Bench) -> None:
     device = pick_device(bench.device)
     configure(device)
     dataset = finish(prepare(DataConfig(data=bench.data), bench.model.block_size))
-    print(f"{describe_device(device)}, torch {torch.__version__}, path {bench.path}")
+    print(f"{describe_device(device)}, torch {torch.__version__}, path {bench.backend}")
     print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss over the whole validation text")
     print(f"{'seed':>4}{'bf16':>10}{'fp32':>10}{'difference':>12}")
     rows = []
@@ -67,19 +67,25 @@ def main(bench: Bench) -> None:
 
 def trained(bench: Bench, dataset: Dataset, device: torch.device, precision: str, seed: int) -> float:
     """The validation loss at the end of one training, in nats per token."""
-    train = replace(TrainConfig(), epochs=1, iters_per_epoch=bench.steps, batch_size=bench.batch_size, seed=seed)
+    train = replace(
+        TrainConfig(),
+        epochs=1,
+        iters_per_epoch=bench.steps,
+        backend=bench.backend,
+        batch_size=bench.batch_size,
+        seed=seed,
+    )
     config = replace(RunConfig(), model=bench.model, train=train)
     torch.manual_seed(seed)
     model = GPT(bench.model, dataset.tokenizer.vocab_size, PRECISIONS[precision]).to(device)
-    model.path = bench.path
     optimizer = make_optimizer(model, train)
-    batches = Batches(dataset.train.ids, bench.model.block_size, bench.batch_size, seed, device)
+    batches = BatchLoader(dataset.train.ids, bench.model.block_size, bench.batch_size, seed, device)
     model.train()
     start = time.perf_counter()
     for step in range(bench.steps):
         train_step(model, optimizer, batches.batch(step), config, step)
     seconds = time.perf_counter() - start
-    windows = FixedWindows(dataset.val.ids, bench.model.block_size, bench.batch_size, len(dataset.val))
+    windows = FixedWindows(dataset.val.ids, bench.model.block_size, bench.batch_size, len(dataset.val), bench.backend)
     loss = windows.loss(model)
     print(f"     {precision}: {loss:.4f} after {seconds:,.0f} s", flush=True)
     return loss

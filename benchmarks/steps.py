@@ -17,19 +17,19 @@ from torch.nn import functional as F
 
 from benchmarks.textbook import TextbookGPT, textbook_step
 from tiny_gpt.config import ModelConfig, RunConfig
-from tiny_gpt.data.batches import CPU, Batches
+from tiny_gpt.data.dataloader import CPU, BatchLoader
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.training.captured import CapturedUpdates, captured_updates
+from tiny_gpt.planning.backend import choose
+from tiny_gpt.training.cuda_graph import CapturedUpdates, captured_updates
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import make_optimizer
-from tiny_gpt.training.path import choose
 from tiny_gpt.training.step import train_step
 
 N_IDS = 200_000
 LEARNING_RATE, WEIGHT_DECAY, LONGEST_GRADIENT = 5e-4, 0.01, 1.0
 
-PathName = Literal["auto", "plain", "fused", "compiled", "captured"]
+BackendName = Literal["auto", "eager", "fused", "compiled", "cuda_graph"]
 Step = Callable[[int], None]
 
 
@@ -52,11 +52,11 @@ class Task:
     def tokens_per_step(self) -> int:
         return self.batch_size * self.model.block_size
 
-    def batches(self, device: torch.device = CPU) -> Batches:
+    def batches(self, device: torch.device = CPU) -> BatchLoader:
         """The same random ids in the same order each time; every contestant has its own reader, which reads ahead."""
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
         ids = np.random.default_rng(0).integers(self.vocab_size, size=N_IDS).astype(dtype)
-        return Batches(ids, self.model.block_size, self.batch_size, 0, device)
+        return BatchLoader(ids, self.model.block_size, self.batch_size, 0, device)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class OurStep:
 
     model: GPT
     optimizer: torch.optim.Optimizer
-    batches: Batches
+    batches: BatchLoader
     config: RunConfig
     guard: Guard
     captured: CapturedUpdates | None = None
@@ -89,21 +89,21 @@ class OurStep:
 def our_step(
     config: ModelConfig,
     vocab_size: int,
-    batches: Batches,
+    batches: BatchLoader,
     device: torch.device,
     precision: torch.dtype,
-    path: PathName = "auto",
+    backend: BackendName = "auto",
 ) -> OurStep:
-    """The model as tiny_gpt/training/run.py builds it; `auto` is the path that a run would choose here."""
+    """The model as tiny_gpt/training/run.py builds it; `auto` is the backend that a run would choose here."""
     run_config = replace(RunConfig(), model=config)
-    if path == "auto":
+    if backend == "auto":
         train = replace(run_config.train, precision=name_of(precision), batch_size=batches.batch_size)
-        path = choose(replace(run_config, train=train), vocab_size, device).taken.path
+        backend = choose(replace(run_config, train=train), vocab_size, device).taken.backend
+    run_config = replace(run_config, train=replace(run_config.train, backend=backend))
     torch.manual_seed(run_config.train.seed)
     model = GPT(config, vocab_size, precision).to(device)
-    model.path = path
     optimizer, guard = make_optimizer(model, run_config.train), Guard(device)
-    captured = captured_updates(model, optimizer, run_config.train.grad_clip, guard)
+    captured = captured_updates(model, optimizer, run_config.train, guard)
     return OurStep(model, optimizer, batches, run_config, guard, captured)
 
 
@@ -151,7 +151,7 @@ def transformers_step(task: Task, precision: torch.dtype) -> Step:
 
 def gpt2_of_same_shape(config: ModelConfig, vocab_size: int) -> nn.Module:
     """transformers' GPT-2 with dropout where ours has it and a head of its own. Raises LeftOutError."""
-    if config.architecture != "classic":
+    if config.architecture != "gpt2":
         raise LeftOutError(f"GPT-2 has not the shape of {config.architecture}")
     try:
         from transformers import GPT2Config, GPT2LMHeadModel

@@ -1,4 +1,4 @@
-"""The step of a learner's own script, plain fp32 PyTorch with nothing tuned: what tiny_gpt is measured against."""
+"""The step of a learner's own script, eager fp32 PyTorch with nothing tuned: what tiny_gpt is measured against."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""How fast one training step is, whole: tiny_gpt's beside the textbook's, its own plain fp32 path, `transformers`'
+"""How fast one training step is, whole: tiny_gpt's beside the textbook's, its own eager fp32 path, `transformers`'
 GPT-2 and the time of the matrix products alone; interleaved in one run. `make bench`.
 
 python -m benchmarks.training_step [--rounds 7] [--only NAME ...] [--json FILE] [--vocab-size 256] [any model flag]
@@ -7,7 +7,7 @@ python -m benchmarks.training_step --shapes all      # a line for each of 24 sha
 Ratios are taken within a round and then their median, for the machine's speed drifts from round to round.
 """
 
-from tiny_gpt.cli import let_waiting_threads_sleep
+from tiny_gpt.cli.main import let_waiting_threads_sleep
 
 let_waiting_threads_sleep()
 
@@ -25,9 +25,9 @@ import tyro
 
 from benchmarks.matrix_products import MatrixProducts
 from benchmarks.steps import (
+    BackendName,
     LeftOutError,
     OurStep,
-    PathName,
     Step,
     Task,
     name_of,
@@ -37,7 +37,7 @@ from benchmarks.steps import (
 )
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.device import configure, describe_device, peak_memory_bytes, pick_device, pick_precision, synchronize
-from tiny_gpt.training.resume import this_machine
+from tiny_gpt.run.resume import this_machine
 
 OURS, PLAIN, TEXTBOOK, CEILING = "tiny_gpt", "plain-fp32", "textbook", "matrix-products"
 Name = Literal["tiny_gpt", "plain-fp32", "textbook", "transformers-fp32", "transformers-bf16", "matrix-products"]
@@ -67,7 +67,7 @@ class Bench:
     """Counted rounds, after one that warms up; 0 is 7, with --shapes 3."""
     only: tuple[Name, ...] = typing.get_args(Name)
     """The contestants."""
-    path: PathName = "auto"
+    path: BackendName = "auto"
     """How tiny_gpt computes its loss; auto as in training."""
     shapes: tuple[Literal["guide", "6x384", "12x768", "all"], ...] = ()
     """Instead of one table a line for each of these shapes, with and without dropout and with four vocabularies."""
@@ -103,8 +103,8 @@ def compare(bench: Bench, task: Task) -> dict[str, Any]:
     figures: dict[str, Any] = {"tokens_per_step": task.tokens_per_step, "left_out": {}}
     rounds = bench.rounds or ROUNDS
     if OURS in bench.only:  # before the others take memory
-        ours = make_ours(task, bench.path)
-        figures |= {"path": ours.model.path, "peak_memory_bytes": peak_of(ours)}
+        ours = make_ours(task, bench.backend)
+        figures |= {"backend": ours.config.train.backend, "peak_memory_bytes": peak_of(ours)}
         contestants[OURS] = timed(ours, task.device)
     for name in typing.get_args(Name):
         try:
@@ -123,7 +123,7 @@ def compare(bench: Bench, task: Task) -> dict[str, Any]:
     return figures
 
 
-def make_ours(task: Task, path: PathName) -> OurStep:
+def make_ours(task: Task, path: BackendName) -> OurStep:
     return our_step(task.model, task.vocab_size, task.batches(task.device), task.device, task.precision, path)
 
 
@@ -132,7 +132,7 @@ def make_other(name: str, task: Task) -> Contestant:
     if name == CEILING:
         return MatrixProducts(task)
     make: dict[str, Callable[[], Step]] = {
-        PLAIN: lambda: make_ours(replace(task, precision=torch.float32), "plain"),
+        PLAIN: lambda: make_ours(replace(task, precision=torch.float32), "eager"),
         TEXTBOOK: lambda: plain_textbook_step(task),
         "transformers-fp32": lambda: transformers_step(task, torch.float32),
         "transformers-bf16": lambda: transformers_step(task, torch.bfloat16),
@@ -238,17 +238,17 @@ def sweep(bench: Bench, task: Task) -> dict[str, Any]:
             for vocab_size in VOCAB_SIZES:
                 model = replace(config, dropout=dropout)
                 one = replace(task, model=model, batch_size=batch_size, vocab_size=vocab_size)
-                lines.append({"shape": name, **measure_shape(one, bench.path, rounds)})
+                lines.append({"shape": name, **measure_shape(one, bench.backend, rounds)})
                 print_line(lines[-1])
     return {"shapes": lines}
 
 
-def measure_shape(task: Task, path: PathName, rounds: int) -> dict[str, Any]:
+def measure_shape(task: Task, path: BackendName, rounds: int) -> dict[str, Any]:
     ours = make_ours(task, path)
     others = {name: make_other(name, task) for name in (PLAIN, TEXTBOOK, CEILING)}
     seconds = race({OURS: timed(ours, task.device), **others}, rounds)
     shape = {"model": asdict(task.model), "batch_size": task.batch_size, "vocab_size": task.vocab_size}
-    return {**shape, "path": ours.model.path, "seconds": seconds, "ratios": ratios(seconds, OURS)}
+    return {**shape, "backend": ours.config.train.backend, "seconds": seconds, "ratios": ratios(seconds, OURS)}
 
 
 def print_line(line: dict[str, Any]) -> None:

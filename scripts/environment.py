@@ -20,11 +20,11 @@ from pathlib import Path
 
 from failures import FULL_EXIT_CODE, SetupError, explain, full_disk
 
-from tiny_gpt import launch
+from tiny_gpt import bootstrap
 
-ROOT = Path(launch.ROOT)
-VENV = Path(launch.VENV)
-STAMP = Path(launch.STAMP)
+ROOT = Path(bootstrap.ROOT)
+VENV = Path(bootstrap.VENV)
+STAMP = Path(bootstrap.STAMP)
 LOG = VENV / "setup.log"
 DOWNLOADS = VENV / "downloads"
 
@@ -33,7 +33,7 @@ TORCH_CHECK = "import torch"
 # Rather now than when the first text is to be written; without it texts are written more slowly, but written.
 COMPILING = (
     "import importlib\n"
-    "for module in ('inference.cpu.decoder', 'model.cpu.compiling'):\n"
+    "for module in ('kernels.decoding.decoder', 'kernels.training.compiling'):\n"
     "    try: importlib.import_module('tiny_gpt.' + module).compile_all()\n"
     "    except Exception as failure: print(failure)"
 )
@@ -137,8 +137,8 @@ def look_into_venv() -> tuple[str, str]:
         "try: print(version('torch'))\n"
         "except PackageNotFoundError: print()"
     )
-    version, torch = ask_python(launch.venv_python(), code) or ("", "")
-    if not version or tuple(int(number) for number in version.split(".")[:2]) < launch.OLDEST_PYTHON:
+    version, torch = ask_python(bootstrap.venv_python(), code) or ("", "")
+    if not version or tuple(int(number) for number in version.split(".")[:2]) < bootstrap.OLDEST_PYTHON:
         return "", ""
     return version, torch
 
@@ -202,15 +202,15 @@ def install(extras: list[str], version: str) -> None:
     started = time.monotonic()
     LOG.unlink(missing_ok=True)
     run_logged(pip_install(extras), version)
-    run_logged([launch.venv_python(), "-c", TORCH_CHECK], version)
-    run_logged([launch.venv_python(), "-c", COMPILING], version)
+    run_logged([bootstrap.venv_python(), "-c", TORCH_CHECK], version)
+    run_logged([bootstrap.venv_python(), "-c", COMPILING], version)
     print(f"Done in {clock(time.monotonic() - started)}.", flush=True)
 
 
 def pip_install(extras: list[str]) -> list[str]:
     target = f".[{','.join(extras)}]" if extras else "."
     options = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-    return [launch.venv_python(), "-m", "pip", "install", *options, "-c", "constraints.txt", "-e", target]
+    return [bootstrap.venv_python(), "-m", "pip", "install", *options, "-c", "constraints.txt", "-e", target]
 
 
 def run_logged(command: list[str], version: str) -> None:

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from tiny_gpt.launch import OLDEST_PYTHON, become, venv_python
+from tiny_gpt.bootstrap import OLDEST_PYTHON, become, venv_python
 
 # The newest Python for which pip finds the torch of constraints.txt.
 NEWEST_PYTHON = (3, 14)

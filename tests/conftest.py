@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tiny_gpt.launch import ROOT
+from tiny_gpt.bootstrap import ROOT
 
 settings.register_profile("tests", database=None, deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -33,15 +33,15 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def torture(request, world, tmp_path_factory):
-    """Where its tests are among those that are run: `python -m torture` in a process of its own, beside the others from
-    the first one on, and the file that its outcomes go to. It takes one core for minutes."""
-    tests = [item for item in request.session.items if item.path.name == "test_torture.py"]
+    """Where its tests are among those that are run: `python -m tests.faults` in a process of its own, beside the others
+    from the first one on, and the file that its outcomes go to. It takes one core for minutes."""
+    tests = [item for item in request.session.items if item.path.name == "test_faults.py"]
     if not tests:
         yield None
         return
     groups = [item.callspec.params["group"] for item in tests]
-    file = tmp_path_factory.mktemp("torture") / "outcomes.json"
-    command = [sys.executable, "-m", "torture", "--short", "--json", file, "--only", *groups]
+    file = tmp_path_factory.mktemp("tests.faults") / "outcomes.json"
+    command = [sys.executable, "-m", "tests.faults", "--short", "--json", file, "--only", *groups]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process, file
         process.terminate()

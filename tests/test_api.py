@@ -12,16 +12,16 @@ import torch
 from torch.nn import functional as F
 
 import tiny_gpt
-from tiny_gpt import cli
+from tiny_gpt.cli import main as cli
 from tiny_gpt.config import ModelConfig, RunConfig
-from tiny_gpt.data.characters import CharTokenizer
-from tiny_gpt.data.utf8 import to_utf8
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_file import save_model
-from tiny_gpt.stored_model import Progress
+from tiny_gpt.model_io.model_file import save_model
+from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.tokenizer.byte_char import CharTokenizer
+from tiny_gpt.tokenizer.utf8 import to_utf8
 
-CONFIG = ModelConfig("modern", n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=12)
+CONFIG = ModelConfig("qwen3", n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=12)
 TEXT = "né dog and cat\n" * 5
 
 
@@ -113,7 +113,7 @@ def test_a_small_model_on_a_processor_writes_without_torch(path):
     """Which takes longer to load than the text to write."""
     program = f"""if True:
         import sys
-        from tiny_gpt import cli
+        from tiny_gpt.cli import main as cli
         code = cli.main(["generate", {str(path)!r}, "--max-tokens", "5", "--seed", "1"])
         assert "torch" not in sys.modules
         sys.exit(code)

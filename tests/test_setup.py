@@ -1,4 +1,4 @@
-"""The way from any Python to a running tiny_gpt: scripts/ and tiny_gpt/launch.py, with faults put in.
+"""The way from any Python to a running tiny_gpt: scripts/ and tiny_gpt/bootstrap.py, with faults put in.
 
 No test makes a real environment or asks the network: .venv's Python and pip are stand-ins.
 """
@@ -19,9 +19,9 @@ import failures
 import pytest
 import setup
 
-from tiny_gpt import launch
+from tiny_gpt import bootstrap
 
-ROOT = Path(launch.ROOT)
+ROOT = Path(bootstrap.ROOT)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUCCEEDING_PIP = [sys.executable, "-c", "print('Successfully installed')"]
 
@@ -37,7 +37,7 @@ def checkout(tmp_path, monkeypatch):
         here = tmp_path / getattr(environment, name).relative_to(ROOT)
         monkeypatch.setattr(environment, name, here)
     venv = environment.VENV
-    monkeypatch.setattr(launch, "venv_python", lambda: sys.executable)
+    monkeypatch.setattr(bootstrap, "venv_python", lambda: sys.executable)
     monkeypatch.setattr(environment, "look_into_venv", lambda: ("3.11.7", "") if venv.exists() else ("", ""))
     monkeypatch.setattr(environment, "check_venv_module", lambda: None)
     monkeypatch.setattr(environment, "make_venv", lambda: venv.mkdir() or "3.11.7")
@@ -223,16 +223,16 @@ def test_nearly_no_space_explains_a_failure_that_has_no_words():
     assert failures.explain("", "3.11.7", free_gb=0.0).exit_code == failures.FULL_EXIT_CODE
 
 
-# tiny_gpt/launch.py
+# tiny_gpt/bootstrap.py
 
 
 def run_script(folder, *options):
     """Runs folder/train.py, which needs the environment, with a Python that has no packages (-S)."""
     (folder / "tiny_gpt").mkdir(exist_ok=True)
-    shutil.copy(launch.__file__, folder / "tiny_gpt")
+    shutil.copy(bootstrap.__file__, folder / "tiny_gpt")
     script = folder / "train.py"
-    script.write_text("from tiny_gpt.launch import ensure_environment\nensure_environment()\nprint('ran')\n")
-    environ = {name: value for name, value in os.environ.items() if name != launch.LAUNCHED}
+    script.write_text("from tiny_gpt.bootstrap import ensure_environment\nensure_environment()\nprint('ran')\n")
+    environ = {name: value for name, value in os.environ.items() if name != bootstrap.LAUNCHED}
     command = [sys.executable, "-S", "-E", str(script), *options]
     return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=20)
 
@@ -244,9 +244,9 @@ def executable(path, shell_code):
 
 
 def test_python_that_has_everything_is_left_alone(monkeypatch):
-    monkeypatch.setenv(launch.LAUNCHED, "1")
-    launch.ensure_environment()
-    assert launch.LAUNCHED not in os.environ
+    monkeypatch.setenv(bootstrap.LAUNCHED, "1")
+    bootstrap.ensure_environment()
+    assert bootstrap.LAUNCHED not in os.environ
 
 
 def test_without_an_environment_the_launcher_says_what_to_do(tmp_path):
@@ -259,7 +259,7 @@ def test_without_an_environment_the_launcher_says_what_to_do(tmp_path):
 
 @posix_only
 def test_launcher_goes_on_with_the_environment(tmp_path):
-    executable(tmp_path / ".venv/bin/python", f'echo "${launch.LAUNCHED}" "$@"; exit 7')
+    executable(tmp_path / ".venv/bin/python", f'echo "${bootstrap.LAUNCHED}" "$@"; exit 7')
     (tmp_path / ".venv/setup-complete").touch()
     done = run_script(tmp_path, "--prompt", "two words")
     assert done.returncode == 7
@@ -288,8 +288,8 @@ def test_without_exec_ctrl_c_is_left_to_the_program(monkeypatch):
     # The program interrupts the waiting parent, as Windows does both at once, and ends in its own way.
     program = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5); sys.exit(9)"
     parent = (
-        "import os; from tiny_gpt import launch; os.name = 'nt'; "
-        f"launch.become([{sys.executable!r}, '-c', {program!r}])"
+        "import os; from tiny_gpt import bootstrap; os.name = 'nt'; "
+        f"bootstrap.become([{sys.executable!r}, '-c', {program!r}])"
     )
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (9, "")
@@ -297,9 +297,9 @@ def test_without_exec_ctrl_c_is_left_to_the_program(monkeypatch):
 
 def test_torch_version_is_read_without_importing_it(tmp_path):
     torch_file = tmp_path / "__init__.py"
-    assert launch.torch_version(str(torch_file)) == launch.OLDEST_TORCH
+    assert bootstrap.torch_version(str(torch_file)) == bootstrap.OLDEST_TORCH
     (tmp_path / "version.py").write_text("__version__ = '2.2.2+cu121'\n")
-    assert launch.torch_version(str(torch_file)) == (2, 2)
+    assert bootstrap.torch_version(str(torch_file)) == (2, 2)
 
 
 # What stands in two places, because one of them is read by a Python that has nothing yet
@@ -307,14 +307,16 @@ def test_torch_version_is_read_without_importing_it(tmp_path):
 
 def test_launcher_and_constraints_agree_with_pyproject():
     required = {re.split(r"[>=<]", line)[0]: line for line in PROJECT["dependencies"]}
-    assert set(launch.NEEDED) == set(required)
-    assert required["torch"].endswith(">={}.{}".format(*launch.OLDEST_TORCH))
-    assert PROJECT["requires-python"] == ">={}.{}".format(*launch.OLDEST_PYTHON)
+    assert set(bootstrap.NEEDED) == set(required)
+    assert required["torch"].endswith(">={}.{}".format(*bootstrap.OLDEST_TORCH))
+    assert PROJECT["requires-python"] == ">={}.{}".format(*bootstrap.OLDEST_PYTHON)
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert pinned >= {*required, *PROJECT["optional-dependencies"]["test"]}
 
 
-@pytest.mark.parametrize("path", ["scripts/setup.py", "tiny_gpt/__init__.py", "tiny_gpt/launch.py", *ROOT.glob("*.py")])
+@pytest.mark.parametrize(
+    "path", ["scripts/setup.py", "tiny_gpt/__init__.py", "tiny_gpt/bootstrap.py", *ROOT.glob("*.py")]
+)
 def test_what_an_old_python_opens_it_can_read(path):
     ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 7))
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from tiny_gpt.cli import main
+from tiny_gpt.cli.main import main
 
 sys.exit(main())

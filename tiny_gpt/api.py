@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tiny_gpt.config import SampleConfig
-from tiny_gpt.data.tokenizer import decode
-from tiny_gpt.data.utf8 import to_utf8
 from tiny_gpt.device import pick_device
+from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.inference.decoder import Decoder
+from tiny_gpt.inference.engine import engine_for
 from tiny_gpt.inference.generate import write
-from tiny_gpt.inference.writer import writer_of
-from tiny_gpt.model_file import LoadedModel
-from tiny_gpt.models import open_path
-from tiny_gpt.runs import find_model
-from tiny_gpt.training.evaluate import FixedWindows, bits_per_byte
+from tiny_gpt.model_io.model_file import LoadedModel
+from tiny_gpt.model_io.open_model import open_path
+from tiny_gpt.run.folders import find_model
+from tiny_gpt.tokenizer.base import decode
+from tiny_gpt.tokenizer.utf8 import to_utf8
 
 # Blocks that are scored at once.
 BATCH_SIZE = 32
@@ -42,7 +42,7 @@ class Model:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         """The network, its tokenizer, how far it was trained, and the settings of its run."""
-        self._writer = writer_of(loaded)
+        self._writer = engine_for(loaded)
         self._idle_decoder: Decoder | None = None
         self._precision = ""
 

@@ -1,4 +1,4 @@
-"""What can go wrong for a person, each with the exit code a shell sees.
+"""What can go wrong for a user, each with the exit code a shell sees and a stable code that tests and tools can match.
 
 A message says what is wrong, what was given and what to do, in a line or two. Anything else that escapes
 is a bug of ours.
@@ -6,9 +6,14 @@ is a bug of ours.
 
 
 class TinyGPTError(Exception):
-    """A failure that was foreseen; its text is for the person who typed the command."""
+    """An error we foresaw; its text is for the person who typed the command."""
 
     exit_code = 1
+
+    def __init__(self, message: str, code: str = "") -> None:
+        """`code` is a short slug such as "text-too-short": it stays the same when the wording changes."""
+        super().__init__(message)
+        self.code = code
 
 
 class UsageError(TinyGPTError):
@@ -24,7 +29,7 @@ class BadInputError(TinyGPTError):
 
 
 class DivergedError(TinyGPTError):
-    """The loss stopped being a number."""
+    """The loss became NaN or infinite, or spiked, and rolling back did not help."""
 
     exit_code = 4
 
@@ -36,6 +41,6 @@ class OutOfResourcesError(TinyGPTError):
 
 
 class RestartRequestedError(TinyGPTError):
-    """The watchdog asked the training to save and to make way for a fresh process."""
+    """The watchdog asked the training to save and to exit, so that a fresh process can resume it."""
 
     exit_code = 75

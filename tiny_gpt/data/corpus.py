@@ -7,9 +7,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_gpt.data.formats import DAMAGE, ReadOptions, read_documents
 from tiny_gpt.data.progress import Progress, Step
-from tiny_gpt.data.sources import SourceFile
+from tiny_gpt.data.readers.formats import DAMAGE, ReadOptions, read_documents
+from tiny_gpt.data.sources.resolve import SourceFile
 from tiny_gpt.data.text_file import TextFile, TextWriter
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import cannot_write

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from tiny_gpt.data.text_file import CHUNK_BYTES, Chunk, Part
-from tiny_gpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tiny_gpt.errors import OutOfResourcesError
+from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
 
 Encoded = tuple[bytes, int, int]
 """The ids as the bytes of an array, how many they are, and the UTF-8 bytes that they stand for."""

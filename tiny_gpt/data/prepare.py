@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tiny_gpt.config import TOKENIZER_NAMES, DataConfig
-from tiny_gpt.data.bpe import BpeTokenizer
 from tiny_gpt.data.corpus import Corpus, gather
-from tiny_gpt.data.formats import ReadOptions
 from tiny_gpt.data.overlap import share_also_in_training
 from tiny_gpt.data.progress import Step
-from tiny_gpt.data.sources import Sources, fingerprint, resolve
+from tiny_gpt.data.readers.formats import ReadOptions
+from tiny_gpt.data.sources.resolve import Sources, fingerprint, resolve
 from tiny_gpt.data.text_file import Part, TextFile
 from tiny_gpt.data.token_store import (
     Tokens,
@@ -24,9 +23,10 @@ from tiny_gpt.data.token_store import (
     store_folder,
     tokenizer_of,
 )
-from tiny_gpt.data.tokenizer import TOKENIZERS, Tokenizer
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
 from tiny_gpt.files import CACHE_REMEDY, cache_folder, sha256_of, sha256_of_json, user_path
+from tiny_gpt.tokenizer.base import TOKENIZERS, Tokenizer
+from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
 # A tokenizer learns from at most so much text, drawn evenly from all over it; more changes little and takes longer.
 SAMPLE_BYTES = 32_000_000
@@ -69,7 +69,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     train_hash = yield from fingerprint(sources.files)
     val_hash = yield from fingerprint(sources.val_files)
     tokenizer_id = _tokenizer_id(config.tokenizer, tokenizer)
-    how = (tokenizer_id, config.vocab_size, config.text_field, config.encoding, config.val_share)
+    how = (tokenizer_id, config.vocab_size, config.text_field, config.encoding, config.val_fraction)
     folder = store_folder(cache_folder() / "tokens", train_hash, val_hash, *how)
     store = open_store(folder)
     if store is None:
@@ -165,7 +165,7 @@ def read_text(
     """All text of `sources` as files in `place`: what was gathered, and its training and validation parts."""
     options = ReadOptions(config.text_field, config.encoding or None)
     corpora = [(yield from gather(sources.files, place / "text", options))]
-    train, val = corpora[0].text.split(config.val_share)
+    train, val = corpora[0].text.split(config.val_fraction)
     if sources.val_files:
         corpora.append((yield from gather(sources.val_files, place / "val-text", options)))
         train, val = corpora[0].text.whole(), corpora[1].text.whole()

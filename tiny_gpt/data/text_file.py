@@ -109,11 +109,11 @@ class TextFile:
         """All of it."""
         return Part(self.path, _joined(self.documents))
 
-    def split(self, val_share: float) -> tuple["Part", "Part"]:
+    def split(self, val_fraction: float) -> tuple["Part", "Part"]:
         """(training, validation): the ends of long documents, and every n-th of the short ones, are held out."""
         sizes = self.documents[:, 1] - self.documents[:, 0]
         total = int(sizes.sum())
-        share = min(val_share, MAX_VALIDATION_BYTES / max(total, 1))
+        share = min(val_fraction, MAX_VALIDATION_BYTES / max(total, 1))
         every = round(1 / share)
         is_long = sizes * LONG_DOCUMENT > total
         is_held_out = np.zeros(len(sizes), dtype=bool)

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from tiny_gpt.data.encoding import encode_chunks
 from tiny_gpt.data.progress import Progress, Step
 from tiny_gpt.data.text_file import Part
-from tiny_gpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import CACHE_REMEDY, cannot_write, sha256_of_json, sync_folder, sync_to_disk
+from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
 
 FORMAT_VERSION = 2
 # Hashed apart, so that all processors can check a large store.
@@ -201,7 +201,7 @@ def _open_part(path: Path, dtype: np.dtype, part: _Part) -> Tokens:
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):
-        # Batches come from all over the text: reading ahead made a step on a cold 10 GB store 20% slower.
+        # BatchLoader come from all over the text: reading ahead made a step on a cold 10 GB store 20% slower.
         mapped.madvise(mmap.MADV_RANDOM)
     return Tokens(np.frombuffer(mapped, dtype=dtype), part.n_bytes)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import UsageError
-from tiny_gpt.export.hf import write_hf, write_json
+from tiny_gpt.export.huggingface import write_hf, write_json
 from tiny_gpt.files import cannot_write, sync_folder, sync_to_disk
-from tiny_gpt.hf.weights import WEIGHTS_FILE
-from tiny_gpt.model_file import LoadedModel
-from tiny_gpt.stored_model import FORMAT, FORMAT_VERSION
-from tiny_gpt.training.checkpoint import write_tensors
+from tiny_gpt.model_io.hf_weights import WEIGHTS_FILE
+from tiny_gpt.model_io.model_file import LoadedModel
+from tiny_gpt.model_io.safetensors_file import write_tensors
+from tiny_gpt.model_io.stored_model import FORMAT, FORMAT_VERSION
 
 
 def export(loaded: LoadedModel, to: str, target: Path) -> list[str]:

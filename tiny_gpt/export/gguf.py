@@ -1,10 +1,10 @@
 """A model as GGUF files, which llama.cpp reads and all that is built upon it: Ollama, LM Studio, koboldcpp.
 
-`classic` is their architecture gpt2, `modern` their qwen3. Matrices are stored in 16 bits (F16) and once more in 8
+`gpt2` is their architecture gpt2, `qwen3` their qwen3. Matrices are stored in 16 bits (F16) and once more in 8
 (Q8_0: a scale for each 32 numbers), norms, biases and positions in 32. How the text becomes ids: gguf_tokenizer.py.
 
-llama.cpp rounds its context up to 256 tokens and aborts where a classic model, read further than its block, has no
-positions left; llama-server, and so Ollama, stops before. A modern one merely writes worse from there on.
+llama.cpp rounds its context up to 256 tokens and aborts where a gpt2 model, read further than its block, has no
+positions left; llama-server, and so Ollama, stops before. A qwen3 one merely writes worse from there on.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -24,7 +24,7 @@ from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.gguf_tokenizer import add_tokenizer
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
-from tiny_gpt.model_file import LoadedModel
+from tiny_gpt.model_io.model_file import LoadedModel
 
 F16_FILE, Q8_0_FILE, MODELFILE = "model-f16.gguf", "model-q8_0.gguf", "Modelfile"
 Q8_0_BLOCK = 32
@@ -55,7 +55,7 @@ def write_gguf(loaded: LoadedModel, folder: Path) -> list[str]:
     """
     config = loaded.model.config
     write_file(folder / F16_FILE, loaded, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16)
-    widths = config.d_model, config.d_ff, config.n_head * config.width_of_head
+    widths = config.d_model, config.d_ff, config.n_head * config.dim_per_head
     if all(width % Q8_0_BLOCK == 0 for width in widths):
         write_file(folder / Q8_0_FILE, loaded, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0)
         note = f"{Q8_0_FILE} is half as large as {F16_FILE}, and a little less exact."
@@ -73,7 +73,7 @@ def write_gguf(loaded: LoadedModel, folder: Path) -> list[str]:
 def write_file(path: Path, loaded: LoadedModel, quantization: GGMLQuantizationType, file_type: LlamaFileType) -> None:
     """One GGUF file with matrices of one kind. Raises BadInputError and OSError."""
     config = loaded.model.config
-    writer = GGUFWriter(path, "gpt2" if config.architecture == "classic" else "qwen3")
+    writer = GGUFWriter(path, "gpt2" if config.architecture == "gpt2" else "qwen3")
     try:
         writer.add_name("tiny_gpt")
         writer.add_file_type(file_type)
@@ -102,12 +102,12 @@ def _add_dimensions(writer: GGUFWriter, config: ModelConfig) -> None:
     writer.add_feed_forward_length(config.d_ff)
     writer.add_head_count(config.n_head)
     writer.add_head_count_kv(config.n_head)
-    if config.architecture == "classic":
+    if config.architecture == "gpt2":
         writer.add_layer_norm_eps(LAYER_NORM_EPS)
     else:
         writer.add_layer_norm_rms_eps(RMS_NORM_EPS)
-        writer.add_key_length(config.width_of_head)
-        writer.add_value_length(config.width_of_head)
+        writer.add_key_length(config.dim_per_head)
+        writer.add_value_length(config.dim_per_head)
         writer.add_rope_freq_base(config.rope_theta)
 
 
@@ -124,7 +124,7 @@ def tensors(model: GPT) -> Iterator[tuple[str, NDArray[np.float32]]]:
             raise BadInputError(
                 f"the model's weight {our_name} is no number, or too large for 16 bits; export hf instead"
             )
-        if part == "attention.qkv" and model.config.architecture == "modern":
+        if part == "attention.qkv" and model.config.architecture == "qwen3":
             for letter, third in zip("qkv", np.split(values, 3), strict=True):
                 yield f"{block}attn_{letter}.{kind}", third
         else:

@@ -19,9 +19,9 @@ import json
 
 from gguf import GGUFWriter, TokenType
 
-from tiny_gpt.data.bpe import BpeTokenizer
-from tiny_gpt.data.tokenizer import Tokenizer
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.tokenizer.base import Tokenizer
+from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
 NEVER_IN_TEXT = 0xFF
 NEVER_IN_TEXT_GPT2 = "ÿ"  # the same in GPT-2's alphabet of bytes

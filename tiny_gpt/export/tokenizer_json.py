@@ -5,9 +5,9 @@ each is one token if the vocabulary spells it whole, else one for each of its by
 UTF-8 file can hold, have no way in there.
 """
 
-from tiny_gpt.data.bpe import BpeTokenizer, byte_of_gpt2_char
-from tiny_gpt.data.tokenizer import Tokenizer
-from tiny_gpt.hf.tokenizer import BYTE_LEVEL, CHARACTER_BY_CHARACTER, library_json
+from tiny_gpt.model_io.hf_tokenizer import BYTE_LEVEL, CHARACTER_BY_CHARACTER, library_json
+from tiny_gpt.tokenizer.base import Tokenizer
+from tiny_gpt.tokenizer.bpe import BpeTokenizer, byte_of_gpt2_char
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:

@@ -20,8 +20,3 @@ class Decoder(Protocol):
 
     def step(self, ids: Sequence[int], texts: Sequence[int]) -> NDArray[np.float32]:
         """Give each of `texts` (those still growing, by number) its next token: logits (len(texts), V) after it."""
-
-
-def behind(block_size: int) -> int:
-    """Tokens that the second window begins after the first: half a block, at least one."""
-    return (block_size + 1) // 2

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tiny_gpt.config import SampleConfig
-from tiny_gpt.data.tokenizer import Tokenizer
-from tiny_gpt.data.utf8 import LENIENT
 from tiny_gpt.inference.decoder import Decoder
+from tiny_gpt.inference.engine import Engine
 from tiny_gpt.inference.sampling import sample
-from tiny_gpt.inference.writer import Writer
+from tiny_gpt.tokenizer.base import Tokenizer
+from tiny_gpt.tokenizer.utf8 import LENIENT
 
 # What an empty prompt starts from: the beginning of a line.
 START = "\n"
@@ -69,7 +69,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def write(
-    writer: Writer, config: SampleConfig, seeds: Sequence[int], decoder: Decoder | None = None
+    writer: Engine, config: SampleConfig, seeds: Sequence[int], decoder: Decoder | None = None
 ) -> Iterator[list[Text]]:
     """Continue `config.prompt` once for each seed; yields the texts after each token, the same objects every time.
 
@@ -95,7 +95,7 @@ def write(
         logits = decoder.step([texts[number].ids[-1] for number in growing], growing)
 
 
-def stream(writer: Writer, config: SampleConfig, seed: int) -> Iterator[str]:
+def stream(writer: Engine, config: SampleConfig, seed: int) -> Iterator[str]:
     """The continuation of `config.prompt`, piece by piece, at most `config.max_tokens` tokens long."""
     for (text,) in write(writer, config, [seed]):
         if piece := text.take():

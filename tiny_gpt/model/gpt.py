@@ -1,7 +1,7 @@
 """A decoder-only transformer: token ids in, logits of the next token out. Knows nothing of text.
 
-Two stock architectures that other tools load: `classic` is GPT-2's (Radford et al. 2019; learned positions,
-LayerNorm, tanh-form GELU, biases), `modern` is Qwen3's (arXiv 2505.09388; rotary positions, RMSNorm, normed queries
+Two stock architectures that other tools load: `gpt2` is GPT-2's (Radford et al. 2019; learned positions,
+LayerNorm, tanh-form GELU, biases), `qwen3` is Qwen3's (arXiv 2505.09388; rotary positions, RMSNorm, normed queries
 and keys, SwiGLU, no biases). Both have a head of their own, untied from the embedding.
 
 Shapes: B batch, T time, D model width, F feed-forward width, H heads, K head width, V vocabulary.
@@ -18,7 +18,6 @@ from tiny_gpt.model.attention import causal_attention
 from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
 from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
-from tiny_gpt.model.torch_compiled import compiled_loss
 
 INIT_STD = 0.02  # GPT-2's
 
@@ -32,11 +31,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.vocab_size, self.compute_dtype = config, vocab_size, compute_dtype
-        self.path = "plain"
-        """How `loss` is computed: by plain torch operations (captured: which are recorded then), or one of the faster
-        ways with the same result."""
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
-        if config.architecture == "classic":
+        if config.architecture == "gpt2":
             self.position_embedding = nn.Embedding(config.block_size, config.d_model)
         else:
             cos_TK, sin_TK = rope_table(config)
@@ -48,18 +44,18 @@ class GPT(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """classic: GPT-2's normal weights, narrower where n_layer outputs add up in the residual stream. modern: each
+        """gpt2: GPT-2's normal weights, narrower where n_layer outputs add up in the residual stream. qwen3: each
         layer and the head begin with outputs of zero, and all else learns from there (docs/log.md)."""
-        n_layer, is_classic = self.config.n_layer, self.config.architecture == "classic"
+        n_layer, is_gpt2 = self.config.n_layer, self.config.architecture == "gpt2"
         residual_std, matrix_std = INIT_STD / math.sqrt(2 * n_layer), INIT_STD
-        if not is_classic:
+        if not is_gpt2:
             residual_std, matrix_std = 0.0, 0.5 / math.sqrt(self.config.d_model)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(parameter, std=residual_std)
-            elif name == "head.weight" and not is_classic:
+            elif name == "head.weight" and not is_gpt2:
                 nn.init.zeros_(parameter)
             elif name.startswith("blocks.") and parameter.ndim == 2:
                 nn.init.normal_(parameter, std=matrix_std)
@@ -76,7 +72,7 @@ class GPT(nn.Module):
         end = start + ids_BT.shape[1]
         x_BTD = embed(self.token_embedding, ids_BT)
         rope = None
-        if self.config.architecture == "classic":
+        if self.config.architecture == "gpt2":
             x_BTD = x_BTD + self.position_embedding(torch.arange(start, end, device=ids_BT.device))
         else:
             cos_TK, sin_TK = self.rope_cos_TK[start:end], self.rope_sin_TK[start:end]
@@ -88,24 +84,8 @@ class GPT(nn.Module):
             cache.advance(ids_BT.shape[1])
         return self.head(self.norm(x_BTD))
 
-    def loss(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the targets in nats, to be trained on."""
-        if self.path == "fused":
-            from tiny_gpt.model.cpu.loss import loss
-
-            return loss(self, ids_BT, targets_BT)
-        if self.path == "compiled":
-            return compiled_loss()(self, ids_BT, targets_BT)
-        if self.path not in ("plain", "captured"):
-            raise NotImplementedError(f"there is no path called {self.path}")
-        return self.losses(ids_BT, targets_BT).mean()
-
     def losses(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each target in nats, (B, T) fp32."""
-        if self.path == "fused" and not torch.is_grad_enabled():
-            from tiny_gpt.model.cpu.loss import losses
-
-            return losses(self, ids_BT, targets_BT)
         logits_BTV = self(ids_BT).float()
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
 
@@ -140,7 +120,7 @@ class Block(nn.Module):
         self.norm1 = make_norm(config, config.d_model)
         self.attention = SelfAttention(config, layer)
         self.norm2 = make_norm(config, config.d_model)
-        self.mlp = MLP(config) if config.architecture == "classic" else GatedMLP(config)
+        self.mlp = MLP(config) if config.architecture == "gpt2" else GatedMLP(config)
 
     def forward(
         self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
@@ -154,13 +134,13 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        biased = config.architecture == "classic"
+        biased = config.architecture == "gpt2"
         self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
-        head_width = config.width_of_head
-        self.qkv = Linear(config.d_model, 3 * config.n_head * head_width, bias=biased)
-        self.out = Linear(config.n_head * head_width, config.d_model, bias=biased)
-        if config.architecture == "modern":
-            self.q_norm, self.k_norm = (make_norm(config, head_width) for _ in range(2))
+        head_dim = config.dim_per_head
+        self.qkv = Linear(config.d_model, 3 * config.n_head * head_dim, bias=biased)
+        self.out = Linear(config.n_head * head_dim, config.d_model, bias=biased)
+        if config.architecture == "qwen3":
+            self.q_norm, self.k_norm = (make_norm(config, head_dim) for _ in range(2))
 
     def forward(
         self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
@@ -241,12 +221,12 @@ class RMSNorm(nn.Module):
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The architecture's own normalization over the last dimension."""
-    return LayerNorm(width, eps=LAYER_NORM_EPS) if config.architecture == "classic" else RMSNorm(width)
+    return LayerNorm(width, eps=LAYER_NORM_EPS) if config.architecture == "gpt2" else RMSNorm(width)
 
 
 def rope_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines (T, K) of rotary positions (arXiv 2104.09864), the halves of K turned by the same angles."""
-    frequencies = config.rope_theta ** (-torch.arange(0, config.width_of_head, 2).float() / config.width_of_head)
+    frequencies = config.rope_theta ** (-torch.arange(0, config.dim_per_head, 2).float() / config.dim_per_head)
     angles = torch.outer(torch.arange(config.block_size).float(), frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 

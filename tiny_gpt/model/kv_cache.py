@@ -11,7 +11,7 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, batch_size: int, n_positions: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.n_layer, batch_size, config.n_head, n_positions, config.width_of_head)
+        shape = (config.n_layer, batch_size, config.n_head, n_positions, config.dim_per_head)
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         self.length = 0
 

@@ -27,8 +27,8 @@ def check_dimensions(config: ModelConfig, vocab_size: int, shapes: Mapping[str, 
     needed = FP32_BYTES * sum(map(math.prod, shapes.values()))
     if needed > n_bytes:
         raise ValueError(f"its weights would take {needed} bytes, and it has {n_bytes}")
-    n_rope_numbers = config.block_size * config.width_of_head
-    if config.architecture == "modern" and n_rope_numbers > MAX_ROPE_NUMBERS + n_bytes // 16:
+    n_rope_numbers = config.block_size * config.dim_per_head
+    if config.architecture == "qwen3" and n_rope_numbers > MAX_ROPE_NUMBERS + n_bytes // 16:
         raise ValueError(f"a block_size of {config.block_size} is too long for so small a model")
 
 
@@ -59,13 +59,13 @@ def n_multiplied(config: ModelConfig, vocab_size: int) -> int:
 def _around_the_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     D = config.d_model
     shapes = {"token_embedding.weight": (vocab_size, D), "norm.weight": (D,), "head.weight": (vocab_size, D)}
-    if config.architecture == "classic":
+    if config.architecture == "gpt2":
         shapes |= {"position_embedding.weight": (config.block_size, D), "norm.bias": (D,)}
     return shapes
 
 
 def _in_a_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    D, F, K = config.d_model, config.d_ff, config.width_of_head
+    D, F, K = config.d_model, config.d_ff, config.dim_per_head
     HK = config.n_head * K
     shapes: dict[str, tuple[int, ...]] = {
         "norm1.weight": (D,),
@@ -75,6 +75,11 @@ def _in_a_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.up.weight": (F, D),
         "mlp.down.weight": (D, F),
     }
-    if config.architecture == "classic":
+    if config.architecture == "gpt2":
         return shapes | {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()}
     return shapes | {"attention.q_norm.weight": (K,), "attention.k_norm.weight": (K,), "mlp.gate.weight": (F, D)}
+
+
+def second_window_offset(block_size: int) -> int:
+    """Tokens by which decoding's second window starts after its first: half a block, at least one."""
+    return (block_size + 1) // 2

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.duration import next_time, seconds_of
-from tiny_gpt.training.machine import system_clocks
+from tiny_gpt.host.monitor import system_clocks
 from tiny_gpt.training.schedule import Place
 
 # A warm-up takes at most such a part of a timed budget, whatever its steps.
@@ -205,7 +205,7 @@ class TimedCourse:
         self._n_measured = 0
         self._mark: tuple[int, float] | None = None
         self._is_first = state.progress == 0
-        self._cooldown = config.cooldown if config.schedule_taken == "trapezoid" else 1.0
+        self._cooldown = config.cooldown if config.schedule_taken == "wsd" else 1.0
 
     # --- as Course has it ---
 
@@ -313,8 +313,8 @@ class TimedCourse:
 def resolved(config: RunConfig, train_tokens: int) -> RunConfig:
     """`config` with a budget of tokens, or of times through a text of `train_tokens`, as the steps that it takes."""
     train = config.train
-    tokens = {"tokens": train.tokens, "repeat": train.repeat * train_tokens}.get(train.budget)
+    tokens = {"tokens": train.tokens, "data_epochs": train.data_epochs * train_tokens}.get(train.budget)
     if tokens is None:
         return config
     steps = max(1, round(tokens / (train.batch_size * config.model.block_size)))
-    return replace(config, train=replace(train, tokens=0, repeat=0.0, steps=steps))
+    return replace(config, train=replace(train, tokens=0, data_epochs=0.0, steps=steps))

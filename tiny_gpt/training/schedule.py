@@ -1,7 +1,7 @@
 """Progress to learning rate, pure: a linear warm-up, then what SCHEDULES holds.
 
 Half a cosine (arXiv 1608.03983) must know from the start how long the run is, and what it ends with cannot be trained
-further without a jump. A trapezoid (constant, then a straight line to zero: arXiv 2405.18392) can: from the state
+further without a jump. A wsd (constant, then a straight line to zero: arXiv 2405.18392) can: from the state
 before its cool-down.
 """
 
@@ -38,7 +38,7 @@ def learning_rate(at: Place, config: TrainConfig) -> float:
 
 def is_cooling(at: Place, config: TrainConfig) -> bool:
     """Whether the rate has begun to fall: a state from before that can be trained on for any time."""
-    return config.schedule_taken != "trapezoid" or at.fall > 1 - config.cooldown or at.top < 1
+    return config.schedule_taken != "wsd" or at.fall > 1 - config.cooldown or at.top < 1
 
 
 def _cosine(fall: float, peak: float, config: TrainConfig) -> float:
@@ -46,8 +46,8 @@ def _cosine(fall: float, peak: float, config: TrainConfig) -> float:
     return floor + (peak - floor) * (1 + math.cos(math.pi * fall)) / 2
 
 
-def _trapezoid(fall: float, peak: float, config: TrainConfig) -> float:
+def _wsd(fall: float, peak: float, config: TrainConfig) -> float:
     return peak * min(1.0, (1 - fall) / config.cooldown)
 
 
-SCHEDULES: dict[str, Callable[[float, float, TrainConfig], float]] = {"cosine": _cosine, "trapezoid": _trapezoid}
+SCHEDULES: dict[str, Callable[[float, float, TrainConfig], float]] = {"cosine": _cosine, "wsd": _wsd}

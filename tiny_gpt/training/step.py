@@ -5,12 +5,13 @@ import math
 import numpy as np
 import torch
 
+from tiny_gpt.backends import get_backend
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.batches import Batch
+from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import most_blocks_at_once
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.budget import place_of
-from tiny_gpt.training.captured import CapturedUpdates
+from tiny_gpt.training.cuda_graph import CapturedUpdates
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.schedule import Place, learning_rate
 from tiny_gpt.training.update import Update
@@ -40,7 +41,7 @@ def train_step(
     n_blocks = part_size(batch_size, max(n_parts, config.train.grad_accum_steps), block_size, model.device)
     place = place or place_of(step, config.train.total_steps, config.train.warmup_steps)
     rate = learning_rate(place, config.train) * rate_factor
-    work = captured or Update(model, optimizer, config.train.grad_clip, guard)
+    work = captured or Update(model, optimizer, config.train.grad_clip, guard, get_backend(config.train.backend))
     parts = zip(batch.inputs_BT.split(n_blocks), batch.targets_BT.split(n_blocks), strict=True)
     for part, (inputs_BT, targets_BT) in enumerate(parts):
         seed_dropout(config.train.seed, step, part)

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from tiny_gpt.backends import Backend
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.guard import Guard
 
@@ -14,16 +15,19 @@ class Update:
     Until `apply` nothing has changed but gradients.
     """
 
-    def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, grad_clip: float, guard: Guard | None) -> None:
+    def __init__(
+        self, model: GPT, optimizer: torch.optim.Optimizer, grad_clip: float, guard: Guard | None, backend: Backend
+    ) -> None:
         """With gradients longer than `grad_clip` shortened to that (0: never), and what `guard` does not like left
         out."""
         self.model, self.optimizer, self.grad_clip, self.guard = model, optimizer, grad_clip, guard
+        self.backend = backend
         self._loss = torch.zeros((), device=model.device)
         optimizer.zero_grad(set_to_none=True)
 
     def add(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, share: float) -> None:
         """The gradients of a part that is `share` of the batch."""
-        self._loss += add_gradients(self.model, inputs_BT, targets_BT, share)
+        self._loss += add_gradients(self.backend, self.model, inputs_BT, targets_BT, share)
 
     def apply(self, step: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Change the weights, as step number `step` does at a learning rate: (loss, gradient norm before clipping)."""
@@ -32,9 +36,11 @@ class Update:
         return self._loss, change_weights(self.model, self.optimizer, self.grad_clip, self.guard, step, self._loss)
 
 
-def add_gradients(model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, share: float) -> torch.Tensor:
+def add_gradients(
+    backend: Backend, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, share: float
+) -> torch.Tensor:
     """Add the gradients of one part, which is `share` of a batch, to those that are there; its share of the loss."""
-    loss = model.loss(inputs_BT, targets_BT) * share
+    loss = backend.loss(model, inputs_BT, targets_BT) * share
     loss.backward()
     return loss.detach()
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from tiny_gpt.config import RunConfig, flag
 from tiny_gpt.data.progress import Note, Progress
 from tiny_gpt.duration import clock_in, duration
-from tiny_gpt.training.events import (
+from tiny_gpt.planning.planner import Plan
+from tiny_gpt.run.events import (
     EpochDone,
     Evaluated,
     Event,
@@ -24,7 +25,6 @@ from tiny_gpt.training.events import (
     Stopping,
     Warned,
 )
-from tiny_gpt.training.plan.plan import Plan
 from tiny_gpt.ui.plan_report import came_true, of_model, of_training, plan_rows
 from tiny_gpt.ui.preparation import PreparationBar
 from tiny_gpt.ui.terminal import LABEL, check_mark, columns
@@ -37,11 +37,11 @@ PROGRESS_PARTS = 10_000
 NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
 # The full bar with its four figures needs this many columns, and a few more where hours or losses are long.
 WIDE = 126
-PATHS = {
-    "plain": "torch's kernels",
+BACKENDS = {
+    "eager": "torch's kernels",
     "fused": "fused kernels",
     "compiled": "compiled by torch",
-    "captured": "torch's kernels, recorded",
+    "cuda_graph": "torch's kernels, recorded",
 }
 # Lines about the text before the others are left to tiny-gpt data.
 MAX_NOTES = 4
@@ -141,7 +141,7 @@ class Console:
     def _introduce(self, event: Prepared) -> None:
         train = self.config.train
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
-        self._row("device", f"{event.device}, {event.precision}, {PATHS[event.path]}")
+        self._row("device", f"{event.device}, {event.precision}, {BACKENDS[event.backend]}")
         if train.verbose:
             self._row("", event.why)
         self._row("text", f"{', '.join(event.sources)}: {event.n_characters:,} characters{documents}")

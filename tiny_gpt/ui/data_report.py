@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.catalog import describe
 from tiny_gpt.data.prepare import best_tokenizer
-from tiny_gpt.data.summary import Summary
+from tiny_gpt.data.sources.catalog import describe
+from tiny_gpt.data.stats import Summary
 from tiny_gpt.ui.terminal import quoted
 
 # A night that reads its text more often than this learns much of it by heart.

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.training.events import Event, Prepared
+from tiny_gpt.run.events import Event, Prepared
 from tiny_gpt.ui.console import Console
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tiny_gpt.files import atomic_write, sync_to_disk
-from tiny_gpt.training.checkpoint import to_line
-from tiny_gpt.training.events import Evaluated, Event, Finished, Prepared, SteppedBack
+from tiny_gpt.run.checkpoint import to_line
+from tiny_gpt.run.events import Evaluated, Event, Finished, Prepared, SteppedBack
 
 
 class MetricsFile:

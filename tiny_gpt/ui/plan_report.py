@@ -10,14 +10,14 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import describe_device
 from tiny_gpt.duration import clock_in, duration, milliseconds
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.training.plan.choices import SIZES
-from tiny_gpt.training.plan.forecast import CHARACTERS, law
-from tiny_gpt.training.plan.plan import Plan, Planner
+from tiny_gpt.planning.heuristics import SIZES
+from tiny_gpt.planning.planner import Plan, Planner
+from tiny_gpt.planning.scaling_law import CHARACTERS, law
 from tiny_gpt.ui.terminal import LABEL
 
 TIMES = ("5m", "1h", "6h", "24h")
 # What a person could choose instead, beside the size.
-CHOICES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("classic",)}
+CHOICES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
 
 
 def of_model(model: ModelConfig, n_parameters: str) -> str:

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tiny_gpt.config import RunConfig, SampleConfig
+from tiny_gpt.inference.engine import open_engine
 from tiny_gpt.inference.generate import stream
-from tiny_gpt.inference.writer import open_writer
-from tiny_gpt.training.clock import Pace
-from tiny_gpt.training.events import EpochDone, Event, Saved, StepDone
+from tiny_gpt.run.clock import Pace
+from tiny_gpt.run.events import EpochDone, Event, Saved, StepDone
 
 
 class Samples:
@@ -45,4 +45,4 @@ class Samples:
 def sample_text(model_path: Path, sample: SampleConfig) -> str:
     """The prompt and what the model makes of it; the same seed gives the same text."""
     assert sample.seed is not None, "a sample to be written down has a seed"
-    return sample.prompt + "".join(stream(open_writer(model_path, "cpu"), sample, sample.seed))
+    return sample.prompt + "".join(stream(open_engine(model_path, "cpu"), sample, sample.seed))

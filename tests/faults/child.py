@@ -1,0 +1,162 @@
+"""A training in a process of its own, which can be killed: forked, since importing torch anew takes seconds."""
+
+import faulthandler
+import mmap
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NoReturn
+
+from tiny_gpt.cli import main as cli
+from tiny_gpt.cli import train as train_command
+from tiny_gpt.run import clock, trainer
+from tiny_gpt.ui import samples
+
+TIMEOUT_S = 60.0
+BROKEN_STDOUT_CODE = 120
+"""What CPython exits with where it could not flush stdout."""
+N_WORDS = 2
+BEGUN, DONE = range(N_WORDS)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended."""
+
+    code: int
+    """Its exit code, or minus the signal that ended it."""
+    out: str
+    err: str
+    begun: int
+    """The step it had begun last, counted from 1."""
+    done: int
+    """The step it had done last."""
+    seconds: float
+    hung: bool = False
+    """It was still there after TIMEOUT_S and had to be killed; `err` tells where it was."""
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+    def has_words(self) -> bool:
+        """Whether it failed as a program should: a line or two, no traceback, nothing unforeseen."""
+        return bool(self.err.strip()) and "Traceback" not in self.err and "bug in tiny_gpt" not in self.err
+
+    def __str__(self) -> str:
+        hung = "hung, " if self.hung else ""
+        return (
+            f"{hung}exit code {self.code} in step {self.begun} after {self.seconds:.2f} s: {self.err.strip()[-1500:]}"
+        )
+
+
+class Child:
+    """`tiny-gpt ARGS`, begun when made. `faults` is called in it, with this object, before the first line of ours."""
+
+    def __init__(
+        self, args: Sequence[str], faults: Callable[["Child"], None] | None = None, stdout: int | None = None
+    ) -> None:
+        self._words = memoryview(mmap.mmap(-1, 8 * N_WORDS)).cast("Q")  # shared by both
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed by `wait`
+        self._status: int | None = None
+        self._start = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._live(args, faults, self._out.fileno() if stdout is None else stdout)
+
+    @property
+    def begun(self) -> int:
+        return self._words[BEGUN]
+
+    @property
+    def done(self) -> int:
+        return self._words[DONE]
+
+    def send(self, number: int) -> None:
+        """A signal; one that comes too late changes nothing."""
+        if not self.has_ended():
+            os.kill(self.pid, number)
+
+    def has_ended(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is not None
+
+    def wait(self) -> Ended:
+        hung = False
+        while not self.has_ended():
+            if not hung and time.monotonic() - self._start > TIMEOUT_S:
+                hung = True
+                self.send(signal.SIGUSR1)
+                time.sleep(0.5)
+                self.send(signal.SIGKILL)
+            time.sleep(0.002)
+        seconds = time.monotonic() - self._start
+        texts = []
+        for file in (self._out, self._err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+            file.close()
+        assert self._status is not None, "it has ended"
+        return Ended(os.waitstatus_to_exitcode(self._status), *texts, self.begun, self.done, seconds, hung)
+
+    def _live(self, args: Sequence[str], faults: Callable[["Child"], None] | None, stdout: int) -> NoReturn:
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            os.dup2(stdout, 1)
+            os.dup2(self._err.fileno(), 2)
+            sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
+            faulthandler.enable(2)
+            faulthandler.register(signal.SIGUSR1, 2)
+            self._count_steps()
+            be_quick()
+            if faults is not None:
+                faults(self)
+            code = cli.main(args)
+        except BaseException:
+            traceback.print_exc()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            code = BROKEN_STDOUT_CODE
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _count_steps(self) -> None:
+        train_step = trainer.train_step
+
+        def counted(model, optimizer, batch, config, step, **more):  # type: ignore[no-untyped-def]
+            self._words[BEGUN] = step + 1
+            result = train_step(model, optimizer, batch, config, step, **more)
+            self._words[DONE] = step + 1
+            return result
+
+        trainer.train_step = counted  # type: ignore[assignment]
+
+
+def before_steps(act: Callable[[int], object]) -> None:
+    """In the child: `act` is called with the number of each step, counted from 1, before it begins."""
+    train_step = trainer.train_step
+
+    def acting(model, optimizer, batch, config, step, **more):  # type: ignore[no-untyped-def]
+        act(step + 1)
+        return train_step(model, optimizer, batch, config, step, **more)
+
+    trainer.train_step = acting  # type: ignore[assignment]
+
+
+def be_quick() -> None:
+    """A checkpoint after every step, however long that takes; samples of a few words."""
+    clock.MAX_SHARE = 1e9
+    few = partial(replace, samples.SampleConfig(), max_tokens=8)
+    samples.SampleConfig = train_command.SampleConfig = few  # type: ignore[misc, assignment]

@@ -1,0 +1,78 @@
+"""Clocks that are set while a run goes on, and machines that sleep: told, and without any effect."""
+
+import time
+
+from tests.faults.child import Child, before_steps
+from tests.faults.trial import Group, Trial, times
+from tests.faults.world import KINDS, differences, leftovers
+from tiny_gpt.host import monitor as machine
+from tiny_gpt.host.monitor import SHORTEST_S, Clocks
+
+HOUR_S = 3600.0
+NOON = 1.8e9
+"""Some day in 2027."""
+
+
+STEP_S = 10.0
+"""That a step seems to take, so that every one is followed by a look at the clocks."""
+
+
+class Moved:
+    """Clocks that go by steps, and are set and put to sleep by hand."""
+
+    def __init__(self) -> None:
+        self.step, self.set_s, self.slept_s = 0, 0.0, 0.0
+
+    def wall(self) -> float:
+        return NOON + self.elapsed() + self.set_s
+
+    def elapsed(self) -> float:
+        return self.awake() + self.slept_s
+
+    def awake(self) -> float:
+        return self.step * STEP_S
+
+    def clocks(self) -> Clocks:
+        return Clocks(self.wall, self.elapsed, self.awake)
+
+
+def clock_jumps(trial: Trial) -> list[str]:
+    """Some jumps and some sleeps of minutes to hours, at random steps. time.time itself jumps too."""
+    rng = trial.rng
+    twin = trial.world.twin(rng.choice([*KINDS]))
+    events = {
+        rng.randint(2, twin.result.step - 2): (rng.choice(("set", "slept")), rng.uniform(2 * SHORTEST_S, 30 * HOUR_S))
+        for _ in range(rng.randint(1, 3))
+    }
+    events = {step: (what, -s if what == "set" and rng.random() < 0.5 else s) for step, (what, s) in events.items()}
+    folder = trial.folder / "run"
+
+    def faults(_: Child) -> None:
+        moved = Moved()
+        machine.system_clocks = moved.clocks
+        time.time = moved.wall
+
+        def act(step: int) -> None:
+            moved.step = step
+            what, seconds = events.get(step, ("set", 0.0))
+            setattr(moved, f"{what}_s", getattr(moved, f"{what}_s") + seconds)
+
+        before_steps(act)
+
+    ended = Child(trial.world.command(twin.kind, folder), faults).wait()
+    trial.note(f"{twin.kind}, {events}: {ended}")
+    if ended.code != 0:
+        return ["it did not go on to the end"]
+    wanted = [("the machine slept" if what == "slept" else "the clock was set") for what, _ in events.values()]
+    wanted += ["forward" for what, s in events.values() if what == "set" and s > 0]
+    wanted += ["back by" for what, s in events.values() if what == "set" and s < 0]
+    problems = [f"{words!r} is not told" for words in set(wanted) if ended.out.count(words) < wanted.count(words)]
+    n_told = sum(ended.out.count(f": {words}") for words in ("the machine slept", "the clock was set"))
+    if n_told != len(events):
+        problems.append(f"{n_told} things told of {len(events)}")
+    return problems + differences(folder, twin) + leftovers(folder)
+
+
+GROUPS = {
+    "clock-jumps": Group("exit 0, the end equal to the twin's, told as what it was", clock_jumps, times(30), 1),
+}

@@ -1,0 +1,284 @@
+"""The machine is kept awake while it trains, its display never; where that fails, training goes on and says so."""
+
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import ModuleType, SimpleNamespace
+
+import psutil
+import pytest
+
+from tiny_gpt.host import keep_awake as awake
+from tiny_gpt.host.keep_awake import Awake
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked through systemd")
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(tmp_path, monkeypatch):
+    """No desktop session and no command; returns the folder of the commands."""
+    for name in ("DBUS_SESSION_BUS_ADDRESS", "WAKEPY_FAKE_SUCCESS", "WAKEPY_FORCE_FAILURE"):
+        monkeypatch.delenv(name, raising=False)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", str(commands))
+    monkeypatch.setattr(platform, "release", lambda: "6.1.0")
+    yield commands
+    assert not [thread for thread in threading.enumerate() if thread.name == "awake"]
+
+
+class Wakepy(ModuleType):
+    """Stands for wakepy: notes what it is asked for, and in which thread."""
+
+    def __init__(self, active=True, enter=lambda: None, leave=lambda: None):
+        super().__init__("wakepy")
+        self.keep = SimpleNamespace(running=self.running)  # there is no keep.presenting to be asked
+        self.active, self.enter, self.leave = active, enter, leave
+        self.log = []
+
+    @contextlib.contextmanager
+    def running(self, **options):
+        assert options == {"on_fail": "pass"}
+        self.log.append(("enter", threading.get_ident()))
+        self.enter()
+        yield SimpleNamespace(active=self.active)
+        self.log.append(("leave", threading.get_ident()))
+        self.leave()
+
+    @property
+    def calls(self):
+        return [call for call, _ in self.log]
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    def plant(wakepy):
+        monkeypatch.setitem(sys.modules, "wakepy", wakepy)
+        return wakepy
+
+    return plant
+
+
+def inhibitor(folder, program):
+    """A command `systemd-inhibit` that runs these lines of a shell."""
+    path = folder / "systemd-inhibit"
+    path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\nfolder={folder.parent}\n{program}\n")
+    path.chmod(0o755)
+
+
+HOLD = 'echo "$@" >> $folder/asked; echo $$ > $folder/pid; exec cat'
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# --- wakepy ---
+
+
+def test_this_machine_is_asked_without_a_word(capfd, monkeypatch):
+    monkeypatch.undo()
+    start = time.monotonic()
+    with Awake() as keeper:
+        assert keeper.problem is None or keeper.problem.startswith("nothing keeps this machine awake (")
+    assert time.monotonic() - start < 2 * awake.ANSWER_S + 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_machine_that_wakepy_keeps_awake_is_no_problem(monkeypatch):
+    monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "1")
+    with Awake() as keeper:
+        assert keeper.problem is None
+
+
+def test_the_problem_is_one_line_that_says_what_to_do():
+    with Awake() as keeper:
+        assert keeper.problem.startswith("nothing keeps this machine awake (no power manager answers")
+        assert "if it is set to sleep when idle, turn that off" in keeper.problem
+        assert "\n" not in keeper.problem
+
+
+def test_only_the_system_is_kept_awake_never_the_display(plant):
+    wakepy = plant(Wakepy())
+    with Awake() as keeper:
+        assert keeper.problem is None
+        assert wakepy.calls == ["enter"]
+    assert wakepy.calls == ["enter", "leave"]
+
+
+def test_who_does_not_want_it_is_not_kept_awake(plant):
+    wakepy = plant(Wakepy())
+    with Awake(enabled=False) as keeper:
+        keeper.release()
+        keeper.renew()
+        assert keeper.problem is None
+    assert wakepy.calls == []
+
+
+def test_released_it_may_sleep_and_renewed_it_may_not(plant):
+    wakepy = plant(Wakepy())
+    with Awake() as keeper:
+        keeper.renew()
+        assert wakepy.calls == ["enter"]
+        for _ in range(3):
+            keeper.release()
+            keeper.release()
+            assert wakepy.calls[-1] == "leave"
+            keeper.renew()
+            assert wakepy.calls[-1] == "enter"
+    keeper.release()
+    assert wakepy.calls == ["enter", "leave"] * 4
+    threads = [thread for _, thread in wakepy.log]
+    assert threads[::2] == threads[1::2]
+
+
+def test_without_wakepy_training_goes_on(plant):
+    plant(None)
+    with Awake() as keeper:
+        assert "wakepy is not installed" in keeper.problem
+
+
+@pytest.mark.parametrize("where", ["enter", "leave"])
+def test_a_wakepy_that_fails_does_not_matter(where, plant, capfd):
+    def fail():
+        raise ValueError("no such bus")
+
+    plant(Wakepy(**{where: fail}))
+    with Awake() as keeper:
+        assert ("ValueError('no such bus')" in (keeper.problem or "")) == (where == "enter")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_exception_in_training_passes_through(plant):
+    wakepy = plant(Wakepy())
+    with pytest.raises(ZeroDivisionError), Awake():
+        raise ZeroDivisionError
+    assert wakepy.calls == ["enter", "leave"]
+
+
+def test_a_desktop_that_does_not_answer_holds_nothing_up(plant, monkeypatch):
+    monkeypatch.setattr(awake, "ANSWER_S", 0.1)
+    answer = threading.Event()
+    wakepy = plant(Wakepy(enter=answer.wait))
+    start = time.monotonic()
+    with Awake() as keeper:
+        assert "the system did not answer" in keeper.problem
+    assert time.monotonic() - start < 1
+    answer.set()
+    wait_until(lambda: wakepy.calls == ["enter", "leave"])  # nothing is held after the end
+
+
+def test_a_desktop_that_answers_late_is_no_problem_any_more(plant, monkeypatch):
+    monkeypatch.setattr(awake, "ANSWER_S", 0.1)
+    answer = threading.Event()
+    plant(Wakepy(enter=answer.wait))
+    with Awake() as keeper:
+        assert keeper.problem
+        answer.set()
+        wait_until(lambda: keeper.problem is None)
+
+
+def test_a_system_without_threads_left_holds_nothing_up(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Awake() as keeper:
+        assert "can't start new thread" in keeper.problem
+
+
+@linux_only
+def test_neither_ctrl_c_nor_a_closed_terminal_reaches_what_wakepy_starts(plant):
+    blocked = []
+
+    def enter():
+        status = subprocess.run(["/bin/cat", "/proc/self/status"], capture_output=True, text=True).stdout
+        mask = int(status.partition("SigBlk:")[2].split()[0], 16)
+        blocked.extend(number for number in signal.Signals if mask >> (number - 1) & 1)
+
+    plant(Wakepy(enter=enter))
+    with Awake():
+        assert blocked == [signal.SIGHUP, signal.SIGINT]
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+# --- systemd ---
+
+
+@linux_only
+def test_systemd_is_asked_where_no_desktop_listens(bare_machine):
+    inhibitor(bare_machine, HOLD)
+    folder = bare_machine.parent
+    with Awake() as keeper:
+        assert keeper.problem is None
+        pid = int((folder / "pid").read_text())
+        assert psutil.pid_exists(pid)
+        assert os.getsid(pid) != os.getsid(0)
+        keeper.release()
+        assert not psutil.pid_exists(pid)
+        keeper.renew()
+        pid = int((folder / "pid").read_text())
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
+    asked = (folder / "asked").read_text().splitlines()
+    assert asked == 2 * ["--what=idle:sleep --who=tiny_gpt --why=training a model --mode=block cat"]
+
+
+@linux_only
+def test_systemd_is_asked_for_less_where_it_refuses_more(bare_machine):
+    inhibitor(bare_machine, f'case "$1" in *sleep*) echo denied >&2; exit 1;; esac; {HOLD}')
+    with Awake() as keeper:
+        assert keeper.problem is None
+    assert (bare_machine.parent / "asked").read_text().startswith("--what=idle --who")
+
+
+@linux_only
+@pytest.mark.parametrize("program", ["exit 1", "echo failed >&2", "exec true"])
+def test_a_systemd_that_refuses_is_a_problem(program, bare_machine, capfd):
+    inhibitor(bare_machine, program)
+    with Awake() as keeper:
+        assert "no power manager answers and systemd does not help" in keeper.problem
+    assert capfd.readouterr() == ("", "")
+
+
+@linux_only
+def test_a_systemd_that_does_not_answer_is_left_alone(bare_machine, monkeypatch):
+    monkeypatch.setattr(awake, "ANSWER_S", 0.1)
+    monkeypatch.setattr(awake, "GOOD_BYE_S", 0.1)
+    inhibitor(bare_machine, "echo $$ > $folder/pid; exec sleep 60")
+    start = time.monotonic()
+    with Awake() as keeper:
+        assert keeper.problem
+        wait_until(lambda: (bare_machine.parent / "pid").exists())
+    assert time.monotonic() - start < 1
+    wait_until(lambda: not psutil.pid_exists(int((bare_machine.parent / "pid").read_text() or 0)))
+    wait_until(lambda: "awake" not in [thread.name for thread in threading.enumerate()])
+
+
+@linux_only
+def test_systemd_inside_windows_is_not_believed(bare_machine, monkeypatch):
+    monkeypatch.setattr(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
+    inhibitor(bare_machine, HOLD)
+    with Awake() as keeper:
+        assert "runs inside Windows" in keeper.problem
+
+
+@linux_only
+def test_a_killed_training_keeps_nothing_awake(bare_machine):
+    inhibitor(bare_machine, HOLD)
+    program = "from tiny_gpt.host.keep_awake import Awake; Awake().__enter__(); print('awake', flush=True); input()"
+    training = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with training:
+        assert training.stdout.readline() == b"awake\n"
+        held = psutil.Process(int((bare_machine.parent / "pid").read_text()))
+        assert held.is_running()
+        training.kill()
+    wait_until(lambda: not held.is_running())

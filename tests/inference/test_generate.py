@@ -1,0 +1,453 @@
+"""Sampling against transformers' warpers and brute force; decoding against the model without a cache."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from tiny_gpt.bootstrap import ROOT
+from tiny_gpt.config import ModelConfig, SampleConfig
+from tiny_gpt.inference.engine import Engine, engine_for, make_decoder
+from tiny_gpt.inference.generate import stream, write
+from tiny_gpt.inference.sampling import keep_min_p, keep_top_k, keep_top_p, penalize, sample
+from tiny_gpt.inference.torch_decoder import TorchDecoder
+from tiny_gpt.kernels.decoding import decoder as cpu_decoder
+from tiny_gpt.kernels.decoding import team
+from tiny_gpt.kernels.decoding.decoder import MAX_ROWS, CompiledDecoder
+from tiny_gpt.kernels.decoding.team import Team
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model_io.model_file import LoadedModel
+from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer
+
+VOCAB_SIZE = 256
+BLOCK_SIZE = 12
+LOGITS_BOUND = 1e-4
+GREEDY = SampleConfig(temperature=0.0)
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+
+
+def random_model(architecture: Any, block_size: int = BLOCK_SIZE) -> GPT:
+    torch.manual_seed(0)
+    config = ModelConfig(architecture, n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=block_size, dropout=0.5)
+    model = GPT(config, VOCAB_SIZE).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+def logits_after(model: GPT, ids: Iterable[int]) -> torch.Tensor:
+    """Of the next token, computed anew over all of `ids`, without a cache."""
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)]))[0, -1]
+
+
+def writer(model: GPT, tokenizer: Tokenizer | None = None) -> Engine:
+    return engine_for(LoadedModel(model, tokenizer or ByteTokenizer(), Progress(0, 0, 0.0, 0.0, 0.0), {}))
+
+
+def compiled(model: GPT, n_texts: int, in_half: bool = False) -> CompiledDecoder:
+    decoder = make_decoder(model, n_texts, "fp16" if in_half else "fp32")
+    assert isinstance(decoder, CompiledDecoder)
+    return decoder
+
+
+# --- sampling ---
+
+
+def distribution(logits_V: NDArray[np.float32], config: SampleConfig, seen: Iterable[int] = ()) -> NDArray[np.float64]:
+    """Probabilities that transformers would draw the next id from."""
+    ids_BT, scores_BV = torch.tensor([list(seen)], dtype=torch.long), torch.from_numpy(logits_V)[None].double()
+    if config.repetition_penalty != 1:
+        scores_BV = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)(ids_BT, scores_BV)
+    scores_BV = TemperatureLogitsWarper(config.temperature)(None, scores_BV)
+    if config.top_k:
+        scores_BV = TopKLogitsWarper(config.top_k)(None, scores_BV)
+    if config.top_p < 1:
+        scores_BV = TopPLogitsWarper(config.top_p)(None, scores_BV)
+    if config.min_p > 0:
+        scores_BV = MinPLogitsWarper(config.min_p)(None, scores_BV)
+    probabilities: NDArray[np.float64] = scores_BV[0].softmax(-1).numpy()
+    return probabilities
+
+
+def random_logits(seed: int, scale: float = 1.0) -> NDArray[np.float32]:
+    return (scale * np.random.default_rng(seed).standard_normal(VOCAB_SIZE)).astype(np.float32)
+
+
+def softmax(logits_V: NDArray[np.float32]) -> NDArray[np.float64]:
+    weights_V = np.exp(logits_V.astype(np.float64))
+    shares_V: NDArray[np.float64] = weights_V / weights_V.sum()
+    return shares_V
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 255, 256, 1000])
+def test_top_k_keeps_what_transformers_keeps(k: int) -> None:
+    logits_V = random_logits(k)
+    expected = distribution(logits_V, SampleConfig(temperature=1.0, top_k=k))
+    kept_V = keep_top_k(softmax(logits_V), k)
+    assert (expected > 0).sum() == min(k, VOCAB_SIZE)
+    np.testing.assert_allclose(kept_V / kept_V.sum(), expected)
+    np.testing.assert_array_equal(keep_top_k(softmax(logits_V), 0), softmax(logits_V))
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_top_p_keeps_what_transformers_and_brute_force_keep(p: float, scale: float) -> None:
+    logits_V = random_logits(int(1000 * p), scale)
+    shares_V = softmax(logits_V)
+    kept_V = keep_top_p(shares_V, p)
+    np.testing.assert_allclose(kept_V / kept_V.sum(), distribution(logits_V, SampleConfig(temperature=1.0, top_p=p)))
+    ordered = sorted(shares_V.tolist(), reverse=True)
+    fewest = next(n for n in range(1, VOCAB_SIZE + 1) if math.fsum(ordered[:n]) >= p)
+    assert sorted(kept_V[kept_V > 0].tolist(), reverse=True) == ordered[:fewest]
+    np.testing.assert_array_equal(keep_top_p(shares_V, 1.0), shares_V)
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.05, 0.5, 1.0])
+def test_min_p_keeps_what_transformers_keeps(p: float) -> None:
+    logits_V = random_logits(int(1000 * p), 3.0)
+    kept_V = keep_min_p(softmax(logits_V), p)
+    np.testing.assert_allclose(kept_V / kept_V.sum(), distribution(logits_V, SampleConfig(temperature=1.0, min_p=p)))
+    np.testing.assert_array_equal(keep_min_p(softmax(logits_V), 0.0), softmax(logits_V))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 10.0])
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    logits_V, seen = random_logits(3), [1, 1, 7, 200]
+    penalized = RepetitionPenaltyLogitsProcessor(penalty)(
+        torch.tensor([seen]), torch.from_numpy(logits_V)[None].clone()
+    )
+    before = logits_V.copy()
+    np.testing.assert_allclose(penalize(logits_V, seen, penalty), penalized[0].numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(logits_V, before)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=1.0),
+        dict(temperature=0.5, top_k=4),
+        dict(temperature=2.0, top_p=0.7),
+        dict(top_k=6, top_p=0.8),
+        dict(temperature=1.5, min_p=0.2, repetition_penalty=1.5),
+        dict(temperature=1.2, top_k=7, top_p=0.95, min_p=0.05, repetition_penalty=0.7),
+    ],
+    ids=str,
+)
+def test_ids_are_drawn_as_often_as_transformers_would(settings: dict[str, Any]) -> None:
+    """Pearson's chi-squared: beyond the bound once in a million seeds (Wilson-Hilferty)."""
+    config, n_draws, seen = SampleConfig(**settings), 4000, [2, 5]
+    logits_V = np.array([0.3, -1.0, 1.5, 0.0, 2.0, -0.5, 1.2, 0.9], dtype=np.float32)
+    generator = np.random.default_rng(0)
+    drawn = [sample(logits_V, config, seen, generator) for _ in range(n_draws)]
+    counts, expected = np.bincount(drawn, minlength=len(logits_V)), n_draws * distribution(logits_V, config, seen)
+    assert (counts[expected == 0] == 0).all()
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    freedom = len(expected) - 1
+    bound = freedom * (1 - 2 / (9 * freedom) + 4.75 * math.sqrt(2 / (9 * freedom))) ** 3
+    assert ((counts - expected) ** 2 / expected).sum() < bound
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-40, 1e-9])
+def test_at_and_near_temperature_zero_the_likeliest_id_is_taken(temperature: float) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        logits_V = (generator.permutation(64) / 4).astype(np.float32)
+        assert sample(logits_V, SampleConfig(temperature=temperature), [], generator) == logits_V.argmax()
+
+
+class _Highest:
+    """A generator whose every number is the highest that one can draw."""
+
+    def random(self) -> float:
+        return 1.0 - 2.0**-53
+
+
+def test_the_highest_random_number_draws_a_token_that_was_not_ruled_out() -> None:
+    for seed in range(200):
+        logits_V = random_logits(seed)
+        logits_V[-5:] = -30.0
+        drawn = sample(logits_V, SampleConfig(top_k=VOCAB_SIZE - 5), [], _Highest())  # type: ignore[arg-type]
+        assert drawn < VOCAB_SIZE - 5
+
+
+# --- decoding ---
+
+
+@both_architectures
+@pytest.mark.parametrize("kind", [compiled, TorchDecoder])
+@pytest.mark.parametrize("n_read", [1, 5, BLOCK_SIZE])
+def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: str, kind: Any, n_read: int) -> None:
+    model = random_model(architecture)
+    ids = torch.randint(VOCAB_SIZE, (BLOCK_SIZE,), generator=torch.Generator().manual_seed(2)).tolist()
+    decoder = kind(model, 1)
+    logits_V = decoder.read(ids[:n_read], BLOCK_SIZE)
+    for n_seen in range(n_read, BLOCK_SIZE + 1):
+        if n_seen > n_read:
+            logits_V = decoder.step([ids[n_seen - 1]], [0])[0]
+        assert np.abs(logits_V - logits_after(model, ids[:n_seen]).numpy()).max() <= LOGITS_BOUND
+
+
+@both_architectures
+@pytest.mark.parametrize("block_size", [1, 2, 3, BLOCK_SIZE, MAX_ROWS + 9])
+@pytest.mark.parametrize("kind", [compiled, TorchDecoder])
+def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
+    architecture: str, block_size: int, kind: Any
+) -> None:
+    """The windows begin half a block apart; each text of a batch has its own, and some end early."""
+    model, n_texts = random_model(architecture, block_size), 3
+    generator = np.random.default_rng(block_size)
+    decoder = kind(model, n_texts)
+    for n_prompt in (1, block_size, 3 * block_size):
+        prompt = generator.integers(VOCAB_SIZE, size=n_prompt).tolist()
+        n_ahead = 2 * block_size + 3 if n_prompt > 1 else block_size - 1
+        logits_V = decoder.read(prompt, n_ahead)
+        texts = [prompt[-block_size:] for _ in range(n_texts)]
+        assert np.abs(logits_V - logits_after(model, texts[0]).numpy()).max() <= LOGITS_BOUND
+        for n_steps in range(n_ahead):
+            growing = [0, 1, 2] if n_steps < block_size else [0, 2]
+            ids = generator.integers(VOCAB_SIZE, size=len(growing)).tolist()
+            rows = decoder.step(ids, growing)
+            for text, token, row_V in zip(growing, ids, rows, strict=True):
+                if len(texts[text]) == block_size:
+                    texts[text] = texts[text][(block_size + 1) // 2 :]
+                texts[text] = [*texts[text], token]
+                assert np.abs(row_V - logits_after(model, texts[text]).numpy()).max() <= LOGITS_BOUND
+
+
+@both_architectures
+@pytest.mark.parametrize("in_half", [False, True])
+def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
+    architecture: str, in_half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so is a text, whichever others are written beside it."""
+    model = random_model(architecture)
+    ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=(2 * BLOCK_SIZE + 3, 9))
+    alone: list[list[NDArray[np.float32]]] = []
+    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 2)
+    for n_texts, n_threads in ((1, 1), (2, 1), (4, 2), (9, 2)):
+        decoder = compiled(model, n_texts, in_half)
+        decoder._team = Team(n_threads)
+        logits = [decoder.read([1, 2, 3], 100)]
+        logits += [decoder.step(row[:n_texts].tolist(), range(n_texts))[0] for row in ids]
+        alone.append(logits)
+    for others in alone[1:]:
+        for first, other in zip(alone[0], others, strict=True):
+            np.testing.assert_array_equal(first, other)
+
+
+@both_architectures
+def test_weights_in_16_bits_change_logits_no_more_than_their_rounding(architecture: str) -> None:
+    model, ids = random_model(architecture), list(range(10))
+    exact_V, rounded_V = (compiled(model, 1, in_half).read(ids, 0) for in_half in (False, True))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "embedding" not in name:
+                parameter.copy_(parameter.half().float())
+    assert (
+        np.abs(rounded_V - logits_after(model, ids).numpy()).max() <= LOGITS_BOUND < np.abs(rounded_V - exact_V).max()
+    )
+
+
+def test_weights_too_large_for_16_bits_stay_in_32() -> None:
+    model, ids = random_model("gpt2"), list(range(10))
+    with torch.no_grad():
+        model.blocks[0].mlp.up.weight[0, 0] = 1e5
+    np.testing.assert_array_equal(compiled(model, 1, in_half=True).read(ids, 0), compiled(model, 1).read(ids, 0))
+
+
+def test_ctrl_c_at_any_moment_leaves_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after the others have been told of a job."""
+    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 2)
+    decoder = compiled(random_model("gpt2"), 1)
+    decoder._team = Team(2)
+    expected_V = decoder.read([1, 2, 3], 0)
+    post = team._post
+
+    def interrupted_before(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    def interrupted_after(*arguments: Any) -> int:
+        post(*arguments)
+        raise KeyboardInterrupt
+
+    for interrupted in (interrupted_before, interrupted_after):
+        monkeypatch.setattr(team, "_post", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.read([1, 2, 3], 0)
+        monkeypatch.setattr(team, "_post", post)
+        np.testing.assert_array_equal(decoder.read([1, 2, 3], 0), expected_V)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix forks")
+def test_a_forked_process_decodes_with_threads_of_its_own() -> None:
+    program = """if True:
+        import os, warnings
+        from tiny_gpt.kernels.decoding import decoder
+        decoder.n_processors = lambda: 2
+        from tests.inference.test_generate import compiled, random_model
+        one = compiled(random_model("gpt2"), 1)
+        one._team = decoder.Team(2)
+        expected = one.read([1, 2, 3], 0)
+        child = os.fork()
+        assert (one.read([1, 2, 3], 0) == expected).all()
+        if child == 0:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# --- generation ---
+
+
+def written(model: GPT, prompt: str, config: SampleConfig) -> list[int]:
+    """The ids that follow a prompt of ASCII."""
+    (text,) = list(write(writer(model), replace(config, prompt=prompt), [0]))[-1]
+    return text.ids[-text.n_tokens :]
+
+
+@both_architectures
+def test_temperature_zero_follows_the_uncached_model_within_and_beyond_the_block(architecture: str) -> None:
+    """Beyond the block, the likeliest token after some last part of the text, at least half a block long."""
+    model = random_model(architecture)
+    text = [65, 66, 67]
+    for token in written(model, bytes(text).decode(), replace(GREEDY, max_tokens=4 * BLOCK_SIZE)):
+        in_view = [len(text)] if len(text) <= BLOCK_SIZE else range(BLOCK_SIZE // 2, BLOCK_SIZE + 1)
+        assert any(token == logits_after(model, text[-n:]).argmax() for n in in_view)
+        text.append(token)
+    assert len(set(text)) > 5, "a model that repeats itself proves nothing"
+
+
+@both_architectures
+@pytest.mark.parametrize("block_size", [1, 2, 3, BLOCK_SIZE])
+def test_writes_as_many_tokens_as_asked_for(architecture: str, block_size: int) -> None:
+    model = random_model(architecture, block_size)
+    for max_tokens in (1, block_size, block_size + 1, 3 * block_size):
+        ids = written(model, "AB", replace(GREEDY, temperature=1.0, max_tokens=max_tokens))
+        assert len(ids) == max_tokens and all(0 <= i < VOCAB_SIZE for i in ids)
+
+
+@both_architectures
+def test_same_seed_writes_the_same_and_another_seed_something_else(architecture: str) -> None:
+    model = writer(random_model(architecture))
+    config = SampleConfig(prompt="A", max_tokens=30)
+    first, again, other = ("".join(stream(model, config, seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_writing_does_not_touch_torchs_own_generator() -> None:
+    model = random_model("gpt2")
+    state = torch.get_rng_state()
+    written(model, "A", SampleConfig(max_tokens=20))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@both_architectures
+def test_of_a_prompt_longer_than_the_block_its_end_is_read(architecture: str) -> None:
+    model = random_model(architecture)
+    prompt = "".join(map(chr, np.random.default_rng(4).integers(128, size=5 * BLOCK_SIZE)))
+    whole, end = (written(model, text, GREEDY) for text in (prompt, prompt[-BLOCK_SIZE:]))
+    assert whole == end
+    assert whole[0] == logits_after(model, prompt[-BLOCK_SIZE:].encode()).argmax()
+
+
+@both_architectures
+def test_a_text_depends_on_its_own_seed_only(architecture: str) -> None:
+    model = writer(random_model(architecture))
+    config = SampleConfig(prompt="A", max_tokens=4 * BLOCK_SIZE, temperature=1.0, stop=("q",))
+    together = [text.text for text in list(write(model, config, range(5, 14)))[-1]]
+    assert together == ["".join(stream(model, config, seed)) for seed in range(5, 14)]
+    assert len(set(together)) > 5
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected", "stopped"),
+    [
+        ((), "bcdefgabcdef", False),
+        (("fga",), "bcde", True),
+        (("gab", "ef"), "bcd", True),
+        (("b",), "", True),
+        (("cdx", "fgx"), "bcdefgabcdef", False),
+        (("efa", "defg"), "bc", True),
+        (("f" * 50,), "bcdefgabcdef", False),
+    ],
+)
+def test_a_stop_text_ends_the_writing_and_is_left_out(stop: tuple[str, ...], expected: str, stopped: bool) -> None:
+    model = writer(reciting_model(list(b"abcdefg")))
+    config = replace(GREEDY, prompt="a", max_tokens=12, stop=stop)
+    pieces = list(stream(model, config, seed=0))
+    assert "".join(pieces) == expected
+    (text,) = list(write(model, config, [0]))[-1]
+    assert (text.text, text.is_stopped) == (expected, stopped)
+
+
+def test_what_may_begin_a_stop_text_is_held_back_no_longer_than_needed() -> None:
+    model = writer(reciting_model(list(b"abcdefg")))
+    config = replace(GREEDY, prompt="a", max_tokens=7, stop=("cdx",))
+    assert list(stream(model, config, seed=0)) == ["b", "cde", "f", "g", "a"]
+
+
+@pytest.mark.parametrize("prompt", ["", "A", "naïve 🙂 \ud800 日本", "x" * 100])
+def test_any_prompt_can_be_continued(prompt: str) -> None:
+    text = "".join(stream(writer(random_model("gpt2")), SampleConfig(prompt=prompt, max_tokens=5), seed=0))
+    assert 1 <= len(text) <= 5
+
+
+def reciting_model(ids: list[int]) -> GPT:
+    """A model that was made to say, after each of `ids` (all different), the next, and after the last the first."""
+    model = random_model("gpt2")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("blocks") or name.endswith("bias") or name.startswith("position"):
+                parameter.zero_()
+            elif name.startswith("norm"):
+                parameter.fill_(1.0)
+        model.token_embedding.weight.copy_(torch.randn(VOCAB_SIZE, 16))
+        model.head.weight.zero_()
+        for now, following in itertools.pairwise([*ids, ids[0]]):
+            model.head.weight[following] = F.layer_norm(model.token_embedding.weight[now], (16,))
+    return model
+
+
+def test_characters_of_many_bytes_are_streamed_when_whole() -> None:
+    text = "é日🙂!"
+    model = writer(reciting_model(list(text.encode())))
+    config = replace(GREEDY, prompt="!", max_tokens=2 * len(text.encode()))
+    assert list(stream(model, config, seed=0)) == [*text, *text]
+
+
+def test_a_character_cut_off_by_the_end_becomes_one_replacement_character() -> None:
+    text = "é日🙂!"
+    model = writer(reciting_model(list(text.encode())))
+    config = replace(GREEDY, prompt="!", max_tokens=len("é日".encode()) + 3)
+    assert "".join(stream(model, config, seed=0)) == "é日" + UNKNOWN
+
+
+def test_pieces_come_while_the_model_still_writes() -> None:
+    """The char tokenizer's own characters, one token each, with a model that would write for days."""
+    tokenizer = CharTokenizer()
+    pieces = stream(writer(random_model("gpt2"), tokenizer), replace(GREEDY, max_tokens=10**9), seed=0)
+    assert len("".join(itertools.islice(pieces, 5))) >= 5

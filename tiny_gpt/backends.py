@@ -1,0 +1,78 @@
+"""How a model's loss is computed: four backends with the same result, of which one is the fastest on a given machine.
+
+- `eager` calls GPT.forward and lets autograd differentiate it: the definition, on every device.
+- `fused` is tiny_gpt's own code for CPUs, kernels/training: hand-written forward and backward passes.
+- `compiled` is torch.compile of the eager loss, for one device and one shape at a time.
+- `cuda_graph` computes like `eager`; training/cuda_graph.py records the whole update as a CUDA graph.
+
+planning/backend.py measures which is the fastest. To add one, write its two functions and add a row to BACKENDS.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from tiny_gpt.model.gpt import GPT
+
+LossFunction = Callable[[GPT, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Backend(NamedTuple):
+    """Both functions take (model, ids (B, T), targets (B, T))."""
+
+    loss: LossFunction
+    """Mean cross-entropy in nats, a scalar that `backward` can be called on."""
+    losses: LossFunction
+    """Cross-entropy of each target in nats, (B, T) fp32; called without gradients."""
+
+
+def _eager_loss(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    return model.losses(ids_BT, targets_BT).mean()
+
+
+def _eager_losses(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    return model.losses(ids_BT, targets_BT)
+
+
+# numba takes a second to import, so only those who use the kernels import them.
+def _fused_loss(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    from tiny_gpt.kernels.training.loss import loss
+
+    return loss(model, ids_BT, targets_BT)
+
+
+def _fused_losses(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    from tiny_gpt.kernels.training.loss import losses
+
+    return losses(model, ids_BT, targets_BT)
+
+
+def _compiled_loss(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    return compiled_eager_loss()(model, ids_BT, targets_BT)
+
+
+@functools.cache
+def compiled_eager_loss() -> LossFunction:
+    """torch.compile of the eager loss. It compiles at the first call with each shape; models of one shape share code.
+
+    Code that torch cannot compile, and shapes beyond its limit of eight, run uncompiled instead of failing. A test
+    asserts that the whole loss compiles into one graph.
+    """
+    loss: LossFunction = torch.compile(_eager_loss, dynamic=False)
+    return loss
+
+
+BACKENDS: dict[str, Backend] = {
+    "eager": Backend(_eager_loss, _eager_losses),
+    "fused": Backend(_fused_loss, _fused_losses),
+    # Evaluation has shapes of its own and no gradients: not worth a compilation.
+    "compiled": Backend(_compiled_loss, _eager_losses),
+    "cuda_graph": Backend(_eager_loss, _eager_losses),
+}
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of this name; `auto`, before anything was measured, is `eager`."""
+    return BACKENDS["eager" if name == "auto" else name]

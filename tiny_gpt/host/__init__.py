@@ -1,0 +1,1 @@
+"""The machine that a training runs on: watchdog, signals, sleep, battery."""

@@ -1,0 +1,43 @@
+"""Training steps on random text, to see whether and how fast a machine does them."""
+
+from dataclasses import replace
+
+import torch
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.dataloader import Batch
+from tiny_gpt.device import PRECISIONS
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.training.cuda_graph import captured_updates
+from tiny_gpt.training.guard import Guard
+from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.step import train_step
+
+# A run of so many steps is rehearsed, whose last one is repeated.
+STEPS = 50
+
+
+class StepBenchmark:
+    """Whole steps of a run whose path and precision are settled."""
+
+    def __init__(self, config: RunConfig, vocab_size: int, device: torch.device) -> None:
+        train = config.train
+        self.config = replace(config, train=replace(train, for_="", until="", tokens=0, data_epochs=0.0, steps=STEPS))
+        self.model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
+        self.optimizer, self.guard = make_optimizer(self.model, train), Guard(device)
+        self.captured = captured_updates(self.model, self.optimizer, train, self.guard)
+        shape = (2, train.batch_size, config.model.block_size)
+        self.batch = Batch(*torch.randint(vocab_size, shape).to(device))
+        self.n_done = 0
+
+    def step(self) -> None:
+        """One more; a GPU has it in its queue then."""
+        step = min(self.n_done, STEPS - 1)
+        train_step(self.model, self.optimizer, self.batch, self.config, step, guard=self.guard, captured=self.captured)
+        self.n_done += 1
+
+    def first_steps(self) -> None:
+        """Those that take longer than all others: what is done once is done in them."""
+        self.step()
+        while self.captured is not None and not self.captured.is_recorded:
+            self.step()

@@ -1,0 +1,1 @@
+"""One training run: start or resume it, train, save, evaluate."""

@@ -1,0 +1,183 @@
+"""What a training run tells the world. Progress bars, metrics files and reports are made from these alone.
+
+Losses are mean cross-entropy in nats per token; steps and epochs count from 1 and name what is finished.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiny_gpt.config import ModelConfig, TrainConfig
+from tiny_gpt.data.progress import Note, Progress
+from tiny_gpt.planning.planner import Plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The text has been prepared and everything stands ready; the first step comes next."""
+
+    device: str
+    precision: str
+    backend: str
+    why: str
+    """What path and precision were chosen from, and by which figures."""
+    sources: list[str]
+    """As they were used: what stood in for another is named."""
+    n_characters: int
+    n_documents: int
+    notes: list[str]
+    """What a person should know about the text, a line each."""
+    model: ModelConfig
+    """As it is: a model that is trained further brings its own shape."""
+    train: TrainConfig
+    """As it is: with what the recipe has chosen."""
+    tokenizer: str
+    vocab_size: int
+    train_tokens: int
+    val_tokens: int
+    val_tokens_scored: int
+    n_parameters: int
+    tokens_per_step: int
+    earlier_run: Path | None
+    """Where the files of a run that was in the same folder have been put."""
+    steps_done: int
+    """Steps that the run had done when it was stopped; 0 for a new one."""
+    history: list["Evaluated"]
+    """The evaluations of those steps."""
+    total_steps: int = 0
+    """Steps of the whole run; 0 where a clock ends it."""
+    left_s: float | None = None
+    """Seconds until it does."""
+    plan: Plan | None = None
+    """What to expect of it, where the recipe has said so."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer update. `batch_loss` is read from the device only now and then: reading waits for it."""
+
+    step: int
+    batch_loss: float | None
+    learning_rate: float
+    progress: float = 0.0
+    """0 at the first step of the run's budget, 1 at the last."""
+    left_s: float | None = None
+    """Seconds until the run ends, where a clock says when."""
+
+
+@dataclass(frozen=True)
+class SpeedMeasured:
+    """The first steps have been timed."""
+
+    tokens_per_s: float
+    remaining_s: float
+    """Until the last step at this speed, evaluations included."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Losses over the fixed windows, without dropout, and where the run stands."""
+
+    step: int
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_bits_per_byte: float
+    batch_loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_s: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch's last evaluation."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model file is whole and on the disk."""
+
+    path: Path
+    is_best: bool
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """All that resuming from `step` takes is on the disk, and has been read back."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something out of the ordinary that the run has dealt with, in a line."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SteppedBack:
+    """The run has gone back to an earlier checkpoint, away from trouble: what came after it no longer counts."""
+
+    step: int
+    history: list[Evaluated]
+    """The evaluations that still count."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """A signal asked the run to end; all is saved, and it will evaluate."""
+
+    signal_number: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over, after its last step or because it was asked to stop."""
+
+    best_path: Path
+    best_epoch: int
+    best_val_loss: float
+    best_val_bits_per_byte: float
+    scored_tokens: int
+    """Validation tokens behind the figures above."""
+    final_path: Path
+    last_step: int
+    elapsed_s: float
+    eval_share: float
+    """Part of the time that evaluations took."""
+    save_share: float
+    """Part of the time that checkpoints and model files took."""
+    peak_memory_bytes: int
+    stopped_by: int | None
+    """The signal that ended the run early."""
+    incidents: list[str]
+    """What the run has met and dealt with, a line each, since its very first step."""
+    best_step: int = 0
+    left_s: float | None = None
+    """Seconds of the budget that are left, or below zero those that it took longer, where a clock says when it ends."""
+
+
+Event = (
+    Progress
+    | Note
+    | Prepared
+    | StepDone
+    | SpeedMeasured
+    | Evaluated
+    | EpochDone
+    | Saved
+    | Checkpointed
+    | Warned
+    | SteppedBack
+    | Stopping
+    | Finished
+)

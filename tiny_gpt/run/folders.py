@@ -1,0 +1,157 @@
+"""Runs on the disk: which folder a run gets, which is unfinished, which model is the newest. Without torch."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiny_gpt.config import BEST_FILE, FINAL_FILE, RunConfig
+from tiny_gpt.errors import BadInputError
+from tiny_gpt.files import user_path
+from tiny_gpt.run.checkpoint_store import (
+    MAX_STATE_BYTES,
+    STATE_FILE,
+    CheckpointStore,
+    DamagedError,
+    read_bounded,
+)
+
+RUNS_FOLDER = "runs"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that has steps left, as far as its newest readable checkpoint tells."""
+
+    folder: Path
+    step: int
+    total_steps: int
+    iters_per_epoch: int
+    progress: float | None = None
+    """0 to 1, for a run that a clock ends."""
+
+    def __str__(self) -> str:
+        if self.progress is not None:
+            return f"{self.folder} holds an unfinished run: {self.progress:.0%} of its time, step {self.step:,}"
+        epoch = self.step // self.iters_per_epoch + 1
+        n_epochs = math.ceil(self.total_steps / self.iters_per_epoch)
+        return (
+            f"{self.folder} holds an unfinished run: epoch {min(epoch, n_epochs)} of {n_epochs}, "
+            f"step {self.step:,} of {self.total_steps:,}"
+        )
+
+
+def unfinished(folder: Path, total_steps: int = 0) -> Unfinished | None:
+    """The run in `folder` if it can go on, to the end that it was given or to `total_steps` if that is more."""
+    store = CheckpointStore(folder)
+    for step in store.steps():
+        try:
+            about = store.about(step)
+            total_steps = max(total_steps, int(about["total_steps"]))
+            progress = float(about["progress"]) if about.get("is_timed") else None
+            found = Unfinished(folder, step, total_steps, max(1, int(about["iters_per_epoch"])), progress)
+        except (DamagedError, BadInputError, KeyError, TypeError, ValueError):
+            continue
+        is_finished = found.step >= found.total_steps and (folder / FINAL_FILE).exists()
+        return None if is_finished else found
+    return None
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint by its name; -1 without one."""
+    return next(iter(CheckpointStore(folder).steps()), -1)
+
+
+def folder_for(config: RunConfig, is_new: bool = False) -> Path:
+    """The folder that a run of `config` goes to: its out_dir, else runs/NAME, after the text.
+
+    NAME has a number where finished runs bear the plain name already; `is_new` passes over unfinished ones too.
+    """
+    if config.train.out_dir:
+        return user_path(config.train.out_dir)
+    base = Path(RUNS_FOLDER) / name_for(config.data.data)
+    number, folder = 1, base
+    while _is_taken(folder) and (is_new or not unfinished(folder)):
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def name_for(sources: tuple[str, ...]) -> str:
+    """("books/my book.txt", "b.txt") -> "my-book-and-1-more", and ("a|b",) -> "a-or-b"."""
+    more = f"-and-{len(sources) - 1}-more" if len(sources) > 1 else ""
+    return ("-or-".join(filter(None, map(_stem, sources[0].split("|")))) or "run")[:60] + more
+
+
+def _stem(source: str) -> str:
+    stem = re.split(r"[/\\:]", source.rstrip("/\\"))[-1].split("?")[0]
+    while "." in stem.strip("."):
+        stem = stem.rpartition(".")[0]
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.")
+
+
+def find_run(name: str) -> Path:
+    """The folder of the run called `name`, a path or a name below runs/; "" is the unfinished one worked on last.
+
+    Raises BadInputError.
+    """
+    if name:
+        for folder in (user_path(name), Path(RUNS_FOLDER) / name):
+            if folder.is_dir():
+                return folder
+        raise BadInputError(f"no run {name}: there is neither such a folder nor {Path(RUNS_FOLDER) / name}{_known()}")
+    candidates = [folder for folder in _run_folders() if unfinished(folder)]
+    if not candidates:
+        raise BadInputError(f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){_known()}")
+    return max(candidates, key=lambda folder: CheckpointStore(folder).folder.stat().st_mtime)
+
+
+def find_model(name: str) -> Path:
+    """The model that a person calls `name`: a path, or a run's name below runs/; "" is the newest run's best.
+
+    Raises BadInputError where nothing is called so; whether it is a model is for `models.open_path` to say.
+    """
+    models = [folder / BEST_FILE for folder in _run_folders() if (folder / BEST_FILE).is_file()]
+    if not name and models:
+        return max(models, key=lambda path: path.stat().st_mtime)
+    path, run = user_path(name), Path(RUNS_FOLDER) / name
+    if name and (path.exists() or run.is_dir()):
+        return path if path.exists() else run / BEST_FILE
+    what = f"no model {name}" if name else f"no model here (looked in {Path.cwd()} and its folder {RUNS_FOLDER})"
+    names = ", ".join(model.parent.name for model in models if model.parent.name)[:200]
+    if names:
+        raise BadInputError(f"{what}: name a model file, or one of the runs {names}")
+    raise BadInputError(f"{what}: train one first (tiny-gpt train, or python3 train.py)")
+
+
+def config_of(folder: Path) -> RunConfig:
+    """The settings that a person gave the run in `folder`, from its newest checkpoint that verifies.
+
+    Raises BadInputError where none does, or where this tiny_gpt does not know its settings.
+    """
+    store = CheckpointStore(folder)
+    for step in store.steps():
+        try:
+            state = json.loads(read_bounded(store.verified(step).path / STATE_FILE, MAX_STATE_BYTES))
+            return RunConfig().with_flat(state["asked"], str(folder))
+        except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    raise BadInputError(
+        f"{folder} holds no whole checkpoint to go on from; start the run again with the command that started it"
+    )
+
+
+def _run_folders() -> list[Path]:
+    here = Path()
+    below = sorted(path for path in Path(RUNS_FOLDER).glob("*") if path.is_dir())
+    return [here, *below]
+
+
+def _is_taken(folder: Path) -> bool:
+    return CheckpointStore(folder).folder.exists() or (folder / BEST_FILE).exists() or (folder / FINAL_FILE).exists()
+
+
+def _known() -> str:
+    names = [str(folder) for folder in _run_folders() if unfinished(folder)]
+    return f"; unfinished: {', '.join(names[:5])}" if names else ""

@@ -1,5 +1,0 @@
-"""Does a night survive? Real trainings are killed, starved, lied to and flipped, and must end as their twins did.
-
-`python -m torture` runs every group and prints a table; `make test` runs the short form. Needs fork and signals, which
-Windows has not.
-"""

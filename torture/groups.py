@@ -1,7 +1,0 @@
-"""The whole list. To add a group: write a trial, and add a row to GROUPS in its file."""
-
-from torture import clocks, damage, disks, kills, losses, memory, powercuts, signals, watched
-from torture.trial import Group
-
-FILES = kills, damage, disks, losses, memory, clocks, signals, watched, powercuts
-GROUPS: dict[str, Group] = {name: group for file in FILES for name, group in file.GROUPS.items()}
