@@ -11,9 +11,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from tiny_gpt.errors import OutOfResourcesError
+
+
+class Writable(Protocol):
+    """Anything that bytes can be written to: a file, a hash, a counter."""
+
+    def write(self, data: Any, /) -> object: ...
 
 
 @contextlib.contextmanager

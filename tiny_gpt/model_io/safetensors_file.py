@@ -6,18 +6,14 @@ The format (https://huggingface.co/docs/safetensors): eight bytes of header leng
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-
-class Sink(Protocol):
-    """Where a file's content goes."""
-
-    def write(self, data: Any, /) -> object: ...
+from tiny_gpt.files import Writable
 
 
-def write_tensors(sink: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(sink: Writable, tensors: Mapping[str, torch.Tensor]) -> None:
     """The safetensors format, fp32 only, one tensor in memory at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import sha256_of, sha256_of_json, sync_folder, sync_to_disk
-from tiny_gpt.model_io.safetensors_file import Sink
+from tiny_gpt.files import Writable, sha256_of, sha256_of_json, sync_folder, sync_to_disk
 
 FORMAT = "tiny_gpt checkpoint"
 FORMAT_VERSION = 1
@@ -101,7 +100,7 @@ class CheckpointStore:
             raise DamagedError(str(error)) from error
         return about
 
-    def write(self, step: int, files: Mapping[str, Callable[[Sink], object]], about: dict[str, Any]) -> Checkpoint:
+    def write(self, step: int, files: Mapping[str, Callable[[Writable], object]], about: dict[str, Any]) -> Checkpoint:
         """Write the checkpoint of `step` and read it back; each of `files` writes its content into what it is given.
 
         Raises OSError or DamagedError when the disk does not take it; whatever was there before stays then.
@@ -281,7 +280,7 @@ class _HashingSink:
         self.n_bytes += len(memoryview(data).cast("B"))
 
 
-def _write_file(path: Path, content: Callable[[Sink], object]) -> dict[str, Any]:
+def _write_file(path: Path, content: Callable[[Writable], object]) -> dict[str, Any]:
     with open(path, "wb") as file:
         sink = _HashingSink(file)
         content(sink)
