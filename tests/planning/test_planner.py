@@ -25,9 +25,10 @@ from tiny_gpt.planning.backend import Candidate
 from tiny_gpt.planning.heuristics import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
 from tiny_gpt.planning.memory import free_bytes, needed_bytes
 from tiny_gpt.planning.pilot_run import probe
-from tiny_gpt.planning.planner import TIMED_ON_GPU, Plan, Planner, timed_shape
+from tiny_gpt.planning.planner import TIMED_ON_GPU, Planner, timed_shape
 from tiny_gpt.planning.scaling_law import EIGHT_OF_TEN, Text, forecast, law, shortfall, waste
 from tiny_gpt.planning.throughput import StepTimes, measure_step_s, step_flops
+from tiny_gpt.planning.types import Plan
 from tiny_gpt.ui.plan_report import table
 
 AUTO = RECIPES["auto"]

@@ -11,7 +11,7 @@ from tiny_gpt.data.progress import Note
 from tiny_gpt.data.sources.catalog import CATALOG
 from tiny_gpt.files import user_path
 from tiny_gpt.inference.engine import compile_engine, must_compile
-from tiny_gpt.planning.planner import Plan
+from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import Event, Finished, Prepared
 from tiny_gpt.run.start import run
 from tiny_gpt.training.budget import Request

@@ -5,8 +5,8 @@ A Planner knows a text and a machine; it fills in what a config leaves open and 
 
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import torch
 
@@ -21,8 +21,9 @@ from tiny_gpt.planning.backend import AUTO_BACKENDS, Candidate
 from tiny_gpt.planning.backend import choose as choose_path
 from tiny_gpt.planning.memory import free_bytes, needed_bytes
 from tiny_gpt.planning.pilot_run import probe
-from tiny_gpt.planning.scaling_law import STEP_TOKENS, Forecast, Text, forecast, useful_tokens
+from tiny_gpt.planning.scaling_law import STEP_TOKENS, Text, forecast, useful_tokens
 from tiny_gpt.planning.throughput import FEWEST_STEPS, PATIENCE_S, StepTimes, measure_step_s
+from tiny_gpt.planning.types import Plan
 from tiny_gpt.training.budget import seconds_asked
 
 # What is timed to know the others, as far as the settings leave it open: layers and width, and on a GPU how many times
@@ -31,33 +32,6 @@ TIMED_SIZES = ((4, 128), (4, 256))
 TIMED_ON_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # Part of a timed budget that goes into steps; evaluations and the end take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a training is going to be."""
-
-    n_parameters: int
-    steps: int
-    step_s: float
-    """Seconds that one takes, as measured."""
-    tokens: int
-    readings: float
-    """Times through the text."""
-    seconds: float
-    """From the first step to the end."""
-    memory_bytes: int
-    expected: Forecast
-    useful_s: float
-    """From so many seconds on, more time hardly helps with this text."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        """The inverse of `to_dict`; raises ValueError, TypeError or KeyError."""
-        return cls(**values | {"expected": Forecast(**values["expected"])})
 
 
 class Planner(NamedTuple):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_multiplied
+from tiny_gpt.planning.types import Forecast
 
 # Tokens of a step; longer runs have larger ones, by a power of their tokens.
 STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
@@ -43,15 +44,6 @@ class Text:
     vocab_size: int
     probe_bits: float
     """Bits per byte of the validation text after the few steps of `probe`: how hard this text is."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Bits per byte of the validation text; eight of ten runs end between `low` and `high`."""
-
-    middle: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tiny_gpt.config import ModelConfig, TrainConfig
 from tiny_gpt.data.progress import Note, Progress
-from tiny_gpt.planning.planner import Plan
+from tiny_gpt.planning.types import Plan
 
 
 @dataclass(frozen=True)

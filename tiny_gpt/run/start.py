@@ -38,7 +38,8 @@ from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.backend import Choice, candidates, choose, compiles, must_compile_loops
 from tiny_gpt.planning.heuristics import fewest_tokens
-from tiny_gpt.planning.planner import Plan, Planner, survey
+from tiny_gpt.planning.planner import Planner, survey
+from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.run.events import Event, Prepared
 from tiny_gpt.run.resume import SavedRun, find_beginning, prepare_again, this_machine

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tiny_gpt.config import RunConfig, flag
 from tiny_gpt.data.progress import Note, Progress
 from tiny_gpt.duration import clock_in, duration
-from tiny_gpt.planning.planner import Plan
+from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import (
     EpochDone,
     Evaluated,

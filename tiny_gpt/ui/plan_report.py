@@ -11,8 +11,9 @@ from tiny_gpt.device import describe_device
 from tiny_gpt.duration import clock_in, duration, milliseconds
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.planning.heuristics import SIZES
-from tiny_gpt.planning.planner import Plan, Planner
+from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.scaling_law import CHARACTERS, law
+from tiny_gpt.planning.types import Plan
 from tiny_gpt.ui.terminal import LABEL
 
 TIMES = ("5m", "1h", "6h", "24h")
