@@ -24,9 +24,7 @@ from tiny_gpt.run.checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,
     RunState,
-    from_line,
     read_tensors,
-    to_line,
     write_tensors,
 )
 from tiny_gpt.run.checkpoint_store import CheckpointStore, DamagedError
@@ -368,10 +366,11 @@ def test_what_an_older_version_did_not_write_is_its_default():
 
 def test_a_line_of_metrics_comes_back_as_it_was():
     for row in (evaluated(7), replace(evaluated(7), batch_loss=math.nan, tokens_per_s=math.inf)):
-        line = to_line(row)
+        line = row.to_json_line()
         assert json.loads(line)["step"] == 7 and line.count("\n") == 1
-        back = from_line(line)
-        assert to_line(back) == line and back.grad_norm == row.grad_norm
-    for odd in ("", "{}", "[]", to_line(evaluated(7)).replace("7", '"7"'), to_line(evaluated(1)).replace("1", "true")):
+        back = Evaluated.from_json_line(line)
+        assert back.to_json_line() == line and back.grad_norm == row.grad_norm
+    seven, one = evaluated(7).to_json_line(), evaluated(1).to_json_line()
+    for odd in ("", "{}", "[]", seven.replace("7", '"7"'), one.replace("1", "true")):
         with pytest.raises((ValueError, TypeError)):
-            from_line(odd)
+            Evaluated.from_json_line(odd)

@@ -6,9 +6,8 @@ The rest is JSON. No random state is kept: batches and dropout are functions of 
 """
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def checkpoint_files(
         MODEL_FILE: lambda sink: write_tensors(sink, model.state_dict()),
         OPTIMIZER_FILE: lambda sink: write_tensors(sink, optimizer_tensors(model, optimizer)),
         STATE_FILE: lambda sink: sink.write(json.dumps(state, indent=1).encode()),
-        HISTORY_FILE: lambda sink: sink.write("".join(map(to_line, history)).encode()),
+        HISTORY_FILE: lambda sink: sink.write("".join(evaluated.to_json_line() for evaluated in history).encode()),
     }
 
 
@@ -112,7 +111,7 @@ def read_history(checkpoint: Checkpoint) -> list[Evaluated]:
     """Every evaluation up to the checkpoint; raises DamagedError."""
     try:
         lines = read_bounded(checkpoint.path / HISTORY_FILE, MAX_HISTORY_BYTES).decode().splitlines()
-        return [from_line(line) for line in lines]
+        return [Evaluated.from_json_line(line) for line in lines]
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{HISTORY_FILE} cannot be read") from error
 
@@ -173,26 +172,3 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
                 tensor.copy_(found.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{path.name} cannot be read") from error
-
-
-# --- a line of metrics.jsonl ---
-
-_NAME_IN_FILE = {"learning_rate": "lr"}
-
-
-def to_line(evaluated: Evaluated) -> str:
-    """One line of JSON, with its line feed. JSON has no NaN: what is no number becomes null."""
-    row = {_NAME_IN_FILE.get(name, name): value for name, value in asdict(evaluated).items()}
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()}) + "\n"
-
-
-def from_line(line: str) -> Evaluated:
-    """The inverse of `to_line`; raises ValueError or TypeError."""
-    row = json.loads(line)
-    names = {setting.name: _NAME_IN_FILE.get(setting.name, setting.name) for setting in fields(Evaluated)}
-    if not isinstance(row, dict) or row.keys() != set(names.values()):
-        raise ValueError("other fields")
-    values: dict[str, Any] = {name: math.nan if row[key] is None else row[key] for name, key in names.items()}
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
-        raise ValueError("no numbers")
-    return Evaluated(**values)

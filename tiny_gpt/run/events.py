@@ -3,8 +3,11 @@
 Losses are mean cross-entropy in nats per token; steps and epochs count from 1 and name what is finished.
 """
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from tiny_gpt.config import ModelConfig, TrainConfig
 from tiny_gpt.data.progress import Note, Progress
@@ -87,6 +90,27 @@ class Evaluated:
     grad_norm: float
     tokens_per_s: float
     elapsed_s: float
+
+    def to_json_line(self) -> str:
+        """A line of metrics.jsonl, with its newline. JSON has no NaN: NaN and infinity become null."""
+        row = {_KEY_IN_FILE.get(name, name): value for name, value in asdict(self).items()}
+        return json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n"
+
+    @classmethod
+    def from_json_line(cls, line: str) -> "Evaluated":
+        """The inverse of `to_json_line`, null read as NaN; raises ValueError."""
+        row = json.loads(line)
+        keys = {field.name: _KEY_IN_FILE.get(field.name, field.name) for field in fields(cls)}
+        if not isinstance(row, dict) or row.keys() != set(keys.values()):
+            raise ValueError("unexpected fields")
+        values: dict[str, Any] = {name: math.nan if row[key] is None else row[key] for name, key in keys.items()}
+        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
+            raise ValueError("a field is not a number")
+        return cls(**values)
+
+
+# Names in metrics.jsonl where they differ from the field's.
+_KEY_IN_FILE = {"learning_rate": "lr"}
 
 
 @dataclass(frozen=True)

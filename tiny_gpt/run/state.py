@@ -10,11 +10,9 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.checkpoint import (
     RunState,
     checkpoint_files,
-    from_line,
     load_tensors,
     read_history,
     read_state,
-    to_line,
 )
 from tiny_gpt.run.checkpoint_store import Checkpoint, DamagedError
 from tiny_gpt.run.clock import StepClock
@@ -87,7 +85,7 @@ class Learner:
         )
         state.guard = self.guard.to_dict()
         state.budget = self.course.to_dict()
-        best = to_line(self.best) if self.best else None
+        best = self.best.to_json_line() if self.best else None
         saved = {"run": dataclasses.asdict(state), "best": best, **self.settings}
         return checkpoint_files(self.model, self.optimizer, saved, self.history)
 
@@ -125,7 +123,7 @@ class Learner:
         load_tensors(checkpoint, self.model, self.optimizer)
         try:
             self.guard.load_dict(state.guard)
-            best = from_line(saved["best"]) if saved["best"] else None
+            best = Evaluated.from_json_line(saved["best"]) if saved["best"] else None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedError("its state has other fields") from error
         self.state, self.history, self.best = state, history, best

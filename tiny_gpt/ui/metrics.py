@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tiny_gpt.files import atomic_write, sync_to_disk
-from tiny_gpt.run.checkpoint import to_line
 from tiny_gpt.run.events import Evaluated, Event, Finished, Prepared, SteppedBack
 
 
@@ -19,10 +18,10 @@ class MetricsFile:
         """Raises OSError or OutOfResourcesError only at the end: until then a full disk may have room again."""
         match event:
             case Prepared(history=history) | SteppedBack(history=history):
-                self._lines = list(map(to_line, history))
+                self._lines = [evaluated.to_json_line() for evaluated in history]
                 self._is_behind = True
             case Evaluated():
-                self._lines.append(to_line(event))
+                self._lines.append(event.to_json_line())
             case Finished():
                 pass
             case _:
