@@ -17,9 +17,9 @@ import pytest
 
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data import corpus, text_file
-from tiny_gpt.data.corpus import gather
+from tiny_gpt.data.corpus import read_corpus
 from tiny_gpt.data.prepare import default_vocab_size, prepare
-from tiny_gpt.data.progress import Note, finish
+from tiny_gpt.data.progress import Notice, finish
 from tiny_gpt.data.readers.formats import ReadOptions
 from tiny_gpt.data.sources import python_docs
 from tiny_gpt.data.sources.resolve import fingerprint, resolve
@@ -53,7 +53,7 @@ def read(tmp_path_factory):
 
     def read(*words, **options):
         sources = finish(resolve(words))
-        found = finish(gather(sources.files, tmp_path_factory.mktemp("place") / "text", ReadOptions(**options)))
+        found = finish(read_corpus(sources.files, tmp_path_factory.mktemp("place") / "text", ReadOptions(**options)))
         found.skipped.update(sources.skipped)
         text = b"".join(chunk.read() for chunk in found.text.whole().chunks()).decode()
         return text.split(SEPARATOR.decode()) if len(found.text.documents) > 1 else [text], found
@@ -362,7 +362,7 @@ def test_standard_input_is_kept_so_that_the_same_can_be_used_again(monkeypatch, 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("piped né\n".encode() * 40)))
     dataset = finish(prepare(DataConfig(("-",)), 4))
     assert decode(dataset.tokenizer, dataset.train.ids.tolist()).startswith("piped né\n")
-    assert read(*dataset.words)[0] == ["piped né\n" * 40]
+    assert read(*dataset.sources)[0] == ["piped né\n" * 40]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(BadInputError, match="nothing came from standard input"):
         finish(prepare(DataConfig(("-",)), 4))
@@ -372,8 +372,8 @@ def test_what_cannot_be_had_is_replaced_by_what_was_named_as_its_stand_in(tmp_pa
     path = written(tmp_path / "here.txt", b"text")
     steps = resolve([f"nosuch|{path}"])
     note = next(steps)
-    assert isinstance(note, Note) and "nosuch cannot be had" in note.text and path in note.text
-    assert finish(steps).words == [path]
+    assert isinstance(note, Notice) and "nosuch cannot be had" in note.text and path in note.text
+    assert finish(steps).specs == [path]
 
 
 def test_a_text_of_its_own_validates_and_text_on_both_sides_is_told(tmp_path):
@@ -390,8 +390,8 @@ def test_a_second_preparation_reads_no_text_and_another_setting_or_text_does(tmp
     path = written(tmp_path / "a.txt", b"some words of text\n" * 100)
     other = written(tmp_path / "b.txt", b"some words of text\n" * 101)
     reads = []
-    gather = corpus.gather
-    monkeypatch.setattr("tiny_gpt.data.prepare.gather", lambda *args: reads.append(args[0]) or gather(*args))
+    read_corpus = corpus.read_corpus
+    monkeypatch.setattr("tiny_gpt.data.prepare.read_corpus", lambda *args: reads.append(args[0]) or read_corpus(*args))
     first = finish(prepare(DataConfig((path,), tokenizer="bpe"), 4))
     for config, n_reads in [
         (DataConfig((path,), tokenizer="bpe"), 1),

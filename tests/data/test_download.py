@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tiny_gpt.data.progress import Progress, finish
+from tiny_gpt.data.progress import StageProgress, finish
 from tiny_gpt.data.sources import catalog, download
-from tiny_gpt.data.sources.catalog import CATALOG, KnownText, RemoteFile, describe, fetch, fetch_address
+from tiny_gpt.data.sources.catalog import DATASETS, DatasetInfo, RemoteFile, describe, fetch, fetch_address
 from tiny_gpt.data.sources.download import DownloadError
 from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
@@ -101,7 +101,7 @@ def test_a_file_comes_whole_with_progress_and_leaves_nothing_beside(server, tmp_
     path = tmp_path / "new" / "a.txt"
     steps = list(download.download(server.address, path, SHA256, len(CONTENT)))
     assert path.read_bytes() == CONTENT and left(path) == ["a.txt"]
-    assert all(isinstance(step, Progress) and step.total_bytes == len(CONTENT) for step in steps)
+    assert all(isinstance(step, StageProgress) and step.total_bytes == len(CONTENT) for step in steps)
     assert [step.done_bytes for step in steps] == sorted(step.done_bytes for step in steps)
     assert steps[-1].done_bytes == len(CONTENT)
 
@@ -242,7 +242,7 @@ def known(server, tmp_path, monkeypatch):
     """A known text at the server, without a stated hash."""
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path))
     remote = RemoteFile("mine.txt", ("http://127.0.0.1:9/gone", server.address), None, None)
-    monkeypatch.setitem(CATALOG, "mine", KnownText("about", "licence", "1 MB", (remote,)))
+    monkeypatch.setitem(DATASETS, "mine", DatasetInfo("about", "licence", "1 MB", (remote,)))
     return tmp_path / "downloads" / "mine.txt"
 
 
@@ -261,7 +261,7 @@ def test_a_known_text_that_was_changed_is_refused(server, known):
 
 def test_a_file_put_there_by_hand_is_taken_by_its_hash(server, known, monkeypatch):
     remote = RemoteFile("mine.txt", (server.address,), len(CONTENT), SHA256)
-    monkeypatch.setitem(CATALOG, "mine", KnownText("about", "licence", "1 MB", (remote,)))
+    monkeypatch.setitem(DATASETS, "mine", DatasetInfo("about", "licence", "1 MB", (remote,)))
     known.parent.mkdir(parents=True)
     known.write_bytes(CONTENT)
     for _ in range(2):
@@ -279,11 +279,11 @@ def test_without_a_network_a_known_text_says_what_there_is(server, known):
         finish(fetch("mine"))
     assert "\n" not in str(caught.value)
     sources = finish(resolve(["mine|python-docs"]))
-    assert sources.words == ["python-docs"] and sources.files[0].path.name.startswith("python-docs")
+    assert sources.specs == ["python-docs"] and sources.files[0].path.name.startswith("python-docs")
 
 
 def test_every_known_text_says_where_it_is_and_whose():
-    for name, text in CATALOG.items():
+    for name, text in DATASETS.items():
         assert text.about and text.licence and text.text_size
         for remote in text.files:
             assert all(address.startswith("https://") for address in remote.addresses)

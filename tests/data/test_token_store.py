@@ -15,7 +15,7 @@ import pytest
 from tiny_gpt.data import token_store
 from tiny_gpt.data.progress import finish
 from tiny_gpt.data.text_file import SEPARATOR, TextWriter
-from tiny_gpt.data.token_store import build_store, building_place, open_store, store_folder
+from tiny_gpt.data.token_store import build_store, open_store, store_folder, temporary_build_folder
 from tiny_gpt.errors import OutOfResourcesError
 from tiny_gpt.tokenizer.base import decode
 from tiny_gpt.tokenizer.byte_char import ByteTokenizer, CharTokenizer
@@ -46,7 +46,7 @@ def written(path, texts):
 def open_or_build(folder, train, val, tokenizer):
     """What preparing a text does with a store."""
     if open_store(folder) is None:
-        with building_place(folder) as place:
+        with temporary_build_folder(folder) as place:
             parts = written(place / "text", train), written(place / "val-text", val)
             finish(build_store(place, folder, *parts, tokenizer, {"n": 1}))
     store = open_store(folder)

@@ -16,7 +16,7 @@ from benchmarks import forecast as bench
 from tiny_gpt.cli import main as cli
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.config.recipes import CHOSEN, RECIPES
-from tiny_gpt.data.prepare import best_tokenizer, prepare
+from tiny_gpt.data.prepare import auto_tokenizer, prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.gpt import GPT
@@ -155,7 +155,7 @@ def test_all_candidates_are_complete():
 
 
 def test_auto_takes_pieces_of_words_but_for_tiny_texts(tmp_path):
-    assert best_tokenizer(10_000) == "char" and best_tokenizer(10_000_000) == "bpe"
+    assert auto_tokenizer(10_000) == "char" and auto_tokenizer(10_000_000) == "bpe"
     path = tmp_path / "text.txt"
     path.write_text("a little text. " * 200)
     dataset = finish(prepare(DataConfig((str(path),), tokenizer="auto"), 8))

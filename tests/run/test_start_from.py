@@ -23,7 +23,7 @@ from tiny_gpt.config import (
     load_config,
 )
 from tiny_gpt.config.recipes import RECIPES
-from tiny_gpt.data.prepare import identity_of
+from tiny_gpt.data.prepare import tokenizer_sha256
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import cache_folder
 from tiny_gpt.model_io.model_file import load_model
@@ -140,7 +140,7 @@ def test_what_comes_of_it_is_a_model_file_of_that_shape_and_tokenizer_that_has_l
     rows = end(config)[1]
     before, after = load_model(model, CPU), load_model(Path(config.train.out_dir) / BEST_FILE, CPU)
     assert after.model.config == replace(SHAPE, dropout=ModelConfig().dropout)
-    assert identity_of(after.tokenizer) == identity_of(before.tokenizer)
+    assert tokenizer_sha256(after.tokenizer) == tokenizer_sha256(before.tokenizer)
     assert not same(before.model.state_dict(), after.model.state_dict())
     val_losses = [row[3] for row in rows]
     assert val_losses[-1] < val_losses[0]

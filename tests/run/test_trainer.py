@@ -14,7 +14,7 @@ import torch
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, DataConfig, ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.data.dataloader import Batch, BatchLoader
 from tiny_gpt.data.prepare import prepare
-from tiny_gpt.data.progress import Note, Progress, finish
+from tiny_gpt.data.progress import Notice, StageProgress, finish
 from tiny_gpt.errors import DivergedError
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.host.night import Night
@@ -463,7 +463,7 @@ def test_how_a_batch_is_divided_does_not_change_a_run(config: RunConfig, tmp_pat
 def test_events_come_in_order_and_files_are_whole_when_announced(config: RunConfig) -> None:
     events, best_so_far = [], math.inf
     for event in run(config):
-        if isinstance(event, Progress | Note):
+        if isinstance(event, StageProgress | Notice):
             assert not events, "the text is prepared first"
             continue
         events.append(event)
@@ -509,7 +509,7 @@ def summary(event: Event) -> tuple[Any, ...]:
 
 def test_the_best_file_keeps_the_lowest_validation_loss(config: RunConfig) -> None:
     Path(config.data.data[0]).write_text(MISLEADING, encoding="utf-8")
-    events = [event for event in run(config) if not isinstance(event, Progress | Note)]
+    events = [event for event in run(config) if not isinstance(event, StageProgress | Notice)]
     evaluated = [event for event in events if isinstance(event, Evaluated)]
     lowest = min(evaluated, key=lambda event: event.val_loss)
     assert lowest.epoch < 4, "the text must mislead for this test to show anything"

@@ -9,8 +9,8 @@ import torch
 
 from tiny_gpt.config import DataConfig, ModelConfig, ReliabilityConfig, RunConfig, TrainConfig
 from tiny_gpt.config.recipes import RECIPES
-from tiny_gpt.data.dataloader import BatchLoader, TextOnDevice, TextOnHost
-from tiny_gpt.data.sampler import Order
+from tiny_gpt.data.dataloader import BatchLoader, DeviceBatchReader, HostBatchReader
+from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.events import Evaluated, Finished, Prepared
 from tiny_gpt.run.start import run
@@ -78,8 +78,12 @@ def test_steps_on_a_gpu_are_those_of_the_cpu_within_rounding(architecture, dtype
 
 def test_batches_are_those_of_the_cpu_on_the_gpu():
     ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=10_000).astype(np.uint16)
-    order = Order(len(ids), 64, 16, seed=1, token_noise=0.1)
-    held, read, here = TextOnDevice(ids, order, CUDA), TextOnHost(ids, order, CUDA), TextOnHost(ids, order, CPU)
+    order = Sampler(len(ids), 64, 16, seed=1, token_noise=0.1)
+    held, read, here = (
+        DeviceBatchReader(ids, order, CUDA),
+        HostBatchReader(ids, order, CUDA),
+        HostBatchReader(ids, order, CPU),
+    )
     for step in (0, 1, 2, 7, 31, 32, 500):
         for one, other, expected in zip(held.batch(step), read.batch(step), here.batch(step), strict=True):
             for found in (one, other):

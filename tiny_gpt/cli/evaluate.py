@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 
 from tiny_gpt.config import DataConfig, EvalConfig
-from tiny_gpt.data.corpus import gather
+from tiny_gpt.data.corpus import read_corpus
 from tiny_gpt.data.readers.formats import ReadOptions
 from tiny_gpt.data.sources.resolve import resolve
-from tiny_gpt.data.token_store import building_place, encode_to_file
+from tiny_gpt.data.token_store import encode_to_file, temporary_build_folder
 from tiny_gpt.device import pick_device
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
@@ -23,9 +23,9 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: boo
     device = pick_device(config.device)
     loaded = open_path(path, device)
     data = DataConfig(sources, text_field=config.text_field, encoding=config.encoding)
-    with building_place(cache_folder() / "tokens" / "eval") as place:
+    with temporary_build_folder(cache_folder() / "tokens" / "eval") as place:
         files = shown(resolve(data.data)).files
-        text = shown(gather(files, place / "text", ReadOptions(data.text_field, data.encoding or None))).text
+        text = shown(read_corpus(files, place / "text", ReadOptions(data.text_field, data.encoding or None))).text
         tokens = shown(encode_to_file(place / "ids", text.whole(), loaded.tokenizer))
         if len(tokens) < 2:
             raise BadInputError(f"{', '.join(sources)}: a single token has nothing to predict; give more text")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig, SampleConfig
-from tiny_gpt.data.progress import Note
-from tiny_gpt.data.sources.catalog import CATALOG
+from tiny_gpt.data.progress import Notice
+from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.files import user_path
 from tiny_gpt.inference.engine import compile_engine, must_compile
 from tiny_gpt.planning.types import Plan
@@ -55,7 +55,7 @@ def train_and_sample(config: RunConfig, resume: bool, request: Request, commands
         for number, event in enumerate(run(config, resume, request)):
             deliver(event, consumers)
             if number == 0 and must_compile(config.model):  # before a clock runs
-                deliver(Note("compiling what writes text for this processor: about 15 seconds, once"), [console])
+                deliver(Notice("compiling what writes text for this processor: about 15 seconds, once"), [console])
                 compile_engine(config.model, SampleConfig().precision)
             if isinstance(event, Prepared):
                 plan = event.plan
@@ -87,7 +87,7 @@ def _say_what_is_next(finished: Finished, plan: Plan | None, config: RunConfig, 
         print("More time would hardly help with this text, more text would: name further files beside it.")
     elif config.train.is_timed:
         print(f"Train it further, overnight, with: {commands.resume} --for 8h")
-    if all(name in CATALOG for source in config.data.data for name in source.split("|")):
+    if all(name in DATASETS for source in config.data.data for name in source.split("|")):
         print(f"Train a night on your own text with: {commands.train}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_gpt.data.progress import Progress, Step
+from tiny_gpt.data.progress import PreparationEvent, StageProgress
 from tiny_gpt.data.readers.formats import DAMAGE, ReadOptions, read_documents
 from tiny_gpt.data.sources.resolve import SourceFile
 from tiny_gpt.data.text_file import TextFile, TextWriter
@@ -30,7 +30,9 @@ class Corpus:
     """Reason -> the first file that was left out for it."""
 
 
-def gather(files: Sequence[SourceFile], into: Path, options: ReadOptions) -> Generator[Step, None, Corpus]:
+def read_corpus(
+    files: Sequence[SourceFile], into: Path, options: ReadOptions
+) -> Generator[PreparationEvent, None, Corpus]:
     """Write all text of `files` to the new file `into`.
 
     Raises BadInputError for a named file that is no text or empty, for a file that changes while it is read, and
@@ -49,7 +51,7 @@ def gather(files: Sequence[SourceFile], into: Path, options: ReadOptions) -> Gen
             notes: Counter[str] = Counter()
             try:
                 for position in _read(file, writer, options, notes):
-                    yield Progress("reading", done + position, total)
+                    yield StageProgress("reading", done + position, total)
                 if writer.mark() == start:
                     raise BadInputError(f"{file.path} is empty: give a file with some text in it")
                 skipped += notes
@@ -61,7 +63,7 @@ def gather(files: Sequence[SourceFile], into: Path, options: ReadOptions) -> Gen
                 skipped[reason := _reason(error, file)] += 1
                 examples.setdefault(reason, file.path.name)
             done += _total_bytes([file])
-            yield Progress("reading", done, total)
+            yield StageProgress("reading", done, total)
     finally:
         text = writer.close()
     if len(text.documents) == 0:

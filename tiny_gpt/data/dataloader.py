@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tiny_gpt.data.sampler import Order
+from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.device import sent
 
 # MPS reads the host's memory when it gets to a copy (torch's Copy.mm). Training waits for it more often than this.
@@ -42,21 +42,21 @@ class BatchLoader:
         device: torch.device = CPU,
         token_noise: float = 0.0,
     ) -> None:
-        """As Order has it."""
-        order = Order(len(tokens), block_size, batch_size, seed, token_noise)
+        """As Sampler has it."""
+        order = Sampler(len(tokens), block_size, batch_size, seed, token_noise)
         self.batch_size = batch_size
         holds = device.type == "cuda" and can_hold(tokens, device)
-        self._reader = TextOnDevice(tokens, order, device) if holds else TextOnHost(tokens, order, device)
+        self._reader = DeviceBatchReader(tokens, order, device) if holds else HostBatchReader(tokens, order, device)
 
     def batch(self, step: int) -> Batch:
         """The whole batch of `step` (counted from 0)."""
         return self._reader.batch(step)
 
 
-class TextOnHost:
+class HostBatchReader:
     """The text is read by the processor, maybe from a disk that takes its time."""
 
-    def __init__(self, tokens: NDArray[np.unsignedinteger], order: Order, device: torch.device) -> None:
+    def __init__(self, tokens: NDArray[np.unsignedinteger], order: Sampler, device: torch.device) -> None:
         self._tokens, self._order, self._device = tokens, order, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: dict[int, Future[torch.Tensor]] = {}
@@ -81,10 +81,10 @@ class TextOnHost:
         return both_2BT.pin_memory() if self._device.type == "cuda" else both_2BT
 
 
-class TextOnDevice:
+class DeviceBatchReader:
     """The text is in the memory of a GPU, which is told places in it and fetches the batches by itself."""
 
-    def __init__(self, tokens: NDArray[np.unsignedinteger], order: Order, device: torch.device) -> None:
+    def __init__(self, tokens: NDArray[np.unsignedinteger], order: Sampler, device: torch.device) -> None:
         self._order, self._device = order, device
         # torch does little with integers that have no sign: they are masked out of those that have one.
         self._ids = torch.from_numpy(np.array(tokens.view(f"i{tokens.itemsize}"))).to(device)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tiny_gpt.data.text_file import CHUNK_BYTES, Chunk, Part
+from tiny_gpt.data.text_file import CHUNK_BYTES, Chunk, TextSplit
 from tiny_gpt.errors import OutOfResourcesError
 from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
 
@@ -26,7 +26,7 @@ Encoded = tuple[bytes, int, int]
 ALONE_BYTES = 8 * CHUNK_BYTES
 
 
-def encode_chunks(part: Part, tokenizer: Tokenizer, dtype: np.dtype) -> Iterator[Encoded]:
+def encode_chunks(part: TextSplit, tokenizer: Tokenizer, dtype: np.dtype) -> Iterator[Encoded]:
     """The ids of `part`, chunk by chunk, in order. Raises OutOfResourcesError when a process is killed."""
     n_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if part.n_bytes <= ALONE_BYTES or n_processes == 1:

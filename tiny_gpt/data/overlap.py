@@ -5,7 +5,7 @@ A passage is a line, and of long lines a sentence, of at least MIN_CHARACTERS: s
 
 from collections.abc import Iterable, Iterator
 
-from tiny_gpt.data.text_file import Part
+from tiny_gpt.data.text_file import TextSplit
 
 MIN_CHARACTERS = 40
 LONG_LINE = 1000
@@ -25,7 +25,7 @@ def passages(text: str) -> Iterator[str]:
         yield from (sentence.strip() for sentence in line.split("\n") if len(sentence) >= MIN_CHARACTERS)
 
 
-def share_also_in_training(train: Part, val: Part) -> float:
+def share_also_in_training(train: TextSplit, val: TextSplit) -> float:
     """The share of the validation text's passages, by characters, that also stand in the training text."""
     sought = set(passages(_text(val)))
     n_characters = sum(map(len, sought))
@@ -57,5 +57,5 @@ def share_repeated(texts: Iterable[str], n_characters: int, max_passages: int = 
     return n_repeated / n_seen if n_seen else 0.0
 
 
-def _text(part: Part) -> str:
+def _text(part: TextSplit) -> str:
     return "".join(chunk.read().decode() for chunk in part.chunks())

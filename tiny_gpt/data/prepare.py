@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tiny_gpt.config import TOKENIZER_NAMES, DataConfig
-from tiny_gpt.data.corpus import Corpus, gather
+from tiny_gpt.data.corpus import Corpus, read_corpus
 from tiny_gpt.data.overlap import share_also_in_training
-from tiny_gpt.data.progress import Step
+from tiny_gpt.data.progress import PreparationEvent
 from tiny_gpt.data.readers.formats import ReadOptions
 from tiny_gpt.data.sources.resolve import Sources, fingerprint, resolve
-from tiny_gpt.data.text_file import Part, TextFile
+from tiny_gpt.data.text_file import TextFile, TextSplit
 from tiny_gpt.data.token_store import (
     Tokens,
     TokenStore,
     build_store,
-    building_place,
     open_store,
     store_folder,
+    temporary_build_folder,
     tokenizer_of,
 )
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
@@ -48,13 +48,15 @@ class Dataset:
     n_documents: int
     notes: list[str]
     """What was skipped, and what else a person should know, a line each."""
-    words: tuple[str, ...]
+    sources: tuple[str, ...]
     """The sources as they were used; naming these again gives the same text."""
     identity: dict[str, Any]
     """What tells this text under this tokenizer from any other, and where its tokens are stored; plain JSON types."""
 
 
-def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Generator[Step, None, Dataset]:
+def prepare(
+    config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None
+) -> Generator[PreparationEvent, None, Dataset]:
     """Read, split, tokenize and store the text of `config`, or find it stored; yields how far it is.
 
     A `tokenizer` that is given, as that of a model to be trained further, takes the place of the one that `config`
@@ -73,17 +75,17 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     folder = store_folder(cache_folder() / "tokens", train_hash, val_hash, *how)
     store = open_store(folder)
     if store is None:
-        with building_place(folder) as place:
+        with temporary_build_folder(folder) as place:
             yield from _build(config, sources, place, folder, tokenizer)
         store = open_store(folder)
     if store is None:
         raise OutOfResourcesError(f"{folder} does not hold what was just written: the disk is faulty; {CACHE_REMEDY}")
     _require_a_block(store, block_size, is_fixed=tokenizer is not None)
     skipped = [f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items()]
-    return _dataset(store, folder.name, tuple(sources.words), skipped)
+    return _dataset(store, folder.name, tuple(sources.specs), skipped)
 
 
-def stored(config: DataConfig, name: str) -> Dataset | None:
+def open_stored_dataset(config: DataConfig, name: str) -> Dataset | None:
     """The tokens that were stored under `name` for `config`, its sources left alone; None if they are gone."""
     if not STORE_NAME.fullmatch(name):
         return None
@@ -91,17 +93,17 @@ def stored(config: DataConfig, name: str) -> Dataset | None:
     return _dataset(store, name, config.data, []) if store else None
 
 
-def stored_tokenizer(name: str) -> Tokenizer | None:
+def open_stored_tokenizer(name: str) -> Tokenizer | None:
     """The tokenizer of the tokens that were stored under `name`; None if they are gone."""
     return tokenizer_of(cache_folder() / "tokens" / name) if STORE_NAME.fullmatch(name) else None
 
 
-def _dataset(store: TokenStore, name: str, words: tuple[str, ...], skipped: list[str]) -> Dataset:
+def _dataset(store: TokenStore, name: str, sources: tuple[str, ...], skipped: list[str]) -> Dataset:
     identity = {
         "train_tokens": len(store.train),
         "val_tokens": len(store.val),
         "vocab_size": store.tokenizer.vocab_size,
-        "tokenizer_sha256": identity_of(store.tokenizer),
+        "tokenizer_sha256": tokenizer_sha256(store.tokenizer),
         "text_sha256": store.sha256,
         "store": name,
     }
@@ -112,21 +114,21 @@ def _dataset(store: TokenStore, name: str, words: tuple[str, ...], skipped: list
         n_characters=store.about["n_characters"],
         n_documents=store.about["n_documents"],
         notes=_notes(store, skipped),
-        words=words,
+        sources=sources,
         identity=identity,
     )
 
 
-def tokenizer_for(config: DataConfig, train: Part) -> Tokenizer:
+def tokenizer_for(config: DataConfig, train: TextSplit) -> Tokenizer:
     """The tokenizer that `config` names, fitted to a sample of `train` where it has something to learn."""
     if config.tokenizer not in TOKENIZER_NAMES:
         return BpeTokenizer.from_file(user_path(config.tokenizer))
-    name = best_tokenizer(train.n_bytes) if config.tokenizer == "auto" else config.tokenizer
+    name = auto_tokenizer(train.n_bytes) if config.tokenizer == "auto" else config.tokenizer
     vocab_size = config.vocab_size or default_vocab_size(train.n_bytes)
     return TOKENIZERS[name].train(train.sample(SAMPLE_BYTES), vocab_size)
 
 
-def best_tokenizer(n_bytes: int) -> str:
+def auto_tokenizer(n_bytes: int) -> str:
     """What `auto` stands for with a text of this size: pieces of words must be seen often to be learned."""
     return "bpe" if n_bytes >= MIN_BPE_BYTES else "char"
 
@@ -136,7 +138,7 @@ def default_vocab_size(n_bytes: int) -> int:
     return next((size for size in (512, 1024, 2048, 4096) if size * size * 4 > n_bytes), 8192)
 
 
-def identity_of(tokenizer: Tokenizer) -> str:
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """What tells one tokenizer from another, wherever it was read from."""
     return sha256_of_json(tokenizer.to_dict())
 
@@ -144,11 +146,11 @@ def identity_of(tokenizer: Tokenizer) -> str:
 def _tokenizer_id(name: str, given: Tokenizer | None) -> str:
     """What a store's key has of its tokenizer: that of --tokenizer `name`, unless one is `given`."""
     if given:
-        return identity_of(given)
-    return name if name in TOKENIZER_NAMES else sha256_of_tokenizer(name)
+        return tokenizer_sha256(given)
+    return name if name in TOKENIZER_NAMES else tokenizer_file_sha256(name)
 
 
-def sha256_of_tokenizer(name: str) -> str:
+def tokenizer_file_sha256(name: str) -> str:
     """What tells one tokenizer.json from another; raises BadInputError where there is no such file."""
     path = user_path(name)
     if not path.is_file():
@@ -161,13 +163,13 @@ def sha256_of_tokenizer(name: str) -> str:
 
 def read_text(
     config: DataConfig, sources: Sources, place: Path
-) -> Generator[Step, None, tuple[list[Corpus], Part, Part]]:
+) -> Generator[PreparationEvent, None, tuple[list[Corpus], TextSplit, TextSplit]]:
     """All text of `sources` as files in `place`: what was gathered, and its training and validation parts."""
     options = ReadOptions(config.text_field, config.encoding or None)
-    corpora = [(yield from gather(sources.files, place / "text", options))]
+    corpora = [(yield from read_corpus(sources.files, place / "text", options))]
     train, val = corpora[0].text.split(config.val_fraction)
     if sources.val_files:
-        corpora.append((yield from gather(sources.val_files, place / "val-text", options)))
+        corpora.append((yield from read_corpus(sources.val_files, place / "val-text", options)))
         train, val = corpora[0].text.whole(), corpora[1].text.whole()
     return corpora, train, val
 
@@ -184,7 +186,7 @@ def skipped_lines(corpora: list[Corpus]) -> list[str]:
 
 def _build(
     config: DataConfig, sources: Sources, place: Path, folder: Path, given: Tokenizer | None
-) -> Generator[Step, None, None]:
+) -> Generator[PreparationEvent, None, None]:
     corpora, train, val = yield from read_text(config, sources, place)
     tokenizer = given or tokenizer_for(config, train)
     texts: list[TextFile] = [corpus.text for corpus in corpora]

@@ -8,7 +8,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageProgress:
     """One stage, such as "reading" or "downloading text8", and the bytes of it that are done."""
 
     stage: str
@@ -18,16 +18,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Note:
+class Notice:
     """Something that a person should know about their text, in one line."""
 
     text: str
 
 
-Step = Progress | Note
+PreparationEvent = StageProgress | Notice
 
 
-def finish(stages: Generator[Step, None, Result]) -> Result:
+def finish(stages: Generator[PreparationEvent, None, Result]) -> Result:
     """The result of `stages`, whatever they tell on the way."""
     while True:
         try:

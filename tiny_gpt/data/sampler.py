@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Order:
+class Sampler:
     """The endless, reproducible order in which a training run reads a text of `n_tokens`, block_size + 1 at least."""
 
     n_tokens: int

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data.overlap import share_also_in_training, share_repeated
 from tiny_gpt.data.prepare import default_vocab_size, read_text, skipped_lines
-from tiny_gpt.data.progress import Progress, Step
+from tiny_gpt.data.progress import PreparationEvent, StageProgress
 from tiny_gpt.data.sources.resolve import resolve
-from tiny_gpt.data.token_store import building_place
+from tiny_gpt.data.token_store import temporary_build_folder
 from tiny_gpt.files import cache_folder
 from tiny_gpt.tokenizer.base import TOKENIZERS
 
@@ -54,30 +54,30 @@ class Summary:
     tokens: list[TokenCount]
 
 
-def summarize(config: DataConfig) -> Generator[Step, None, Summary]:
+def summarize(config: DataConfig) -> Generator[PreparationEvent, None, Summary]:
     """Read the text of `config` and describe it. Raises what `prepare` raises."""
     sources = yield from resolve(config.data)
     if config.val:
         sources.val_files = (yield from resolve(config.val)).files
-    with building_place(cache_folder() / "tokens" / "summary") as place:
+    with temporary_build_folder(cache_folder() / "tokens" / "summary") as place:
         corpora, train, val = yield from read_text(config, sources, place)
         sizes = sorted(int(end - start) for corpus in corpora for start, end in corpus.text.documents)
         n_characters = sum(corpus.text.n_characters for corpus in corpora)
-        yield Progress("looking for repetitions", 0, None)
+        yield StageProgress("looking for repetitions", 0, None)
         repeated = share_repeated((chunk.read().decode() for chunk in train.chunks()), n_characters)
         overlap = share_also_in_training(train, val)
         sample = list(train.sample(SAMPLE_BYTES))
         n_sample_bytes = sum(len(text.encode()) for text in sample)
         counts = []
         for name, kind in TOKENIZERS.items():
-            yield Progress(f"trying {name}", 0, None)
+            yield StageProgress(f"trying {name}", 0, None)
             tokenizer = kind.train(sample, config.vocab_size or default_vocab_size(train.n_bytes))
             bytes_per_token = n_sample_bytes / max(1, sum(len(tokenizer.encode(text)) for text in sample))
             counts.append(
                 TokenCount(name, tokenizer.vocab_size, round(train.n_bytes / bytes_per_token), bytes_per_token)
             )
         return Summary(
-            sources=sources.words,
+            sources=sources.specs,
             n_files=len(sources.files) + len(sources.val_files),
             n_source_bytes=sum(corpus.n_source_bytes for corpus in corpora),
             n_bytes=train.n_bytes + val.n_bytes,

@@ -1,7 +1,7 @@
 """A text of any size as one UTF-8 file with the places of its documents: written once in order, then read in parts.
 
 Between two documents stands SEPARATOR, in the file as in what a model reads. `split` chooses what is held out for
-validation; a `Part` is what it left to one side, cut into chunks that can be encoded apart.
+validation; a `TextSplit` is what it left to one side, cut into chunks that can be encoded apart.
 """
 
 from array import array
@@ -105,11 +105,11 @@ class TextFile:
     documents: Spans
     n_characters: int
 
-    def whole(self) -> "Part":
+    def whole(self) -> "TextSplit":
         """All of it."""
-        return Part(self.path, _joined(self.documents))
+        return TextSplit(self.path, _joined(self.documents))
 
-    def split(self, val_fraction: float) -> tuple["Part", "Part"]:
+    def split(self, val_fraction: float) -> tuple["TextSplit", "TextSplit"]:
         """(training, validation): the ends of long documents, and every n-th of the short ones, are held out."""
         sizes = self.documents[:, 1] - self.documents[:, 0]
         total = int(sizes.sum())
@@ -125,7 +125,7 @@ class TextFile:
         starts, ends = self.documents.T
         train = np.stack([starts, cuts], axis=1)[~is_held_out]
         val = np.stack([np.where(is_long, cuts, starts), ends], axis=1)[is_long | is_held_out]
-        return Part(self.path, _joined(train)), Part(self.path, _joined(val))
+        return TextSplit(self.path, _joined(train)), TextSplit(self.path, _joined(val))
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Part:
+class TextSplit:
     """Some spans of a text file, read with SEPARATOR between them."""
 
     path: Path

@@ -24,8 +24,8 @@ import psutil
 from numpy.typing import NDArray
 
 from tiny_gpt.data.encoding import encode_chunks
-from tiny_gpt.data.progress import Progress, Step
-from tiny_gpt.data.text_file import Part
+from tiny_gpt.data.progress import PreparationEvent, StageProgress
+from tiny_gpt.data.text_file import TextSplit
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import CACHE_REMEDY, cannot_write, sha256_of_json, sync_folder, sync_to_disk
 from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
@@ -76,7 +76,7 @@ def store_folder(parent: Path, *identity: Any) -> Path:
 
 
 @contextmanager
-def building_place(folder: Path) -> Iterator[Path]:
+def temporary_build_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to build in; gone afterwards unless it was given its name.
 
     What a killed build has left there is removed first. Raises OutOfResourcesError.
@@ -126,8 +126,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def build_store(
-    place: Path, folder: Path, train: Part, val: Part, tokenizer: Tokenizer, about: dict[str, Any]
-) -> Generator[Step, None, None]:
+    place: Path, folder: Path, train: TextSplit, val: TextSplit, tokenizer: Tokenizer, about: dict[str, Any]
+) -> Generator[PreparationEvent, None, None]:
     """Encode both parts in `place`, then give it the name `folder`. Raises OutOfResourcesError."""
     dtype = np.dtype(np.min_scalar_type(tokenizer.vocab_size - 1))
     total = train.n_bytes + val.n_bytes
@@ -136,7 +136,7 @@ def build_store(
         done = 0
         for name, part in (("train", train), ("val", val)):
             for written in _write_part(place / f"{name}.bin", encode_chunks(part, tokenizer, dtype)):
-                yield Progress("encoding", done + written.n_bytes, total)
+                yield StageProgress("encoding", done + written.n_bytes, total)
             done += written.n_bytes
             parts[name] = asdict(written)
         manifest = {
@@ -155,13 +155,13 @@ def build_store(
         raise cannot_write(folder, error, CACHE_REMEDY) from error
 
 
-def encode_to_file(path: Path, part: Part, tokenizer: Tokenizer) -> Generator[Step, None, Tokens]:
+def encode_to_file(path: Path, part: TextSplit, tokenizer: Tokenizer) -> Generator[PreparationEvent, None, Tokens]:
     """The ids of `part` in the new file `path`, memory-mapped. Raises OutOfResourcesError."""
     dtype = np.dtype(np.min_scalar_type(tokenizer.vocab_size - 1))
     written = _Part(0, 0, [])
     try:
         for written in _write_part(path, encode_chunks(part, tokenizer, dtype)):
-            yield Progress("encoding", written.n_bytes, part.n_bytes)
+            yield StageProgress("encoding", written.n_bytes, part.n_bytes)
         return _open_part(path, dtype, written)
     except OSError as error:
         raise cannot_write(path, error, CACHE_REMEDY) from error

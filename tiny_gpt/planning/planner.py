@@ -12,7 +12,7 @@ import torch
 
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.data.progress import Note
+from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import possible_precisions
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.shapes import n_parameters
@@ -106,10 +106,10 @@ class Planner(NamedTuple):
 
 def survey(
     config: RunConfig, dataset: Dataset, device: torch.device, ordered_at: float | None = None
-) -> Generator[Note, None, Planner]:
+) -> Generator[Notice, None, Planner]:
     """Measure what `plan` needs to know for what a person `ordered_at` some time: how hard the text is, and how fast
     this machine trains."""
-    yield Note("measuring this machine: a few seconds")
+    yield Notice("measuring this machine: a few seconds")
     vocab_size, shapes = dataset.tokenizer.vocab_size, [config]
     if config.train.auto:
         shortest = min(len(dataset.train), len(dataset.val))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_gpt.config import ModelConfig, TrainConfig
-from tiny_gpt.data.progress import Note, Progress
+from tiny_gpt.data.progress import Notice, StageProgress
 from tiny_gpt.planning.types import Plan
 
 
@@ -191,8 +191,8 @@ class Finished:
 
 
 Event = (
-    Progress
-    | Note
+    StageProgress
+    | Notice
     | Prepared
     | StepDone
     | SpeedMeasured

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tiny_gpt.config import BEST_FILE, BUDGETS, ModelConfig, RunConfig, flag
-from tiny_gpt.data.prepare import Dataset, identity_of, prepare, stored, stored_tokenizer
-from tiny_gpt.data.progress import Step
+from tiny_gpt.data.prepare import Dataset, open_stored_dataset, open_stored_tokenizer, prepare, tokenizer_sha256
+from tiny_gpt.data.progress import PreparationEvent
 from tiny_gpt.device import possible_precisions, processor_name
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
@@ -180,7 +180,7 @@ def _read(checkpoint: Checkpoint, notes: list[str]) -> SavedRun:
     )
 
 
-def prepare_again(config: RunConfig, saved: SavedRun) -> Generator[Step, None, Dataset]:
+def prepare_again(config: RunConfig, saved: SavedRun) -> Generator[PreparationEvent, None, Dataset]:
     """The text that the run learns from: read again, or as it was stored where it cannot be.
 
     Raises BadInputError, naming the difference, where it is another one by now.
@@ -190,7 +190,7 @@ def prepare_again(config: RunConfig, saved: SavedRun) -> Generator[Step, None, D
     try:
         dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
     except (BadInputError, OutOfResourcesError) as failure:
-        found = stored(saved.config.data, str(saved.data.get("store"))) if is_same_request else None
+        found = open_stored_dataset(saved.config.data, str(saved.data.get("store"))) if is_same_request else None
         if found is None or found.identity != saved.data:
             raise
         saved.notes.append(f"the text cannot be read again ({failure}); the run goes on with its stored tokens")
@@ -203,7 +203,7 @@ def prepare_again(config: RunConfig, saved: SavedRun) -> Generator[Step, None, D
     if differences:
         raise BadInputError(
             f"this run cannot go on with another text or tokenizer: {'; '.join(differences)} "
-            f"({', '.join(dataset.words)}).\nPut back the text that it learned from, or start a new run (--new)"
+            f"({', '.join(dataset.sources)}).\nPut back the text that it learned from, or start a new run (--new)"
         )
     return dataset
 
@@ -214,7 +214,7 @@ def _tokenizer_again(config: RunConfig, saved: SavedRun) -> Tokenizer:
     Raises BadInputError where nothing has it.
     """
     found = _known_tokenizers(config, saved)
-    again = next((each for each in found if identity_of(each) == saved.data.get("tokenizer_sha256")), None)
+    again = next((each for each in found if tokenizer_sha256(each) == saved.data.get("tokenizer_sha256")), None)
     if again is None:
         raise BadInputError(
             f"this run began with the tokenizer of {saved.config.train.start_from} and cannot go on without it: it is "
@@ -226,7 +226,7 @@ def _tokenizer_again(config: RunConfig, saved: SavedRun) -> Tokenizer:
 
 def _known_tokenizers(config: RunConfig, saved: SavedRun) -> Iterator[Tokenizer]:
     """Of the stored tokens, of the run's own model file, of the model that it began with; what can be read of them."""
-    if tokenizer := stored_tokenizer(str(saved.data.get("store"))):
+    if tokenizer := open_stored_tokenizer(str(saved.data.get("store"))):
         yield tokenizer
     for path in (user_path(config.train.out_dir) / BEST_FILE, user_path(saved.config.train.start_from)):
         with contextlib.suppress(BadInputError):

@@ -26,7 +26,7 @@ from tiny_gpt.config import (
 )
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.prepare import Dataset, prepare
-from tiny_gpt.data.progress import Note
+from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import PRECISIONS, configure, describe_device, forget_peak_memory, pick_device
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
@@ -109,18 +109,18 @@ def run(config: RunConfig, resume: bool = False, request: Request | None = None)
 
 def _resolve(
     config: RunConfig, dataset: Dataset, device: torch.device, saved: SavedRun | None
-) -> Generator[Note, None, tuple[RunConfig, Choice]]:
+) -> Generator[Notice, None, tuple[RunConfig, Choice]]:
     """`config` with the text, the path and the precision that are used, as it is saved: a rerun of config.json
     computes in the same way."""
     vocab_size = dataset.tokenizer.vocab_size
     if saved:
         saved.check_model(config.model, vocab_size)
     if compiles(config, device):
-        yield Note("finding the fastest way to compute a step: torch's compiler takes about a minute")
+        yield Notice("finding the fastest way to compute a step: torch's compiler takes about a minute")
     elif must_compile_loops(config, device):
-        yield Note("compiling the training step for this processor: about 20 seconds, once")
+        yield Notice("compiling the training step for this processor: about 20 seconds, once")
     choice = (saved.choose if saved else choose)(config, vocab_size, device)
-    data, train = replace(config.data, data=dataset.words), replace(config.train, **asdict(choice.taken))
+    data, train = replace(config.data, data=dataset.sources), replace(config.train, **asdict(choice.taken))
     return replace(config, data=data, train=train), choice
 
 
@@ -248,7 +248,7 @@ def _prepared(
         precision=config.train.precision,
         backend=config.train.backend,
         why=str(choice),
-        sources=list(dataset.words),
+        sources=list(dataset.sources),
         n_characters=dataset.n_characters,
         n_documents=dataset.n_documents,
         notes=notes,

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from tiny_gpt.config import RunConfig, flag
-from tiny_gpt.data.progress import Note, Progress
+from tiny_gpt.data.progress import Notice, StageProgress
 from tiny_gpt.duration import clock_in, duration
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import (
@@ -72,7 +72,7 @@ class Console:
 
     def consume(self, event: Event) -> None:
         match event:
-            case Progress() | Note():
+            case StageProgress() | Notice():
                 self._preparing.consume(event)
             case Prepared():
                 self._preparing.close()

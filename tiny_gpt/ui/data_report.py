@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.prepare import best_tokenizer
+from tiny_gpt.data.prepare import auto_tokenizer
 from tiny_gpt.data.sources.catalog import describe
 from tiny_gpt.data.stats import Summary
 from tiny_gpt.ui.terminal import quoted
@@ -48,7 +48,7 @@ def report(summary: Summary, config: RunConfig) -> Iterator[str]:
 
 def _advice(summary: Summary, n_night: int, sources: tuple[str, ...]) -> Iterator[str]:
     of = {count.tokenizer: count for count in summary.tokens}
-    if best_tokenizer(summary.train_bytes) == "bpe":
+    if auto_tokenizer(summary.train_bytes) == "bpe":
         yield "bpe suits this text: with pieces of words a model sees more of it in the same time."
         yield "  tiny-gpt train takes it by itself; train.py: --tokenizer bpe"
     else:

@@ -67,7 +67,7 @@ def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[st
     model, train = chosen.model, chosen.train
     yield _row("device", f"{describe_device(planner.device)}")
     text = planner.text
-    yield _row("text", f"{', '.join(dataset.words)}: {dataset.n_characters:,} characters")
+    yield _row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters")
     kind = dataset.tokenizer.to_dict()["type"]
     yield _row("tokens", f"{kind}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} to learn from")
     yield _row("model", of_model(model, _count(plan.n_parameters)))

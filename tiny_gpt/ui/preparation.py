@@ -8,7 +8,7 @@ from typing import TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
-from tiny_gpt.data.progress import Note, Step
+from tiny_gpt.data.progress import Notice, PreparationEvent
 from tiny_gpt.ui.terminal import printable
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}, {rate_fmt}]"
@@ -28,8 +28,8 @@ class PreparationBar:
         self._bar: tqdm | None = None
         self._is_told = False
 
-    def consume(self, step: Step) -> None:
-        if isinstance(step, Note):
+    def consume(self, step: PreparationEvent) -> None:
+        if isinstance(step, Notice):
             tqdm.write(printable(step.text), file=self.stream)
             return
         now = time.perf_counter()
@@ -67,7 +67,7 @@ class PreparationBar:
         self._stage = ""
 
 
-def shown(stages: Generator[Step, None, Result]) -> Result:
+def shown(stages: Generator[PreparationEvent, None, Result]) -> Result:
     """The result of `stages`, their progress shown on standard error."""
     with contextlib.closing(PreparationBar(sys.stderr)) as bar:
         while True:

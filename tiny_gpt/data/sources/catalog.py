@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tiny_gpt.data.progress import Note, Step
+from tiny_gpt.data.progress import Notice, PreparationEvent
 from tiny_gpt.data.sources import python_docs
 from tiny_gpt.data.sources.download import Downloaded, DownloadError, download
 from tiny_gpt.errors import BadInputError
@@ -35,7 +35,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class KnownText:
+class DatasetInfo:
     """A text that has a name."""
 
     about: str
@@ -65,13 +65,13 @@ def downloads_folder() -> Path:
     return cache_folder() / "downloads"
 
 
-def fetch(name: str) -> Generator[Step, None, Fetched]:
+def fetch(name: str) -> Generator[PreparationEvent, None, Fetched]:
     """The files of a known text, fetched if they are not here. Raises BadInputError."""
     if name == python_docs.NAME:
         return Fetched((File(_python_docs_file()),), ())
     train: list[File] = []
     val: list[File] = []
-    for remote in CATALOG[name].files:
+    for remote in DATASETS[name].files:
         path = downloads_folder() / remote.name
         yield from _have(name, remote, path)
         train += [File(path, remote.train)] if remote.train else []
@@ -79,7 +79,7 @@ def fetch(name: str) -> Generator[Step, None, Fetched]:
     return Fetched(tuple(train), tuple(val))
 
 
-def fetch_address(address: str) -> Generator[Step, None, Path]:
+def fetch_address(address: str) -> Generator[PreparationEvent, None, Path]:
     """What is at an address, kept so that later runs need no network."""
     place = urlsplit(address)
     folder = downloads_folder() / "web" / hashlib.sha256(address.encode()).hexdigest()[:16]
@@ -97,7 +97,7 @@ def fetch_address(address: str) -> Generator[Step, None, Path]:
 def describe() -> list[str]:
     """The lines of `tiny-gpt data list`."""
     lines = []
-    for name, text in CATALOG.items():
+    for name, text in DATASETS.items():
         here = all((downloads_folder() / remote.name).is_file() for remote in text.files)
         sizes = [remote.n_bytes for remote in text.files]
         size = f"{sum(n for n in sizes if n) / 1e6:,.0f} MB to download" if all(sizes) else "to download"
@@ -107,7 +107,7 @@ def describe() -> list[str]:
     return lines
 
 
-def _have(name: str, remote: RemoteFile, path: Path) -> Generator[Step, None, None]:
+def _have(name: str, remote: RemoteFile, path: Path) -> Generator[PreparationEvent, None, None]:
     """Make sure that `path` is the right file."""
     sidecar = path.with_name(path.name + ".json")
     if path.is_file():
@@ -122,7 +122,7 @@ def _have(name: str, remote: RemoteFile, path: Path) -> Generator[Step, None, No
                 f"{path} is not {name}: its sha256 is {found}, expected {expected}; delete it to download it again"
             )
         if expected is None:
-            yield Note(f"{name}: taking {path} as it is, since no public source states its hash")
+            yield Notice(f"{name}: taking {path} as it is, since no public source states its hash")
         _write(sidecar, {"sha256": found, "state": state})
         return
     failures = []
@@ -139,7 +139,7 @@ def _have(name: str, remote: RemoteFile, path: Path) -> Generator[Step, None, No
 
 def _here() -> list[str]:
     """The known texts that need no network."""
-    return [name for name, text in CATALOG.items() if all((downloads_folder() / f.name).is_file() for f in text.files)]
+    return [name for name, text in DATASETS.items() if all((downloads_folder() / f.name).is_file() for f in text.files)]
 
 
 def _python_docs_file() -> Path:
@@ -167,11 +167,11 @@ def _write(sidecar: Path, values: dict) -> None:
         file.write(json.dumps(values).encode())
 
 
-CATALOG: dict[str, KnownText] = {
-    python_docs.NAME: KnownText(
+DATASETS: dict[str, DatasetInfo] = {
+    python_docs.NAME: DatasetInfo(
         "the manual and the docstrings of your own Python; needs no network", "PSF", "2 MB", ()
     ),
-    "tinyshakespeare": KnownText(
+    "tinyshakespeare": DatasetInfo(
         "plays of Shakespeare, the smallest common benchmark",
         "public domain",
         "1.1 MB",
@@ -187,7 +187,7 @@ CATALOG: dict[str, KnownText] = {
     ),
     # sizes and hashes: the download_checksums in Hugging Face's first data card of wikitext; s3.amazonaws.com, the
     # first address, is gone
-    "wikitext-2": KnownText(
+    "wikitext-2": DatasetInfo(
         "good articles of Wikipedia, a small selection, with its own validation text",
         "CC BY-SA 3.0",
         "11 MB",
@@ -205,7 +205,7 @@ CATALOG: dict[str, KnownText] = {
             ),
         ),
     ),
-    "wikitext-103": KnownText(
+    "wikitext-103": DatasetInfo(
         "good articles of Wikipedia, with its own validation text: the guide's text",
         "CC BY-SA 3.0",
         "540 MB",
@@ -223,7 +223,7 @@ CATALOG: dict[str, KnownText] = {
             ),
         ),
     ),
-    "tinystories": KnownText(
+    "tinystories": DatasetInfo(
         "short stories for small children, written by GPT-4 (Eldan and Li, 2023)",
         "CDLA-Sharing-1.0",
         "2.2 GB",
@@ -245,7 +245,7 @@ CATALOG: dict[str, KnownText] = {
         ),
     ),
     # sizes and hashes of both: mattmahoney.net/dc/textdata.html and the many programs that pin them
-    "enwik8": KnownText(
+    "enwik8": DatasetInfo(
         "the first 100 MB of Wikipedia's XML, the benchmark of compressors",
         "CC BY-SA 3.0",
         "100 MB",
@@ -258,7 +258,7 @@ CATALOG: dict[str, KnownText] = {
             ),
         ),
     ),
-    "text8": KnownText(
+    "text8": DatasetInfo(
         "the same cleaned to 26 letters and spaces",
         "CC BY-SA 3.0",
         "100 MB",

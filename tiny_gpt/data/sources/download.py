@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tiny_gpt.data.progress import Progress, Step
+from tiny_gpt.data.progress import PreparationEvent, StageProgress
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import CACHE_REMEDY, cannot_write, sha256_of, sync_folder, sync_to_disk
 
@@ -41,7 +41,7 @@ class DownloadError(BadInputError):
 
 def download(
     address: str, path: Path, sha256: str | None = None, n_bytes: int | None = None, name: str = ""
-) -> Generator[Step, None, Downloaded]:
+) -> Generator[PreparationEvent, None, Downloaded]:
     """Fetch `address` to `path`; yields how far it is.
 
     What has come stays in `path`.part, and a later call goes on from there. Raises DownloadError in one line, and
@@ -67,7 +67,7 @@ def download(
     return Downloaded(found, str(about.get("content_type", "")))
 
 
-def _fetch(address: str, part: Path, n_bytes: int | None, name: str) -> Generator[Step, None, str]:
+def _fetch(address: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, str]:
     """Fill `part` up, over as many connections as it takes; returns its sha256."""
     import requests
 
@@ -94,7 +94,7 @@ def _fetch(address: str, part: Path, n_bytes: int | None, name: str) -> Generato
                 f"{name} cannot be downloaded from {shown(address)} ({reason}); "
                 f"the same command goes on where it stopped{'' if _size(part) else ' once the network is there'}"
             )
-        yield Progress(f"downloading {name}", _size(part), n_bytes)
+        yield StageProgress(f"downloading {name}", _size(part), n_bytes)
         time.sleep(pause)
 
 
@@ -106,7 +106,7 @@ class _NotNow(Exception):
         self.pause_s = pause_s
 
 
-def _fetch_once(address: str, part: Path, n_bytes: int | None, name: str) -> Generator[Step, None, None]:
+def _fetch_once(address: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, None]:
     import requests
 
     have, about = _size(part), _read_about(part)
@@ -145,7 +145,7 @@ def _fetch_once(address: str, part: Path, n_bytes: int | None, name: str) -> Gen
                     _forget(part)
                     raise DownloadError(f"{name}: {shown(address)} sends more than the {total:,} bytes it announced")
                 file.write(piece)
-                yield Progress(f"downloading {name}", have, total)
+                yield StageProgress(f"downloading {name}", have, total)
             file.flush()
             sync_to_disk(file.fileno())
         if total is not None and have < total:

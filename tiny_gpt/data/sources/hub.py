@@ -7,14 +7,14 @@ network.
 from collections.abc import Generator
 from pathlib import Path
 
-from tiny_gpt.data.progress import Note, Step
+from tiny_gpt.data.progress import Notice, PreparationEvent
 from tiny_gpt.errors import BadInputError
 
 # What is text in such a repository; the others are cards, scripts and pictures.
 PATTERNS = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.txt.gz", "*.csv")
 
 
-def fetch_from_hub(name: str) -> Generator[Step, None, list[Path]]:
+def fetch_from_hub(name: str) -> Generator[PreparationEvent, None, list[Path]]:
     """The text files of the data set `name`: of its training split where the names of files tell one.
 
     Raises BadInputError when it cannot be had.
@@ -27,7 +27,7 @@ def fetch_from_hub(name: str) -> Generator[Step, None, list[Path]]:
             f"hf:{name} needs the package huggingface_hub: pip install huggingface_hub, then the same command again"
         ) from error
     owner_and_name, folder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
-    yield Note(f"fetching hf:{name} with huggingface_hub")
+    yield Notice(f"fetching hf:{name} with huggingface_hub")
     try:
         patterns = [f"{folder}/*"] if folder else list(PATTERNS)
         root = Path(snapshot_download(owner_and_name, repo_type="dataset", allow_patterns=patterns))

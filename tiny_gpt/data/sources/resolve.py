@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiny_gpt.data.progress import Note, Progress, Step
-from tiny_gpt.data.sources.catalog import CATALOG, fetch, fetch_address
+from tiny_gpt.data.progress import Notice, PreparationEvent, StageProgress
+from tiny_gpt.data.sources.catalog import DATASETS, fetch, fetch_address
 from tiny_gpt.data.sources.hub import fetch_from_hub
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import atomic_write, cache_folder, cannot_write, sha256_of, user_path
@@ -47,7 +47,7 @@ class SourceFile:
 class Sources:
     """The files behind some sources."""
 
-    words: list[str] = field(default_factory=list)
+    specs: list[str] = field(default_factory=list)
     """The sources as they were used: what stood in for another, and where standard input has been kept."""
     files: list[SourceFile] = field(default_factory=list)
     val_files: list[SourceFile] = field(default_factory=list)
@@ -56,24 +56,26 @@ class Sources:
     """Reason -> number of files that were found in folders and left out."""
 
 
-def resolve(words: Sequence[str]) -> Generator[Step, None, Sources]:
+def resolve(words: Sequence[str]) -> Generator[PreparationEvent, None, Sources]:
     """The files of all `words`, downloaded if need be. Raises BadInputError naming the one that cannot be had."""
     sources = Sources()
     for word in words:
         alternatives = word.split("|") if not os.path.exists(user_path(word)) else [word]
         for alternative in alternatives:
             try:
-                sources.words.append((yield from _resolve_one(alternative, sources)))
+                sources.specs.append((yield from _resolve_one(alternative, sources)))
                 break
             except BadInputError as error:
                 if alternative == alternatives[-1]:
                     raise
                 rest = "|".join(alternatives[alternatives.index(alternative) + 1 :])
-                yield Note(f"{alternative} cannot be had, so the text is {rest} this time: {str(error).split(';')[0]}")
+                yield Notice(
+                    f"{alternative} cannot be had, so the text is {rest} this time: {str(error).split(';')[0]}"
+                )
     return sources
 
 
-def fingerprint(files: Sequence[SourceFile]) -> Generator[Step, None, str]:
+def fingerprint(files: Sequence[SourceFile]) -> Generator[PreparationEvent, None, str]:
     """A hash of the bytes, names and order of `files`: the same text under the same names has the same."""
     digest = hashlib.sha256()
     total, done = sum(_size(file.path) for file in files), 0
@@ -82,11 +84,11 @@ def fingerprint(files: Sequence[SourceFile]) -> Generator[Step, None, str]:
         for file, content in zip(files, hashes, strict=True):
             digest.update(f"{file.path.name}\0{file.members}\0{file.is_named}\0{content}\n".encode(errors="replace"))
             done += _size(file.path)
-            yield Progress("checking", done, total)
+            yield StageProgress("checking", done, total)
     return digest.hexdigest()
 
 
-def _resolve_one(word: str, sources: Sources) -> Generator[Step, None, str]:
+def _resolve_one(word: str, sources: Sources) -> Generator[PreparationEvent, None, str]:
     """Add the files of one source; returns the word that gives them again."""
     path = user_path(word)
     if word == STDIN:
@@ -100,7 +102,7 @@ def _resolve_one(word: str, sources: Sources) -> Generator[Step, None, str]:
         sources.files += found
     elif os.path.exists(path):
         sources.files.append(SourceFile(path))
-    elif word in CATALOG:
+    elif word in DATASETS:
         fetched = yield from fetch(word)
         sources.files += (SourceFile(file.path, file.members) for file in fetched.train)
         sources.val_files += (SourceFile(file.path, file.members) for file in fetched.val)
@@ -118,7 +120,7 @@ def _resolve_one(word: str, sources: Sources) -> Generator[Step, None, str]:
             sources.files += _walk(match, sources.skipped) if match.is_dir() else [SourceFile(match, is_named=False)]
     else:
         raise BadInputError(
-            f"no such file or folder: {word} (looked in {Path.cwd()}); known texts are {', '.join(CATALOG)} "
+            f"no such file or folder: {word} (looked in {Path.cwd()}); known texts are {', '.join(DATASETS)} "
             "(tiny-gpt data list); others are named by path, pattern, - for standard input, "
             "an https:// address or hf:OWNER/NAME"
         )
@@ -168,12 +170,12 @@ def _skipped_text(skipped: Counter[str]) -> str:
     return "; skipped: " + ", ".join(f"{n:,} {reason}" for reason, n in skipped.items()) if skipped else ""
 
 
-def _keep_stdin() -> Generator[Step, None, Path]:
+def _keep_stdin() -> Generator[PreparationEvent, None, Path]:
     """Standard input as a file in the cache, named by its content so that a later run finds it again."""
     if sys.stdin is None or sys.stdin.closed:
         raise BadInputError("-: there is no standard input to read")
     if sys.stdin.isatty():
-        yield Note("reading the text that you type; Ctrl+D on a line of its own ends it (Windows: Ctrl+Z, Enter)")
+        yield Notice("reading the text that you type; Ctrl+D on a line of its own ends it (Windows: Ctrl+Z, Enter)")
     folder = cache_folder() / "downloads"
     path = folder / f"stdin-{os.getpid()}.txt"
     try:
@@ -183,7 +185,7 @@ def _keep_stdin() -> Generator[Step, None, Path]:
             while piece := sys.stdin.buffer.read(1 << 20):
                 file.write(piece)
                 done += len(piece)
-                yield Progress("reading standard input", done, None)
+                yield StageProgress("reading standard input", done, None)
         if path.stat().st_size == 0:
             path.unlink()
             raise BadInputError("-: nothing came from standard input; pipe some text in, such as: cat *.txt | ...")
