@@ -28,10 +28,11 @@ from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning import scaling_law as forecast
 from tiny_gpt.planning.pilot_run import probe
-from tiny_gpt.planning.scaling_law import CHARACTERS, EIGHT_OF_TEN, Law, Text
+from tiny_gpt.planning.scaling_law import CHARACTERS, EIGHT_OF_TEN, Law
+from tiny_gpt.planning.types import TextStats
 
 RUNS = Path(__file__).with_name("forecast_runs.jsonl")
-LAW = Path(forecast.__file__).with_name("law.json")
+LAW = Path(forecast.__file__).with_name("scaling_law.json")
 # Tokens that leave a shortfall of one: a matter of units. And the parameters that are worth as much: pairs of runs of
 # different sizes and the same time, 60 and 240 seconds long (docs/log.md).
 TOKENS, PARAMETERS = 1e6, 2.4e5
@@ -94,7 +95,7 @@ def weighted(law: Law, rows: Iterable[dict[str, Any]]) -> tuple[NDArray[np.float
 
 
 def features_of(law: Law, row: dict[str, Any]) -> NDArray[np.float64]:
-    text = Text(**row["text"])
+    text = TextStats(**row["text"])
     return law.features(text, forecast.shortfall(config_of(row), text, row["steps"], law))
 
 

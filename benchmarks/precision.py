@@ -33,7 +33,7 @@ class Bench:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: tuple[str, ...] = ("python-docs",)
     """A text, as for training."""
-    path: str = "fused"
+    backend: str = "fused"
     """How a step is computed, as for training."""
     device: str = "auto"
     """As for training."""
@@ -51,7 +51,7 @@ def main(bench: Bench) -> None:
     device = pick_device(bench.device)
     configure(device)
     dataset = finish(prepare(DataConfig(data=bench.data), bench.model.block_size))
-    print(f"{describe_device(device)}, torch {torch.__version__}, path {bench.backend}")
+    print(f"{describe_device(device)}, torch {torch.__version__}, backend {bench.backend}")
     print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss over the whole validation text")
     print(f"{'seed':>4}{'bf16':>10}{'fp32':>10}{'difference':>12}")
     rows = []

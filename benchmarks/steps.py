@@ -20,7 +20,7 @@ from tiny_gpt.config import ModelConfig, RunConfig
 from tiny_gpt.data.dataloader import CPU, BatchLoader
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.planning.backend import choose
+from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.training.cuda_graph import CapturedUpdates, captured_updates
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import make_optimizer
@@ -98,7 +98,7 @@ def our_step(
     run_config = replace(RunConfig(), model=config)
     if backend == "auto":
         train = replace(run_config.train, precision=name_of(precision), batch_size=batches.batch_size)
-        backend = choose(replace(run_config, train=train), vocab_size, device).taken.backend
+        backend = choose_backend(replace(run_config, train=train), vocab_size, device).candidate.backend
     run_config = replace(run_config, train=replace(run_config.train, backend=backend))
     torch.manual_seed(run_config.train.seed)
     model = GPT(config, vocab_size, precision).to(device)

@@ -67,7 +67,7 @@ class Bench:
     """Counted rounds, after one that warms up; 0 is 7, with --shapes 3."""
     only: tuple[Name, ...] = typing.get_args(Name)
     """The contestants."""
-    path: BackendName = "auto"
+    backend: BackendName = "auto"
     """How tiny_gpt computes its loss; auto as in training."""
     shapes: tuple[Literal["guide", "6x384", "12x768", "all"], ...] = ()
     """Instead of one table a line for each of these shapes, with and without dropout and with four vocabularies."""
@@ -123,8 +123,8 @@ def compare(bench: Bench, task: Task) -> dict[str, Any]:
     return figures
 
 
-def make_ours(task: Task, path: BackendName) -> OurStep:
-    return our_step(task.model, task.vocab_size, task.batches(task.device), task.device, task.precision, path)
+def make_ours(task: Task, backend: BackendName) -> OurStep:
+    return our_step(task.model, task.vocab_size, task.batches(task.device), task.device, task.precision, backend)
 
 
 def make_other(name: str, task: Task) -> Contestant:
@@ -207,7 +207,7 @@ def print_table(task: Task, figures: dict[str, Any]) -> None:
 def print_ours(task: Task, figures: dict[str, Any]) -> None:
     """What the table does not tell of our step."""
     against = figures["ratios"][OURS]
-    print(f"{OURS} (in {name_of(task.precision)}, path {figures['path']}) is so many times as fast as")
+    print(f"{OURS} (in {name_of(task.precision)}, backend {figures['backend']}) is so many times as fast as")
     for name in against:
         if name not in (OURS, CEILING):
             print(f"  {name:<18}{spread(against[name])}")
@@ -228,7 +228,7 @@ def sweep(bench: Bench, task: Task) -> dict[str, Any]:
     """Print a line for each shape; its figures, ready for JSON."""
     rounds = bench.rounds or ROUNDS_OF_A_SHAPE
     print(f"ms/step, {OURS} in {name_of(task.precision)}; medians of {rounds} rounds\n")
-    print(f"{'shape':<8}{'dropout':>8}{'vocab':>7}{'path':>10}", end="")
+    print(f"{'shape':<8}{'dropout':>8}{'vocab':>7}{'backend':>10}", end="")
     print(f"{OURS:>10}{TEXTBOOK:>10}{PLAIN:>12}{'x ' + TEXTBOOK:>12}{'x ' + PLAIN:>14}{'ceiling':>9}")
     names = SHAPES if "all" in bench.shapes else [name for name in SHAPES if name in bench.shapes]
     lines = []
@@ -243,8 +243,8 @@ def sweep(bench: Bench, task: Task) -> dict[str, Any]:
     return {"shapes": lines}
 
 
-def measure_shape(task: Task, path: BackendName, rounds: int) -> dict[str, Any]:
-    ours = make_ours(task, path)
+def measure_shape(task: Task, backend: BackendName, rounds: int) -> dict[str, Any]:
+    ours = make_ours(task, backend)
     others = {name: make_other(name, task) for name in (PLAIN, TEXTBOOK, CEILING)}
     seconds = race({OURS: timed(ours, task.device), **others}, rounds)
     shape = {"model": asdict(task.model), "batch_size": task.batch_size, "vocab_size": task.vocab_size}
@@ -254,7 +254,7 @@ def measure_shape(task: Task, path: BackendName, rounds: int) -> dict[str, Any]:
 def print_line(line: dict[str, Any]) -> None:
     median = statistics.median
     seconds, against = line["seconds"], line["ratios"]
-    print(f"{line['shape']:<8}{line['model']['dropout']:>8}{line['vocab_size']:>7}{line['path']:>10}", end="")
+    print(f"{line['shape']:<8}{line['model']['dropout']:>8}{line['vocab_size']:>7}{line['backend']:>10}", end="")
     print(f"{1e3 * median(seconds[OURS]):>10.1f}{1e3 * median(seconds[TEXTBOOK]):>10.1f}", end="")
     print(f"{1e3 * median(seconds[PLAIN]):>12.1f}{median(against[TEXTBOOK]):>12.2f}", end="")
     print(f"{median(against[PLAIN]):>14.2f}{median(against[CEILING]):>9.0%}", flush=True)

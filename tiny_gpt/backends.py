@@ -5,7 +5,7 @@
 - `compiled` is torch.compile of the eager loss, for one device and one shape at a time.
 - `cuda_graph` computes like `eager`; training/cuda_graph.py records the whole update as a CUDA graph.
 
-planning/backend.py measures which is the fastest. To add one, write its two functions and add a row to BACKENDS.
+planning/autotune.py measures which is the fastest. To add one, write its two functions and add a row to BACKENDS.
 """
 
 import functools

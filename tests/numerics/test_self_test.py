@@ -19,7 +19,7 @@ from tiny_gpt.model.gpt import GPT, LayerNorm
 from tiny_gpt.numerics import reference, self_test
 from tiny_gpt.numerics.probe import Probe, deviation, exact
 from tiny_gpt.numerics.self_test import CHECKS, run_check
-from tiny_gpt.planning.backend import Candidate, Choice
+from tiny_gpt.planning.types import BackendChoice, Candidate
 
 CPU = torch.device("cpu")
 BOTH = (torch.float32, torch.bfloat16)
@@ -399,9 +399,9 @@ def few_checks(monkeypatch):
 
     def chosen(config, vocab_size, device_):
         precision = device.possible_precisions("auto", device_)[0]
-        return Choice(Candidate("fused", precision), SECONDS, {"eager fp32": "it is Sunday"})
+        return BackendChoice(Candidate("fused", precision), SECONDS, {"eager fp32": "it is Sunday"})
 
-    monkeypatch.setattr(doctor, "choose", chosen)
+    monkeypatch.setattr(doctor, "choose_backend", chosen)
 
 
 def test_a_sound_machine_is_called_safe(few_checks, capsys):

@@ -21,20 +21,19 @@ from tiny_gpt.data.progress import finish
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning import planner as plan_module
-from tiny_gpt.planning.backend import Candidate
-from tiny_gpt.planning.heuristics import Budget, candidates, choose, fewest_tokens, steps_of, tokens_per_step
-from tiny_gpt.planning.memory import free_bytes, needed_bytes
+from tiny_gpt.planning.heuristics import Budget, candidates, choose, min_block_size, steps_of, tokens_per_step
+from tiny_gpt.planning.memory import available_memory_bytes, estimate_memory_bytes
 from tiny_gpt.planning.pilot_run import probe
 from tiny_gpt.planning.planner import TIMED_ON_GPU, Planner, timed_shape
-from tiny_gpt.planning.scaling_law import EIGHT_OF_TEN, Text, forecast, law, shortfall, waste
+from tiny_gpt.planning.scaling_law import EIGHT_OF_TEN, forecast, law, shortfall, waste
 from tiny_gpt.planning.throughput import StepTimes, measure_step_s, step_flops
-from tiny_gpt.planning.types import Plan
+from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.ui.plan_report import table
 
 AUTO = RECIPES["auto"]
 CPU = torch.device("cpu")
-SMALL_TEXT = Text(1_000_000, 500_000, 60_000, 512, 3.0)
-LARGE_TEXT = Text(500_000_000, 130_000_000, 2_500_000, 8192, 2.7)
+SMALL_TEXT = TextStats(1_000_000, 500_000, 60_000, 512, 3.0)
+LARGE_TEXT = TextStats(500_000_000, 130_000_000, 2_500_000, 8192, 2.7)
 
 
 def speed(config):
@@ -110,7 +109,7 @@ def test_a_recipe_without_choices_is_left_alone():
 def test_a_short_text_gets_a_block_that_fits_into_its_shorter_part():
     config = chosen(text=replace(SMALL_TEXT, train_tokens=900, val_tokens=100))
     assert config.model.block_size < 100
-    assert fewest_tokens(AUTO) < 100 and fewest_tokens(said(block_size=77)) == 77
+    assert min_block_size(AUTO) < 100 and min_block_size(said(block_size=77)) == 77
 
 
 def test_a_batch_divides_into_the_parts_that_a_person_wants():
@@ -121,13 +120,13 @@ def test_a_batch_divides_into_the_parts_that_a_person_wants():
 
 
 def test_a_tiny_text_gets_a_model_that_is_larger_than_the_smallest():
-    tiny = Text(40_000, 36_000, 4_000, 256, 2.9)
+    tiny = TextStats(40_000, 36_000, 4_000, 256, 2.9)
     assert (chosen(text=tiny).model.n_layer, chosen(text=tiny).model.d_model) == (3, 128)
 
 
 def test_what_this_process_holds_already_is_free_for_it(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
-    assert free_bytes(CPU) > 50 << 20
+    assert available_memory_bytes(CPU) > 50 << 20
 
 
 def test_counted_budgets_get_a_size_too():
@@ -142,9 +141,11 @@ def test_counted_budgets_get_a_size_too():
 
 def test_models_that_do_not_fit_into_memory_are_not_chosen():
     free = chosen(seconds=86_400)
-    limit = needed_bytes(free, 8192, CPU) - 1
-    tight = choose(AUTO, LARGE_TEXT, Budget(86_400), speed, lambda config: needed_bytes(config, 8192, CPU) <= limit)
-    assert needed_bytes(tight, 8192, CPU) <= limit
+    limit = estimate_memory_bytes(free, 8192, CPU) - 1
+    tight = choose(
+        AUTO, LARGE_TEXT, Budget(86_400), speed, lambda config: estimate_memory_bytes(config, 8192, CPU) <= limit
+    )
+    assert estimate_memory_bytes(tight, 8192, CPU) <= limit
     with pytest.raises(UsageError, match="fits into the memory that is free"):
         choose(AUTO, LARGE_TEXT, Budget(60), speed, lambda _: False)
 
@@ -237,7 +238,7 @@ def test_a_probe_tells_an_easy_text_from_a_hard_one_and_the_same_each_time(tmp_p
     for name, content in texts.items():
         (tmp_path / name).write_text(content)
         dataset = finish(prepare(DataConfig((str(tmp_path / name),)), 16))
-        bits[name] = [probe(dataset, CPU, "eager", "fp32").probe_bits for _ in range(2)]
+        bits[name] = [probe(dataset, CPU, "eager", "fp32").pilot_bits_per_byte for _ in range(2)]
         assert bits[name][0] == bits[name][1]
     assert bits["easy"][0] < 1 < 2.5 < bits["hard"][0] < 5
 
@@ -247,17 +248,17 @@ def test_a_plan_survives_its_file():
     config, plan = planner.plan(replace(AUTO, train=replace(AUTO.train, for_="5m")))
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     assert plan.seconds == 300 and plan.tokens == plan.steps * tokens_per_step(config)
-    assert plan.readings == pytest.approx(plan.tokens / SMALL_TEXT.train_tokens)
+    assert plan.data_epochs == pytest.approx(plan.tokens / SMALL_TEXT.train_tokens)
 
 
 def test_more_of_anything_is_expected_to_help():
     config = chosen()
     found = [forecast(config, LARGE_TEXT, steps) for steps in (100, 1000, 10_000)]
-    losses = [each.middle for each in found]
+    losses = [each.bits_per_byte for each in found]
     assert losses == sorted(losses, reverse=True)
-    assert all(each.low < each.middle < each.high for each in found)
-    harder = replace(LARGE_TEXT, probe_bits=3.5)
-    assert forecast(config, harder, 1000).middle > losses[1]
+    assert all(each.low < each.bits_per_byte < each.high for each in found)
+    harder = replace(LARGE_TEXT, pilot_bits_per_byte=3.5)
+    assert forecast(config, harder, 1000).bits_per_byte > losses[1]
     models = [replace(config.model, n_layer=n_layer) for n_layer in (1, 2, 4, 8)]
     lacking = [shortfall(replace(config, model=model), LARGE_TEXT, 1000) for model in models]
     assert lacking == sorted(lacking, reverse=True)
@@ -341,7 +342,7 @@ def test_the_law_is_that_of_the_recorded_runs_and_holds_for_texts_it_has_not_see
     errors = bench.unseen_errors(law(), rows)
     assert len({row["source"] for row in rows}) >= 8
     assert sum(abs(errors) <= EIGHT_OF_TEN * law().deviation) >= 0.8 * len(rows)
-    told = [forecast(bench.config_of(row), Text(**row["text"]), row["steps"]) for row in rows]
+    told = [forecast(bench.config_of(row), TextStats(**row["text"]), row["steps"]) for row in rows]
     inside = [each.low <= row["bits_per_byte"] <= each.high for each, row in zip(told, rows, strict=True)]
     assert sum(inside) >= 0.8 * len(rows)
 

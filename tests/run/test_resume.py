@@ -28,8 +28,9 @@ from tiny_gpt.host import night
 from tiny_gpt.host.monitor import MachineWatch
 from tiny_gpt.model.gpt import one_hot_embed
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.planning import backend as path
-from tiny_gpt.planning.backend import Candidate, Choice, Trial
+from tiny_gpt.planning import autotune
+from tiny_gpt.planning.autotune import Trial
+from tiny_gpt.planning.types import BackendChoice, Candidate
 from tiny_gpt.run import clock, resume, trainer
 from tiny_gpt.run import start as run_module
 from tiny_gpt.run.checkpoint_store import CheckpointStore
@@ -268,18 +269,20 @@ def taken(config):
 
 def test_a_run_keeps_the_path_that_was_measured_when_it_began(config, monkeypatch):
     config = with_train(config, backend="auto", precision="auto")
-    monkeypatch.setattr(run_module, "choose", lambda *_: Choice(Candidate("eager", "bf16"), {"eager bf16": 1.0}))
+    monkeypatch.setattr(
+        run_module, "choose_backend", lambda *_: BackendChoice(Candidate("eager", "bf16"), {"eager bf16": 1.0})
+    )
     cut_off(config, after=5)
     assert taken(config) == ("eager", "bf16")
     monkeypatch.undo()
-    monkeypatch.setattr(path, "race", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(autotune, "race", lambda *_: pytest.fail("measured again"))
     finished = end(config, is_resumed=True)[2]
     assert taken(config) == ("eager", "bf16") and finished.incidents == []
 
 
 def test_on_a_machine_without_its_path_a_run_goes_on_with_another(config, monkeypatch):
     cut_off(with_train(config, backend="fused"), after=5)
-    monkeypatch.setitem(path.AUTO_BACKENDS, "cpu", ("eager",))
+    monkeypatch.setitem(autotune.AUTO_BACKENDS, "cpu", ("eager",))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
     told = "--backend fused: not on cpu; there are eager, compiled (or auto); this run goes on with eager"
     assert finished.last_step == 30 and sum(line.startswith(told) for line in finished.incidents) == 1
@@ -292,7 +295,7 @@ def test_where_its_path_is_broken_a_run_goes_on_with_another(config, monkeypatch
     def broken():
         raise ImportError("no numba")
 
-    monkeypatch.setattr(path, "_read", lambda *_: None)
+    monkeypatch.setattr(autotune, "_read", lambda *_: None)
     monkeypatch.setattr(Trial, "steps", lambda self, found: dict.fromkeys(found, broken))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
     told = "--backend fused cannot be used here: no numba; this run goes on with eager"

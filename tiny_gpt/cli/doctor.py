@@ -21,7 +21,8 @@ from tiny_gpt.device import PRECISIONS, available_devices, configure, describe_d
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host.battery import system_battery
 from tiny_gpt.numerics.self_test import Result, describe, self_test
-from tiny_gpt.planning.backend import Choice, choose
+from tiny_gpt.planning.autotune import choose_backend
+from tiny_gpt.planning.types import BackendChoice
 from tiny_gpt.ui.terminal import check_mark, printable
 
 EVERY_DEVICE = "all"
@@ -42,7 +43,7 @@ class Trial:
     is_auto: bool
     """Whether auto takes this precision on this device."""
     results: list[Result]
-    choice: Choice | None = None
+    choice: BackendChoice | None = None
     """What auto takes on this device for the guide's model; told by the trial of its precision."""
 
     @property
@@ -85,7 +86,7 @@ def examine_device(device: torch.device, show: Show) -> list[Trial]:
     configure(device)
     # What takes a GPU's compiler a minute is left to the night itself.
     config = RunConfig() if device.type == "cpu" else RunConfig(train=TrainConfig(epochs=1))
-    choice = choose(config, GUIDE_VOCAB_SIZE, device)
+    choice = choose_backend(config, GUIDE_VOCAB_SIZE, device)
     names = [name for name in PRECISIONS if is_possible(name, device)]
     show("")
     show(f"{describe_device(device):<28}" + "".join(f"{name:<14}" for name in names).rstrip())
@@ -96,7 +97,7 @@ def examine_device(device: torch.device, show: Show) -> list[Trial]:
     trials = [
         Trial(str(device), name, is_auto, list(results), choice if is_auto else None)
         for name, results in zip(names, zip(*rows, strict=True), strict=True)
-        for is_auto in [name == choice.taken.precision]
+        for is_auto in [name == choice.candidate.precision]
     ]
     for trial in trials:
         for result in trial.results:
@@ -157,7 +158,7 @@ def reason(chosen: Trial) -> str:
 
 def path_of(chosen: Trial) -> str:
     """The path that auto takes, where it has found that out."""
-    return f", {chosen.choice.taken.backend}" if chosen.choice and was_measured(chosen) else ""
+    return f", {chosen.choice.candidate.backend}" if chosen.choice and was_measured(chosen) else ""
 
 
 def was_measured(chosen: Trial) -> bool:
@@ -221,7 +222,7 @@ def as_dict(facts: dict[str, Any], trials: list[Trial], chosen: Trial, elapsed_s
     return {
         **facts,
         "auto": {"device": chosen.device, "precision": chosen.precision}
-        | ({"backend": chosen.choice.taken.backend, "seconds": chosen.choice.seconds} if chosen.choice else {}),
+        | ({"backend": chosen.choice.candidate.backend, "seconds": chosen.choice.seconds} if chosen.choice else {}),
         "safe": chosen.safe,
         "flags": flags(safe) if safe and not chosen.safe else [],
         "elapsed_s": round(elapsed_s, 2),

@@ -7,8 +7,8 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.device import configure, pick_device
 from tiny_gpt.errors import UsageError
-from tiny_gpt.planning.heuristics import fewest_tokens
-from tiny_gpt.planning.planner import survey
+from tiny_gpt.planning.heuristics import min_block_size
+from tiny_gpt.planning.planner import measure_machine_and_text
 from tiny_gpt.ui.plan_report import report
 from tiny_gpt.ui.preparation import shown
 from tiny_gpt.ui.terminal import printable
@@ -20,8 +20,8 @@ def show_plan(config: RunConfig, as_json: bool) -> int:
         raise UsageError(f"--start-from {config.train.start_from}: a plan is that of a new model; leave it out")
     device = pick_device(config.train.device)
     configure(device, config.train.deterministic)
-    dataset = shown(prepare(config.data, fewest_tokens(config)))
-    planner = shown(survey(config, dataset, device))
+    dataset = shown(prepare(config.data, min_block_size(config)))
+    planner = shown(measure_machine_and_text(config, dataset, device))
     if as_json:
         chosen, plan = planner.plan(config)
         print(

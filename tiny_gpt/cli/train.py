@@ -83,7 +83,7 @@ def _say_what_is_next(finished: Finished, plan: Plan | None, config: RunConfig, 
         print(f"Go on where it stopped with: {commands.resume}")
         print(f"Or let it come to a good end soon with: {commands.cool_down(finished.elapsed_s)}", flush=True)
         return
-    if plan is not None and plan.useful_s < finished.elapsed_s:
+    if plan is not None and plan.saturation_s < finished.elapsed_s:
         print("More time would hardly help with this text, more text would: name further files beside it.")
     elif config.train.is_timed:
         print(f"Train it further, overnight, with: {commands.resume} --for 8h")

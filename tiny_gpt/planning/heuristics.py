@@ -13,7 +13,8 @@ from typing import Any
 from tiny_gpt.config import HEAD_WIDTH, RunConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.shapes import n_multiplied
-from tiny_gpt.planning.scaling_law import STEP_TOKENS, Text, best_step_tokens, shortfall
+from tiny_gpt.planning.scaling_law import STEP_TOKENS, best_step_tokens, shortfall
+from tiny_gpt.planning.types import TextStats
 
 # Layers and width, from small to large: what a size is taken from unless a person says layers, width or both.
 SIZES = (
@@ -81,7 +82,7 @@ Speed = Callable[[RunConfig], float]
 
 def choose(
     config: RunConfig,
-    text: Text,
+    text: TextStats,
     budget: Budget,
     speed: Speed,
     fits: Callable[[RunConfig], bool],
@@ -112,7 +113,7 @@ def choose(
     return replace(best, train=replace(best.train, auto=()))
 
 
-def _best_within(seconds: float, found: list[RunConfig], text: Text, speed: Speed) -> RunConfig:
+def _best_within(seconds: float, found: list[RunConfig], text: TextStats, speed: Speed) -> RunConfig:
     return min(found, key=lambda config: shortfall(config, text, steps_of(config, Budget(seconds), speed)))
 
 
@@ -131,7 +132,7 @@ def tokens_per_step(config: RunConfig) -> int:
 
 
 def candidates(
-    config: RunConfig, text: Text, budget: Budget, speed: Speed, times: tuple[int, ...] = (1,)
+    config: RunConfig, text: TextStats, budget: Budget, speed: Speed, times: tuple[int, ...] = (1,)
 ) -> Iterator[RunConfig]:
     """Complete configs, one for each size that the settings leave to choose from, with steps of so many `times` the
     best number of tokens."""
@@ -165,7 +166,7 @@ def heads(d_model: int) -> int:
     return min(possible, key=lambda n: abs(d_model / n - HEAD_WIDTH), default=1)
 
 
-def paced(config: RunConfig, text: Text, budget: Budget, speed: Speed, times: int = 1) -> RunConfig:
+def paced(config: RunConfig, text: TextStats, budget: Budget, speed: Speed, times: int = 1) -> RunConfig:
     """`config`, whose shape is known, with block, batch, rate and what keeps it from learning by heart for `budget`, in
     steps of `times` the best number of tokens."""
     shortest = min(text.train_tokens, text.val_tokens)
@@ -207,7 +208,7 @@ def rate(config: RunConfig, steps: int) -> float:
     return float(f"{min(max(peak, LOWEST_RATE), HIGHEST_RATE):.1e}")
 
 
-def fewest_tokens(config: RunConfig) -> int:
+def min_block_size(config: RunConfig) -> int:
     """The shortest block that may be chosen: what the shorter part of a text must be longer than."""
     return FEWEST_TOKENS if "block_size" in config.train.auto else config.model.block_size
 

@@ -30,7 +30,7 @@ FUSED_LOGITS = 1 << 22
 SHARE = 0.8
 
 
-def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:
+def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:
     """Most memory that a training with these settings holds at once: the GPU's on cuda, else the process's."""
     model, train = config.model, config.train
     n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
@@ -51,7 +51,7 @@ def needed_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> in
     return int(program + a_parameter * n_parameters(model, vocab_size) + activations + (4 + itemsize) * logits)
 
 
-def free_bytes(device: torch.device) -> int:
+def available_memory_bytes(device: torch.device) -> int:
     """Memory that a training may take here, with what this process has of it already."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -10,7 +10,7 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import PRECISIONS
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.planning.scaling_law import Text
+from tiny_gpt.planning.types import TextStats
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.step import train_step
 
@@ -29,7 +29,7 @@ TRAIN = TrainConfig(
 SCORED_TOKENS = 20_000
 
 
-def probe(dataset: Dataset, device: torch.device, backend: str, precision: str) -> Text:
+def probe(dataset: Dataset, device: torch.device, backend: str, precision: str) -> TextStats:
     """What there is to know of a text before it is learned; takes the time of 60 small steps."""
     tokenizer, train, val = dataset.tokenizer, dataset.train, dataset.val
     block_size = min(MODEL.block_size, len(train) - 1, len(val) - 1)
@@ -45,4 +45,4 @@ def probe(dataset: Dataset, device: torch.device, backend: str, precision: str) 
     loss = FixedWindows(val.ids, block_size, TRAIN.batch_size, SCORED_TOKENS, backend).loss(model)
     bits = bits_per_byte(loss, len(val), val.n_bytes)
     # On a few lines that it has learned by heart it is worse than chance, which has 8.
-    return Text(train.n_bytes, len(train), len(val), tokenizer.vocab_size, min(max(1e-3, bits), 8.0))
+    return TextStats(train.n_bytes, len(train), len(val), tokenizer.vocab_size, min(max(1e-3, bits), 8.0))

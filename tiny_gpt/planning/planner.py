@@ -17,13 +17,12 @@ from tiny_gpt.device import possible_precisions
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning import heuristics as choices
-from tiny_gpt.planning.backend import AUTO_BACKENDS, Candidate
-from tiny_gpt.planning.backend import choose as choose_path
-from tiny_gpt.planning.memory import free_bytes, needed_bytes
+from tiny_gpt.planning.autotune import AUTO_BACKENDS, choose_backend
+from tiny_gpt.planning.memory import available_memory_bytes, estimate_memory_bytes
 from tiny_gpt.planning.pilot_run import probe
-from tiny_gpt.planning.scaling_law import STEP_TOKENS, Text, forecast, useful_tokens
+from tiny_gpt.planning.scaling_law import STEP_TOKENS, forecast, useful_tokens
 from tiny_gpt.planning.throughput import FEWEST_STEPS, PATIENCE_S, StepTimes, measure_step_s
-from tiny_gpt.planning.types import Plan
+from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import seconds_asked
 
 # What is timed to know the others, as far as the settings leave it open: layers and width, and on a GPU how many times
@@ -37,7 +36,7 @@ STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
 class Planner(NamedTuple):
     """What is known of a text on a machine."""
 
-    text: Text
+    text: TextStats
     device: torch.device
     step_times: StepTimes
     taken: Candidate
@@ -74,11 +73,11 @@ class Planner(NamedTuple):
             steps=steps,
             step_s=step_s,
             tokens=steps * a_step,
-            readings=steps * a_step / self.text.train_tokens,
+            data_epochs=steps * a_step / self.text.train_tokens,
             seconds=steps * step_s / STEPS_SHARE if timed_s is None else timed_s,
-            memory_bytes=self._needed_bytes(config),
-            expected=forecast(config, self.text, steps),
-            useful_s=useful_tokens(self.text) / a_step * step_s / STEPS_SHARE,
+            memory_bytes=self._memory_bytes(config),
+            forecast=forecast(config, self.text, steps),
+            saturation_s=useful_tokens(self.text) / a_step * step_s / STEPS_SHARE,
         )
 
     def _seconds_asked(self, train: TrainConfig) -> float | None:
@@ -96,15 +95,15 @@ class Planner(NamedTuple):
         return choices.Budget(None, tokens) if tokens else choices.Budget(None, None, train.total_steps)
 
     def _fits(self, config: RunConfig) -> bool:
-        return self._needed_bytes(config) <= free_bytes(self.device)
+        return self._memory_bytes(config) <= available_memory_bytes(self.device)
 
-    def _needed_bytes(self, config: RunConfig) -> int:
+    def _memory_bytes(self, config: RunConfig) -> int:
         if config.train.backend == "auto":
             config = replace(config, train=replace(config.train, **asdict(self.taken)))
-        return needed_bytes(config, self.text.vocab_size, self.device)
+        return estimate_memory_bytes(config, self.text.vocab_size, self.device)
 
 
-def survey(
+def measure_machine_and_text(
     config: RunConfig, dataset: Dataset, device: torch.device, ordered_at: float | None = None
 ) -> Generator[Notice, None, Planner]:
     """Measure what `plan` needs to know for what a person `ordered_at` some time: how hard the text is, and how fast
@@ -116,13 +115,13 @@ def survey(
         sizes = TIMED_ON_GPU if device.type == "cuda" else TIMED_SIZES
         shapes = [timed_shape(config, shortest, *size) for size in sizes]
     if device.type == "cpu":
-        taken = choose_path(shapes[-1], vocab_size, device).taken
+        taken = choose_backend(shapes[-1], vocab_size, device).candidate
     else:  # where torch's compiler would take a minute for each shape
         path = config.train.backend if config.train.backend == "eager" else AUTO_BACKENDS[device.type][0]
         taken = Candidate(path, possible_precisions(config.train.precision, device)[0])
     shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
-    free = free_bytes(device)
-    shapes = shapes[:1] + [shape for shape in shapes[1:] if needed_bytes(shape, vocab_size, device) <= free]
+    free = available_memory_bytes(device)
+    shapes = shapes[:1] + [shape for shape in shapes[1:] if estimate_memory_bytes(shape, vocab_size, device) <= free]
     text = probe(dataset, device, taken.backend, taken.precision)
     measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
     times = StepTimes.of_gpu if device.type == "cuda" else StepTimes.through

@@ -20,30 +20,18 @@ from numpy.typing import NDArray
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_multiplied
-from tiny_gpt.planning.types import Forecast
+from tiny_gpt.planning.types import Forecast, TextStats
 
 # Tokens of a step; longer runs have larger ones, by a power of their tokens.
 STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
 # Steps of so many times the best's tokens need twice the tokens for the same; those up to so many times, no more.
 CRITICAL_TIMES, NO_WASTE_TIMES = 1.5, 1.5
-# No run was of a text harder than this, as the logarithm of `probe_bits`.
+# No run was of a text harder than this, as the logarithm of `pilot_bits_per_byte`.
 HARDEST = 1.2
 # The cost of characters where pieces of words were probed.
 CHARACTERS = "tokenizer char"
 # Of normally distributed errors, eight of ten lie within so many standard deviations.
 EIGHT_OF_TEN = 1.2816
-
-
-@dataclass(frozen=True)
-class Text:
-    """What is known of a text before it is learned."""
-
-    train_bytes: int
-    train_tokens: int
-    val_tokens: int
-    vocab_size: int
-    probe_bits: float
-    """Bits per byte of the validation text after the few steps of `probe`: how hard this text is."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +65,19 @@ class Law:
         useful = min(n_parameters, max(self.always_useful, self.parameters_per_token * train_tokens))
         return (self.tokens / worth) ** self.power + (self.parameters / useful) ** self.power
 
-    def features(self, text: Text, shortfall: float) -> NDArray[np.float64]:
+    def features(self, text: TextStats, shortfall: float) -> NDArray[np.float64]:
         """What the logarithm of the loss is a sum of. The easier a text, the more is learned of it later on."""
-        hard, lacks = math.log(text.probe_bits), math.log(shortfall)
+        hard, lacks = math.log(text.pilot_bits_per_byte), math.log(shortfall)
         return np.array([1.0, hard, lacks, min(hard, HARDEST) * lacks])
 
 
 @functools.cache
 def law() -> Law:
     """The fit that stands beside this file."""
-    return Law(**json.loads((Path(__file__).parent / "law.json").read_text(encoding="utf-8")))
+    return Law(**json.loads((Path(__file__).parent / "scaling_law.json").read_text(encoding="utf-8")))
 
 
-def shortfall(config: RunConfig, text: Text, steps: int, fit: Law | None = None) -> float:
+def shortfall(config: RunConfig, text: TextStats, steps: int, fit: Law | None = None) -> float:
     """What the model of `config` lacks after so many steps, by `law` unless told another: the smaller, the better it
     is, whatever the text."""
     a_step = config.train.batch_size * config.model.block_size
@@ -109,7 +97,7 @@ def waste(step_tokens: int, n_tokens: float) -> float:
     return max(1.0, (CRITICAL_TIMES + times) / (CRITICAL_TIMES + NO_WASTE_TIMES))
 
 
-def forecast(config: RunConfig, text: Text, steps: int) -> Forecast:
+def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
     """The bits per byte to expect of a run of `config` with so many steps."""
     fit = law()
     features = fit.features(text, shortfall(config, text, steps))
@@ -124,6 +112,6 @@ def others(config: RunConfig) -> list[str]:
     return [f"{name} {flat[name]}" for name in ("optimizer", "architecture")]
 
 
-def useful_tokens(text: Text) -> float:
+def useful_tokens(text: TextStats) -> float:
     """After so many tokens, reading the same text again hardly helps any more."""
     return text.train_tokens * (1 + 2 * law().readings)

@@ -1,41 +1,106 @@
-"""What a plan says, as plain data: whoever shows or stores a plan needs this file only, and none of the measuring."""
+"""The plain values that planning passes on: facts about a text, the chosen backend, the forecast and the plan.
 
-from dataclasses import asdict, dataclass
+Nothing here imports torch, so that events and reports can use a Plan without importing the planner.
+"""
+
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from tiny_gpt.duration import milliseconds
+
+
+@dataclass(frozen=True)
+class TextStats:
+    """What is known about a text before a model is trained on it."""
+
+    train_bytes: int
+    train_tokens: int
+    val_tokens: int
+    vocab_size: int
+    pilot_bits_per_byte: float
+    """Validation loss of the pilot run: how hard this text is to predict."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to compute a training step: a backend in a precision."""
+
+    backend: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """The chosen candidate and the measurements behind it."""
+
+    candidate: Candidate
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Fastest measured pass by candidate name; empty where there was nothing to choose from."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why a candidate could not run, by candidate name."""
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each candidate that failed."""
+        return [f"{name} cannot be used here: {reason}" for name, reason in self.failures.items()]
+
+    def __str__(self) -> str:
+        if len(self.seconds) < 2:
+            return f"using {self.candidate}: the settings allow no other backend"
+        return f"backends measured: {self.figures}; using {self.candidate} (--backend and --precision override)"
+
+    @property
+    def figures(self) -> str:
+        """fused bf16 41 ms, eager bf16 66 ms"""
+        return ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in self.seconds.items())
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bits per byte of the validation text; eight of ten runs end between `low` and `high`."""
+    """Predicted validation loss in bits per byte, with an 80% prediction interval from `low` to `high`."""
 
-    middle: float
+    bits_per_byte: float
     low: float
     high: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training run will be."""
+    """What a training run will be and how good its model is expected to become."""
 
     n_parameters: int
     steps: int
     step_s: float
-    """Measured seconds per step."""
+    """Seconds per step, as measured."""
     tokens: int
-    readings: float
-    """Epochs over the text."""
+    """Tokens processed by the whole run."""
+    data_epochs: float
+    """Passes over the training text."""
     seconds: float
-    """From the first step to the end of the run."""
+    """Duration from the first step to the end of the run."""
     memory_bytes: int
-    expected: Forecast
-    useful_s: float
-    """Beyond this many seconds, more time hardly helps with this text."""
+    forecast: Forecast
+    saturation_s: float
+    """Training time after which more time hardly improves a model of this text."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        """The inverse of `to_dict`; raises ValueError, TypeError or KeyError."""
-        return cls(**values | {"expected": Forecast(**values["expected"])})
+        """The inverse of `to_dict`; also reads files of earlier versions. Raises ValueError, TypeError or KeyError."""
+        current = {_RENAMED.get(name, name): value for name, value in values.items()}
+        forecast = {_RENAMED.get(name, name): value for name, value in current["forecast"].items()}
+        return cls(**current | {"forecast": Forecast(**forecast)})
+
+
+# Names in the plan.json of earlier versions.
+_RENAMED = {
+    "readings": "data_epochs",
+    "expected": "forecast",
+    "middle": "bits_per_byte",
+    "useful_s": "saturation_s",
+}

@@ -16,7 +16,8 @@ from tiny_gpt.device import possible_precisions, processor_name
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.model_io.open_model import open_path
-from tiny_gpt.planning.backend import Choice, choose
+from tiny_gpt.planning.autotune import choose_backend
+from tiny_gpt.planning.types import BackendChoice
 from tiny_gpt.run.checkpoint import check_model, read_state
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore, DamagedError, is_before_cooldown
 from tiny_gpt.tokenizer.base import Tokenizer
@@ -92,22 +93,22 @@ class SavedRun:
         budget = run.get("budget") if isinstance(run, dict) else None
         return budget.get("ordered_at") if isinstance(budget, dict) else None
 
-    def choose(self, config: RunConfig, vocab_size: int, device: torch.device) -> Choice:
+    def choose_backend(self, config: RunConfig, vocab_size: int, device: torch.device) -> BackendChoice:
         """The path and the precision that the run had or was told to take now, or others where it finds itself on a
         machine without them, or on one where bf16 is slow for sure. Raises UsageError for what it was told now."""
         train, own = config.train, self.config.train
         if (train.backend, train.precision) != (own.backend, own.precision):
-            return choose(config, vocab_size, device)
+            return choose_backend(config, vocab_size, device)
         anew = replace(config, train=replace(train, backend="auto", precision="auto"))
         now = this_machine(device)
         has_moved = any(self.machine.get(name) != now[name] for name in ("device", "processor"))
         try:
             if train.precision == "bf16" and has_moved and train.precision not in possible_precisions("auto", device):
                 raise UsageError("--precision bf16: slow here")
-            return choose(config, vocab_size, device)
+            return choose_backend(config, vocab_size, device)
         except UsageError as reason:
-            choice = choose(anew, vocab_size, device)
-            self.notes.append(f"{reason}; this run goes on with {choice.taken}")
+            choice = choose_backend(anew, vocab_size, device)
+            self.notes.append(f"{reason}; this run goes on with {choice.candidate}")
             return choice
 
     def check_model(self, config: ModelConfig, vocab_size: int) -> None:

@@ -36,10 +36,15 @@ from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.open_model import open_path
-from tiny_gpt.planning.backend import Choice, candidates, choose, compiles, must_compile_loops
-from tiny_gpt.planning.heuristics import fewest_tokens
-from tiny_gpt.planning.planner import Planner, survey
-from tiny_gpt.planning.types import Plan
+from tiny_gpt.planning.autotune import (
+    backend_candidates,
+    choose_backend,
+    must_compile_kernels,
+    uses_torch_compile,
+)
+from tiny_gpt.planning.heuristics import min_block_size
+from tiny_gpt.planning.planner import Planner, measure_machine_and_text
+from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, DamagedError
 from tiny_gpt.run.events import Event, Prepared
 from tiny_gpt.run.resume import SavedRun, find_beginning, prepare_again, this_machine
@@ -70,16 +75,16 @@ def run(config: RunConfig, resume: bool = False, request: Request | None = None)
             config = take_over(config, start)
         device = pick_device(config.train.device)
         if saved is None:
-            candidates(config, device)  # raises what is wrong with the settings before the text is read
+            backend_candidates(config, device)  # raises what is wrong with the settings before the text is read
         configure(device, config.train.deterministic)
         if saved:
             dataset = yield from prepare_again(config, saved)
         else:
             tokenizer = start.tokenizer if start else None
-            dataset = yield from prepare(config.data, fewest_tokens(config), tokenizer)
+            dataset = yield from prepare(config.data, min_block_size(config), tokenizer)
         planner: Planner | None = None
         if saved is None and config.train.auto:
-            planner = yield from survey(config, dataset, device, request.at)
+            planner = yield from measure_machine_and_text(config, dataset, device, request.at)
             config, _ = planner.plan(config)
         config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
@@ -109,29 +114,31 @@ def run(config: RunConfig, resume: bool = False, request: Request | None = None)
 
 def _resolve(
     config: RunConfig, dataset: Dataset, device: torch.device, saved: SavedRun | None
-) -> Generator[Notice, None, tuple[RunConfig, Choice]]:
+) -> Generator[Notice, None, tuple[RunConfig, BackendChoice]]:
     """`config` with the text, the path and the precision that are used, as it is saved: a rerun of config.json
     computes in the same way."""
     vocab_size = dataset.tokenizer.vocab_size
     if saved:
         saved.check_model(config.model, vocab_size)
-    if compiles(config, device):
+    if uses_torch_compile(config, device):
         yield Notice("finding the fastest way to compute a step: torch's compiler takes about a minute")
-    elif must_compile_loops(config, device):
+    elif must_compile_kernels(config, device):
         yield Notice("compiling the training step for this processor: about 20 seconds, once")
-    choice = (saved.choose if saved else choose)(config, vocab_size, device)
-    data, train = replace(config.data, data=dataset.sources), replace(config.train, **asdict(choice.taken))
+    choice = (saved.choose_backend if saved else choose_backend)(config, vocab_size, device)
+    data, train = replace(config.data, data=dataset.sources), replace(config.train, **asdict(choice.candidate))
     return replace(config, data=data, train=train), choice
 
 
-def _plan(out_dir: Path, config: RunConfig, planner: Planner | None, choice: Choice, is_same: bool) -> Plan | None:
+def _plan(
+    out_dir: Path, config: RunConfig, planner: Planner | None, choice: BackendChoice, is_same: bool
+) -> Plan | None:
     """What to expect of the run, where the recipe has said so; a run that goes on within the budget that it was made
     for has it beside it."""
     if config.train.start_from:  # what that model knows already is not
         return None
     if planner is not None:
         # On a GPU whole steps were tried.
-        step_s = choice.seconds.get(str(choice.taken)) if planner.device.type != "cpu" else None
+        step_s = choice.seconds.get(str(choice.candidate)) if planner.device.type != "cpu" else None
         return planner.plan_of(config, step_s or planner.step_times(config))
     if is_same:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -238,7 +245,12 @@ def set_aside_earlier_run(out_dir: Path) -> Path | None:
 
 
 def _prepared(
-    config: RunConfig, dataset: Dataset, trainer: Trainer, earlier: Path | None, choice: Choice, plan: Plan | None
+    config: RunConfig,
+    dataset: Dataset,
+    trainer: Trainer,
+    earlier: Path | None,
+    choice: BackendChoice,
+    plan: Plan | None,
 ) -> Prepared:
     notes, kind = [*choice.notes, *dataset.notes], dataset.tokenizer.to_dict()["type"]
     if config.train.start_from and trainer.learner.state.step == 0:

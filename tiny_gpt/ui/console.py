@@ -25,7 +25,7 @@ from tiny_gpt.run.events import (
     Stopping,
     Warned,
 )
-from tiny_gpt.ui.plan_report import came_true, of_model, of_training, plan_rows
+from tiny_gpt.ui.plan_report import describe_model, describe_training, forecast_versus_actual, plan_rows
 from tiny_gpt.ui.preparation import PreparationBar
 from tiny_gpt.ui.terminal import LABEL, check_mark, columns
 
@@ -155,9 +155,9 @@ class Console:
         )
         share = "all" if event.val_tokens_scored >= event.val_tokens - 1 else f"{event.val_tokens_scored:,} fixed ones"
         self._row("", f"{event.val_tokens:,} held out for validation, {share} of them scored each time")
-        self._row("model", of_model(event.model, f"{event.n_parameters:,}"))
+        self._row("model", describe_model(event.model, f"{event.n_parameters:,}"))
         self._row("training", self._budget(event))
-        self._row("", of_training(event.model, event.train))
+        self._row("", describe_training(event.model, event.train))
         if event.plan is not None:
             self._plan = event.plan
             for label, text in plan_rows(event.plan):
@@ -271,7 +271,10 @@ class Console:
             self._row("asked", f"{asked}: this is {duration(abs(event.left_s))} {early} its end")
         if self._plan is not None and event.stopped_by is None:
             n_tokens = event.last_step * self._tokens_per_step
-            self._row("planned", came_true(self._plan, n_tokens, event.best_val_bits_per_byte, event.peak_memory_bytes))
+            self._row(
+                "planned",
+                forecast_versus_actual(self._plan, n_tokens, event.best_val_bits_per_byte, event.peak_memory_bytes),
+            )
         for number, incident in enumerate(event.incidents[-MAX_INCIDENTS:]):
             self._row("met" if number == 0 else "", incident)
         if len(event.incidents) > MAX_INCIDENTS:

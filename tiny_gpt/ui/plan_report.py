@@ -21,14 +21,14 @@ TIMES = ("5m", "1h", "6h", "24h")
 CHOICES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
 
 
-def of_model(model: ModelConfig, n_parameters: str) -> str:
+def describe_model(model: ModelConfig, n_parameters: str) -> str:
     """Its shape."""
     layers, heads = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((model.n_layer, "layer"), (model.n_head, "head")))
     width = f"width {model.d_model}, block {model.block_size}"
     return f"{model.architecture}, {n_parameters} parameters: {layers}, {heads}, {width}"
 
 
-def of_training(model: ModelConfig, train: TrainConfig) -> str:
+def describe_training(model: ModelConfig, train: TrainConfig) -> str:
     """How it learns."""
     return (
         f"{train.optimizer}, {train.batch_size} blocks a step, learning rate {train.learning_rate:g}, dropout "
@@ -40,22 +40,22 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """What a training is going to be, as labels and texts."""
     yield (
         "plan",
-        f"{plan.steps:,} steps of {milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {_times(plan.readings)} "
-        "the text",
+        f"{plan.steps:,} steps of {milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: "
+        f"{_times(plan.data_epochs)} the text",
     )
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     yield "expected", f"{_bits(plan)}"
-    if plan.useful_s < plan.seconds:
-        after = f"after {duration(plan.useful_s)} " if plan.useful_s >= 1 else ""
+    if plan.saturation_s < plan.seconds:
+        after = f"after {duration(plan.saturation_s)} " if plan.saturation_s >= 1 else ""
         yield "", f"{after}more time hardly helps: more text would"
 
 
-def came_true(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int) -> str:
+def forecast_versus_actual(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int) -> str:
     """The plan beside what came true."""
-    expected = plan.expected
+    expected = plan.forecast
     within = "within" if expected.low <= bits_per_byte <= expected.high else "outside"
     return (
-        f"{expected.middle:.3f} bits per byte, came {bits_per_byte:.3f} ({within} {expected.low:.2f} to "
+        f"{expected.bits_per_byte:.3f} bits per byte, came {bits_per_byte:.3f} ({within} {expected.low:.2f} to "
         f"{expected.high:.2f}); {_count(plan.tokens)} tokens, came {_count(n_tokens)}; "
         f"{plan.memory_bytes / 2**30:.1f} GiB, came {memory_bytes / 2**30:.1f}"
     )
@@ -70,9 +70,9 @@ def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[st
     yield _row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters")
     kind = dataset.tokenizer.to_dict()["type"]
     yield _row("tokens", f"{kind}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} to learn from")
-    yield _row("model", of_model(model, _count(plan.n_parameters)))
+    yield _row("model", describe_model(model, _count(plan.n_parameters)))
     until = f"{duration(plan.seconds)}, until {clock_in(plan.seconds)} if it began now"
-    yield _row("training", f"{of_training(model, train)}; {until}")
+    yield _row("training", f"{describe_training(model, train)}; {until}")
     for label, words in plan_rows(plan):
         yield _row(label, words)
     yield ""
@@ -83,16 +83,19 @@ def table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:
     """What other times and other choices would give, in bits per byte."""
     yield f"{'bits per byte after':<32}" + "".join(f"{time:>16}" for time in TIMES)
     plans = [planner.plan(lasting(config, time)) for time in TIMES]
-    yield f"{'as chosen':<32}" + "".join(f"{plan.expected.middle:>16.2f}" for _, plan in plans)
+    yield f"{'as chosen':<32}" + "".join(f"{plan.forecast.bits_per_byte:>16.2f}" for _, plan in plans)
     yield f"{'  8 of 10 runs between':<32}" + "".join(f"{_short(plan):>16}" for _, plan in plans)
     yield f"{'  its model':<32}" + "".join(f"{_size(chosen):>16}" for chosen, _ in plans)
-    yield f"{'  times through the text':<32}" + "".join(f"{plan.readings:>16,.1f}" for _, plan in plans)
+    yield f"{'  times through the text':<32}" + "".join(f"{plan.data_epochs:>16,.1f}" for _, plan in plans)
     if is_bpe:
         times = math.exp(law().costs[CHARACTERS])
-        yield f"{'--tokenizer char':<32}" + "".join(f"{times * plan.expected.middle:>16.2f}" for _, plan in plans)
+        yield f"{'--tokenizer char':<32}" + "".join(
+            f"{times * plan.forecast.bits_per_byte:>16.2f}" for _, plan in plans
+        )
     for words, others in _otherwise(config, planner):
         middles = [
-            planner.plan(lasting(other, time))[1].expected.middle for other, time in zip(others, TIMES, strict=True)
+            planner.plan(lasting(other, time))[1].forecast.bits_per_byte
+            for other, time in zip(others, TIMES, strict=True)
         ]
         yield f"{words:<32}" + "".join(f"{middle:>16.2f}" for middle in middles)
 
@@ -145,12 +148,12 @@ def _row(label: str, text: str) -> str:
 
 
 def _bits(plan: Plan) -> str:
-    expected = plan.expected
-    return f"{expected.middle:.2f} bits per byte, in 8 of 10 runs between {expected.low:.2f} and {expected.high:.2f}"
+    low, high = plan.forecast.low, plan.forecast.high
+    return f"{plan.forecast.bits_per_byte:.2f} bits per byte, in 8 of 10 runs between {low:.2f} and {high:.2f}"
 
 
 def _short(plan: Plan) -> str:
-    expected = plan.expected
+    expected = plan.forecast
     return f"{expected.low:.2f} and {expected.high:.2f}"
 
 

@@ -11,8 +11,9 @@ from tiny_gpt import device
 from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import cache_folder
-from tiny_gpt.planning import backend as path
-from tiny_gpt.planning.backend import Candidate, Trial, candidates, choose, race
+from tiny_gpt.planning import autotune
+from tiny_gpt.planning.autotune import Trial, backend_candidates, choose_backend, race
+from tiny_gpt.planning.types import Candidate
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 CONFIG = RunConfig(ModelConfig(n_layer=3, n_head=2, d_model=16, d_ff=32, block_size=8), train=TrainConfig(batch_size=4))
@@ -63,7 +64,7 @@ class Contest:
         self.now += next(time) if isinstance(time, itertools.cycle) else time
 
     def choose(self, config=CONFIG, device=CPU, vocab_size=VOCAB_SIZE):
-        return choose(config, vocab_size, device, self.make, self.clock)
+        return choose_backend(config, vocab_size, device, self.make, self.clock)
 
     def race(self):
         return race(self.make(None, [Candidate(*name.split()) for name in self.seconds]), self.clock)
@@ -80,43 +81,43 @@ def names(found):
 
 
 def test_every_path_in_every_precision_that_is_not_slow_for_sure_takes_part(fast_bf16):
-    assert names(candidates(CONFIG, CPU)) == list(ALL_OF_A_CPU)
-    assert names(candidates(LONG, CUDA)) == ["cuda_graph bf16", "eager bf16", "compiled bf16"]
-    assert names(candidates(CONFIG, MPS)) == ["eager fp32"]
+    assert names(backend_candidates(CONFIG, CPU)) == list(ALL_OF_A_CPU)
+    assert names(backend_candidates(LONG, CUDA)) == ["cuda_graph bf16", "eager bf16", "compiled bf16"]
+    assert names(backend_candidates(CONFIG, MPS)) == ["eager fp32"]
 
 
 def test_where_bf16_products_are_slow_no_step_is_tried_with_them(slow_bf16):
     """A single step may take minutes then."""
-    assert names(candidates(CONFIG, CPU)) == ["fused fp32", "eager fp32"]
-    assert names(candidates(LONG, CUDA)) == ["cuda_graph fp32", "eager fp32", "compiled fp32"]
+    assert names(backend_candidates(CONFIG, CPU)) == ["fused fp32", "eager fp32"]
+    assert names(backend_candidates(LONG, CUDA)) == ["cuda_graph fp32", "eager fp32", "compiled fp32"]
 
 
 def test_flags_leave_what_they_name(fast_bf16, monkeypatch):
-    assert names(candidates(with_train(backend="eager"), CPU)) == ["eager bf16", "eager fp32"]
-    assert names(candidates(with_train(precision="fp32"), CPU)) == ["fused fp32", "eager fp32"]
-    assert names(candidates(with_train(backend="compiled", precision="fp32"), MPS)) == ["compiled fp32"]
+    assert names(backend_candidates(with_train(backend="eager"), CPU)) == ["eager bf16", "eager fp32"]
+    assert names(backend_candidates(with_train(precision="fp32"), CPU)) == ["fused fp32", "eager fp32"]
+    assert names(backend_candidates(with_train(backend="compiled", precision="fp32"), MPS)) == ["compiled fp32"]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert names(candidates(with_train(backend="cuda_graph", precision="bf16"), CUDA)) == ["cuda_graph bf16"]
+    assert names(backend_candidates(with_train(backend="cuda_graph", precision="bf16"), CUDA)) == ["cuda_graph bf16"]
 
 
 def test_a_path_that_the_device_lacks_is_refused_with_those_that_it_has(fast_bf16):
     with pytest.raises(
         UsageError, match=r"^--backend fused: not on cuda; there are cuda_graph, eager, compiled \(or auto\)$"
     ):
-        candidates(with_train(backend="fused"), CUDA)
+        backend_candidates(with_train(backend="fused"), CUDA)
     with pytest.raises(
         UsageError, match=r"^--backend cuda_graph: not on cpu; there are fused, eager, compiled \(or auto\)$"
     ):
-        candidates(with_train(backend="cuda_graph"), CPU)
+        backend_candidates(with_train(backend="cuda_graph"), CPU)
 
 
 def test_a_run_too_short_to_win_back_the_compiling_does_not_begin_with_it(fast_bf16):
     at_once = ["cuda_graph bf16", "eager bf16"]
     for short in (CONFIG, with_train(for_="9m"), with_train(for_="10h", deterministic=True)):
-        assert names(candidates(short, CUDA)) == at_once
+        assert names(backend_candidates(short, CUDA)) == at_once
     for long in (LONG, with_train(for_="10m")):
-        assert names(candidates(long, CUDA)) == [*at_once, "compiled bf16"]
-    assert names(candidates(with_train(backend="compiled"), CUDA)) == ["compiled bf16"]
+        assert names(backend_candidates(long, CUDA)) == [*at_once, "compiled bf16"]
+    assert names(backend_candidates(with_train(backend="compiled"), CUDA)) == ["compiled bf16"]
 
 
 def test_one_slow_product_is_enough_to_tell_that_bf16_is_slow(monkeypatch):
@@ -132,8 +133,10 @@ def test_this_processor_has_a_name():
 
 
 def test_a_person_is_told_before_a_compiler_takes_its_time(fast_bf16):
-    assert path.compiles(LONG, CUDA) and path.compiles(with_train(backend="compiled"), CPU)
-    assert not path.compiles(LONG, CPU) and not path.compiles(with_train(backend="fused"), CUDA)
+    assert autotune.uses_torch_compile(LONG, CUDA) and autotune.uses_torch_compile(with_train(backend="compiled"), CPU)
+    assert not autotune.uses_torch_compile(LONG, CPU) and not autotune.uses_torch_compile(
+        with_train(backend="fused"), CUDA
+    )
 
 
 # --- the race ---
@@ -178,29 +181,31 @@ def test_a_candidate_that_raises_is_out(first):
 
 def test_the_fastest_is_taken_and_told_with_the_others(fast_bf16):
     choice = Contest({**ALL_OF_A_CPU, "eager bf16": 0.0041}).choose()
-    assert choice.taken == Candidate("eager", "bf16") and choice.notes == []
+    assert choice.candidate == Candidate("eager", "bf16") and choice.notes == []
     assert str(choice) == (
         "backends measured: fused bf16 40 ms, fused fp32 100 ms, eager bf16 4.1 ms, eager fp32 200 ms; "
-        "taking eager bf16 (--backend and --precision override)"
+        "using eager bf16 (--backend and --precision override)"
     )
 
 
 def test_of_those_as_good_as_equal_the_same_one_is_taken_every_time(slow_bf16):
     for fused in (0.0999, 0.1001, 0.104):
-        assert Contest({"fused fp32": fused, "eager fp32": 0.1}).choose().taken.backend == "fused"
-    assert Contest({"fused fp32": 0.106, "eager fp32": 0.1}).choose(with_train(seed=1)).taken.backend == "fused", "kept"
+        assert Contest({"fused fp32": fused, "eager fp32": 0.1}).choose().candidate.backend == "fused"
+    assert Contest({"fused fp32": 0.106, "eager fp32": 0.1}).choose(with_train(seed=1)).candidate.backend == "fused", (
+        "kept"
+    )
 
 
 def test_where_a_path_is_broken_another_is_taken_and_a_note_tells(fast_bf16):
     broken = ImportError("numba cannot be loaded\nTraceback")
     choice = Contest({**ALL_OF_A_CPU, "fused bf16": broken, "fused fp32": broken}).choose()
-    assert choice.taken == Candidate("eager", "bf16")
+    assert choice.candidate == Candidate("eager", "bf16")
     assert choice.notes == [f"fused {name} cannot be used here: numba cannot be loaded" for name in ("bf16", "fp32")]
 
 
 def test_where_nothing_can_be_measured_a_run_goes_the_plain_way(slow_bf16):
     choice = Contest(dict.fromkeys(ALL_OF_A_CPU, MemoryError())).choose()
-    assert choice.taken == Candidate("eager", "fp32")
+    assert choice.candidate == Candidate("eager", "fp32")
     assert choice.notes == [f"{name} fp32 cannot be used here: MemoryError" for name in ("fused", "eager")]
 
 
@@ -213,8 +218,8 @@ def test_a_path_that_was_asked_for_and_is_broken_is_an_error(slow_bf16):
 def test_where_there_is_no_choice_nothing_is_tried(fast_bf16):
     contest = Contest({})
     choice = contest.choose(device=MPS)
-    assert choice.taken == Candidate("eager", "fp32") and contest.n_made == 0 and not cache_folder().exists()
-    assert str(choice) == "taking eager fp32: these settings leave nothing else"
+    assert choice.candidate == Candidate("eager", "fp32") and contest.n_made == 0 and not cache_folder().exists()
+    assert str(choice) == "using eager fp32: the settings allow no other backend"
 
 
 # --- the next start ---
@@ -230,25 +235,25 @@ def test_a_second_start_takes_what_the_first_has_found_without_trying(fast_bf16)
     "content",
     [
         *(b"", b"{", b"[]", b"\xff", b"[" * 100_000),
-        b'{"taken": "fused int8", "seconds": {"a": 1}, "failures": {}}',
-        b'{"taken": "fused bf16", "seconds": {"fused bf16": "fast"}, "failures": {}}',
-        b'{"taken": "fused bf16", "seconds": [], "failures": {}}',
+        b'{"candidate": "fused int8", "seconds": {"a": 1}, "failures": {}}',
+        b'{"candidate": "fused bf16", "seconds": {"fused bf16": "fast"}, "failures": {}}',
+        b'{"candidate": "fused bf16", "seconds": [], "failures": {}}',
     ],
 )
 def test_a_damaged_cache_is_measured_again(fast_bf16, content):
     Contest(ALL_OF_A_CPU).choose()
-    (kept,) = (cache_folder() / "paths").iterdir()
+    (kept,) = (cache_folder() / "backends").iterdir()
     kept.write_bytes(content)
     again = Contest({**ALL_OF_A_CPU, "eager fp32": 0.001})
-    assert again.choose().taken == Candidate("eager", "fp32")
-    assert json.loads(kept.read_text())["taken"] == "eager fp32"
+    assert again.choose().candidate == Candidate("eager", "fp32")
+    assert json.loads(kept.read_text())["candidate"] == "eager fp32"
 
 
 def test_without_a_cache_it_is_measured_each_time(fast_bf16, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "file" / "cache"))
     contest = Contest(ALL_OF_A_CPU)
-    assert contest.choose().taken == contest.choose().taken and contest.n_made == 2
+    assert contest.choose().candidate == contest.choose().candidate and contest.n_made == 2
 
 
 def test_what_was_found_holds_for_the_same_machine_code_and_shape_only(slow_bf16, monkeypatch):
@@ -267,7 +272,7 @@ def test_what_was_found_holds_for_the_same_machine_code_and_shape_only(slow_bf16
     assert not is_kept(vocab_size=12) and not is_kept(with_train(backend="fused"))
     for name in ("processor_name", "_code", "describe_device"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(path, name, lambda *_: "another")
+            patch.setattr(autotune, name, lambda *_: "another")
             assert not is_kept(), name
     monkeypatch.setattr(torch, "__version__", "another")
     assert not is_kept()
@@ -281,16 +286,18 @@ def test_a_failure_that_may_pass_is_not_kept_and_one_for_good_is(slow_bf16):
 
 
 def test_what_has_to_be_compiled_anew_is_tried_before_the_run_relies_on_it(fast_bf16, monkeypatch):
-    monkeypatch.setattr(Trial, "place", lambda trial, found: cache_folder() / "one.json")
+    monkeypatch.setattr(Trial, "cache_file", lambda trial, found: cache_folder() / "one.json")
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.no_grad())
-    monkeypatch.setattr(path, "release_memory", lambda device: None)
+    monkeypatch.setattr(autotune, "release_memory", lambda device: None)
     seconds = {"eager bf16": 0.3, "compiled bf16": 0.1, "cuda_graph bf16": 0.2}
-    assert Contest(seconds).choose(LONG, CUDA).taken.backend == "compiled"
+    assert Contest(seconds).choose(LONG, CUDA).candidate.backend == "compiled"
     again = Contest(seconds)
-    assert again.choose(LONG, CUDA).taken.backend == "compiled" and again.ran == ["compiled bf16"]
+    assert again.choose(LONG, CUDA).candidate.backend == "compiled" and again.ran == ["compiled bf16"]
     broken = Contest({**seconds, "compiled bf16": RuntimeError("no compiler")})
     choice = broken.choose(LONG, CUDA)
-    assert choice.taken.backend == "cuda_graph" and choice.notes == ["compiled bf16 cannot be used here: no compiler"]
+    assert choice.candidate.backend == "cuda_graph" and choice.notes == [
+        "compiled bf16 cannot be used here: no compiler"
+    ]
 
 
 # --- real trials ---
@@ -301,10 +308,10 @@ def test_real_trials_leave_random_numbers_as_they_were(fast_bf16, architecture):
     config = replace(CONFIG, model=replace(CONFIG.model, architecture=architecture))
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    choice = choose(config, VOCAB_SIZE, CPU)
+    choice = choose_backend(config, VOCAB_SIZE, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert set(choice.seconds) == set(ALL_OF_A_CPU), choice.notes
-    assert choice == choose(config, VOCAB_SIZE, CPU)
+    assert choice == choose_backend(config, VOCAB_SIZE, CPU)
 
 
 def test_a_trial_on_a_cpu_is_a_small_part_of_the_runs_own_step(monkeypatch):
@@ -318,4 +325,6 @@ def test_a_trial_on_a_cpu_is_a_small_part_of_the_runs_own_step(monkeypatch):
 
 
 def test_the_code_that_computes_has_a_fingerprint():
-    assert len(path._code("cpu")) == len(path._code("cuda")) == 64 and path._code("cpu") != path._code("cuda")
+    assert len(autotune._code("cpu")) == len(autotune._code("cuda")) == 64 and autotune._code("cpu") != autotune._code(
+        "cuda"
+    )

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ from tiny_gpt.device import (
     release_memory,
     synchronize,
 )
-from tiny_gpt.duration import milliseconds
 from tiny_gpt.errors import OutOfResourcesError, UsageError
 from tiny_gpt.files import atomic_write, cache_folder, sha256_of, sha256_of_json
 from tiny_gpt.model import gpt
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.step_benchmark import StepBenchmark
+from tiny_gpt.planning.types import BackendChoice, Candidate
 from tiny_gpt.training.budget import seconds_asked
 from tiny_gpt.training.step import is_out_of_memory, part_size
 
@@ -53,47 +53,10 @@ BUDGET_S, MAX_ROUNDS = 1.0, 5
 OUT_OF_REACH = 1.5
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A path in a precision."""
-
-    backend: str
-    precision: str
-
-    def __str__(self) -> str:
-        return f"{self.backend} {self.precision}"
-
-
 Trials = Mapping[Candidate, Callable[[], None]]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What is taken, and what that rests on."""
-
-    taken: Candidate
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Of a trial's fastest pass, by the candidates' names; empty where there was nothing to choose."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Why a candidate was out."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What a person should know, a line each."""
-        return [f"{name} cannot be used here: {reason}" for name, reason in self.failures.items()]
-
-    def __str__(self) -> str:
-        if len(self.seconds) < 2:
-            return f"taking {self.taken}: these settings leave nothing else"
-        return f"backends measured: {self.figures}; taking {self.taken} (--backend and --precision override)"
-
-    @property
-    def figures(self) -> str:
-        """fused bf16 41 ms, eager bf16 66 ms"""
-        return ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in self.seconds.items())
-
-
-def candidates(config: RunConfig, device: torch.device) -> list[Candidate]:
+def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidate]:
     """Those that the settings leave on `device`. Raises UsageError where they leave none."""
     train = config.train
     precisions = possible_precisions(train.precision, device)
@@ -120,47 +83,47 @@ def _is_long(config: RunConfig) -> bool:
     return 6 * n_tokens * n_multiplied(model, vocab_size=0) >= MIN_FLOPS_TO_COMPILE
 
 
-def compiles(config: RunConfig, device: torch.device) -> bool:
+def uses_torch_compile(config: RunConfig, device: torch.device) -> bool:
     """Whether choosing, or the first step afterwards, takes torch's compiler a minute."""
     with contextlib.suppress(UsageError):
-        return any(candidate.backend == "compiled" for candidate in candidates(config, device))
+        return any(candidate.backend == "compiled" for candidate in backend_candidates(config, device))
     return False
 
 
-def must_compile_loops(config: RunConfig, device: torch.device) -> bool:
+def must_compile_kernels(config: RunConfig, device: torch.device) -> bool:
     """Whether the first step takes numba a while, which set-up else does beforehand."""
     with contextlib.suppress(UsageError, ImportError):
-        if any(candidate.backend == "fused" for candidate in candidates(config, device)):
+        if any(candidate.backend == "fused" for candidate in backend_candidates(config, device)):
             from tiny_gpt.kernels.training.compiling import is_compiled
 
             return not is_compiled()
     return False
 
 
-def choose(
+def choose_backend(
     config: RunConfig,
     vocab_size: int,
     device: torch.device,
     make_trials: Callable[["Trial", list[Candidate]], Trials] | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Choice:
+) -> BackendChoice:
     """The fastest candidate, as it is known from an earlier start or as it is measured now.
 
     Raises UsageError for a path that was asked for and cannot be used.
     """
-    found = candidates(config, device)
+    found = backend_candidates(config, device)
     if len(found) == 1 and found[0].backend == "eager":  # which runs everywhere
-        return Choice(found[0])
+        return BackendChoice(found[0])
     trial = Trial.of(config, vocab_size, device)
-    place = trial.place(found)
+    place = trial.cache_file(found)
     make_trials = make_trials or Trial.steps
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         known = _read(place, found)
         # The run compiles in any case; here a failure is no harm yet.
-        if known and (known.taken.backend != "compiled" or _runs(make_trials(trial, [known.taken]))):
+        if known and (known.candidate.backend != "compiled" or _runs(make_trials(trial, [known.candidate]))):
             return known
         seconds, failures = race(make_trials(trial, found), clock)
-    if compiles(config, device):
+    if uses_torch_compile(config, device):
         torch.compiler.reset()  # frees what the others took; the run finds its code on the disk
     release_memory(device)
     choice = _settle(config.train, found, seconds, failures)
@@ -202,7 +165,7 @@ class Trial:
 
         return {candidate: functools.partial(step, candidate) for candidate in found}
 
-    def place(self, found: list[Candidate]) -> Path:
+    def cache_file(self, found: list[Candidate]) -> Path:
         """Where the choice among `found` is kept: a file for all that it may depend on."""
         model = self.config.model
         shape = asdict(model) | {"dropout": model.dropout > 0, "rope_theta": None}
@@ -215,7 +178,7 @@ class Trial:
             "shape": [shape, self.vocab_size, self.n_blocks],
             "optimizer": self.config.train.optimizer if self.device.type != "cpu" else None,
         }
-        return cache_folder() / "paths" / f"{sha256_of_json(about)[:32]}.json"
+        return cache_folder() / "backends" / f"{sha256_of_json(about)[:32]}.json"
 
 
 class WholeStep:
@@ -277,7 +240,7 @@ def _settle(
     found: list[Candidate],
     seconds: dict[Candidate, float],
     failures: dict[Candidate, Exception],
-) -> Choice:
+) -> BackendChoice:
     told = failures
     if seconds:  # one after the other they may find the memory that all at once have not
         told = {candidate: failure for candidate, failure in failures.items() if not is_out_of_memory(failure)}
@@ -287,10 +250,10 @@ def _settle(
             raise UsageError(
                 f"--backend {train.backend} cannot be used here: {'; '.join(dict.fromkeys(reasons.values()))}"
             )
-        return Choice(Candidate("eager", found[0].precision), {}, reasons)
+        return BackendChoice(Candidate("eager", found[0].precision), {}, reasons)
     limit = AS_GOOD_AS_EQUAL * min(seconds.values())
     taken = next(candidate for candidate in found if seconds.get(candidate, math.inf) <= limit)
-    return Choice(taken, {str(candidate): its for candidate, its in seconds.items()}, reasons)
+    return BackendChoice(taken, {str(candidate): its for candidate, its in seconds.items()}, reasons)
 
 
 def _runs(trials: Trials) -> bool:
@@ -310,20 +273,20 @@ def _reason(failure: Exception) -> str:
 # --- what is known from earlier starts ---
 
 
-def _read(place: Path, found: list[Candidate]) -> Choice | None:
+def _read(place: Path, found: list[Candidate]) -> BackendChoice | None:
     """The choice kept in `place`; None where there is none that makes sense."""
     try:
         values: Any = json.loads(place.read_text(encoding="utf-8"))
-        taken = next(candidate for candidate in found if str(candidate) == values["taken"])
+        taken = next(candidate for candidate in found if str(candidate) == values["candidate"])
         seconds = {str(name): float(its) for name, its in values["seconds"].items()}
         failures = {str(name): str(reason) for name, reason in values["failures"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
         return None
-    return Choice(taken, seconds, failures) if seconds else None
+    return BackendChoice(taken, seconds, failures) if seconds else None
 
 
-def _write(place: Path, choice: Choice) -> None:
-    values = {"taken": str(choice.taken), "seconds": choice.seconds, "failures": choice.failures}
+def _write(place: Path, choice: BackendChoice) -> None:
+    values = {"candidate": str(choice.candidate), "seconds": choice.seconds, "failures": choice.failures}
     with contextlib.suppress(OSError, OutOfResourcesError):  # then the next start measures again
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(place) as file:
