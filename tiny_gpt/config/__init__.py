@@ -11,10 +11,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from tyro.conf import Suppress, arg
 
+from tiny_gpt.config.architectures import ARCHITECTURES, Architecture
 from tiny_gpt.duration import next_time, seconds_of
 from tiny_gpt.errors import BadInputError, UsageError
 
@@ -35,8 +36,11 @@ HEAD_WIDTH = 64
 # Of settings that are on, whose flag turns them off.
 FLAG_OFF = arg(help_behavior_hint="")
 
-
-Architecture = Literal["gpt2", "qwen3"]
+# A key of ARCHITECTURES. The choices are only known when the program runs, so mypy takes any text.
+if TYPE_CHECKING:
+    ArchitectureName = str
+else:
+    ArchitectureName = Literal[tuple(ARCHITECTURES)]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -64,8 +68,8 @@ def flag(name: str) -> str:
 class ModelConfig:
     """The shape of the network."""
 
-    architecture: Architecture = "gpt2"
-    """gpt2 is GPT-2's, qwen3 is Qwen3's; both load in other tools."""
+    architecture: ArchitectureName = "gpt2"
+    """Published design that the network follows; every one of them loads in other tools."""
     n_layer: int = 4
     """Transformer blocks, one above the other."""
     n_head: int = 8
@@ -79,17 +83,17 @@ class ModelConfig:
     dropout: float = 0.15
     """Share of attention weights and feed-forward outputs zeroed at random while training."""
     head_dim: int = 0
-    """Width of each attention head; 0 is d_model / n_head. Only qwen3 has the choice."""
+    """Width of each attention head; 0 is d_model / n_head. gpt2 has no other."""
     rope_theta: float = 10_000.0
-    """Base of the angles of qwen3's rotary positions; models that see more tokens at once have a larger one."""
+    """Base of the angles of rotary positions; models with longer blocks have a larger one. gpt2 has none."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "n_layer", "n_head", "d_model", "d_ff", "block_size")
         _require(self.head_dim >= 0, f"--head-dim {self.head_dim}: must be 0 (d_model / n_head) or above")
         _require(
-            self.head_dim == 0 or self.architecture == "qwen3",
-            f"--head-dim {self.head_dim}: the heads of --architecture gpt2 are d_model / n_head wide; leave it "
-            "out, or take qwen3",
+            self.head_dim == 0 or self.traits.custom_head_dim,
+            f"--head-dim {self.head_dim}: the heads of --architecture {self.architecture} are d_model / n_head wide; "
+            "leave it out, or choose another architecture",
         )
         _require(
             self.head_dim > 0 or self.d_model % self.n_head == 0,
@@ -100,12 +104,17 @@ class ModelConfig:
         if self.head_dim == 0:
             given = f"--d-model {self.d_model} with --n-head {self.n_head}"
         _require(
-            self.architecture != "qwen3" or self.dim_per_head % 2 == 0,
-            f"{given}: rotary positions (--architecture qwen3) turn pairs of numbers, so a head's width "
-            "(without --head-dim, d_model / n_head) must be even",
+            self.traits.positions != "rotary" or self.dim_per_head % 2 == 0,
+            f"{given}: rotary positions (--architecture {self.architecture}) rotate pairs of numbers, so a head's "
+            "width (without --head-dim, d_model / n_head) must be even",
         )
         _require(0 <= self.dropout < 1, f"--dropout {self.dropout}: must be at least 0 and below 1")
         _require(0 < self.rope_theta < float("inf"), f"--rope-theta {self.rope_theta}: must be above 0; 10000 is usual")
+
+    @property
+    def traits(self) -> Architecture:
+        """What distinguishes its architecture."""
+        return ARCHITECTURES[self.architecture]
 
     @property
     def dim_per_head(self) -> int:

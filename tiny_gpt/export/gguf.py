@@ -12,6 +12,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,29 @@ from tiny_gpt.config import ModelConfig, SampleConfig
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.gguf_tokenizer import add_tokenizer
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 from tiny_gpt.model_io.model_file import LoadedModel
 
 F16_FILE, Q8_0_FILE, MODELFILE = "model-f16.gguf", "model-q8_0.gguf", "Modelfile"
 Q8_0_BLOCK = 32
 F16_MAX = 65504
 
-# Our modules' names and llama.cpp's; those inside a block carry its number in both.
+
+@dataclass(frozen=True)
+class GGUFArchitecture:
+    """How llama.cpp describes an architecture."""
+
+    name: str
+    """What `general.architecture` says."""
+    splits_qkv: bool
+    """Whether queries, keys and values are three matrices there."""
+
+
+GGUF_ARCHITECTURES = {
+    "gpt2": GGUFArchitecture("gpt2", splits_qkv=False),
+    "qwen3": GGUFArchitecture("qwen3", splits_qkv=True),
+}
+
+# Our modules' names and llama.cpp's, in all architectures. Inside a block, both have the block's number before them.
 NAMES = {
     "token_embedding": "token_embd",
     "position_embedding": "position_embd",
@@ -73,7 +89,7 @@ def write_gguf(loaded: LoadedModel, folder: Path) -> list[str]:
 def write_file(path: Path, loaded: LoadedModel, quantization: GGMLQuantizationType, file_type: LlamaFileType) -> None:
     """One GGUF file with matrices of one kind. Raises BadInputError and OSError."""
     config = loaded.model.config
-    writer = GGUFWriter(path, "gpt2" if config.architecture == "gpt2" else "qwen3")
+    writer = GGUFWriter(path, GGUF_ARCHITECTURES[config.architecture].name)
     try:
         writer.add_name("tiny_gpt")
         writer.add_file_type(file_type)
@@ -102,17 +118,19 @@ def _add_dimensions(writer: GGUFWriter, config: ModelConfig) -> None:
     writer.add_feed_forward_length(config.d_ff)
     writer.add_head_count(config.n_head)
     writer.add_head_count_kv(config.n_head)
-    if config.architecture == "gpt2":
-        writer.add_layer_norm_eps(LAYER_NORM_EPS)
+    if config.traits.norm == "layernorm":
+        writer.add_layer_norm_eps(config.traits.norm_eps)
     else:
-        writer.add_layer_norm_rms_eps(RMS_NORM_EPS)
+        writer.add_layer_norm_rms_eps(config.traits.norm_eps)
+    if config.traits.positions == "rotary":
         writer.add_key_length(config.dim_per_head)
         writer.add_value_length(config.dim_per_head)
         writer.add_rope_freq_base(config.rope_theta)
 
 
 def tensors(model: GPT) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Every weight by llama.cpp's name for it; qwen3 has queries, keys and values apart. Raises BadInputError."""
+    """Every weight by llama.cpp's name for it. Raises BadInputError."""
+    architecture = GGUF_ARCHITECTURES[model.config.architecture]
     for our_name, weight in model.state_dict().items():
         part, kind = our_name.rsplit(".", 1)
         block = ""
@@ -124,7 +142,7 @@ def tensors(model: GPT) -> Iterator[tuple[str, NDArray[np.float32]]]:
             raise BadInputError(
                 f"the model's weight {our_name} is no number, or too large for 16 bits; export hf instead"
             )
-        if part == "attention.qkv" and model.config.architecture == "qwen3":
+        if part == "attention.qkv" and architecture.splits_qkv:
             for letter, third in zip("qkv", np.split(values, 3), strict=True):
                 yield f"{block}attn_{letter}.{kind}", third
         else:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tiny_gpt.config import CONFIG_FILE, SampleConfig
-from tiny_gpt.export.model_card import CARD_FILE, card, is_for_mlx, new_tokens
+from tiny_gpt.export.model_card import CARD_FILE, card, new_tokens
 from tiny_gpt.export.tokenizer_json import tokenizer_json
-from tiny_gpt.model_io.hf_config import stock_config
+from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES
+from tiny_gpt.model_io.hf_config import hf_config
 from tiny_gpt.model_io.hf_tokenizer import TOKENIZER_FILE
-from tiny_gpt.model_io.hf_weights import WEIGHTS_FILE, stock_weights
+from tiny_gpt.model_io.hf_weights import WEIGHTS_FILE, hf_weights
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.safetensors_file import write_tensors
 
@@ -22,8 +23,8 @@ def write_hf(loaded: LoadedModel, folder: Path) -> list[str]:
     """Fill the empty `folder`; returns lines that say how to use it. Raises OSError."""
     model, sampling = loaded.model, SampleConfig()
     with open(folder / WEIGHTS_FILE, "wb") as file:
-        write_tensors(file, stock_weights(model))
-    write_json(folder / CONFIG_FILE, stock_config(model.config, model.vocab_size))
+        write_tensors(file, hf_weights(model))
+    write_json(folder / CONFIG_FILE, hf_config(model.config, model.vocab_size))
     (folder / TOKENIZER_FILE).write_bytes(tokenizer_json(loaded.tokenizer).encode())
     write_json(
         folder / "tokenizer_config.json",
@@ -46,7 +47,8 @@ def write_hf(loaded: LoadedModel, folder: Path) -> list[str]:
         },
     )
     (folder / CARD_FILE).write_bytes(card(loaded).encode())
-    in_mlx = ['MLX (pip install mlx-lm): mlx_lm.generate --model . --prompt "The"'] if is_for_mlx(model.config) else []
+    is_for_mlx = HF_ARCHITECTURES[model.config.architecture].mlx
+    in_mlx = ['MLX (pip install mlx-lm): mlx_lm.generate --model . --prompt "The"'] if is_for_mlx else []
     return [
         'transformers: AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
         *in_mlx,

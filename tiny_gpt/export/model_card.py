@@ -9,10 +9,11 @@ from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from tiny_gpt.config import ModelConfig, SampleConfig, TrainConfig
+from tiny_gpt.config import SampleConfig, TrainConfig
 from tiny_gpt.inference.engine import engine_for
 from tiny_gpt.inference.generate import stream
 from tiny_gpt.model_io.bounded_json import shown
+from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES
 from tiny_gpt.model_io.model_file import LoadedModel
 
 CARD_FILE = "README.md"
@@ -25,9 +26,9 @@ _UNTOLD = {"device", "out_dir"}
 def card(loaded: LoadedModel) -> str:
     """The whole text, with a sample that is written now."""
     model, progress, sampling = loaded.model, loaded.progress, SampleConfig(max_tokens=SAMPLE_TOKENS)
-    kind = "GPT2LMHeadModel" if model.config.architecture == "gpt2" else "Qwen3ForCausalLM"
+    hf = HF_ARCHITECTURES[model.config.architecture]
     sample = sampling.prompt + "".join(stream(engine_for(loaded), sampling, SAMPLE_SEED))
-    in_mlx = _MLX.format(sampling=sampling) if is_for_mlx(model.config) else ""
+    in_mlx = _MLX.format(sampling=sampling) if hf.mlx else ""
     return f"""\
 ---
 license: other  # to be filled in by the owner: https://huggingface.co/docs/hub/repositories-licenses
@@ -44,7 +45,7 @@ chosen yet.** Its owner fills in the first lines of this file; the texts that it
 
 | | |
 | --- | --- |
-| Class | {kind}, {model.config.architecture} in tiny_gpt |
+| Class | {hf.model_class}, {model.config.architecture} in tiny_gpt |
 | Parameters | {model.n_parameters:,} |
 | Tokens | {model.vocab_size:,} (`{loaded.tokenizer.to_dict()["type"]}`), {model.config.block_size:,} seen at once |
 {_result(loaded)}
@@ -89,11 +90,6 @@ mlx_lm.generate --model . --prompt "{sampling.prompt}" --temp {sampling.temperat
 ```
 
 """
-
-
-def is_for_mlx(config: ModelConfig) -> bool:
-    """Whether mlx-lm computes the same: its GPT-2 takes the embedding for the head, its Qwen3 need not."""
-    return config.architecture == "qwen3"
 
 
 def _result(loaded: LoadedModel) -> str:

@@ -103,6 +103,6 @@ def must_compile(config: ModelConfig) -> bool:
     if not _has_numba():
         return False
     from tiny_gpt.kernels.compiled import is_kept
-    from tiny_gpt.kernels.decoding import forward as programs
+    from tiny_gpt.kernels.decoding.forward import PROGRAMS
 
-    return not is_kept(getattr(programs, config.architecture))
+    return not is_kept(PROGRAMS[config.traits.positions][0])

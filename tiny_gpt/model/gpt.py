@@ -17,7 +17,6 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.attention import causal_attention
 from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
-from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 
 INIT_STD = 0.02  # GPT-2's
 
@@ -32,7 +31,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.compute_dtype = config, vocab_size, compute_dtype
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
-        if config.architecture == "gpt2":
+        if config.traits.positions == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.d_model)
         else:
             cos_TK, sin_TK = rope_table(config)
@@ -46,16 +45,16 @@ class GPT(nn.Module):
     def _initialize(self) -> None:
         """gpt2: GPT-2's normal weights, narrower where n_layer outputs add up in the residual stream. qwen3: each
         layer and the head begin with outputs of zero, and all else learns from there (docs/log.md)."""
-        n_layer, is_gpt2 = self.config.n_layer, self.config.architecture == "gpt2"
-        residual_std, matrix_std = INIT_STD / math.sqrt(2 * n_layer), INIT_STD
-        if not is_gpt2:
+        starts_at_zero = self.config.traits.initialization == "zero_output"
+        residual_std, matrix_std = INIT_STD / math.sqrt(2 * self.config.n_layer), INIT_STD
+        if starts_at_zero:
             residual_std, matrix_std = 0.0, 0.5 / math.sqrt(self.config.d_model)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(parameter, std=residual_std)
-            elif name == "head.weight" and not is_gpt2:
+            elif name == "head.weight" and starts_at_zero:
                 nn.init.zeros_(parameter)
             elif name.startswith("blocks.") and parameter.ndim == 2:
                 nn.init.normal_(parameter, std=matrix_std)
@@ -72,7 +71,7 @@ class GPT(nn.Module):
         end = start + ids_BT.shape[1]
         x_BTD = embed(self.token_embedding, ids_BT)
         rope = None
-        if self.config.architecture == "gpt2":
+        if self.config.traits.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(torch.arange(start, end, device=ids_BT.device))
         else:
             cos_TK, sin_TK = self.rope_cos_TK[start:end], self.rope_sin_TK[start:end]
@@ -120,7 +119,7 @@ class Block(nn.Module):
         self.norm1 = make_norm(config, config.d_model)
         self.attention = SelfAttention(config, layer)
         self.norm2 = make_norm(config, config.d_model)
-        self.mlp = MLP(config) if config.architecture == "gpt2" else GatedMLP(config)
+        self.mlp = MLP(config) if config.traits.mlp == "gelu" else GatedMLP(config)
 
     def forward(
         self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
@@ -134,22 +133,22 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        biased = config.architecture == "gpt2"
         self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
         head_dim = config.dim_per_head
-        self.qkv = Linear(config.d_model, 3 * config.n_head * head_dim, bias=biased)
-        self.out = Linear(config.n_head * head_dim, config.d_model, bias=biased)
-        if config.architecture == "qwen3":
-            self.q_norm, self.k_norm = (make_norm(config, head_dim) for _ in range(2))
+        self.qkv = Linear(config.d_model, 3 * config.n_head * head_dim, bias=config.traits.bias)
+        self.out = Linear(config.n_head * head_dim, config.d_model, bias=config.traits.bias)
+        self.q_norm, self.k_norm = (
+            make_norm(config, head_dim) if config.traits.qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(
         self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
     ) -> torch.Tensor:
         qkv_BTHK = self.qkv(x_BTD).unflatten(-1, (3 * self.n_head, -1))
         q_BHTK, k_BHTK, v_BHTK = qkv_BTHK.transpose(1, 2).chunk(3, dim=1)
+        q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if rope is not None:
-            both_BHTK = torch.cat((self.q_norm(q_BHTK), self.k_norm(k_BHTK)), dim=1)
-            q_BHTK, k_BHTK = rotate(both_BHTK, *rope).chunk(2, dim=1)
+            q_BHTK, k_BHTK = rotate(torch.cat((q_BHTK, k_BHTK), dim=1), *rope).chunk(2, dim=1)
         if cache is not None:
             k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
         y_BHTK = causal_attention(q_BHTK, k_BHTK, v_BHTK, self.dropout if self.training else 0.0)
@@ -161,7 +160,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up, self.down = Linear(config.d_model, config.d_ff), Linear(config.d_ff, config.d_model)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.traits.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.traits.bias)
         self.dropout = config.dropout
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -174,8 +174,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate, self.up = (Linear(config.d_model, config.d_ff, bias=False) for _ in range(2))
-        self.down = Linear(config.d_ff, config.d_model, bias=False)
+        self.gate, self.up = (Linear(config.d_model, config.d_ff, bias=config.traits.bias) for _ in range(2))
+        self.down = Linear(config.d_ff, config.d_model, bias=config.traits.bias)
         self.dropout = config.dropout
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -208,20 +208,22 @@ class LayerNorm(nn.LayerNorm):
 class RMSNorm(nn.Module):
     """Scale each vector to root mean square one (arXiv 1910.07467), statistics in fp32."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_cuda:  # which has one kernel for it
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), RMS_NORM_EPS)
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + RMS_NORM_EPS)
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
         return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """The architecture's own normalization over the last dimension."""
-    return LayerNorm(width, eps=LAYER_NORM_EPS) if config.architecture == "gpt2" else RMSNorm(width)
+    kind = LayerNorm if config.traits.norm == "layernorm" else RMSNorm
+    return kind(width, eps=config.traits.norm_eps)
 
 
 def rope_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from tiny_gpt.config import ModelConfig
 
 FP32_BYTES = 4
-# What norms add to a variance: the stock values of both architectures.
-LAYER_NORM_EPS, RMS_NORM_EPS = 1e-5, 1e-6
 # The table of rotary positions is computed, not read, so no weights stand behind its size: 2^16 positions of 64.
 MAX_ROPE_NUMBERS = 1 << 22
 
@@ -28,7 +26,7 @@ def check_dimensions(config: ModelConfig, vocab_size: int, shapes: Mapping[str, 
     if needed > n_bytes:
         raise ValueError(f"its weights would take {needed} bytes, and it has {n_bytes}")
     n_rope_numbers = config.block_size * config.dim_per_head
-    if config.architecture == "qwen3" and n_rope_numbers > MAX_ROPE_NUMBERS + n_bytes // 16:
+    if config.traits.positions == "rotary" and n_rope_numbers > MAX_ROPE_NUMBERS + n_bytes // 16:
         raise ValueError(f"a block_size of {config.block_size} is too long for so small a model")
 
 
@@ -59,14 +57,16 @@ def n_multiplied(config: ModelConfig, vocab_size: int) -> int:
 def _around_the_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     D = config.d_model
     shapes = {"token_embedding.weight": (vocab_size, D), "norm.weight": (D,), "head.weight": (vocab_size, D)}
-    if config.architecture == "gpt2":
-        shapes |= {"position_embedding.weight": (config.block_size, D), "norm.bias": (D,)}
+    if config.traits.positions == "learned":
+        shapes["position_embedding.weight"] = (config.block_size, D)
+    if config.traits.norm == "layernorm":
+        shapes["norm.bias"] = (D,)
     return shapes
 
 
 def _in_a_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     D, F, K = config.d_model, config.d_ff, config.dim_per_head
-    HK = config.n_head * K
+    HK, traits = config.n_head * K, config.traits
     shapes: dict[str, tuple[int, ...]] = {
         "norm1.weight": (D,),
         "attention.qkv.weight": (3 * HK, D),
@@ -75,9 +75,16 @@ def _in_a_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.up.weight": (F, D),
         "mlp.down.weight": (D, F),
     }
-    if config.architecture == "gpt2":
-        return shapes | {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()}
-    return shapes | {"attention.q_norm.weight": (K,), "attention.k_norm.weight": (K,), "mlp.gate.weight": (F, D)}
+    if traits.mlp == "swiglu":
+        shapes["mlp.gate.weight"] = (F, D)
+    norms = {name: shape for name, shape in shapes.items() if "norm" in name}
+    if traits.norm == "layernorm":
+        shapes |= {name.replace("weight", "bias"): shape for name, shape in norms.items()}
+    if traits.bias:
+        shapes |= {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items() if len(shape) == 2}
+    if traits.qk_norm:
+        shapes |= {"attention.q_norm.weight": (K,), "attention.k_norm.weight": (K,)}
+    return shapes
 
 
 def second_window_offset(block_size: int) -> int:

@@ -1,7 +1,7 @@
-"""The config.json of the two stock classes, GPT2LMHeadModel and Qwen3ForCausalLM: to it and from it.
+"""The config.json of a Hugging Face folder: written from a ModelConfig, and read back into one.
 
-`stock_config` is what our model is in their words. `read_config` goes the other way for a stranger's file: what our
-network cannot compute exactly is refused by the name of the field, never ignored.
+`hf_config` writes every key that matters, so that nothing is left to defaults that another version may change.
+`read_config` reads an untrusted file. What our network cannot compute exactly is refused by the name of the key.
 """
 
 from collections.abc import Mapping
@@ -10,58 +10,49 @@ from typing import Any
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.errors import BadInputError, UsageError
-from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 from tiny_gpt.model_io.bounded_json import shown
+from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES, Field, Fixed, HFArchitecture, Setting, WriteOnly, fixed
 
-ARCHITECTURES = {"gpt2": "gpt2", "qwen3": "qwen3"}
+MAX_COUNT, MAX_NUMBER = 2**31, 1e300
 
-# Fields that our network has one answer to; the first is theirs too when the field is missing.
-_COMMON: dict[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False,),
-    "quantization_config": (None,),
+# Keys that every class may have, and those of `rope_parameters` and `rope_scaling`.
+_COMMON = {
+    "is_encoder_decoder": fixed(False),
+    "add_cross_attention": fixed(False),
+    "quantization_config": fixed(None),
 }
-_SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "gpt2": _COMMON
-    | {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": (LAYER_NORM_EPS,),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (False,),
-        "add_cross_attention": (False,),
-    },
-    "qwen3": _COMMON
-    | {
-        "hidden_act": ("silu",),
-        "rms_norm_eps": (RMS_NORM_EPS,),
-        "attention_bias": (False,),
-        "use_sliding_window": (False,),
-    },
-}
-_ROPE_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "rope_type": ("default",),
-    "type": ("default",),
-    "partial_rotary_factor": (1.0,),
-    "rope_theta": (),
-}
+_ROPE = {"rope_type": fixed("default"), "type": fixed("default"), "partial_rotary_factor": fixed(1.0)}
 
 
 @dataclass(frozen=True)
-class StockConfig:
+class HFConfig:
     """What a config.json says."""
 
     model: ModelConfig
     vocab_size: int
-    """Rows of the embedding; more than the tokenizer has ids where they were rounded up."""
+    """Rows of the embedding; more than the tokenizer has ids where they were padded."""
     n_kv_heads: int
-    """Heads that keys and values have, each shared by as many heads of queries."""
+    """Heads of keys and values. Below n_head, each is shared by several heads of queries (arXiv 2305.13245)."""
     is_tied: bool
-    """The head is the embedding."""
+    """Whether the head is the embedding."""
 
 
-def stock_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """config.json, complete: nothing is left to a default that another version may have changed."""
-    common = {
+def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """The whole config.json of a model."""
+    architecture = HF_ARCHITECTURES[config.architecture]
+    values: dict[str, Any] = {
+        "architectures": [architecture.model_class],
+        "model_type": architecture.model_type,
+    }
+    for key, setting in architecture.settings.items():
+        match setting:
+            case Field(name):
+                values[key] = _field_of(config, name)
+            case Fixed(accepted):
+                values[key] = accepted[0]
+            case WriteOnly(value):
+                values[key] = value(config)
+    return values | {
         "vocab_size": vocab_size,
         "bos_token_id": None,
         "eos_token_id": None,
@@ -71,143 +62,101 @@ def stock_config(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
         "use_cache": True,
         "dtype": "float32",
     }
-    if config.architecture == "gpt2":
-        return {
-            "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
-            "n_positions": config.block_size,
-            "n_ctx": config.block_size,  # mlx-lm wants it
-            "n_embd": config.d_model,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_inner": config.d_ff,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": LAYER_NORM_EPS,
-            "attn_pdrop": config.dropout,
-            "resid_pdrop": config.dropout,
-            "embd_pdrop": 0.0,
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "reorder_and_upcast_attn": False,
-            **common,
-        }
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_head,
-        "head_dim": config.dim_per_head,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.block_size,
-        "rms_norm_eps": RMS_NORM_EPS,
-        "rope_theta": config.rope_theta,  # mlx-lm reads this, transformers from 5 on the other
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attention_bias": False,
-        "attention_dropout": config.dropout,
-        "use_sliding_window": False,
-        "sliding_window": None,
-        "max_window_layers": config.n_layer,
-        **common,
-    }
 
 
-def read_config(values: Mapping[str, Any], source: str) -> StockConfig:
-    """What the config.json `source` says; raises BadInputError for what our network cannot compute."""
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise _refusal(source, "model_type", kind, tuple(ARCHITECTURES))
-    architecture = ARCHITECTURES[kind]
-    _require_supported(values, _SUPPORTED[architecture], source)
-    try:
-        return (_read_gpt2 if architecture == "gpt2" else _read_qwen3)(values, source)
-    except UsageError as error:
-        raise BadInputError(f"{source}: {error}") from error
+def _field_of(config: ModelConfig, name: str) -> Any:
+    if name == "n_kv_heads":
+        return config.n_head
+    return config.dim_per_head if name == "head_dim" else getattr(config, name)
 
 
-def _read_gpt2(values: Mapping[str, Any], source: str) -> StockConfig:
-    d_model, n_head = _count(values, "n_embd", source), _count(values, "n_head", source)
-    model = ModelConfig(
-        architecture="gpt2",
-        n_layer=_count(values, "n_layer", source),
-        n_head=n_head,
-        d_model=d_model,
-        d_ff=4 * d_model if values.get("n_inner") is None else _count(values, "n_inner", source),
-        block_size=_count(values, "n_positions", source),
-        dropout=_number(values, "attn_pdrop", 0.1, source),
-    )
-    return StockConfig(model, _count(values, "vocab_size", source), n_head, _yes(values, True, source))
-
-
-def _read_qwen3(values: Mapping[str, Any], source: str) -> StockConfig:
+def read_config(values: Mapping[str, Any], source: str) -> HFConfig:
+    """What the config.json `source` says. Raises BadInputError for what our network cannot compute."""
+    model_type = values.get("model_type")
+    names = {row.model_type: name for name, row in HF_ARCHITECTURES.items()}
+    if not isinstance(model_type, str) or model_type not in names:
+        raise _unsupported(source, "model_type", model_type, tuple(names))
+    row = HF_ARCHITECTURES[names[model_type]]
+    _require_fixed(values, {**_COMMON, **row.settings}, source)
     layers = values.get("layer_types")
     if layers is not None and (not isinstance(layers, list) or any(layer != "full_attention" for layer in layers)):
-        raise _refusal(source, "layer_types", layers, ("full_attention",))
-    d_model, n_head = _count(values, "hidden_size", source), _count(values, "num_attention_heads", source)
-    n_kv_heads, head_dim = _count(values, "num_key_value_heads", source), _count(values, "head_dim", source)
+        raise _unsupported(source, "layer_types", layers, ("full_attention",))
+    try:
+        return _read(values, names[model_type], row, source)
+    except UsageError as error:
+        raise BadInputError(f"{source}: {error}", code=error.code) from error
+
+
+def _read(values: Mapping[str, Any], architecture: str, row: HFArchitecture, source: str) -> HFConfig:
+    fields: dict[str, Any] = {}
+    for key, setting in row.settings.items():
+        if isinstance(setting, Field):
+            fields[setting.name] = _read_field(values, key, setting, fields, source)
+    d_model, n_head = fields["d_model"], fields["n_head"]
+    n_kv_heads = fields.pop("n_kv_heads", n_head)
     if n_head % n_kv_heads:
         raise BadInputError(
-            f"{source}: num_key_value_heads is {n_kv_heads}, which does not divide num_attention_heads {n_head}"
+            f"{source}: num_key_value_heads is {n_kv_heads}, which does not divide num_attention_heads {n_head}",
+            code="kv-heads-do-not-divide",
         )
-    model = ModelConfig(
-        architecture="qwen3",
-        n_layer=_count(values, "num_hidden_layers", source),
-        n_head=n_head,
-        d_model=d_model,
-        d_ff=_count(values, "intermediate_size", source),
-        block_size=_count(values, "max_position_embeddings", source),
-        dropout=_number(values, "attention_dropout", 0.0, source),
-        head_dim=0 if head_dim * n_head == d_model else head_dim,
-        rope_theta=_rope_theta(values, source),
-    )
-    return StockConfig(model, _count(values, "vocab_size", source), n_kv_heads, _yes(values, False, source))
+    if fields.get("head_dim", 0) * n_head == d_model:
+        fields["head_dim"] = 0  # our way to say d_model / n_head
+    if ModelConfig(architecture).traits.positions == "rotary":
+        fields["rope_theta"] = _rope_theta(values, source)
+    model = ModelConfig(architecture, **fields)
+    is_tied = values.get("tie_word_embeddings", row.tied_by_default)
+    if not isinstance(is_tied, bool):
+        raise _unsupported(source, "tie_word_embeddings", is_tied, (True, False))
+    return HFConfig(model, _count(values, "vocab_size", source), n_kv_heads, is_tied)
+
+
+def _read_field(values: Mapping[str, Any], key: str, field: Field, read: Mapping[str, Any], source: str) -> float:
+    if callable(field.default):
+        return field.default(read) if values.get(key) is None else _count(values, key, source)
+    if field.default is None:
+        return _count(values, key, source)
+    return _number(values, key, field.default, source)
 
 
 def _rope_theta(values: Mapping[str, Any], source: str) -> float:
-    """From the top, where transformers had it up to version 4, or from rope_parameters, where 5 has it."""
+    """From the top level, where transformers 4 had it, or from rope_parameters, where transformers 5 has it."""
     found = [_number(values, "rope_theta", 0.0, source)] if "rope_theta" in values else []
-    for name in ("rope_scaling", "rope_parameters"):
-        inner = values.get(name)
-        if inner is None:
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = values.get(key)
+        if rope is None:
             continue
-        if not isinstance(inner, dict) or not inner.keys() <= _ROPE_SUPPORTED.keys():
-            raise _refusal(source, name, inner, ("null", "plain rotary positions"))
-        _require_supported(inner, {key: _ROPE_SUPPORTED[key] for key in inner if key != "rope_theta"}, source)
-        found += [_number(inner, "rope_theta", 0.0, source)] if "rope_theta" in inner else []
+        if not isinstance(rope, dict) or not rope.keys() <= _ROPE.keys() | {"rope_theta"}:
+            raise _unsupported(source, key, rope, ("null", "unscaled rotary positions"))
+        _require_fixed(rope, _ROPE, source)
+        found += [_number(rope, "rope_theta", 0.0, source)] if "rope_theta" in rope else []
     if len(set(found)) > 1:
-        raise BadInputError(f"{source}: rope_theta is both {found[0]} and {found[-1]}; leave one")
+        raise BadInputError(f"{source}: rope_theta is both {found[0]} and {found[-1]}", code="rope-theta-ambiguous")
     return found[0] if found else 10_000.0
 
 
-def _require_supported(values: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]], source: str) -> None:
-    for name, answers in supported.items():
-        if values.get(name, answers[0]) not in answers:
-            raise _refusal(source, name, values[name], answers)
+def _require_fixed(values: Mapping[str, Any], settings: Mapping[str, Setting], source: str) -> None:
+    for key, setting in settings.items():
+        if isinstance(setting, Fixed) and (value := values.get(key, setting.default)) not in setting.values:
+            raise _unsupported(source, key, value, setting.values)
 
 
-def _count(values: Mapping[str, Any], name: str, source: str) -> int:
-    value = values.get(name)
-    if type(value) is not int or not 0 < value < 2**31:
-        raise _refusal(source, name, value, ("a whole number above zero",))
+def _count(values: Mapping[str, Any], key: str, source: str) -> int:
+    value = values.get(key)
+    if type(value) is not int or not 0 < value < MAX_COUNT:
+        raise _unsupported(source, key, value, ("a positive integer",))
     return value
 
 
-def _number(values: Mapping[str, Any], name: str, default: float, source: str) -> float:
-    value = values.get(name, default)
-    if type(value) not in (int, float) or not abs(value) < 1e300:
-        raise _refusal(source, name, value, ("a number",))
+def _number(values: Mapping[str, Any], key: str, default: float, source: str) -> float:
+    value = values.get(key, default)
+    if type(value) not in (int, float) or not abs(value) < MAX_NUMBER:
+        raise _unsupported(source, key, value, ("a number",))
     return float(value)
 
 
-def _yes(values: Mapping[str, Any], default: bool, source: str) -> bool:
-    value = values.get("tie_word_embeddings", default)
-    if not isinstance(value, bool):
-        raise _refusal(source, "tie_word_embeddings", value, (True, False))
-    return value
-
-
-def _refusal(source: str, name: str, value: object, supported: tuple[Any, ...]) -> BadInputError:
-    answers = " or ".join(str(answer) for answer in supported)
-    return BadInputError(f"{source}: {name} is {shown(repr(value), 60)}, but tiny_gpt supports only {answers}")
+def _unsupported(source: str, key: str, value: object, supported: tuple[Any, ...]) -> BadInputError:
+    accepted = " or ".join(str(each) for each in supported)
+    return BadInputError(
+        f"{source}: {key} is {shown(repr(value), 60)}, but tiny_gpt supports only {accepted}",
+        code="hf-setting-unsupported",
+    )

@@ -14,9 +14,9 @@ from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.bounded_json import read_object, shown
-from tiny_gpt.model_io.hf_config import StockConfig, read_config
+from tiny_gpt.model_io.hf_config import HFConfig, read_config
 from tiny_gpt.model_io.hf_tokenizer import read_tokenizer
-from tiny_gpt.model_io.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, StockWeights, open_weights
+from tiny_gpt.model_io.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, HFWeights, open_weights
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.stored_model import Progress
 
@@ -41,13 +41,13 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
     if not path.is_dir():
         raise BadInputError(f"{shown(path)} is no folder; name one that has a {CONFIG_FILE} and a {WEIGHTS_FILE}")
     values = read_object(path / CONFIG_FILE, MAX_CONFIG_BYTES)
-    stock = read_config(values, shown(path / CONFIG_FILE))
-    with open_weights(path, stock.model.architecture) as weights:
-        weights.check(stock)
+    hf = read_config(values, shown(path / CONFIG_FILE))
+    with open_weights(path, hf.model.architecture) as weights:
+        weights.check(hf)
         tokenizer, notes = read_tokenizer(path)
-        notes += _padding(path, stock, tokenizer.vocab_size)
-        model = GPT(stock.model, tokenizer.vocab_size, compute_dtype)
-        _copy(weights, model, stock, path)
+        notes += _padding(path, hf, tokenizer.vocab_size)
+        model = GPT(hf.model, tokenizer.vocab_size, compute_dtype)
+        _copy(weights, model, hf, path)
     run_config: dict[str, Any] = {
         "imported_from": shown(path.resolve().name),
         "imported_model_type": values["model_type"],
@@ -56,22 +56,22 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
     return LoadedModel(model.to(device).eval(), tokenizer, Progress(0, 0, 0.0, 0.0, 0.0), run_config)
 
 
-def _padding(path: Path, stock: StockConfig, n_ids: int) -> list[str]:
+def _padding(path: Path, hf: HFConfig, n_ids: int) -> list[str]:
     """A line about rows of the embedding without an id, which are cut off. Raises BadInputError for ids without a row.
 
     Who trains with a vocabulary of 151,669 ids may round it up to 151,936 rows, for speed.
     """
-    if n_ids > stock.vocab_size:
+    if n_ids > hf.vocab_size:
         raise BadInputError(
-            f"{shown(path)}: the tokenizer has {n_ids:,} ids, the model's vocab_size is only {stock.vocab_size:,}; "
+            f"{shown(path)}: the tokenizer has {n_ids:,} ids, the model's vocab_size is only {hf.vocab_size:,}; "
             "they do not belong together"
         )
-    n_cut = stock.vocab_size - n_ids
+    n_cut = hf.vocab_size - n_ids
     return [f"{n_cut:,} rows of the embedding that stand for no token were cut off."] if n_cut else []
 
 
-def _copy(weights: StockWeights, model: GPT, stock: StockConfig, path: Path) -> None:
+def _copy(weights: HFWeights, model: GPT, hf: HFConfig, path: Path) -> None:
     try:
-        weights.copy_into(model, stock)
+        weights.copy_into(model, hf)
     except (OSError, SafetensorError) as error:
         raise BadInputError(f"{shown(path)}: the weights cannot be read ({shown(error)}); fetch it anew") from error

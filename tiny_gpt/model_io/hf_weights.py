@@ -1,9 +1,10 @@
-"""Our weights under the names and in the layout of GPT2LMHeadModel and Qwen3ForCausalLM, and theirs as ours.
+"""Weights under Hugging Face's names and in its layout, from ours and back. Every number is copied exactly.
 
-GPT-2's matrices inside a block lie transposed (its Conv1D), Qwen3 has queries, keys and values apart, and fewer heads
-of keys and values, each of which stands for several of ours. Everything is copied exactly.
+Three things differ, as the rows of hf_architectures.py say: GPT-2's matrices inside a block are transposed; other
+classes store queries, keys and values as three matrices; and with grouped-query attention they have fewer heads of keys
+and values, which are repeated here, so that each head of queries has its own.
 
-Files are safetensors alone. A stranger's are held against the config.json before memory is taken for a weight.
+Only safetensors files are read. An untrusted file is compared with its config.json before memory is allocated.
 """
 
 import contextlib
@@ -15,140 +16,116 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tiny_gpt.config import ModelConfig
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.shapes import FP32_BYTES, check_dimensions, weight_shapes
 from tiny_gpt.model_io.bounded_json import read_object, shown
-from tiny_gpt.model_io.hf_config import StockConfig
+from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES
+from tiny_gpt.model_io.hf_config import HFConfig
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 MAX_HEADER_BYTES, MAX_INDEX_BYTES, MAX_SHARDS = 8 << 20, 8 << 20, 1000
 DTYPES = ("F32", "BF16", "F16")
 
-PREFIXES = {"gpt2": "transformer.", "qwen3": "model."}
-BLOCKS = {"gpt2": "h", "qwen3": "layers"}
-NAMES = {
-    "gpt2": {
-        "token_embedding": "wte",
-        "position_embedding": "wpe",
-        "norm1": "ln_1",
-        "attention.qkv": "attn.c_attn",
-        "attention.out": "attn.c_proj",
-        "norm2": "ln_2",
-        "mlp.up": "mlp.c_fc",
-        "mlp.down": "mlp.c_proj",
-        "norm": "ln_f",
-        "head": "lm_head",
-    },
-    "qwen3": {
-        "token_embedding": "embed_tokens",
-        "norm1": "input_layernorm",
-        "attention.q": "self_attn.q_proj",
-        "attention.k": "self_attn.k_proj",
-        "attention.v": "self_attn.v_proj",
-        "attention.q_norm": "self_attn.q_norm",
-        "attention.k_norm": "self_attn.k_norm",
-        "attention.out": "self_attn.o_proj",
-        "norm2": "post_attention_layernorm",
-        "mlp.gate": "mlp.gate_proj",
-        "mlp.up": "mlp.up_proj",
-        "mlp.down": "mlp.down_proj",
-        "norm": "norm",
-        "head": "lm_head",
-    },
-}
 HEAD = "lm_head.weight"
-# Constants that old files hold beside the weights.
+# Constants that files of older versions of transformers hold beside the weights.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
-def stock_weights(model: GPT) -> dict[str, torch.Tensor]:
-    """Every weight by the name that the stock class has for it; views of ours where that is enough."""
+def hf_weights(model: GPT) -> dict[str, torch.Tensor]:
+    """Every weight by Hugging Face's name; views of ours where no copy is needed."""
     architecture = model.config.architecture
+    prefix = HF_ARCHITECTURES[architecture].prefix
     result = {}
     for name, weight in model.state_dict().items():
-        names = _stock_names(name, architecture)
+        hf_names = _hf_names(name, architecture)
         values = weight.T if _is_transposed(name, weight.ndim, architecture) else weight
-        for stock_name, part in zip(names, values.chunk(len(names)), strict=True):
-            result[stock_name if stock_name == HEAD else PREFIXES[architecture] + stock_name] = part
+        for hf_name, part in zip(hf_names, values.chunk(len(hf_names)), strict=True):
+            result[hf_name if hf_name == HEAD else prefix + hf_name] = part
     return result
 
 
-def _stock_names(name: str, architecture: str) -> list[str]:
-    """Without the prefix: blocks.0.mlp.up.weight -> [h.0.mlp.c_fc.weight]."""
-    part, kind = name.rsplit(".", 1)
+def _hf_names(name: str, architecture: str) -> list[str]:
+    """Without the prefix: blocks.0.mlp.up.weight -> [h.0.mlp.c_fc.weight]. Three names for queries, keys and values
+    that are stored apart."""
+    row = HF_ARCHITECTURES[architecture]
+    module, kind = name.rsplit(".", 1)
     block = ""
-    if part.startswith("blocks."):
-        _, layer, part = part.split(".", 2)
-        block = f"{BLOCKS[architecture]}.{layer}."
-    parts = [part]
-    if architecture == "qwen3" and part == "attention.qkv":
-        parts = ["attention.q", "attention.k", "attention.v"]
-    return [f"{block}{NAMES[architecture][each]}.{kind}" for each in parts]
+    if module.startswith("blocks."):
+        _, layer, module = module.split(".", 2)
+        block = f"{row.blocks}.{layer}."
+    modules = [module] if module in row.names else [module.replace("qkv", letter) for letter in "qkv"]
+    return [f"{block}{row.names[each]}.{kind}" for each in modules]
 
 
 def _is_transposed(name: str, n_dimensions: int, architecture: str) -> bool:
-    return architecture == "gpt2" and name.startswith("blocks.") and n_dimensions == 2
+    return HF_ARCHITECTURES[architecture].transposed and name.startswith("blocks.") and n_dimensions == 2
 
 
-class StockWeights:
-    """The safetensors files of a folder, open for reading, their weights by the stock name without its prefix."""
+class HFWeights:
+    """The safetensors files of a folder, open for reading, their weights by Hugging Face's names without the prefix."""
 
     def __init__(self, folder: Path, files: Iterable[tuple[Path, Any]], architecture: str) -> None:
-        """Raises BadInputError for names that two weights share and for numbers that are no floats."""
+        """Raises BadInputError for a name that occurs twice and for numbers that are not floating point."""
         self.folder = folder
         self._file_of: dict[str, tuple[str, Any]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path, file in files:
-            for full_name in file.keys():  # noqa: SIM118 - it is no dict
-                name = full_name.removeprefix(PREFIXES[architecture])
+            for full_name in file.keys():  # noqa: SIM118 - not a dict
+                name = full_name.removeprefix(HF_ARCHITECTURES[architecture].prefix)
                 if name.endswith(BUFFERS):
                     continue
                 if name in self._file_of:
-                    raise BadInputError(f"{shown(path)}: the weight {shown(full_name)} is there twice")
-                found = file.get_slice(full_name)
-                if found.get_dtype() not in DTYPES:
                     raise BadInputError(
-                        f"{shown(path)}: {shown(full_name)} is {shown(found.get_dtype())}, but tiny_gpt supports only "
-                        f"{', '.join(DTYPES)}"
+                        f"{shown(path)}: the weight {shown(full_name)} occurs twice", code="hf-weight-duplicated"
+                    )
+                tensor = file.get_slice(full_name)
+                if tensor.get_dtype() not in DTYPES:
+                    raise BadInputError(
+                        f"{shown(path)}: {shown(full_name)} is {shown(tensor.get_dtype())}, but tiny_gpt supports only "
+                        f"{', '.join(DTYPES)}",
+                        code="hf-dtype-unsupported",
                     )
                 self._file_of[name] = full_name, file
-                self._shapes[name] = tuple(found.get_shape())
+                self._shapes[name] = tuple(tensor.get_shape())
 
-    def check(self, stock: StockConfig) -> None:
-        """Raise BadInputError unless these are the weights of this very model; no loop is longer than their number."""
-        found = {name for name in self._shapes if name != HEAD or not stock.is_tied}
-        if stock.model.n_layer > len(found):
+    def check(self, hf: HFConfig) -> None:
+        """Raise BadInputError unless these are the weights that `hf` describes.
+
+        No loop is longer than the number of weights in the files, however large the settings are.
+        """
+        found = {name for name in self._shapes if name != HEAD or not hf.is_tied}
+        if hf.model.n_layer > len(found):
             raise BadInputError(
-                f"{shown(self.folder)}: the config.json has {stock.model.n_layer} layers, the weights are only "
-                f"{len(found)}"
+                f"{shown(self.folder)}: the config.json has {hf.model.n_layer} layers, but there are only "
+                f"{len(found)} weights",
+                code="hf-too-few-weights",
             )
-        expected = dict(_expected_shapes(stock))
-        odd = [name for name in expected.keys() | found if self._shapes.get(name) != expected.get(name)]
-        if odd:
-            first = min(odd)
+        expected = dict(_expected_shapes(hf))
+        wrong = [name for name in expected.keys() | found if self._shapes.get(name) != expected.get(name)]
+        if wrong:
+            first = min(wrong)
             raise BadInputError(
                 f"{shown(self.folder)}: the weights do not fit the config.json; {shown(first)} should be "
-                f"{_shape(expected.get(first))} and is {_shape(self._shapes.get(first))}"
+                f"{_shape(expected.get(first))} and is {_shape(self._shapes.get(first))}",
+                code="hf-weights-do-not-fit",
             )
-        shapes = dict(weight_shapes(stock.model, stock.vocab_size))
+        shapes = dict(weight_shapes(hf.model, hf.vocab_size))
         try:
-            check_dimensions(stock.model, stock.vocab_size, shapes, FP32_BYTES * sum(map(math.prod, shapes.values())))
+            check_dimensions(hf.model, hf.vocab_size, shapes, FP32_BYTES * sum(map(math.prod, shapes.values())))
         except ValueError as error:
-            raise BadInputError(f"{shown(self.folder)}: {error}") from error
+            raise BadInputError(f"{shown(self.folder)}: {error}", code="hf-weights-do-not-fit") from error
 
-    def copy_into(self, model: GPT, stock: StockConfig) -> None:
-        """Fill in every weight of `model`, which has at most `stock.vocab_size` ids. Raises SafetensorError."""
-        architecture = stock.model.architecture
+    def copy_into(self, model: GPT, hf: HFConfig) -> None:
+        """Fill in every weight of `model`, which has at most `hf.vocab_size` ids. Raises SafetensorError."""
+        architecture = hf.model.architecture
         for name, weight in model.state_dict().items():
-            names = _stock_names(name, architecture)
-            if name == "head.weight" and stock.is_tied:
-                names = _stock_names("token_embedding.weight", architecture)
-            parts = [self._tensor(each) for each in names]
+            source = "token_embedding.weight" if name == "head.weight" and hf.is_tied else name
+            parts = [self._tensor(hf_name) for hf_name in _hf_names(source, architecture)]
             if len(parts) > 1:
-                parts = [parts[0], *(_repeated(part, stock) for part in parts[1:])]
+                q, *kv = parts
+                parts = [q, *(_repeat_heads(part, hf) for part in kv)]
             values = torch.cat(parts) if len(parts) > 1 else parts[0]
             values = values.T if _is_transposed(name, values.ndim, architecture) else values
             weight.copy_(values[: len(weight)])
@@ -160,8 +137,8 @@ class StockWeights:
 
 
 @contextlib.contextmanager
-def open_weights(folder: Path, architecture: str) -> Iterator[StockWeights]:
-    """The weights of `folder`, in one file or in several named by an index. Raises BadInputError."""
+def open_weights(folder: Path, architecture: str) -> Iterator[HFWeights]:
+    """The weights of `folder`, in one file or in several that an index names. Raises BadInputError."""
     with contextlib.ExitStack() as stack:
         files = []
         for path in _weight_files(folder):
@@ -170,9 +147,11 @@ def open_weights(folder: Path, architecture: str) -> Iterator[StockWeights]:
                 files.append((path, stack.enter_context(safe_open(path, framework="pt"))))
             except (OSError, SafetensorError) as error:
                 raise BadInputError(
-                    f"{shown(path)} is no safetensors file, or was cut short or damaged ({shown(error)}); fetch it anew"
+                    f"{shown(path)} is not a safetensors file, or is truncated or damaged ({shown(error)}); "
+                    "download it again",
+                    code="safetensors-damaged",
                 ) from error
-        yield StockWeights(folder, files, architecture)
+        yield HFWeights(folder, files, architecture)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -180,56 +159,67 @@ def _weight_files(folder: Path) -> list[Path]:
         if not (folder / WEIGHTS_FILE).is_file():
             raise _no_weights(folder)
         return [folder / WEIGHTS_FILE]
-    places = read_object(folder / INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
-    names = set(map(str, places.values())) if isinstance(places, dict) else set()
+    weight_map = read_object(folder / INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
+    names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
     if not 0 < len(names) <= MAX_SHARDS:
         raise BadInputError(
-            f"{shown(folder / INDEX_FILE)} names no files, or more than {MAX_SHARDS}, in its weight_map"
+            f"{shown(folder / INDEX_FILE)}: its weight_map names no files, or more than {MAX_SHARDS}",
+            code="hf-index-invalid",
         )
     for name in sorted(names):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise BadInputError(f"{shown(folder / INDEX_FILE)}: {shown(name)} is no safetensors file of this folder")
+            raise BadInputError(
+                f"{shown(folder / INDEX_FILE)}: {shown(name)} is not a safetensors file in this folder",
+                code="hf-index-invalid",
+            )
         if not (folder / name).is_file():
-            raise BadInputError(f"{shown(folder)}: its file {shown(name)} is missing, or no file; fetch it anew")
+            raise BadInputError(
+                f"{shown(folder)}: {shown(name)} is missing or not a regular file; download it again",
+                code="hf-shard-missing",
+            )
     return [folder / name for name in sorted(names)]
 
 
 def _no_weights(folder: Path) -> BadInputError:
     if any((folder / name).exists() for name in PICKLES):
         return BadInputError(
-            f"{shown(folder)} has its weights as {PICKLES[0]} alone, which can run code when it is read; convert it "
-            f"with transformers: from_pretrained(...).save_pretrained(NEW_FOLDER) writes {WEIGHTS_FILE}"
+            f"{shown(folder)} has its weights only as {PICKLES[0]}, a pickle that can run code when it is read; "
+            f"convert it with transformers: from_pretrained(...).save_pretrained(NEW_FOLDER) writes {WEIGHTS_FILE}",
+            code="hf-weights-are-pickles",
         )
-    return BadInputError(f"{shown(folder)} has no {WEIGHTS_FILE}; name a folder that save_pretrained wrote")
+    return BadInputError(
+        f"{shown(folder)} has no {WEIGHTS_FILE}; name a folder that save_pretrained wrote", code="hf-weights-missing"
+    )
 
 
 def _check_header(path: Path) -> None:
-    """The library reads a header of any size into memory. Raises BadInputError or OSError."""
+    """The safetensors library reads a header of any size into memory. Raises BadInputError or OSError."""
     with open(path, "rb") as file:
         start = file.read(8)
     n_header_bytes = int.from_bytes(start, "little")
     if len(start) == 8 and n_header_bytes > MAX_HEADER_BYTES:
         raise BadInputError(
-            f"{shown(path)} is no safetensors file, or damaged: its header would have {n_header_bytes:,} bytes"
+            f"{shown(path)} is not a safetensors file, or is damaged: its header would have {n_header_bytes:,} bytes",
+            code="safetensors-damaged",
         )
 
 
-def _expected_shapes(stock: StockConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The stock names and shapes of all weights."""
-    config: ModelConfig = stock.model
-    for name, shape in weight_shapes(config, stock.vocab_size):
-        names = _stock_names(name, config.architecture)
-        if len(names) > 1:
-            heads = (config.n_head, stock.n_kv_heads, stock.n_kv_heads)
-            yield from zip(names, ((n * config.dim_per_head, *shape[1:]) for n in heads), strict=True)
-        elif names != [HEAD] or not stock.is_tied:
-            yield names[0], shape[::-1] if _is_transposed(name, len(shape), config.architecture) else shape
+def _expected_shapes(hf: HFConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Hugging Face's names and shapes of all weights."""
+    config = hf.model
+    for name, shape in weight_shapes(config, hf.vocab_size):
+        hf_names = _hf_names(name, config.architecture)
+        if len(hf_names) > 1:
+            n_heads = (config.n_head, hf.n_kv_heads, hf.n_kv_heads)
+            yield from zip(hf_names, ((n * config.dim_per_head, *shape[1:]) for n in n_heads), strict=True)
+        elif hf_names != [HEAD] or not hf.is_tied:
+            yield hf_names[0], shape[::-1] if _is_transposed(name, len(shape), config.architecture) else shape
 
 
-def _repeated(part: torch.Tensor, stock: StockConfig) -> torch.Tensor:
-    """Keys or values with each head as often as it has heads of queries, (n_head K, D)."""
-    by_head = part.unflatten(0, (stock.n_kv_heads, -1))
-    return by_head.repeat_interleave(stock.model.n_head // stock.n_kv_heads, dim=0).flatten(0, 1)
+def _repeat_heads(part: torch.Tensor, hf: HFConfig) -> torch.Tensor:
+    """Keys or values, (n_kv_heads K, D) -> (n_head K, D): each head as often as heads of queries share it."""
+    by_head = part.unflatten(0, (hf.n_kv_heads, -1))
+    return by_head.repeat_interleave(hf.model.n_head // hf.n_kv_heads, dim=0).flatten(0, 1)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -18,7 +18,6 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.dropout import LEVELS, dropout
 from tiny_gpt.model.gpt import LayerNorm, Linear, RMSNorm, embed
 from tiny_gpt.model.kv_cache import KVCache
-from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 from tiny_gpt.numerics import reference
 from tiny_gpt.numerics.probe import FP32_EPS, N_RUNS, ROUNDINGS, Deviation, Kernel, Probe, Reference, deviation, exact
 from tiny_gpt.numerics.reference import Array
@@ -96,10 +95,10 @@ def cross_entropy(probe: Probe) -> Iterator[Deviation]:
 def norms(probe: Probe) -> Iterator[Deviation]:
     """LayerNorm over a width and RMSNorm over a head's. The gradients of their weights and biases are sums
     over all rows, of numbers that lean to one side."""
-    layer_norm, rms_norm = LayerNorm(128, LAYER_NORM_EPS), RMSNorm(32)
+    layer_norm, rms_norm = LayerNorm(128, eps=1e-5), RMSNorm(32, eps=1e-6)
     cases: list[tuple[str, nn.Module, Reference, int, int]] = [
-        ("LayerNorm", layer_norm, partial(reference.layer_norm, eps=LAYER_NORM_EPS), N_TOKENS, 128),
-        ("RMSNorm", rms_norm, partial(reference.rms_norm, eps=RMS_NORM_EPS), 4 * N_TOKENS, 32),
+        ("LayerNorm", layer_norm, partial(reference.layer_norm, eps=layer_norm.eps), N_TOKENS, 128),
+        ("RMSNorm", rms_norm, partial(reference.rms_norm, eps=rms_norm.eps), 4 * N_TOKENS, 32),
     ]
     for what, layer, expected, N, D in cases:
         parameters = {name: probe.draw(D, low=0.5, high=1.5).float() for name, _ in layer.named_parameters()}

@@ -9,9 +9,11 @@ run here, in a few seconds; checks/ has them, and probe.py says what rounding is
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.numerics import attention, layers, step
 from tiny_gpt.numerics.probe import Deviation, Probe
 
@@ -79,7 +81,6 @@ CHECKS: dict[str, Check] = {
     "large sums": layers.reductions,
     "copies": layers.copies,
     "AdamW": step.adamw,
-    "training step, gpt2": step.gpt2,
-    "training step, qwen3": step.qwen3,
+    **{f"training step, {name}": partial(step.training_step, architecture=name) for name in ARCHITECTURES},
     "repetition": step.repeated,
 }

@@ -32,8 +32,8 @@ SIZES = (
     (12, 768),
     (16, 1024),
 )
-# What becomes the feed-forward width: that of Qwen3's kind has three matrices where GPT-2's has two.
-FEED_FORWARD = {"qwen3": 8 / 3, "gpt2": 4.0}
+# Feed-forward width as a multiple of d_model: SwiGLU has three matrices where GELU has two.
+FEED_FORWARD = {"swiglu": 8 / 3, "gelu": 4.0}
 FEED_FORWARD_STEP = 32
 # Tokens of a block.
 BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
@@ -155,7 +155,7 @@ def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
     n_head = heads(d_model) if "n_head" in auto else model.n_head
     if "d_model" in auto and "n_head" not in auto:
         d_model = n_head * max(2, 2 * round(d_model / n_head / 2))  # the nearest that divides into heads of even width
-    exact = FEED_FORWARD[model.architecture] * d_model
+    exact = FEED_FORWARD[model.traits.mlp] * d_model
     d_ff = max(1, round(exact / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP if "d_ff" in auto else model.d_ff
     return replace(config, model=replace(model, n_layer=n_layer, d_model=d_model, n_head=n_head, d_ff=d_ff))
 

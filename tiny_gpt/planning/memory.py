@@ -19,7 +19,7 @@ BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
 # Of each token and layer, as multiples of its width: what the way back needs, in fp32 and in the products' dtype; and
 # of the feed-forward width.
 WIDE_NUMBERS, NARROW_NUMBERS = 2, 6
-FEED_FORWARD_NUMBERS = {"gpt2": 2, "qwen3": 3}
+FEED_FORWARD_NUMBERS = {"gelu": 2, "swiglu": 3}
 # A CUDA GPU has weights and gradients in the products' dtype too, and gradients once more to add them up.
 BYTES_PER_PARAMETER_ON_GPU = BYTES_PER_PARAMETER + 8
 # Torch's own kernels keep more of them than ours do.
@@ -36,7 +36,7 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
     n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
     itemsize = 2 if train.precision == "bf16" else 4
     numbers = (4 * WIDE_NUMBERS + itemsize * NARROW_NUMBERS) * model.d_model
-    a_layer: float = numbers + itemsize * FEED_FORWARD_NUMBERS[model.architecture] * model.d_ff
+    a_layer: float = numbers + itemsize * FEED_FORWARD_NUMBERS[model.traits.mlp] * model.d_ff
     logits = n_blocks * model.block_size * vocab_size
     if train.backend == "fused":
         logits = min(logits, FUSED_LOGITS)

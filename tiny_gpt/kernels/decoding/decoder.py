@@ -3,7 +3,6 @@
 import itertools
 import os
 import time
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from tiny_gpt.config import Architecture, ModelConfig
+from tiny_gpt.config import ModelConfig
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.kernels.compiled import forget_older
-from tiny_gpt.kernels.decoding.forward import gpt2, qwen3, serve_gpt2, serve_qwen3
+from tiny_gpt.kernels.decoding.forward import PROGRAMS
 from tiny_gpt.kernels.decoding.layers import TILE
 from tiny_gpt.kernels.decoding.packing import packed
 from tiny_gpt.kernels.decoding.team import Program, Team
-from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS, second_window_offset, weight_shapes
+from tiny_gpt.model.shapes import second_window_offset, weight_shapes
 
 # Rows that are taken through the model at once when a prompt is read.
 MAX_ROWS = 64
@@ -36,14 +36,19 @@ class CompiledDecoder:
         self._config, self._n_texts, self._vocab_size = config, n_texts, len(weights["head.weight"])
         d_attention = config.n_head * config.dim_per_head
         widths = [config.d_model, 3 * d_attention, d_attention, config.d_ff]
-        if config.architecture == "gpt2":
-            self._code, eps = (gpt2, serve_gpt2), LAYER_NORM_EPS
-        else:
-            self._code, eps = (qwen3, serve_qwen3), RMS_NORM_EPS
+        if config.traits.mlp == "swiglu":
             widths.append(config.d_ff)
+        self._code = PROGRAMS[config.traits.positions]
         self._sizes = np.zeros(2, dtype=np.int64)
         self._rows, self._wanted = np.zeros((n_rows, 3), dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
-        self._given = (config.n_head, eps, self._sizes, self._rows, self._wanted, *packed(config, weights, in_half))
+        self._given = (
+            config.n_head,
+            config.traits.norm_eps,
+            self._sizes,
+            self._rows,
+            self._wanted,
+            *packed(config, weights, in_half),
+        )
         x_RD, *others = (_buffer(n_rows, width) for width in widths)
         h_MRD = np.stack([np.zeros_like(x_RD)] * n_threads)
         self._logits = _buffer(n_rows, self._vocab_size)
@@ -136,12 +141,12 @@ def n_processors() -> int:
 def compile_all() -> None:
     """Have all of it compiled, so that nobody waits for it later."""
     forget_older(Path(__file__).parent)
-    for architecture in typing.get_args(Architecture):
+    for architecture in ARCHITECTURES:
         for in_half in (False, True):
             compile_decoder(architecture, in_half)
 
 
-def compile_decoder(architecture: Architecture, in_half: bool) -> None:
+def compile_decoder(architecture: str, in_half: bool) -> None:
     """Have what writes with models of this kind compiled."""
     config = ModelConfig(architecture, n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=1)
     weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(config, vocab_size=1)}

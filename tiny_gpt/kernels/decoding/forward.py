@@ -173,3 +173,7 @@ def serve_qwen3(member, n_members, counters, job, owner, *arguments):
         if not go_on(counters, job, owner):
             return job
         job += 1
+
+
+# The program for each kind of positions, and what serves it.
+PROGRAMS = {"learned": (gpt2, serve_gpt2), "rotary": (qwen3, serve_qwen3)}

@@ -17,13 +17,13 @@ Pack = Callable[[Array], NDArray[Any]]
 
 
 def packed(config: ModelConfig, weights: Weights, in_half: bool) -> tuple[NDArray[Any], ...]:
-    """All weights, those of all layers together, and qwen3's table of angles.
+    """All weights, those of all layers together, and the table of angles of rotary positions.
 
     `in_half`: matrices in 16 bits, unless that is too few for one of the numbers.
     """
     in_half = in_half and all(np.abs(weight).max() <= HALF_MAX for weight in weights.values())
     pack = in_16_bits if in_half else _as_is
-    if config.architecture == "gpt2":
+    if config.traits.positions == "learned":
         return _classic_weights(weights, config.n_layer, pack)
     return (*_angles(config), *_modern_weights(weights, config.n_layer, pack))
 

@@ -20,7 +20,6 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.threads import WORKERS, run_rows
 from tiny_gpt.kernels.training import attention, feed_forward, residual
 from tiny_gpt.model.dropout import makeup, n_dropped
-from tiny_gpt.model.shapes import LAYER_NORM_EPS, RMS_NORM_EPS
 
 # Tasks for each thread, so that all end at nearly the same time.
 TASKS_EACH = 8
@@ -81,8 +80,8 @@ class Pass:
         self.parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.ids_R = ids_BT.flatten()
         self.n_blocks, self.n_places = ids_BT.shape
-        self.is_gpt2 = model.config.architecture == "gpt2"
-        self.eps = LAYER_NORM_EPS if self.is_gpt2 else RMS_NORM_EPS
+        self.traits = model.config.traits
+        self.eps = self.traits.norm_eps
         self.p = model.config.dropout if model.training and learns else 0.0
         self.points: list[_Point] = []
         self.layers: list[_Layer] = []
@@ -133,7 +132,7 @@ class Pass:
     def _feed_forward(self, i: int, normed_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         up_RF = self._product(f"blocks.{i}.mlp.up", normed_RD)
         hidden_RF = torch.empty_like(up_RF)
-        if self.is_gpt2:
+        if self.traits.mlp == "gelu":
             bias_F = self.parameters[f"blocks.{i}.mlp.up.bias"]
             run_rows(feed_forward.gelu, feed_forward.ROWS, up_RF, bias_F, hidden_RF)
             return up_RF, None, hidden_RF
@@ -164,14 +163,14 @@ class Pass:
         """Go past the last point: `grad_RD` becomes the gradient of the stream before it; that of the branch."""
         point = self.points.pop()
         grad_norm_PD, grad_bias_PD, grad_branch_bias_PD = (self._shares(grad_RD, residual.ROWS) for _ in range(3))
-        has_bias = self.is_gpt2 and branch is not None
+        has_bias = self.traits.bias and branch is not None
         grad_branch_RD = None if branch is None else torch.empty_like(grad_normed_RD)
         known = grad_normed_RD, grad_RD, point.sum_RD, self.parameters[f"{point.name}.weight"], point.factors_R2
-        shares = grad_norm_PD, grad_bias_PD if self.is_gpt2 else None
+        shares = grad_norm_PD, grad_bias_PD if self.traits.norm == "layernorm" else None
         branches = grad_branch_RD, grad_branch_bias_PD if has_bias else None
         run_rows(residual.add_norm_backward, residual.ROWS, *known, *point.dropout, *shares, *branches)
         self.gradients[f"{point.name}.weight"] = grad_norm_PD.sum(0)
-        if self.is_gpt2:
+        if self.traits.norm == "layernorm":
             self.gradients[f"{point.name}.bias"] = grad_bias_PD.sum(0)
         if has_bias:
             self.gradients[f"{branch}.bias"] = grad_branch_bias_PD.sum(0)
@@ -192,9 +191,9 @@ class Pass:
     def _attend_backward(self, i: int, layer: _Layer, grad_y_RD: torch.Tensor) -> torch.Tensor:
         config, grad_qkv_RN = self.config, torch.empty_like(layer.qkv_RN)
         grad_bias_BN = grad_norms_BHK = None
-        if self.is_gpt2:
+        if self.traits.bias:
             grad_bias_BN = torch.empty(self.n_blocks, grad_qkv_RN.shape[1])
-        else:
+        if self.traits.qk_norm:
             grad_norms_BHK = torch.empty(self.n_blocks, config.n_head, 2 * config.dim_per_head)
         name = f"blocks.{i}.attention"
         how = self.parameters.get(f"{name}.qkv.bias"), self._turning(i), config.n_head, self.n_places, *layer.dropout
@@ -212,7 +211,7 @@ class Pass:
         grad_token_VD = torch.zeros_like(self._tokens)
         WORKERS.run(residual.embed_backward, EMBEDDING_TASKS, self.ids_R, grad_RD, grad_token_VD)
         self.gradients["token_embedding.weight"] = grad_token_VD
-        if self.is_gpt2:
+        if self.traits.positions == "learned":
             gradients = {"position_embedding.weight": torch.zeros_like(self.parameters["position_embedding.weight"])}
             grad_position_TD = self._positions(gradients)
             torch.sum(grad_RD.unflatten(0, (self.n_blocks, self.n_places)), dim=0, out=grad_position_TD)
@@ -229,8 +228,8 @@ class Pass:
         return None if position_TD is None else position_TD[: self.n_places]
 
     def _turning(self, i: int) -> tuple[Any, ...] | None:
-        """The weights of the norms of queries and keys and the angles of positions, in `qwen3`."""
-        if self.is_gpt2:
+        """The weights of the norms of queries and keys and the angles of rotary positions."""
+        if self.traits.positions == "learned":
             return None
         norms = [self.parameters[f"blocks.{i}.attention.{name}_norm.weight"] for name in "qk"]
         return torch.stack(norms), self.model.rope_cos_TK, self.model.rope_sin_TK, self.eps
