@@ -18,8 +18,7 @@ from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import save_model
 from tiny_gpt.model_io.stored_model import Progress
-from tiny_gpt.tokenizer.byte_char import CharTokenizer
-from tiny_gpt.tokenizer.utf8 import to_utf8
+from tiny_gpt.tokenizer.byte_char import CharTokenizer, to_utf8
 
 CONFIG = ModelConfig("qwen3", n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=12)
 TEXT = "né dog and cat\n" * 5

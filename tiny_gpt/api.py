@@ -22,7 +22,7 @@ from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.tokenizer.base import decode
-from tiny_gpt.tokenizer.utf8 import to_utf8
+from tiny_gpt.tokenizer.byte_char import to_utf8
 
 # Blocks that are scored at once.
 BATCH_SIZE = 32

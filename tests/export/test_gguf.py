@@ -24,8 +24,7 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.stored_model import Progress
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
-from tiny_gpt.tokenizer.byte_char import ByteTokenizer, CharTokenizer
-from tiny_gpt.tokenizer.utf8 import to_utf8
+from tiny_gpt.tokenizer.byte_char import ByteTokenizer, CharTokenizer, to_utf8
 
 ARCHITECTURES = ["gpt2", "qwen3"]
 TEXT = "The cat sat on the mat.\r\n  It's 1,234 “words” — naïve, it isn't! 中文 😀\n"

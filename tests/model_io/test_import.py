@@ -322,10 +322,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (without("tokenizer.json"), "has no tokenizer.json, nor vocab.json with merges.txt"),
     "words": (tokenizer(LibraryTokenizer(models.WordLevel({"a": 0}, unk_token="a"))), "tokenizer.json: "),
     "more ids than rows": (tokenizer(bpe_library()), "they do not belong together"),
-    "a tokenizer that lowers": (tokenizer(bpe_library(normalizer=normalizers.Lowercase())), "of the kind 'Lowercase'"),
+    "a tokenizer that lowers": (tokenizer(bpe_library(normalizer=normalizers.Lowercase())), "of type 'Lowercase'"),
     "a pattern without end": (
         tokenizer(bpe_library(pre_tokenizer=pre_tokenizers.Split(Regex("(a+)+b"), "isolated"))),
-        "cuts by a pattern that may take forever",
+        "splits by a pattern that may take forever",
     ),
     "a tokenizer of lists": (content("tokenizer.json", b"[" + b"[]," * 5_000_000 + b"[]]"), "holds more than"),
     "an empty tokenizer": (content("tokenizer.json", b"{}"), "it has no model"),

@@ -15,8 +15,7 @@ from tiny_gpt.inference.generate import Text
 from tiny_gpt.tokenizer import bpe as bpe_module
 from tiny_gpt.tokenizer.base import TOKENIZERS, decode, tokenizer_from_dict
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
-from tiny_gpt.tokenizer.byte_char import MIN_CHARACTER_COUNT, N_BYTES
-from tiny_gpt.tokenizer.utf8 import to_utf8
+from tiny_gpt.tokenizer.byte_char import MIN_CHARACTER_COUNT, N_BYTES, to_utf8
 
 FREQUENT, RARE = "éß中😀", "ñ日🦉"
 TRAINING_TEXTS = ["The cat sat on the mat.\n" * 20 + FREQUENT * MIN_CHARACTER_COUNT, RARE * (MIN_CHARACTER_COUNT - 1)]

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
-from tiny_gpt.tokenizer.validation import HARMLESS_PATTERN, build_library_tokenizer
+from tiny_gpt.tokenizer.validation import SAFE_PATTERN, load_untrusted_tokenizer
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 KNOWN = {
@@ -46,12 +46,12 @@ ENDLESS = [
 
 @pytest.mark.parametrize("pattern", KNOWN.values(), ids=list(KNOWN))
 def test_patterns_of_known_tokenizers_are_harmless(pattern):
-    assert HARMLESS_PATTERN.fullmatch(pattern)
+    assert SAFE_PATTERN.fullmatch(pattern)
 
 
 @pytest.mark.parametrize("pattern", ENDLESS)
 def test_patterns_that_can_run_away_are_not(pattern):
-    assert not HARMLESS_PATTERN.fullmatch(pattern)
+    assert not SAFE_PATTERN.fullmatch(pattern)
 
 
 def test_whatever_passes_as_harmless_is_quick_on_texts_made_to_be_slow():
@@ -61,7 +61,7 @@ def test_whatever_passes_as_harmless_is_quick_on_texts_made_to_be_slow():
     n_passed = 0
     while n_passed < 2000:
         pattern = "".join(rng.choices(pieces, k=rng.randint(2, 14)))
-        if not HARMLESS_PATTERN.fullmatch(pattern):
+        if not SAFE_PATTERN.fullmatch(pattern):
             continue
         n_passed += 1
         try:
@@ -85,7 +85,7 @@ def test_telling_harmless_patterns_takes_no_time_either():
         "a?" * 500,
     ):
         started = time.process_time()
-        HARMLESS_PATTERN.fullmatch(pattern)
+        SAFE_PATTERN.fullmatch(pattern)
         assert time.process_time() - started < 0.1
 
 
@@ -111,7 +111,7 @@ def brought():
 @pytest.mark.parametrize("make", [brought, lambda: BpeTokenizer.train(["the cat sat on the mat " * 9], 300)._library])
 def test_a_tokenizer_read_from_its_text_is_the_same(make):
     library = make()
-    again = build_library_tokenizer(library.to_str())
+    again = load_untrusted_tokenizer(library.to_str())
     assert again.to_str() == library.to_str()
     text = 'the "],["quotes"] \\",[" plain Ünï😀 Ünï😀x<|in|><|end|> the 12345<|\n|>\r\n'
     assert again.encode(text).ids == library.encode(text).ids
@@ -132,7 +132,7 @@ def test_settings_that_are_missing_or_odd_are_refused(key):
     settings = json.loads(brought().to_str())
     for change in ({key: 7}, {key: [[]]}, {key: {"a": {}}}, {"more": 1}):
         with pytest.raises(BadInputError):
-            build_library_tokenizer(json.dumps(settings | change, separators=(",", ":"), ensure_ascii=False))
+            load_untrusted_tokenizer(json.dumps(settings | change, separators=(",", ":"), ensure_ascii=False))
     del settings[key]
     with pytest.raises(BadInputError):
-        build_library_tokenizer(json.dumps(settings, separators=(",", ":"), ensure_ascii=False))
+        load_untrusted_tokenizer(json.dumps(settings, separators=(",", ":"), ensure_ascii=False))

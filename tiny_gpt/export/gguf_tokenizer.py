@@ -42,7 +42,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
 
 def _add_bpe(writer: GGUFWriter, tokenizer: BpeTokenizer) -> int:
     model = json.loads(tokenizer.to_dict()["tokenizer_json"])["model"]
-    if not tokenizer.cuts_like_gpt2 or model["ignore_merges"]:
+    if not tokenizer.splits_like_gpt2 or model["ignore_merges"]:
         raise BadInputError(
             "the model's tokenizer cuts text into words otherwise than GPT-2's, or has tokens added to it, and GGUF "
             "cannot say so: llama.cpp would read other tokens than the model learned; export hf instead"

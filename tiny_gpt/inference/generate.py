@@ -11,7 +11,7 @@ from tiny_gpt.inference.decoder import Decoder
 from tiny_gpt.inference.engine import Engine
 from tiny_gpt.inference.sampling import sample
 from tiny_gpt.tokenizer.base import Tokenizer
-from tiny_gpt.tokenizer.utf8 import LENIENT
+from tiny_gpt.tokenizer.byte_char import UTF8_ERRORS
 
 # What an empty prompt starts from: the beginning of a line.
 START = "\n"
@@ -35,7 +35,7 @@ class Text:
     _held: str = ""
     _n_taken: int = 0
     _decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(LENIENT), repr=False
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(UTF8_ERRORS), repr=False
     )
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Text to token ids and back."""
+"""Text to token ids and back: byte, char and BPE tokenizers, all lossless."""

@@ -1,9 +1,10 @@
-"""The two tokenizers that need no library: one id a byte, or one id a character.
+"""The two tokenizers that need no merges: one id per byte, or one id per character. Also: UTF-8 that never fails.
 
-`ByteTokenizer` has one id for each byte of UTF-8. `CharTokenizer` is the same plus one id for each further character
-that its training text uses often; what is rare or was never seen falls back to bytes, so nothing is ever refused.
+`ByteTokenizer` has one id for each byte of UTF-8. `CharTokenizer` adds one id for each non-ASCII character that is
+frequent in its training text; rare and unseen characters fall back to their bytes, so any text can be encoded.
 """
 
+import codecs
 import re
 from collections.abc import Iterable
 from typing import Any, Self
@@ -12,24 +13,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.tokenizer.utf8 import to_utf8
 
 N_BYTES = 256
 N_CODEPOINTS = 0x110000
-# A character seen less often than this has its embedding updated too rarely to learn what it means.
+# The embedding of a character that occurs less often is updated too rarely to become useful.
 MIN_CHARACTER_COUNT = 10
+# Error handler for decoding UTF-8: `text.decode("utf-8", UTF8_ERRORS)` never raises.
+UTF8_ERRORS = "tiny_gpt.surrogate_or_replacement"
 
-ASCII = re.compile("[\x00-\x7f]+")
+_ASCII_RUN = re.compile("[\x00-\x7f]+")
+
+
+def to_utf8(text: str) -> bytes:
+    """Encode to UTF-8, lone surrogates included: a prompt read from a terminal may contain them."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _surrogate_or_replacement(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Codec error handler: restore the surrogates that `to_utf8` wrote; other invalid bytes become U+FFFD."""
+    try:
+        return codecs.lookup_error("surrogatepass")(error)
+    except UnicodeError:
+        return codecs.lookup_error("replace")(error)
+
+
+codecs.register_error(UTF8_ERRORS, _surrogate_or_replacement)
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are the bytes of UTF-8: "é" -> [195, 169]."""
+    """One id per byte of UTF-8, 0 to 255: "é" -> [195, 169]."""
 
     name = "byte"
     vocab_size = N_BYTES
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 0) -> Self:
+        """There is nothing to learn; both arguments are ignored."""
         return cls()
 
     def encode(self, text: str) -> NDArray[np.uint8]:
@@ -50,18 +69,19 @@ class ByteTokenizer:
 
 
 class CharTokenizer:
-    """Ids 0 to 255 are bytes (thus ASCII is itself), then one id for each of `characters`.
+    """Ids 0 to 255 are bytes (so ASCII characters keep their codes), then one id for each of `characters`.
 
-    With characters "é": "né" -> [110, 256], and "ñ", which it does not know, -> [195, 177].
+    With characters "é": "né" -> [110, 256]; "ñ", which is not in its vocabulary, -> [195, 177].
     """
 
     name = "char"
 
     def __init__(self, characters: str = "") -> None:
-        """`characters`: distinct characters beyond ASCII, in the order of their ids."""
+        """`characters`: distinct non-ASCII characters, in the order of their ids."""
         self.characters = characters
         self.vocab_size = N_BYTES + len(characters)
-        self._dtype = np.min_scalar_type(self.vocab_size)  # has room for one id more, which means: not known
+        # The type has room for the value vocab_size, which marks code points outside the vocabulary.
+        self._dtype = np.min_scalar_type(self.vocab_size)
         self._id_of_codepoint = np.full(N_CODEPOINTS, self.vocab_size, dtype=self._dtype)
         self._id_of_codepoint[:128] = np.arange(128)
         self._id_of_codepoint[_codepoints(characters)] = N_BYTES + np.arange(len(characters))
@@ -69,12 +89,12 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 0) -> Self:
-        """Give an id to each character that `texts` hold at least MIN_CHARACTER_COUNT times, in code point order."""
+        """An id for each character that occurs at least MIN_CHARACTER_COUNT times, in code point order."""
         counts = np.zeros(N_CODEPOINTS, dtype=np.int64)
         for text in texts:
             if not text.isascii():
-                found, times = np.unique(_codepoints(ASCII.sub("", text)), return_counts=True)
-                counts[found] += times
+                codepoints, occurrences = np.unique(_codepoints(_ASCII_RUN.sub("", text)), return_counts=True)
+                counts[codepoints] += occurrences
         counts[0xD800:0xE000] = 0  # lone surrogates are damage, not characters
         return cls("".join(map(chr, np.flatnonzero(counts >= MIN_CHARACTER_COUNT))))
 
@@ -82,22 +102,24 @@ class CharTokenizer:
         return self.encode_utf8(to_utf8(text))
 
     def encode_utf8(self, utf8: bytes) -> NDArray[np.unsignedinteger]:
+        """Vectorized: begin with one id per byte, then replace the bytes of each known character by its id."""
         if utf8.isascii():
             return np.frombuffer(utf8, dtype=np.uint8)
         ids = np.frombuffer(utf8, dtype=np.uint8).astype(self._dtype)
-        beyond_ascii = np.flatnonzero(ids >= 0x80)
-        their_bytes = ids[beyond_ascii].astype(np.uint8)
-        codepoints = _codepoints(their_bytes.tobytes().decode("utf-8", "surrogatepass"))
-        first_bytes = beyond_ascii[their_bytes >= 0xC0]
-        new_ids = self._id_of_codepoint[codepoints]
-        is_known = new_ids < self.vocab_size
-        ids[first_bytes[is_known]] = new_ids[is_known]
-        # UTF-8 takes one byte more from each of these code points on.
-        superfluous = [
-            first_bytes[is_known & (codepoints >= first_codepoint)] + n_bytes
-            for n_bytes, first_codepoint in enumerate((0x80, 0x800, 0x10000), start=1)
+        positions = np.flatnonzero(ids >= 0x80)  # of all bytes that belong to non-ASCII characters
+        non_ascii = ids[positions].astype(np.uint8)
+        codepoints = _codepoints(non_ascii.tobytes().decode("utf-8", "surrogatepass"))
+        # A character's first byte is 11xxxxxx, its continuation bytes are 10xxxxxx.
+        first_bytes = positions[non_ascii >= 0xC0]
+        char_ids = self._id_of_codepoint[codepoints]
+        is_known = char_ids < self.vocab_size
+        ids[first_bytes[is_known]] = char_ids[is_known]
+        # UTF-8 needs a second byte from U+0080 on, a third from U+0800 and a fourth from U+10000 (RFC 3629).
+        continuation_bytes = [
+            first_bytes[is_known & (codepoints >= first_codepoint)] + offset
+            for offset, first_codepoint in enumerate((0x80, 0x800, 0x10000), start=1)
         ]
-        return np.delete(ids, np.concatenate(superfluous))
+        return np.delete(ids, np.concatenate(continuation_bytes))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._bytes_of_id[i] for i in ids)
@@ -108,15 +130,17 @@ class CharTokenizer:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         characters = values.get("characters")
-        if not isinstance(characters, str) or len(characters) > N_CODEPOINTS or not _are_distinct(characters):
-            raise BadInputError("the tokenizer's characters are not a text of distinct characters beyond ASCII")
+        if not isinstance(characters, str) or len(characters) > N_CODEPOINTS or not _is_vocabulary(characters):
+            raise BadInputError(
+                "the char tokenizer's characters must be distinct and beyond ASCII", code="char-vocabulary-invalid"
+            )
         return cls(characters)
 
 
-def _are_distinct(characters: str) -> bool:
-    """Each beyond ASCII, no lone surrogate, none twice."""
-    times = np.bincount(_codepoints(characters), minlength=N_CODEPOINTS)
-    return not times[:128].any() and not times[0xD800:0xE000].any() and times.max() <= 1
+def _is_vocabulary(characters: str) -> bool:
+    """Whether all are non-ASCII and distinct, and none is a lone surrogate."""
+    counts = np.bincount(_codepoints(characters), minlength=N_CODEPOINTS)
+    return not counts[:128].any() and not counts[0xD800:0xE000].any() and counts.max() <= 1
 
 
 def _codepoints(text: str) -> NDArray[np.uint32]:
