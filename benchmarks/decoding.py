@@ -24,7 +24,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from benchmarks.textbook import TextbookGPT
 from tiny_gpt.config import ModelConfig, SampleConfig
-from tiny_gpt.device import configure, describe_device
+from tiny_gpt.device import configure_torch, describe_device
 from tiny_gpt.export.gguf import write_file
 from tiny_gpt.export.huggingface import write_hf
 from tiny_gpt.inference.engine import make_decoder
@@ -63,7 +63,7 @@ Contender = Callable[[], int]
 
 
 def main(bench: Bench) -> None:
-    configure(CPU)
+    configure_torch(CPU)
     print(f"{describe_device(CPU)}, torch {torch.__version__}; tokens/s, median of {bench.rounds} rounds")
     figures = {}
     for size in bench.sizes:

@@ -19,7 +19,7 @@ from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import finish
-from tiny_gpt.device import PRECISIONS, configure, describe_device, pick_device
+from tiny_gpt.device import PRECISIONS, configure_torch, describe_device, pick_device
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.optimizer import make_optimizer
@@ -49,7 +49,7 @@ class Bench:
 
 def main(bench: Bench) -> None:
     device = pick_device(bench.device)
-    configure(device)
+    configure_torch(device)
     dataset = finish(prepare(DataConfig(data=bench.data), bench.model.block_size))
     print(f"{describe_device(device)}, torch {torch.__version__}, backend {bench.backend}")
     print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss over the whole validation text")

@@ -36,7 +36,14 @@ from benchmarks.steps import (
     transformers_step,
 )
 from tiny_gpt.config import ModelConfig
-from tiny_gpt.device import configure, describe_device, peak_memory_bytes, pick_device, pick_precision, synchronize
+from tiny_gpt.device import (
+    configure_torch,
+    describe_device,
+    peak_memory_bytes,
+    pick_device,
+    pick_precision,
+    synchronize,
+)
 from tiny_gpt.run.resume import this_machine
 
 OURS, PLAIN, TEXTBOOK, CEILING = "tiny_gpt", "plain-fp32", "textbook", "matrix-products"
@@ -85,7 +92,7 @@ Seconds = dict[str, list[float]]
 
 def main(bench: Bench) -> None:
     device = pick_device(bench.device)
-    configure(device)
+    configure_torch(device)
     task = Task(bench.model, bench.vocab_size, bench.batch_size, device, pick_precision("auto", device))
     machine = this_machine(device)
     print(f"{describe_device(device)}, {machine['processor']}, torch {torch.__version__}")

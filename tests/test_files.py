@@ -7,7 +7,7 @@ import pytest
 
 from tiny_gpt import files
 from tiny_gpt.errors import OutOfResourcesError
-from tiny_gpt.files import atomic_write, cache_folder, sha256_of, user_path, writable_folder
+from tiny_gpt.files import atomic_write, cache_folder, ensure_writable_folder, sha256_of, user_path
 
 
 @pytest.fixture(params=[None, b"the old content"], ids=["new", "existing"])
@@ -120,7 +120,7 @@ def test_a_folder_that_is_none_is_told(tmp_path, name):
 
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path):
-    folder = writable_folder(tmp_path / "a" / "b", "--out-dir")
+    folder = ensure_writable_folder(tmp_path / "a" / "b", "--out-dir")
     assert folder.is_dir() and list(folder.iterdir()) == []
 
 
@@ -128,10 +128,10 @@ def test_an_unwritable_folder_is_told_by_its_flag(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutOfResourcesError, match=f"^--out-dir {folder}: cannot write there"):
-            writable_folder(folder, "--out-dir")
+            ensure_writable_folder(folder, "--out-dir")
     monkeypatch.setattr(files.Path, "touch", failing_with(errno.EROFS))
     with pytest.raises(OutOfResourcesError, match=r"cannot write there \(Read-only file system\)"):
-        writable_folder(tmp_path, "--out-dir")
+        ensure_writable_folder(tmp_path, "--out-dir")
 
 
 def test_the_cache_is_where_the_user_or_the_system_says(monkeypatch, tmp_path):

@@ -47,7 +47,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def possible_precisions(name: str, device: torch.device) -> list[str]:
+def candidate_precisions(name: str, device: torch.device) -> list[str]:
     """Those that `name` leaves, the likely fastest first; "auto" keeps off those that would be slow for sure.
 
     On a CPU whose products are faster in bf16 a whole step may not be, so there both are left. Raises UsageError.
@@ -63,15 +63,15 @@ def possible_precisions(name: str, device: torch.device) -> list[str]:
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of activations and matrix products; "auto" takes bf16 where its products are the faster ones."""
-    return PRECISIONS[possible_precisions(name, device)[0]]
+    return PRECISIONS[candidate_precisions(name, device)[0]]
 
 
-def most_blocks_at_once(block_size: int, device: torch.device) -> int | None:
+def max_blocks_at_once(block_size: int, device: torch.device) -> int | None:
     """Windows of `block_size` tokens that `device` computes right together; None where only its memory counts."""
     return max(1, MPS_MAX_TOKENS // block_size) if device.type == "mps" else None
 
 
-def configure(device: torch.device, deterministic: bool = False) -> None:
+def configure_torch(device: torch.device, deterministic: bool = False) -> None:
     """Settings of torch that only make it faster; `deterministic` makes a GPU give the same numbers every time."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -141,7 +141,7 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
 
 
-def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU's `x` on `device`; CUDA fetches it while the host goes on."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
@@ -163,7 +163,7 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Have `peak_memory_bytes` count from here, where it can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -10,7 +10,7 @@ _CLOCK = re.compile(r"(\d{1,2}):(\d\d)")
 MAX_S = 366 * 86_400
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """75 -> "1 min 15 s", 13500 -> "3 h 45 min"."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
@@ -19,18 +19,18 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def milliseconds(seconds: float) -> str:
+def format_milliseconds(seconds: float) -> str:
     """0.0413 -> "41 ms", 0.0041 -> "4.1 ms"."""
     ms = 1e3 * seconds
     return f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.1f} ms"
 
 
-def clock_in(seconds: float) -> str:
+def clock_time_in(seconds: float) -> str:
     """The time of day in so many seconds, with the day where that is not plain."""
     return time.strftime("%H:%M" if seconds < 20 * 3600 else "%A %H:%M", time.localtime(time.time() + seconds))
 
 
-def seconds_of(text: str) -> float:
+def parse_duration(text: str) -> float:
     """ "90" -> 90, "5m" -> 300, "1h30m" and "1h30" -> 5400, "1.5h" -> 5400; raises ValueError for anything else, and
     for 0."""
     text = text.strip()

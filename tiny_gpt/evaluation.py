@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tiny_gpt.backends import get_backend
-from tiny_gpt.device import sent
+from tiny_gpt.device import to_device
 from tiny_gpt.model.gpt import GPT
 
 # Shares of the time that evaluations may take in the course of a run.
@@ -69,7 +69,7 @@ class FixedWindows:
         model.eval()
         try:
             for i in range(0, len(self.starts), self.batch_size):
-                inputs_BT, targets_BT = sent(self._batch(self.starts[i : i + self.batch_size]), model.device)
+                inputs_BT, targets_BT = to_device(self._batch(self.starts[i : i + self.batch_size]), model.device)
                 with torch.no_grad():
                     losses_BT = self.backend.losses(model, inputs_BT, targets_BT)
                 yield losses_BT, targets_BT

@@ -37,13 +37,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.replace(beside, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # gone by its new name, or it never came to be
             beside.unlink()
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Delete what killed writers have left in `folder`. Only where no other process writes."""
     for left in folder.glob(".*.*.part"):
         with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ def sync_folder(folder: Path) -> None:
 CACHE_REMEDY = "name another folder for tiny_gpt's cache in the environment variable TINY_GPT_CACHE"
 
 
-def cannot_write(path: Path, error: OSError, remedy: str = "choose another folder") -> OutOfResourcesError:
+def write_error(path: Path, error: OSError, remedy: str = "choose another folder") -> OutOfResourcesError:
     """The error that tells a person why `path` could not be written and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutOfResourcesError(f"no space left to write {path}: free some, or {remedy}")
@@ -84,7 +84,7 @@ def cannot_write(path: Path, error: OSError, remedy: str = "choose another folde
     return OutOfResourcesError(f"cannot write {path}: {reason}; {remedy}")
 
 
-def writable_folder(folder: Path, flag: str) -> Path:
+def ensure_writable_folder(folder: Path, flag: str) -> Path:
     """`folder`, made if need be and proven writable by writing; raises OutOfResourcesError naming `flag`."""
     probe = folder / f".probe.{os.getpid()}.part"
     try:

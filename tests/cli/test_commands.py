@@ -529,9 +529,9 @@ class TestBadInput:
             ("good.txt --tokenizer nonsense", 2, ["--tokenizer", "nonsense"]),
             ("good.txt --config nosuch.json", 3, ["cannot read the config nosuch.json"]),
             ("good.txt --config not_json.json", 3, ["not_json.json is not a config.json"]),
-            ("good.txt --config odd.json", 3, ["odd.json: n_layer must be a whole number, but is 'four'"]),
+            ("good.txt --config odd.json", 3, ["odd.json: n_layer must be an integer, but is 'four'"]),
             ("good.txt --config", 2, ["--config"]),
-            ("--data", 2, ["--data: name at least one text"]),
+            ("--data", 2, ["--data: name at least one"]),
         ],
     )
     def test_of_training_is_told_in_a_line_or_two(self, command, tmp_path, args, code, words):

@@ -16,7 +16,7 @@ import torch
 
 from tests.faults.child import Child, Ended
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, METRICS_FILE
-from tiny_gpt.device import configure
+from tiny_gpt.device import configure_torch
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import sha256_of
 from tiny_gpt.kernels.decoding import decoder
@@ -70,7 +70,7 @@ class World:
         os.environ["TINY_GPT_CACHE"] = str(folder / "cache")
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # so that processes under the watchdog compute as their twins do
-        configure(torch.device("cpu"))  # takes seconds the first time: here, not in every child
+        configure_torch(torch.device("cpu"))  # takes seconds the first time: here, not in every child
         decoder.compile_all()  # likewise
         compiling.compile_all()
         self.twin = cache(self._twin)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tiny_gpt.duration import duration
+from tiny_gpt.duration import format_duration
 from tiny_gpt.host import battery as battery_module
 from tiny_gpt.host.battery import system_battery
 from tiny_gpt.host.monitor import Clocks, MachineWatch, system_clocks
@@ -73,12 +73,14 @@ class Machine:
 
 
 def slept(seconds):
-    return f"the machine slept for {duration(seconds)} (closing the lid does that); training goes on where it was"
+    return (
+        f"the machine slept for {format_duration(seconds)} (closing the lid does that); training goes on where it was"
+    )
 
 
 def was_set(seconds):
     direction = "forward" if seconds > 0 else "back"
-    return f"the clock was set {direction} by {duration(abs(seconds))}; training does not go by it"
+    return f"the clock was set {direction} by {format_duration(abs(seconds))}; training does not go by it"
 
 
 # --- sleep and the clock ---
@@ -110,7 +112,7 @@ def test_random_sleeps_changes_of_the_clock_and_stalls_are_told_as_what_they_wer
     summary = machine.watch.summary()
     times = "once" if len(sleeps) == 1 else f"{len(sleeps)} times"
     assert [line for line in summary if "slept" in line] == (
-        [f"slept {times}, {duration(sum(sleeps))} in all"] if sleeps else []
+        [f"slept {times}, {format_duration(sum(sleeps))} in all"] if sleeps else []
     )
     told = [line for line in summary if "clock" in line]
     if len(changes) > 3:

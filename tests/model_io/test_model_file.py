@@ -179,7 +179,7 @@ def test_code_in_a_file_does_not_run(tmp_path, write):
         *(({part: None}, f"it lacks {part}") for part in PARTS),
         *(({part: 7}, f"it lacks {part}") for part in PARTS),
         ({"model_config": {}}, "expected the model settings"),
-        ({"model_config": vars(MODEL) | {"n_layer": 10**6 + 1, "d_model": "8"}}, "d_model must be a whole number"),
+        ({"model_config": vars(MODEL) | {"n_layer": 10**6 + 1, "d_model": "8"}}, "d_model must be an integer"),
         ({"model_config": vars(MODEL) | {"d_model": 16}}, "its weights do not fit its settings"),
         ({"model_config": vars(MODEL) | {"n_layer": 2}}, "its weights do not fit its settings"),
         ({"weights": {}}, "its weights do not fit its settings"),

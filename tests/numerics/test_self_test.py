@@ -398,7 +398,7 @@ def few_checks(monkeypatch):
     monkeypatch.setattr(device, "_bf16_is_faster", lambda device: True)
 
     def chosen(config, vocab_size, device_):
-        precision = device.possible_precisions("auto", device_)[0]
+        precision = device.candidate_precisions("auto", device_)[0]
         return BackendChoice(Candidate("fused", precision), SECONDS, {"eager fp32": "it is Sunday"})
 
     monkeypatch.setattr(doctor, "choose_backend", chosen)

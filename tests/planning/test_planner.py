@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import forecast as bench
 from tiny_gpt.cli import main as cli
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from tiny_gpt.config.recipes import CHOSEN, RECIPES
+from tiny_gpt.config.recipes import AUTO_SETTINGS, RECIPES
 from tiny_gpt.data.prepare import auto_tokenizer, prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.errors import UsageError
@@ -49,7 +49,7 @@ def said(**settings):
     """The recipe where a person has given these."""
     start = AUTO if "n_head" not in settings else replace(AUTO, model=replace(AUTO.model, d_model=448))
     config = start.with_flat(settings, "a test")
-    auto = tuple(name for name in CHOSEN if name not in settings)
+    auto = tuple(name for name in AUTO_SETTINGS if name not in settings)
     return replace(config, train=replace(config.train, auto=auto))
 
 
@@ -102,7 +102,7 @@ def test_width_and_layers_fit_what_is_said_of_the_other():
 
 
 def test_a_recipe_without_choices_is_left_alone():
-    complete = chosen(said(**{name: AUTO.to_flat()[name] for name in CHOSEN}))
+    complete = chosen(said(**{name: AUTO.to_flat()[name] for name in AUTO_SETTINGS}))
     assert complete == replace(AUTO, train=replace(AUTO.train, auto=()))
 
 

@@ -245,7 +245,7 @@ def test_a_run_on_a_device_with_a_limit_keeps_to_it_and_its_losses_stay(
         shapes.add(tuple(ids_BT.shape))
         return losses(model, ids_BT, targets_BT)
 
-    monkeypatch.setattr("tiny_gpt.training.step.most_blocks_at_once", lambda block_size, device: 3)
+    monkeypatch.setattr("tiny_gpt.training.step.max_blocks_at_once", lambda block_size, device: 3)
     monkeypatch.setattr(GPT, "losses", seen)
     found = [e for e in run(config) if isinstance(e, Evaluated)]
     assert shapes == {(2, MODEL.block_size)}, "equal parts, in training and in evaluation"

@@ -22,7 +22,7 @@ import torch
 from tiny_gpt.cli import main as cli
 from tiny_gpt.config import BUDGETS, FINAL_FILE, DataConfig, ModelConfig, ReliabilityConfig, RunConfig, TrainConfig
 from tiny_gpt.config.recipes import RECIPES
-from tiny_gpt.duration import next_time, seconds_of
+from tiny_gpt.duration import next_time, parse_duration
 from tiny_gpt.errors import UsageError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model_io.model_file import load_model
@@ -56,7 +56,7 @@ PEAK = TrainConfig().learning_rate
     ],
 )
 def test_a_duration_is_understood_as_people_write_it(text, seconds):
-    assert seconds_of(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 def test_a_time_of_day_is_the_next_one():
@@ -68,14 +68,14 @@ def test_a_time_of_day_is_the_next_one():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (dict(for_="banana"), "--for banana: give a time such as 90s, 5m, 6h or 1h30m"),
-        (dict(for_="0"), "--for 0: give a time"),
-        (dict(for_="1h30x"), "--for 1h30x: give a time"),
-        (dict(until="25:00"), "--until 25:00: give a time of day from 00:00 to 23:59"),
-        (dict(for_="6h", until="07:00"), "--for and --until: give one of them"),
-        (dict(steps=10, data_epochs=1.0), "--steps and --data-epochs: give one of them"),
-        (dict(steps=-1), "--steps -1: must be above zero"),
-        (dict(cooldown=0.0), "--cooldown 0.0: must be above 0"),
+        (dict(for_="banana"), "--for banana: give a duration such as 90s, 5m, 6h or 1h30m"),
+        (dict(for_="0"), "--for 0: give a duration"),
+        (dict(for_="1h30x"), "--for 1h30x: give a duration"),
+        (dict(until="25:00"), "--until 25:00: give a time from 00:00 to 23:59"),
+        (dict(for_="6h", until="07:00"), "--for and --until: give only one of them"),
+        (dict(steps=10, data_epochs=1.0), "--steps and --data-epochs: give only one of them"),
+        (dict(steps=-1), "--steps -1: must be greater than 0"),
+        (dict(cooldown=0.0), "--cooldown 0.0: must be greater than 0"),
     ],
 )
 def test_what_is_no_budget_is_refused_with_what_would_be_one(settings, words):
@@ -86,9 +86,9 @@ def test_what_is_no_budget_is_refused_with_what_would_be_one(settings, words):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--for", "6h", "--epochs", "80"], "--for and --epochs: give one of them"),
-        (["--steps", "0"], "--steps 0: must be above zero"),
-        (["--for=0"], "--for 0: must be above zero"),
+        (["--for", "6h", "--epochs", "80"], "--for and --epochs: give only one of them"),
+        (["--steps", "0"], "--steps 0: must be greater than 0"),
+        (["--for=0"], "--for 0: must be greater than 0"),
     ],
 )
 def test_the_command_line_takes_one_budget(words, told, capsys):

@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tiny_gpt.config import RunConfig, TrainConfig
-from tiny_gpt.duration import duration
+from tiny_gpt.duration import format_duration
 from tiny_gpt.run.events import (
     EpochDone,
     Evaluated,
@@ -366,4 +366,4 @@ def test_what_a_terminal_would_obey_is_not_printed():
     ],
 )
 def test_durations_read_as_people_say_them(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

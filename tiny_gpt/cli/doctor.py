@@ -17,7 +17,14 @@ import psutil
 import torch
 
 from tiny_gpt.config import RunConfig, TrainConfig
-from tiny_gpt.device import PRECISIONS, available_devices, configure, describe_device, pick_device, possible_precisions
+from tiny_gpt.device import (
+    PRECISIONS,
+    available_devices,
+    candidate_precisions,
+    configure_torch,
+    describe_device,
+    pick_device,
+)
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host.battery import system_battery
 from tiny_gpt.numerics.self_test import Result, describe, self_test
@@ -83,7 +90,7 @@ def every_device() -> list[torch.device]:
 def examine_device(device: torch.device, show: Show) -> list[Trial]:
     """Test one device in every precision it could be told to use; the checks are shown as they are done."""
     torch.set_float32_matmul_precision("highest")  # what another device was given must not change this one
-    configure(device)
+    configure_torch(device)
     # What takes a GPU's compiler a minute is left to the night itself.
     config = RunConfig() if device.type == "cpu" else RunConfig(train=TrainConfig(epochs=1))
     choice = choose_backend(config, GUIDE_VOCAB_SIZE, device)
@@ -109,7 +116,7 @@ def examine_device(device: torch.device, show: Show) -> list[Trial]:
 def is_possible(precision: str, device: torch.device) -> bool:
     """Whether training on `device` could be told to use it."""
     try:
-        possible_precisions(precision, device)
+        candidate_precisions(precision, device)
     except UsageError:
         return False
     return True

@@ -37,8 +37,9 @@ from tiny_gpt.cli.arguments import (
     TrainCommand,
     told_as,
 )
-from tiny_gpt.config import BUDGETS, HEAD_WIDTH, RunConfig, SampleConfig, TrainConfig, flag, load_config, two_budgets
+from tiny_gpt.config import BUDGETS, DEFAULT_HEAD_DIM, RunConfig, SampleConfig, TrainConfig, flag, load_config
 from tiny_gpt.config.recipes import RECIPES
+from tiny_gpt.config.training import more_than_one_budget
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.host.heartbeat import heartbeat, restart_reason, watched
@@ -123,7 +124,7 @@ def _said(config: RunConfig, args: Sequence[str]) -> RunConfig:
     auto = tuple(name for name in config.train.auto if given[name] is None)
     model, n_head = config.model, given.get("n_head")
     if n_head and n_head.isdecimal() and "d_model" in auto:  # a width that these heads divide, until one is chosen
-        model = replace(model, d_model=HEAD_WIDTH * max(1, int(n_head)))
+        model = replace(model, d_model=DEFAULT_HEAD_DIM * max(1, int(n_head)))
     return replace(config, model=model, train=replace(config.train, auto=auto))
 
 
@@ -340,9 +341,9 @@ def _budgets_given(args: Sequence[str]) -> list[str]:
     found = _given(args, *BUDGETS)
     given = [name for name in BUDGETS if found[name] is not None]
     if len(given) > 1:
-        raise UsageError(two_budgets(given))
+        raise UsageError(more_than_one_budget(given), code="several-budgets")
     if given and not found[given[0]].strip("0."):  # type: ignore[union-attr]
-        raise UsageError(f"{flag(given[0])} {found[given[0]]}: must be above zero")
+        raise UsageError(f"{flag(given[0])} {found[given[0]]}: must be greater than 0")
     return given
 
 

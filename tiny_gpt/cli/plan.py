@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import prepare
-from tiny_gpt.device import configure, pick_device
+from tiny_gpt.device import configure_torch, pick_device
 from tiny_gpt.errors import UsageError
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.planner import measure_machine_and_text
@@ -19,7 +19,7 @@ def show_plan(config: RunConfig, as_json: bool) -> int:
     if config.train.start_from:
         raise UsageError(f"--start-from {config.train.start_from}: a plan is that of a new model; leave it out")
     device = pick_device(config.train.device)
-    configure(device, config.train.deterministic)
+    configure_torch(device, config.train.deterministic)
     dataset = shown(prepare(config.data, min_block_size(config)))
     planner = shown(measure_machine_and_text(config, dataset, device))
     if as_json:

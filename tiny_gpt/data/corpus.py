@@ -12,7 +12,7 @@ from tiny_gpt.data.readers.formats import DAMAGE, ReadOptions, read_documents
 from tiny_gpt.data.sources.resolve import SourceFile
 from tiny_gpt.data.text_file import TextFile, TextWriter
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import cannot_write
+from tiny_gpt.files import write_error
 
 # A progress step each so many bytes of text.
 TELL_BYTES = 4 << 20
@@ -41,7 +41,7 @@ def read_corpus(
     try:
         writer = TextWriter(into)
     except OSError as error:
-        raise cannot_write(into, error) from error
+        raise write_error(into, error) from error
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
     total, done, last_reason = _total_bytes(files), 0, ""

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tiny_gpt.data.sampler import Sampler
-from tiny_gpt.device import sent
+from tiny_gpt.device import to_device
 
 # MPS reads the host's memory when it gets to a copy (torch's Copy.mm). Training waits for it more often than this.
 KEPT_BATCHES = 64
@@ -126,7 +126,7 @@ class _Places(NamedTuple):
     ends: list[int]
 
     def on(self, device: torch.device) -> "_Places":
-        return self._replace(starts_SB=sent(self.starts_SB, device), noise_2N=sent(self.noise_2N, device))
+        return self._replace(starts_SB=to_device(self.starts_SB, device), noise_2N=to_device(self.noise_2N, device))
 
     def of(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Starts (B), exchanged inputs, and where the others are, of one step."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_gpt.config import TOKENIZER_NAMES, DataConfig
+from tiny_gpt.config import TOKENIZER_SETTINGS, DataConfig
 from tiny_gpt.data.corpus import Corpus, read_corpus
 from tiny_gpt.data.overlap import share_also_in_training
 from tiny_gpt.data.progress import PreparationEvent
@@ -121,7 +121,7 @@ def _dataset(store: TokenStore, name: str, sources: tuple[str, ...], skipped: li
 
 def tokenizer_for(config: DataConfig, train: TextSplit) -> Tokenizer:
     """The tokenizer that `config` names, fitted to a sample of `train` where it has something to learn."""
-    if config.tokenizer not in TOKENIZER_NAMES:
+    if config.tokenizer not in TOKENIZER_SETTINGS:
         return BpeTokenizer.from_file(user_path(config.tokenizer))
     name = auto_tokenizer(train.n_bytes) if config.tokenizer == "auto" else config.tokenizer
     vocab_size = config.vocab_size or default_vocab_size(train.n_bytes)
@@ -147,14 +147,16 @@ def _tokenizer_id(name: str, given: Tokenizer | None) -> str:
     """What a store's key has of its tokenizer: that of --tokenizer `name`, unless one is `given`."""
     if given:
         return tokenizer_sha256(given)
-    return name if name in TOKENIZER_NAMES else tokenizer_file_sha256(name)
+    return name if name in TOKENIZER_SETTINGS else tokenizer_file_sha256(name)
 
 
 def tokenizer_file_sha256(name: str) -> str:
     """What tells one tokenizer.json from another; raises BadInputError where there is no such file."""
     path = user_path(name)
     if not path.is_file():
-        raise BadInputError(f"--tokenizer {name}: no such file; give {', '.join(TOKENIZER_NAMES)} or a tokenizer.json")
+        raise BadInputError(
+            f"--tokenizer {name}: no such file; give {', '.join(TOKENIZER_SETTINGS)} or a tokenizer.json"
+        )
     try:
         return sha256_of(path)
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tiny_gpt.files import CACHE_REMEDY, cannot_write
+from tiny_gpt.files import CACHE_REMEDY, write_error
 
 # Between two documents stands an empty line.
 SEPARATOR = b"\n\n"
@@ -84,7 +84,7 @@ class TextWriter:
         try:
             self._file.close()
         except OSError as error:
-            raise cannot_write(self.path, error, CACHE_REMEDY) from error
+            raise write_error(self.path, error, CACHE_REMEDY) from error
         finished = self._starts[: len(self._ends)]  # one that was begun only has no end
         spans = np.stack([np.frombuffer(ends, dtype=np.int64) for ends in (finished, self._ends)], axis=1)
         return TextFile(self.path, spans, self._n_characters)
@@ -93,7 +93,7 @@ class TextWriter:
         try:
             self._file.write(data)
         except OSError as error:
-            raise cannot_write(self.path, error, CACHE_REMEDY) from error
+            raise write_error(self.path, error, CACHE_REMEDY) from error
         self._n_bytes += len(data)
 
 

@@ -27,7 +27,7 @@ from tiny_gpt.data.encoding import encode_chunks
 from tiny_gpt.data.progress import PreparationEvent, StageProgress
 from tiny_gpt.data.text_file import TextSplit
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import CACHE_REMEDY, cannot_write, sha256_of_json, sync_folder, sync_to_disk
+from tiny_gpt.files import CACHE_REMEDY, sha256_of_json, sync_folder, sync_to_disk, write_error
 from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
 
 FORMAT_VERSION = 2
@@ -90,7 +90,7 @@ def temporary_build_folder(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
         place = Path(tempfile.mkdtemp(prefix=mine.format(os.getpid()), dir=folder.parent))
     except OSError as error:
-        raise cannot_write(folder, error, CACHE_REMEDY) from error
+        raise write_error(folder, error, CACHE_REMEDY) from error
     try:
         yield place
     finally:
@@ -152,7 +152,7 @@ def build_store(
         (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         _give_name(place, folder)
     except OSError as error:
-        raise cannot_write(folder, error, CACHE_REMEDY) from error
+        raise write_error(folder, error, CACHE_REMEDY) from error
 
 
 def encode_to_file(path: Path, part: TextSplit, tokenizer: Tokenizer) -> Generator[PreparationEvent, None, Tokens]:
@@ -164,7 +164,7 @@ def encode_to_file(path: Path, part: TextSplit, tokenizer: Tokenizer) -> Generat
             yield StageProgress("encoding", written.n_bytes, part.n_bytes)
         return _open_part(path, dtype, written)
     except OSError as error:
-        raise cannot_write(path, error, CACHE_REMEDY) from error
+        raise write_error(path, error, CACHE_REMEDY) from error
 
 
 def _write_part(path: Path, chunks: Iterable[tuple[bytes, int, int]]) -> Iterator[_Part]:

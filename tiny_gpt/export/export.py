@@ -10,7 +10,7 @@ from pathlib import Path
 from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import UsageError
 from tiny_gpt.export.huggingface import write_hf, write_json
-from tiny_gpt.files import cannot_write, sync_folder, sync_to_disk
+from tiny_gpt.files import sync_folder, sync_to_disk, write_error
 from tiny_gpt.model_io.hf_weights import WEIGHTS_FILE
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.safetensors_file import write_tensors
@@ -35,7 +35,7 @@ def export(loaded: LoadedModel, to: str, target: Path) -> list[str]:
         os.rename(beside, target)
         sync_folder(target.parent)
     except OSError as error:
-        raise cannot_write(target, error, "choose another folder with --out") from error
+        raise write_error(target, error, "choose another folder with --out") from error
     finally:
         with contextlib.suppress(OSError):  # gone by its new name, or it never came to be
             shutil.rmtree(beside)

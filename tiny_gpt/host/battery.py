@@ -27,7 +27,7 @@ class Battery:
         self._n_disagreeing = 0
 
     def look(self) -> None:
-        """Read the sensor, which may take milliseconds."""
+        """Read the sensor, which may take format_milliseconds."""
         disagrees = self._reads_low() != self.is_low
         self._n_disagreeing = self._n_disagreeing + 1 if disagrees else 0
         if self._n_disagreeing == AGREEING_LOOKS:

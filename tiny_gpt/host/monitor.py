@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tiny_gpt.duration import duration
+from tiny_gpt.duration import format_duration
 from tiny_gpt.host.battery import CONTINUE_ABOVE_PERCENT, Battery, system_battery
 
 LOOK_INTERVAL_S = 5.0
@@ -158,9 +158,9 @@ class MachineWatch:
         self._look()
         lines = []
         if self._n_sleeps:
-            lines.append(f"slept {_times(self._n_sleeps)}, {duration(self.slept_s)} in all")
+            lines.append(f"slept {_times(self._n_sleeps)}, {format_duration(self.slept_s)} in all")
         if self._n_pauses:
-            paused = duration(self.paused_s + self._pause_so_far_s())
+            paused = format_duration(self.paused_s + self._pause_so_far_s())
             lines.append(f"paused {_times(self._n_pauses)} on a low battery, {paused} in all")
         if len(self._clock_changes_s) > MAX_TOLD:
             lines.append(f"the clock was set {_times(len(self._clock_changes_s))}")
@@ -186,7 +186,8 @@ class MachineWatch:
             self.slept_s += slept_s
             self._interval_is_spoilt = True
             self._notes.append(
-                f"the machine slept for {duration(slept_s)} (closing the lid does that); training goes on where it was"
+                f"the machine slept for {format_duration(slept_s)} (closing the lid does that); "
+                "training goes on where it was"
             )
         if abs(set_by_s) >= SHORTEST_S:
             self._clock_changes_s.append(set_by_s)
@@ -266,7 +267,7 @@ def _times(n: int) -> str:
 
 
 def _clock_change(seconds: float) -> str:
-    return f"the clock was set {'forward' if seconds > 0 else 'back'} by {duration(abs(seconds))}"
+    return f"the clock was set {'forward' if seconds > 0 else 'back'} by {format_duration(abs(seconds))}"
 
 
 def _time_of_day(wall: float) -> str:

@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 import psutil
 
-from tiny_gpt.duration import duration
+from tiny_gpt.duration import format_duration
 from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_VARIABLE, N_BYTES, PID, REASON_VARIABLE, REQUEST
 
 RESTART_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint is saved, start me again
@@ -180,7 +180,7 @@ class _Child:
         kill = (self._limits.grace_s, self._process.kill)
         if self._silence_s > patience_s:
             self._plan = [(0.0, self._process.terminate), kill]
-            return f"hung for {duration(self._silence_s)}"
+            return f"hung for {format_duration(self._silence_s)}"
         growth = self._memory.growth(self._words[PID], elapsed_s)
         if growth:
             self._words[REQUEST] = 1

@@ -79,7 +79,7 @@ class Workers:
 
     @staticmethod
     def _serve(jobs: "queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]") -> None:
-        torch.set_flush_denormal(True)  # as device.configure does for the main thread; each has its own setting
+        torch.set_flush_denormal(True)  # as device.configure_torch does for the main thread; each has its own setting
         while True:
             loop, arguments = jobs.get()
             with contextlib.suppress(Exception):  # the caller meets the same, or does all tasks itself

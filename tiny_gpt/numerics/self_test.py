@@ -37,7 +37,7 @@ class Result:
 def self_test(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
     """The result of every check, in the order of CHECKS, each as soon as it is there.
 
-    Tests what `device.configure` has set up. The CPU's random state stays as it was; a GPU's does not.
+    Tests what `device.configure_torch` has set up. The CPU's random state stays as it was; a GPU's does not.
     """
     for name in CHECKS:
         yield run_check(name, device, dtype)

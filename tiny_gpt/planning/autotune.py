@@ -23,8 +23,8 @@ from tiny_gpt.backends import BACKENDS
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.device import (
     PRECISIONS,
+    candidate_precisions,
     describe_device,
-    possible_precisions,
     processor_name,
     release_memory,
     synchronize,
@@ -59,7 +59,7 @@ Trials = Mapping[Candidate, Callable[[], None]]
 def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidate]:
     """Those that the settings leave on `device`. Raises UsageError where they leave none."""
     train = config.train
-    precisions = possible_precisions(train.precision, device)
+    precisions = candidate_precisions(train.precision, device)
     paths = AUTO_BACKENDS[device.type]
     if train.backend != "auto":
         possible = list(dict.fromkeys((*paths, *ON_REQUEST)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from tiny_gpt.config import HEAD_WIDTH, RunConfig
+from tiny_gpt.config import DEFAULT_HEAD_DIM, RunConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.scaling_law import STEP_TOKENS, best_step_tokens, shortfall
@@ -161,9 +161,9 @@ def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
 
 
 def heads(d_model: int) -> int:
-    """How many heads of about HEAD_WIDTH, and of even width, make up a model's; 1 where none do."""
+    """How many heads of about DEFAULT_HEAD_DIM, and of even width, make up a model's; 1 where none do."""
     possible = [n for n in range(1, d_model // 2 + 1) if d_model % n == 0 and d_model // n % 2 == 0]
-    return min(possible, key=lambda n: abs(d_model / n - HEAD_WIDTH), default=1)
+    return min(possible, key=lambda n: abs(d_model / n - DEFAULT_HEAD_DIM), default=1)
 
 
 def paced(config: RunConfig, text: TextStats, budget: Budget, speed: Speed, times: int = 1) -> RunConfig:

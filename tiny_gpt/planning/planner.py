@@ -13,7 +13,7 @@ import torch
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Notice
-from tiny_gpt.device import possible_precisions
+from tiny_gpt.device import candidate_precisions
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning import heuristics as choices
@@ -118,7 +118,7 @@ def measure_machine_and_text(
         taken = choose_backend(shapes[-1], vocab_size, device).candidate
     else:  # where torch's compiler would take a minute for each shape
         path = config.train.backend if config.train.backend == "eager" else AUTO_BACKENDS[device.type][0]
-        taken = Candidate(path, possible_precisions(config.train.precision, device)[0])
+        taken = Candidate(path, candidate_precisions(config.train.precision, device)[0])
     shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
     free = available_memory_bytes(device)
     shapes = shapes[:1] + [shape for shape in shapes[1:] if estimate_memory_bytes(shape, vocab_size, device) <= free]

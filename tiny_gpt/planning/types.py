@@ -6,7 +6,7 @@ Nothing here imports torch, so that events and reports can use a Plan without im
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tiny_gpt.duration import milliseconds
+from tiny_gpt.duration import format_milliseconds
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BackendChoice:
     @property
     def figures(self) -> str:
         """fused bf16 41 ms, eager bf16 66 ms"""
-        return ", ".join(f"{name} {milliseconds(seconds)}" for name, seconds in self.seconds.items())
+        return ", ".join(f"{name} {format_milliseconds(seconds)}" for name, seconds in self.seconds.items())
 
 
 @dataclass(frozen=True)

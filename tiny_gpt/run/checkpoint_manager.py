@@ -21,7 +21,7 @@ import torch
 from tiny_gpt.config import BEST_FILE, FINAL_FILE
 from tiny_gpt.device import synchronize
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
-from tiny_gpt.files import cannot_write
+from tiny_gpt.files import write_error
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.model_io.stored_model import Progress
@@ -242,7 +242,7 @@ class Keeper:
         if isinstance(failure, OutOfResourcesError):
             return failure
         if isinstance(failure, OSError):
-            return cannot_write(self.store.folder, failure)
+            return write_error(self.store.folder, failure)
         return OutOfResourcesError(f"{self.store.folder} does not hold what was just written ({failure})")
 
 

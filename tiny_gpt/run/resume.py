@@ -12,7 +12,7 @@ import torch
 from tiny_gpt.config import BEST_FILE, BUDGETS, ModelConfig, RunConfig, flag
 from tiny_gpt.data.prepare import Dataset, open_stored_dataset, open_stored_tokenizer, prepare, tokenizer_sha256
 from tiny_gpt.data.progress import PreparationEvent
-from tiny_gpt.device import possible_precisions, processor_name
+from tiny_gpt.device import candidate_precisions, processor_name
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.model_io.open_model import open_path
@@ -103,7 +103,7 @@ class SavedRun:
         now = this_machine(device)
         has_moved = any(self.machine.get(name) != now[name] for name in ("device", "processor"))
         try:
-            if train.precision == "bf16" and has_moved and train.precision not in possible_precisions("auto", device):
+            if train.precision == "bf16" and has_moved and train.precision not in candidate_precisions("auto", device):
                 raise UsageError("--precision bf16: slow here")
             return choose_backend(config, vocab_size, device)
         except UsageError as reason:

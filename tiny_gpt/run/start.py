@@ -27,9 +27,9 @@ from tiny_gpt.config import (
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import Notice
-from tiny_gpt.device import PRECISIONS, configure, describe_device, forget_peak_memory, pick_device
+from tiny_gpt.device import PRECISIONS, configure_torch, describe_device, pick_device, reset_peak_memory
 from tiny_gpt.errors import BadInputError, UsageError
-from tiny_gpt.files import atomic_write, cannot_write, sweep, user_path, writable_folder
+from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_files, user_path, write_error
 from tiny_gpt.host.heartbeat import restart_reason
 from tiny_gpt.host.night import Night
 from tiny_gpt.host.signals import StopRequest
@@ -76,7 +76,7 @@ def run(config: RunConfig, resume: bool = False, request: Request | None = None)
         device = pick_device(config.train.device)
         if saved is None:
             backend_candidates(config, device)  # raises what is wrong with the settings before the text is read
-        configure(device, config.train.deterministic)
+        configure_torch(device, config.train.deterministic)
         if saved:
             dataset = yield from prepare_again(config, saved)
         else:
@@ -89,7 +89,7 @@ def run(config: RunConfig, resume: bool = False, request: Request | None = None)
         config = resolved(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
         plan = _plan(out_dir, config, planner, choice, is_same=saved is not None and not has_more)
-        forget_peak_memory(device)  # that of what was tried
+        reset_peak_memory(device)  # that of what was tried
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, dataset.tokenizer.vocab_size, PRECISIONS[config.train.precision]).to(device)
         if start:
@@ -179,7 +179,7 @@ def only_one(out_dir: Path) -> Iterator[None]:
     made for a run which then did not begin is gone afterwards.
     """
     made = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
-    lock = filelock.FileLock(writable_folder(out_dir, "--out-dir") / LOCK_FILE)
+    lock = filelock.FileLock(ensure_writable_folder(out_dir, "--out-dir") / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as held:
@@ -189,7 +189,7 @@ def only_one(out_dir: Path) -> Iterator[None]:
         ) from held
     except (OSError, NotImplementedError):
         pass  # a drive without locks
-    sweep(out_dir)
+    remove_partial_files(out_dir)
     CheckpointStore(out_dir).sweep()
     try:
         yield
@@ -240,7 +240,7 @@ def set_aside_earlier_run(out_dir: Path) -> Path | None:
         for name in names:
             shutil.move(out_dir / name, folder / name)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise write_error(folder, error) from error
     return folder
 
 

@@ -48,7 +48,7 @@ class Learner:
         self.clock = StepClock()
         self.request = request or Request()
         self.course = self._new_course()
-        self.is_cooling = config.train.schedule_taken != "wsd"
+        self.is_cooling = config.train.resolved_schedule != "wsd"
         """Whether the rate has begun to fall: what was before that can be trained further for any time."""
 
     @property

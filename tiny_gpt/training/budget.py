@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from tiny_gpt.config import RunConfig, TrainConfig
-from tiny_gpt.duration import next_time, seconds_of
+from tiny_gpt.duration import next_time, parse_duration
 from tiny_gpt.host.monitor import system_clocks
 from tiny_gpt.training.schedule import Place
 
@@ -168,7 +168,7 @@ def seconds_asked(train: TrainConfig, ordered_at: float, now: float) -> float | 
     """Seconds from `now` on that a budget has which a clock ends and a person gave at `ordered_at`; else None."""
     if train.until:
         return max(0.0, next_time(train.until, ordered_at) - now)
-    return seconds_of(train.for_) if train.for_ else None
+    return parse_duration(train.for_) if train.for_ else None
 
 
 def begin_budget(config: TrainConfig, request: Request, now: float, step: int = 0, share: float = 0.0) -> TimedState:
@@ -205,7 +205,7 @@ class TimedCourse:
         self._n_measured = 0
         self._mark: tuple[int, float] | None = None
         self._is_first = state.progress == 0
-        self._cooldown = config.cooldown if config.schedule_taken == "wsd" else 1.0
+        self._cooldown = config.cooldown if config.resolved_schedule == "wsd" else 1.0
 
     # --- as Course has it ---
 

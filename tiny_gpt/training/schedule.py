@@ -33,12 +33,12 @@ def learning_rate(at: Place, config: TrainConfig) -> float:
     done, whole = at.rise
     if done <= whole:
         return peak * done / whole
-    return SCHEDULES[config.schedule_taken](at.fall, peak, config)
+    return SCHEDULES[config.resolved_schedule](at.fall, peak, config)
 
 
 def is_cooling(at: Place, config: TrainConfig) -> bool:
     """Whether the rate has begun to fall: a state from before that can be trained on for any time."""
-    return config.schedule_taken != "wsd" or at.fall > 1 - config.cooldown or at.top < 1
+    return config.resolved_schedule != "wsd" or at.fall > 1 - config.cooldown or at.top < 1
 
 
 def _cosine(fall: float, peak: float, config: TrainConfig) -> float:

@@ -8,7 +8,7 @@ import torch
 from tiny_gpt.backends import get_backend
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import Batch
-from tiny_gpt.device import most_blocks_at_once
+from tiny_gpt.device import max_blocks_at_once
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.budget import place_of
 from tiny_gpt.training.cuda_graph import CapturedUpdates
@@ -54,7 +54,7 @@ def part_size(batch_size: int, n_parts: int, block_size: int, device: torch.devi
 
     A device that cannot take so much gets more parts, and equal ones: it meets one shape only.
     """
-    limit = most_blocks_at_once(block_size, device)
+    limit = max_blocks_at_once(block_size, device)
     if limit is None:
         return math.ceil(batch_size / n_parts)
     fewest = max(n_parts, math.ceil(batch_size / limit))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tiny_gpt.config import RunConfig, flag
 from tiny_gpt.data.progress import Notice, StageProgress
-from tiny_gpt.duration import clock_in, duration
+from tiny_gpt.duration import clock_time_in, format_duration
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import (
     EpochDone,
@@ -175,7 +175,8 @@ class Console:
         train, a_step = self.config.train, f"{event.tokens_per_step:,} tokens a step"
         if event.left_s is not None:
             given = f"{flag(train.budget)} {getattr(train, train.budget)}"
-            return f"until {clock_in(event.left_s)}, {duration(max(0.0, event.left_s))} from now ({given}); {a_step}"
+            left = format_duration(max(0.0, event.left_s))
+            return f"until {clock_time_in(event.left_s)}, {left} from now ({given}); {a_step}"
         total_tokens = self._total_steps * event.tokens_per_step
         iters = train.iters_per_epoch
         steps = (
@@ -223,8 +224,8 @@ class Console:
 
     def _speed(self, event: SpeedMeasured) -> str:
         return LABEL.format("time") + (
-            f"{event.tokens_per_s:,.0f} tokens/s: about {duration(event.remaining_s)} to go, "
-            f"until {clock_in(event.remaining_s)}"
+            f"{event.tokens_per_s:,.0f} tokens/s: about {format_duration(event.remaining_s)} to go, "
+            f"until {clock_time_in(event.remaining_s)}"
         )
 
     def _refresh(self, event: Evaluated) -> None:
@@ -237,7 +238,7 @@ class Console:
         left_s, iters = self._last_step.left_s, self.config.train.iters_per_epoch
         speed = _it_per_s((event.step - self._counted_from) / elapsed_s)
         if left_s is not None:
-            left = f"{duration(max(0.0, left_s))} to go"
+            left = f"{format_duration(max(0.0, left_s))} to go"
             self._print(f"{self._last_step.progress:4.0%}, step {event.step:,}: {left} [{speed}, {details}]")
             return
         at = (event.step - 1) % iters + 1
@@ -261,14 +262,14 @@ class Console:
         )
         self._row(
             "took",
-            f"{duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating, "
-            f"{event.save_share:.1%} saving; peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
+            f"{format_duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating"
+            f", {event.save_share:.1%} saving; peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
         )
         if event.left_s is not None and event.stopped_by is None:
             train = self.config.train
             early = "before" if event.left_s > 0 else "after"
             asked = f"{flag(train.budget)} {getattr(train, train.budget)}"
-            self._row("asked", f"{asked}: this is {duration(abs(event.left_s))} {early} its end")
+            self._row("asked", f"{asked}: this is {format_duration(abs(event.left_s))} {early} its end")
         if self._plan is not None and event.stopped_by is None:
             n_tokens = event.last_step * self._tokens_per_step
             self._row(
@@ -296,7 +297,7 @@ class _Bar(tqdm):
         elapsed_s = max(values["elapsed"], 1e-9)
         rate = values["rate"] or (values["n"] - values["initial"]) / elapsed_s
         rate = rate if self.n_steps is None else self.n_steps / elapsed_s
-        left = duration(max(0.0, self.left_s))
+        left = format_duration(max(0.0, self.left_s))
         return {**values, "speed": _it_per_s(rate), "left": left, "ncols": columns()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig, flag
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import describe_device
-from tiny_gpt.duration import clock_in, duration, milliseconds
+from tiny_gpt.duration import clock_time_in, format_duration, format_milliseconds
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.planning.heuristics import SIZES
 from tiny_gpt.planning.planner import Planner
@@ -40,13 +40,13 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """What a training is going to be, as labels and texts."""
     yield (
         "plan",
-        f"{plan.steps:,} steps of {milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: "
+        f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: "
         f"{_times(plan.data_epochs)} the text",
     )
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     yield "expected", f"{_bits(plan)}"
     if plan.saturation_s < plan.seconds:
-        after = f"after {duration(plan.saturation_s)} " if plan.saturation_s >= 1 else ""
+        after = f"after {format_duration(plan.saturation_s)} " if plan.saturation_s >= 1 else ""
         yield "", f"{after}more time hardly helps: more text would"
 
 
@@ -71,7 +71,7 @@ def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[st
     kind = dataset.tokenizer.to_dict()["type"]
     yield _row("tokens", f"{kind}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} to learn from")
     yield _row("model", describe_model(model, _count(plan.n_parameters)))
-    until = f"{duration(plan.seconds)}, until {clock_in(plan.seconds)} if it began now"
+    until = f"{format_duration(plan.seconds)}, until {clock_time_in(plan.seconds)} if it began now"
     yield _row("training", f"{describe_training(model, train)}; {until}")
     for label, words in plan_rows(plan):
         yield _row(label, words)

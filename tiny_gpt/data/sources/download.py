@@ -14,7 +14,7 @@ import psutil
 
 from tiny_gpt.data.progress import PreparationEvent, StageProgress
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import CACHE_REMEDY, cannot_write, sha256_of, sync_folder, sync_to_disk
+from tiny_gpt.files import CACHE_REMEDY, sha256_of, sync_folder, sync_to_disk, write_error
 
 CONNECT_TIMEOUT_S = 10.0
 # Nothing heard for so long is a connection that has broken off.
@@ -63,7 +63,7 @@ def download(
             _about(part).unlink(missing_ok=True)
             sync_folder(path.parent)
     except OSError as error:
-        raise cannot_write(path, error, CACHE_REMEDY) from error
+        raise write_error(path, error, CACHE_REMEDY) from error
     return Downloaded(found, str(about.get("content_type", "")))
 
 

@@ -18,7 +18,7 @@ from tiny_gpt.data.progress import Notice, PreparationEvent, StageProgress
 from tiny_gpt.data.sources.catalog import DATASETS, fetch, fetch_address
 from tiny_gpt.data.sources.hub import fetch_from_hub
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import atomic_write, cache_folder, cannot_write, sha256_of, user_path
+from tiny_gpt.files import atomic_write, cache_folder, sha256_of, user_path, write_error
 
 STDIN = "-"
 ADDRESS = ("https://", "http://")
@@ -192,7 +192,7 @@ def _keep_stdin() -> Generator[PreparationEvent, None, Path]:
         kept = path.with_name(f"stdin-{sha256_of(path)[:16]}.txt")
         shutil.move(path, kept)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     return kept
 
 

@@ -1,0 +1,93 @@
+"""The shape of the network."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tiny_gpt.config.architectures import ARCHITECTURES, Architecture
+from tiny_gpt.config.checks import require, require_positive
+
+# The head width that recipes use: that of GPT-2 and of Qwen3's small models.
+DEFAULT_HEAD_DIM = 64
+# The name of a row of ARCHITECTURES. Type checkers need a literal type's values in the source, so they see a str.
+if TYPE_CHECKING:
+    ArchitectureName = str
+else:
+    ArchitectureName = Literal[tuple(ARCHITECTURES)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network."""
+
+    architecture: ArchitectureName = "gpt2"
+    """Published design that the network follows; other tools can load all of them.
+    gpt2: learned positions, LayerNorm, GELU.
+    qwen3: rotary positions, RMSNorm, SwiGLU; usually reaches a lower loss."""
+    n_layer: int = 4
+    """Number of transformer blocks."""
+    n_head: int = 8
+    """Attention heads per block."""
+    d_model: int = 256
+    """Width of the network: the length of each token's vector."""
+    d_ff: int = 1024
+    """Hidden width of each block's feed-forward layer."""
+    block_size: int = 128
+    """Context length: the most tokens the model sees at once."""
+    dropout: float = 0.15
+    """Fraction of attention weights and feed-forward outputs set to zero at random in training; reduces overfitting."""
+    head_dim: int = 0
+    """Width of each attention head ; 0 means d_model / n_head, the only choice of gpt2."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position embeddings' frequencies. Models with a long context use a larger one."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_layer", "n_head", "d_model", "d_ff", "block_size")
+        self._check_heads()
+        require(
+            0 <= self.dropout < 1, f"--dropout {self.dropout}: must be at least 0 and below 1", "dropout-out-of-range"
+        )
+        require(
+            0 < self.rope_theta < math.inf,
+            f"--rope-theta {self.rope_theta}: must be greater than 0 and finite; 10000 is usual",
+            "rope-theta-out-of-range",
+        )
+
+    def _check_heads(self) -> None:
+        require(
+            self.head_dim >= 0,
+            f"--head-dim {self.head_dim}: must be greater than 0, or 0 for d_model / n_head",
+            "head-dim-out-of-range",
+        )
+        require(
+            self.head_dim == 0 or self.traits.custom_head_dim,
+            f"--head-dim {self.head_dim}: the heads of --architecture {self.architecture} are d_model / n_head wide; "
+            "leave it out, or choose another architecture",
+            "head-dim-unsupported",
+        )
+        require(
+            self.head_dim > 0 or self.d_model % self.n_head == 0,
+            f"--d-model {self.d_model} is not divisible by --n-head {self.n_head}; "
+            f"try --d-model {max(1, round(self.d_model / self.n_head)) * self.n_head}",
+            "d-model-not-divisible",
+        )
+        if self.traits.positions == "rotary":
+            given = f"--d-model {self.d_model} with --n-head {self.n_head}"
+            if self.head_dim:
+                given = f"--head-dim {self.head_dim}"
+            require(
+                self.dim_per_head % 2 == 0,
+                f"{given}: the head width is {self.dim_per_head}, but rotary positions (--architecture "
+                f"{self.architecture}) rotate pairs of values, so it must be even",
+                "head-dim-odd",
+            )
+
+    @property
+    def traits(self) -> Architecture:
+        """What distinguishes its architecture from others."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def dim_per_head(self) -> int:
+        """Width of each head's queries, keys and values."""
+        return self.head_dim or self.d_model // self.n_head

@@ -1,0 +1,21 @@
+"""What protects an unattended run."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tiny_gpt.config.checks import FLAG_OFF, require_positive
+
+
+@dataclass(frozen=True)
+class ReliabilityConfig:
+    """Protection of unattended runs."""
+
+    checkpoint_minutes: float = 3.0
+    """Minutes between checkpoints; more if saving is slow. The end of an epoch and a stop save one too."""
+    watchdog: Annotated[bool, FLAG_OFF] = True
+    """Don't restart training from the last checkpoint after a crash, a hang or a kill."""
+    keep_awake: Annotated[bool, FLAG_OFF] = True
+    """Don't keep the computer from going to sleep while it trains."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "checkpoint_minutes")

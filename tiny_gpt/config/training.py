@@ -1,0 +1,180 @@
+"""How long and how a model is trained."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress, arg
+
+from tiny_gpt.config.checks import OPTIONAL, flag, require, require_positive
+from tiny_gpt.config.choices import BackendName, OptimizerName, PrecisionName, ScheduleName
+from tiny_gpt.duration import next_time, parse_duration
+from tiny_gpt.errors import UsageError
+
+# The settings that give the length of a run: at most one of them, or else the last, which always has a value.
+BUDGETS = ("for_", "until", "steps", "tokens", "data_epochs", "epochs")
+TIMED_BUDGETS = ("for_", "until")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run, optimization and hardware."""
+
+    epochs: int = 80
+    """Length of the run in epochs of --iters-per-epoch steps.
+    Use --for, --until, --steps, --tokens or --data-epochs instead to set it in another unit."""
+    for_: Annotated[str, arg(name="for", metavar="TIME"), OPTIONAL] = ""
+    """Length of the run in time, including evaluation and saving: 90s, 5m, 6h, 1h30m. A plain number means seconds."""
+    until: Annotated[str, arg(metavar="HH:MM"), OPTIONAL] = ""
+    """Train until this local time, such as 07:00."""
+    steps: Annotated[int, OPTIONAL] = 0
+    """Length of the run in optimizer steps."""
+    tokens: Annotated[int, OPTIONAL] = 0
+    """Length of the run in tokens."""
+    data_epochs: Annotated[float, OPTIONAL] = 0.0
+    """Length of the run in passes over the training text."""
+    iters_per_epoch: int = 400
+    """Optimizer steps per epoch. Each epoch ends with an evaluation, which saves the model if it improved."""
+    batch_size: int = 64
+    """Blocks (sequences of --block-size tokens) per optimizer step."""
+    grad_accum_steps: int = 1
+    """Micro-batches that each batch is split into; more need less memory. The result is that of the whole batch."""
+    learning_rate: float = 5e-4
+    """Peak learning rate, reached at the end of the warm-up."""
+    min_learning_rate: float = 5e-5
+    """Learning rate at the last step of the cosine schedule."""
+    schedule: Literal["auto", ScheduleName] = "auto"
+    """Learning rate schedule after the warm-up.
+    cosine: half a cosine down to --min-learning-rate.
+    wsd (warmup-stable-decay): constant, then linear to zero. Such a run can be trained further later.
+    auto: wsd with --for or --until, otherwise cosine."""
+    cooldown: float = 0.6
+    """Last fraction of the run, in which wsd decays the learning rate; 1 decays it from the start."""
+    warmup_steps: int = 200
+    """Steps of linear warm-up; at most half of the run, or 5% of its time if it is timed."""
+    optimizer: OptimizerName = "adamw"
+    """adamw: AdamW for all weights.
+    muon: Muon for the matrices inside the blocks, AdamW for the rest.
+    muon needs about half as many steps, and a larger learning rate, such as 2e-3."""
+    weight_decay: float = 0.01
+    """Weight decay of all matrices, including the embeddings."""
+    token_noise: float = 0.0
+    """Fraction of input tokens replaced by random ones during training.
+    Reduces overfitting on text that is read many times."""
+    beta2: float = 0.999
+    """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
+    grad_clip: float = 1.0
+    """Maximum norm of the gradient over all parameters; 0 turns clipping off."""
+    eval_interval: int = 100
+    """Steps between evaluations. Timed runs always evaluate about 40 times; this then sets only the evaluation size."""
+    seed: int = 1337
+    """Random seed. The same seed gives the same numbers on the same machine."""
+    device: Annotated[str, arg(metavar="{auto,cpu,mps,cuda,cuda:N}")] = "auto"
+    """Device to train on. auto: cuda, else mps, else cpu."""
+    precision: Literal["auto", PrecisionName] = "auto"
+    """Precision of matrix products. auto: bf16 if it is faster, otherwise fp32. Weights are always kept in fp32."""
+    backend: Literal["auto", BackendName] = "auto"
+    """How a training step is computed.
+    eager: PyTorch operations.
+    fused: tiny_gpt's own kernels (CPU only).
+    compiled: torch.compile.
+    cuda_graph: PyTorch operations recorded as a CUDA graph.
+    auto: measures those that this machine supports and uses the fastest."""
+    deterministic: Annotated[bool, OPTIONAL] = False
+    """Reproducible results on GPUs too, at some cost in speed. On CPUs they always are."""
+    start_from: Annotated[str, arg(metavar="MODEL"), OPTIONAL] = ""
+    """Start from a trained model's weights, architecture and tokenizer: a run, a model file or an exported folder."""
+    out_dir: Annotated[str, arg(metavar="FOLDER"), OPTIONAL] = ""
+    """Folder for models, checkpoints and metrics. Without it, runs/NAME, named after the text."""
+    verbose: Annotated[bool, OPTIONAL] = False
+    """Also print the backends that were measured and their speed."""
+    auto: Annotated[tuple[str, ...], Suppress] = ()
+    """Settings still to be chosen, from the text, the budget and the machine."""
+
+    def __post_init__(self) -> None:
+        self._check_budget()
+        positive = ("epochs", "iters_per_epoch", "batch_size", "grad_accum_steps", "learning_rate", "eval_interval")
+        require_positive(self, *positive)
+        require(
+            "batch_size" in self.auto or self.batch_size % self.grad_accum_steps == 0,
+            f"--batch-size {self.batch_size} is not divisible by --grad-accum-steps {self.grad_accum_steps}",
+            "batch-size-not-divisible",
+        )
+        self._check_optimization()
+        require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63", "seed-out-of-range")
+
+    def _check_budget(self) -> None:
+        given = [name for name in BUDGETS[:-1] if getattr(self, name)]
+        require(len(given) < 2, more_than_one_budget(given), "several-budgets")
+        for name in ("steps", "tokens", "data_epochs"):
+            value = getattr(self, name)
+            require(0 <= value < 1e15, f"{flag(name)} {value}: must be greater than 0", "budget-out-of-range")
+        try:
+            if self.for_:
+                parse_duration(self.for_)
+        except ValueError:
+            message = f"--for {self.for_}: give a duration such as 90s, 5m, 6h or 1h30m, up to one year"
+            raise UsageError(message, code="duration-invalid") from None
+        try:
+            if self.until:
+                next_time(self.until, 0.0)
+        except ValueError:
+            message = f"--until {self.until}: give a time from 00:00 to 23:59, such as 07:00"
+            raise UsageError(message, code="time-of-day-invalid") from None
+
+    def _check_optimization(self) -> None:
+        # wsd ends at zero and ignores min_learning_rate, so any value is fine there.
+        highest = math.inf if self.resolved_schedule == "wsd" else self.learning_rate
+        require(
+            0 <= self.min_learning_rate <= highest,
+            f"--min-learning-rate {self.min_learning_rate}: must be between 0 and --learning-rate {self.learning_rate}",
+            "min-learning-rate-out-of-range",
+        )
+        require(
+            0 < self.cooldown <= 1,
+            f"--cooldown {self.cooldown}: must be greater than 0 and at most 1",
+            "cooldown-out-of-range",
+        )
+        for name in ("warmup_steps", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            require(value >= 0, f"{flag(name)} {value}: must be at least 0", "value-negative")
+        for name in ("token_noise", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{flag(name)} {value}: must be at least 0 and below 1", "fraction-out-of-range")
+
+    @property
+    def budget(self) -> str:
+        """Which of BUDGETS gives the length of the run."""
+        return next((name for name in BUDGETS if getattr(self, name)), BUDGETS[-1])
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the run ends at a time instead of after a number of steps."""
+        return self.budget in TIMED_BUDGETS
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; 0 if they depend on the clock or on the size of the text."""
+        known = {"steps": self.steps, "epochs": self.epochs * self.iters_per_epoch}
+        return known.get(self.budget, 0)
+
+    @property
+    def resolved_schedule(self) -> ScheduleName:
+        """The schedule, with `auto` resolved."""
+        if self.schedule == "auto":
+            return "wsd" if self.is_timed else "cosine"
+        return self.schedule
+
+    def without_budget(self) -> "TrainConfig":
+        """This config with only `epochs` as its budget, so that another one can be set.
+
+        A cool-down of the whole run (`cooldown=1`) ends a run early and belongs to that budget, so it is reset too.
+        """
+        default = TrainConfig()
+        cooldown = default.cooldown if self.cooldown == 1 else self.cooldown
+        return replace(self, cooldown=cooldown, **{name: getattr(default, name) for name in BUDGETS[:-1]})
+
+
+def more_than_one_budget(names: list[str]) -> str:
+    """The message for a user who gave several of BUDGETS."""
+    return f"{' and '.join(map(flag, names))}: give only one of them, as a run has one length"
