@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.config import DataConfig, ModelConfig, TrainConfig
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import finish
@@ -23,6 +23,7 @@ from tiny_gpt.device import PRECISIONS, configure_torch, describe_device, pick_d
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.schedule import learning_rate_at
 from tiny_gpt.training.step import train_step
 
 
@@ -75,7 +76,6 @@ def trained(bench: Bench, dataset: Dataset, device: torch.device, precision: str
         batch_size=bench.batch_size,
         seed=seed,
     )
-    config = replace(RunConfig(), model=bench.model, train=train)
     torch.manual_seed(seed)
     model = GPT(bench.model, dataset.tokenizer.vocab_size, PRECISIONS[precision]).to(device)
     optimizer = make_optimizer(model, train)
@@ -83,7 +83,7 @@ def trained(bench: Bench, dataset: Dataset, device: torch.device, precision: str
     model.train()
     start = time.perf_counter()
     for step in range(bench.steps):
-        train_step(model, optimizer, batches.batch(step), config, step)
+        train_step(model, optimizer, batches.batch(step), train, step, learning_rate_at(step, train))
     seconds = time.perf_counter() - start
     windows = FixedWindows(dataset.val.ids, bench.model.block_size, bench.batch_size, len(dataset.val), bench.backend)
     loss = windows.loss(model)

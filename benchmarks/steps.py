@@ -21,9 +21,10 @@ from tiny_gpt.data.dataloader import CPU, BatchLoader
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.autotune import choose_backend
-from tiny_gpt.training.cuda_graph import CapturedUpdates, captured_updates
+from tiny_gpt.training.cuda_graph import CudaGraphUpdate, make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.schedule import learning_rate_at
 from tiny_gpt.training.step import train_step
 
 N_IDS = 200_000
@@ -68,7 +69,7 @@ class OurStep:
     batches: BatchLoader
     config: RunConfig
     guard: Guard
-    captured: CapturedUpdates | None = None
+    cuda_graph: CudaGraphUpdate | None = None
     beside_s: list[float] = field(default_factory=list)
     """Seconds of each step that went into getting the batch and reading the loss and the guard."""
 
@@ -76,8 +77,10 @@ class OurStep:
         start = time.perf_counter()
         batch = self.batches.batch(step)
         got_batch = time.perf_counter()
+        train = self.config.train
+        rate = learning_rate_at(step, train)
         loss, _ = train_step(
-            self.model, self.optimizer, batch, self.config, step, guard=self.guard, captured=self.captured
+            self.model, self.optimizer, batch, train, step, rate, guard=self.guard, cuda_graph=self.cuda_graph
         )
         synchronize(self.model.device)  # else reading would be charged with the computation it waits for
         computed = time.perf_counter()
@@ -103,8 +106,8 @@ def our_step(
     torch.manual_seed(run_config.train.seed)
     model = GPT(config, vocab_size, precision).to(device)
     optimizer, guard = make_optimizer(model, run_config.train), Guard(device)
-    captured = captured_updates(model, optimizer, run_config.train, guard)
-    return OurStep(model, optimizer, batches, run_config, guard, captured)
+    cuda_graph = make_cuda_graph_update(model, optimizer, run_config.train, guard)
+    return OurStep(model, optimizer, batches, run_config, guard, cuda_graph)
 
 
 def name_of(precision: torch.dtype) -> Literal["bf16", "fp32"]:

@@ -163,6 +163,14 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Whether a device had no memory left: CUDA's own error, MPS's plain RuntimeError, the CPU's two ways."""
+    if isinstance(failure, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(failure).lower()
+    return isinstance(failure, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Have `peak_memory_bytes` count from here, where it can."""
     if device.type == "cuda":

@@ -134,13 +134,13 @@ class Recorder(torch.nn.Module):
         return self.weight * inputs_BT
 
 
-@pytest.mark.parametrize("n_parts", [1, 2, 3, 6])
-def test_the_parts_of_a_batch_are_the_batch_however_many_they_are(n_parts):
+@pytest.mark.parametrize("n_micro_batches", [1, 2, 3, 6])
+def test_the_parts_of_a_batch_are_the_batch_however_many_they_are(n_micro_batches):
     batch = batches(batch_size=6).batch(7)
     model = Recorder()
-    config = RunConfig().with_flat({"batch_size": 6, "grad_accum_steps": n_parts}, "test")
-    train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batch, config, 7)
-    assert len(model.shown) == n_parts
+    config = RunConfig().with_flat({"batch_size": 6, "grad_accum_steps": n_micro_batches}, "test")
+    train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batch, config.train, 7, 1.0)
+    assert len(model.shown) == n_micro_batches
     assert torch.equal(torch.cat(model.shown, dim=1), torch.stack(batch))
 
 

@@ -135,9 +135,9 @@ class Child:
     def _count_steps(self) -> None:
         train_step = trainer.train_step
 
-        def counted(model, optimizer, batch, config, step, **more):  # type: ignore[no-untyped-def]
+        def counted(model, optimizer, batch, config, step, *args, **more):  # type: ignore[no-untyped-def]
             self._words[BEGUN] = step + 1
-            result = train_step(model, optimizer, batch, config, step, **more)
+            result = train_step(model, optimizer, batch, config, step, *args, **more)
             self._words[DONE] = step + 1
             return result
 
@@ -148,9 +148,9 @@ def before_steps(act: Callable[[int], object]) -> None:
     """In the child: `act` is called with the number of each step, counted from 1, before it begins."""
     train_step = trainer.train_step
 
-    def acting(model, optimizer, batch, config, step, **more):  # type: ignore[no-untyped-def]
+    def acting(model, optimizer, batch, config, step, *args, **more):  # type: ignore[no-untyped-def]
         act(step + 1)
-        return train_step(model, optimizer, batch, config, step, **more)
+        return train_step(model, optimizer, batch, config, step, *args, **more)
 
     trainer.train_step = acting  # type: ignore[assignment]
 

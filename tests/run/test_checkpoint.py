@@ -346,7 +346,7 @@ def test_moments_that_are_there_from_the_start_are_those_that_torch_would_make()
         {"step": -1},
         {"step": "3"},
         {"step": True},
-        {"n_parts": 1.5},
+        {"n_micro_batches": 1.5},
         {"rate_factor": None},
         {"rate_factor": math.inf},
         {"incidents": [1]},
@@ -361,7 +361,11 @@ def test_an_odd_state_is_refused(changes):
 
 
 def test_what_an_older_version_did_not_write_is_its_default():
-    assert RunState.from_dict({"step": 7, "n_parts": 2}) == RunState(step=7, n_parts=2)
+    assert RunState.from_dict({"step": 7, "n_micro_batches": 2}) == RunState(step=7, n_micro_batches=2)
+
+
+def test_names_of_older_versions_are_read():
+    assert RunState.from_dict({"step": 7, "n_parts": 2}) == RunState(step=7, n_micro_batches=2)
 
 
 def test_a_line_of_metrics_comes_back_as_it_was():

@@ -406,7 +406,7 @@ def test_where_memory_runs_out_the_same_step_is_done_in_smaller_parts(config, tm
     monkeypatch.undo()
     monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
     state = CheckpointStore(tmp_path / "third").newest()[0].path / "state.json"
-    assert json.loads(state.read_text())["run"]["n_parts"] == 4, "a resumed run does not try in vain"
+    assert json.loads(state.read_text())["run"]["n_micro_batches"] == 4, "a resumed run does not try in vain"
 
 
 def test_where_not_even_one_block_fits_it_ends(config, monkeypatch):

@@ -35,13 +35,11 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.start import run
 from tiny_gpt.run.trainer import Trainer
-from tiny_gpt.training import cuda_graph as captured
-from tiny_gpt.training.budget import place_of
+from tiny_gpt.training import cuda_graph
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
-from tiny_gpt.training.schedule import learning_rate
-from tiny_gpt.training.step import part_size, train_step
-from tiny_gpt.training.update import leave_weights_alone
+from tiny_gpt.training.schedule import learning_rate_at
+from tiny_gpt.training.step import freeze_next_step, micro_batch_size, train_step
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 256
@@ -71,11 +69,7 @@ def random_tokens(n: int) -> np.ndarray:
 
 
 def rates(config: TrainConfig) -> list[float]:
-    return [rate_of(step, config) for step in range(config.total_steps)]
-
-
-def rate_of(step: int, config: TrainConfig) -> float:
-    return learning_rate(place_of(step, config.total_steps, config.warmup_steps), config)
+    return [learning_rate_at(step, config) for step in range(config.total_steps)]
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 10, 50])
@@ -178,8 +172,8 @@ def update(config: RunConfig, step: int = 0) -> tuple[float, float, dict[str, to
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = BatchLoader(random_tokens(500), MODEL.block_size, config.train.batch_size, seed=3).batch(step)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e9)  # the step sets the schedule's rate
-    loss, grad_norm = train_step(model, optimizer, batch, config, step)
-    rate = rate_of(step, config.train)
+    loss, grad_norm = train_step(model, optimizer, batch, config.train, step, learning_rate_at(step, config.train))
+    rate = learning_rate_at(step, config.train)
     changes = {name: (parameter.detach() - before[name]) / rate for name, parameter in model.named_parameters()}
     return loss.item(), grad_norm.item(), changes
 
@@ -201,11 +195,11 @@ def test_a_step_goes_down_the_gradient_of_the_batchs_mean_loss() -> None:
         torch.testing.assert_close(changes[name], -parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("n_parts", [2, 4, 8])
-def test_computing_a_batch_in_parts_changes_nothing(n_parts: int) -> None:
+@pytest.mark.parametrize("n_micro_batches", [2, 4, 8])
+def test_computing_a_batch_in_parts_changes_nothing(n_micro_batches: int) -> None:
     """Gradients within 1e-6 of the largest."""
     whole = update(RunConfig(MODEL, train=PLAIN))
-    parts = update(RunConfig(MODEL, train=replace(PLAIN, grad_accum_steps=n_parts)))
+    parts = update(RunConfig(MODEL, train=replace(PLAIN, grad_accum_steps=n_micro_batches)))
     assert parts[:2] == pytest.approx(whole[:2], rel=1e-6)
     largest = max(change.abs().max().item() for change in whole[2].values())
     for name, change in whole[2].items():
@@ -213,7 +207,7 @@ def test_computing_a_batch_in_parts_changes_nothing(n_parts: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "n_parts", "block_size", "n_blocks"),
+    ("batch_size", "n_micro_batches", "block_size", "n_blocks"),
     [
         (64, 1, 128, 64),
         (64, 1, 512, 64),
@@ -227,11 +221,11 @@ def test_computing_a_batch_in_parts_changes_nothing(n_parts: int) -> None:
     ],
 )
 def test_a_mac_computes_equal_parts_of_at_most_32768_tokens(
-    batch_size: int, n_parts: int, block_size: int, n_blocks: int
+    batch_size: int, n_micro_batches: int, block_size: int, n_blocks: int
 ) -> None:
-    assert part_size(batch_size, n_parts, block_size, torch.device("mps")) == n_blocks
+    assert micro_batch_size(batch_size, n_micro_batches, block_size, torch.device("mps")) == n_blocks
     assert batch_size % n_blocks == 0 and (n_blocks * block_size <= 32_768 or n_blocks == 1)
-    assert part_size(batch_size, n_parts, block_size, CPU) == math.ceil(batch_size / n_parts)
+    assert micro_batch_size(batch_size, n_micro_batches, block_size, CPU) == math.ceil(batch_size / n_micro_batches)
 
 
 def test_a_run_on_a_device_with_a_limit_keeps_to_it_and_its_losses_stay(
@@ -255,13 +249,13 @@ def test_a_run_on_a_device_with_a_limit_keeps_to_it_and_its_losses_stay(
 
 
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
-@pytest.mark.parametrize("n_parts", [1, 4])
+@pytest.mark.parametrize("n_micro_batches", [1, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
 def test_updates_in_memory_that_stays_are_the_plain_ones(
-    monkeypatch: pytest.MonkeyPatch, optimizer_name: Any, n_parts: int, dtype: torch.dtype, tolerance: float
+    monkeypatch: pytest.MonkeyPatch, optimizer_name: Any, n_micro_batches: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     """What a GPU records, without the recording."""
-    monkeypatch.setattr(captured.Recording, "__call__", lambda recording: recording._work())
+    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", lambda graph: graph._work())
     train = replace(PLAIN, optimizer=optimizer_name, learning_rate=1e-2, min_learning_rate=0.0, grad_clip=1.0)
     architecture: Any = "qwen3" if optimizer_name == "muon" else "gpt2"
     config = RunConfig(replace(MODEL, dropout=0.3, architecture=architecture), train=train)
@@ -271,13 +265,21 @@ def test_updates_in_memory_that_stays_are_the_plain_ones(
         model = random_model(config.model).train()
         model.compute_dtype = dtype
         optimizer, guard = make_optimizer(model, config.train), Guard(model.device)
-        updates = captured.CapturedUpdates(model, optimizer, train.grad_clip, guard) if stays else None
+        updates = cuda_graph.CudaGraphUpdate(model, optimizer, train, guard) if stays else None
         losses = []
         for step in range(6):
-            told = train_step(
-                model, optimizer, batches.batch(step), config, step, n_parts, guard=guard, captured=updates
+            result = train_step(
+                model,
+                optimizer,
+                batches.batch(step),
+                train,
+                step,
+                learning_rate_at(step, train),
+                n_micro_batches=n_micro_batches,
+                guard=guard,
+                cuda_graph=updates,
             )
-            losses += [figure.item() for figure in told]
+            losses += [figure.item() for figure in result]
             if updates and step == 3:
                 updates.forget()
         figures.append([*losses, *(parameter.norm().item() for parameter in model.parameters())])
@@ -300,7 +302,7 @@ def test_where_an_optimizer_cannot_skip_a_step_its_weights_are_left_alone_all_th
             if with_found_inf:
                 optimizer.found_inf = torch.tensor(skips if step == 1 else 0.0)  # type: ignore[attr-defined]
             else:
-                leave_weights_alone(optimizer, torch.tensor(skips if step == 1 else 0.0))
+                freeze_next_step(optimizer, torch.tensor(skips if step == 1 else 0.0))
             before = [parameter.detach().clone() for parameter in model.parameters()]
             optimizer.step()
             moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
@@ -321,15 +323,15 @@ def test_gradients_are_clipped_to_the_given_length_and_not_at_all_for_zero() -> 
     assert loose_norm == unclipped_norm == grad_norm
 
 
-@pytest.mark.parametrize("n_parts", [1, 2])
-def test_dropout_of_a_step_depends_on_seed_and_step_alone(n_parts: int) -> None:
-    config = RunConfig(replace(MODEL, dropout=0.5), train=replace(PLAIN, grad_accum_steps=n_parts))
+@pytest.mark.parametrize("n_micro_batches", [1, 2])
+def test_dropout_of_a_step_depends_on_seed_and_step_alone(n_micro_batches: int) -> None:
+    config = RunConfig(replace(MODEL, dropout=0.5), train=replace(PLAIN, grad_accum_steps=n_micro_batches))
     one_row = Batch(*(ids_BT[:1].repeat(8, 1) for ids_BT in BatchLoader(random_tokens(500), 8, 1, seed=0).batch(0)))
 
     def loss(step: int, config: RunConfig, earlier_seed: int) -> float:
         model = random_model(config.model).train()
         torch.manual_seed(earlier_seed)
-        return train_step(model, torch.optim.SGD(model.parameters()), one_row, config, step)[0].item()
+        return train_step(model, torch.optim.SGD(model.parameters()), one_row, config.train, step, 1e-3)[0].item()
 
     assert loss(5, config, earlier_seed=1) == loss(5, config, earlier_seed=2)
     other_seed = replace(config, train=replace(config.train, seed=config.train.seed + 1))
@@ -345,7 +347,7 @@ def test_every_part_of_a_step_draws_its_own_dropout() -> None:
     def loss(config: RunConfig, n_rows: int) -> float:
         model = random_model(config.model).train()
         batch = Batch(*(ids_BT.repeat(n_rows, 1) for ids_BT in row))
-        return train_step(model, torch.optim.SGD(model.parameters()), batch, config, 0)[0].item()
+        return train_step(model, torch.optim.SGD(model.parameters()), batch, config.train, 0, 1e-3)[0].item()
 
     assert loss(config, n_rows=2) != pytest.approx(loss(alone, n_rows=1), rel=1e-6)
 
@@ -391,7 +393,7 @@ def figures(events: list[Event]) -> list[tuple[float, ...]]:
 def test_same_seed_gives_the_same_bits_and_another_seed_others(
     config: RunConfig, tmp_path: Path, architecture: Any, precision: Any, path: Any
 ) -> None:
-    config = with_train(config, epochs=2, path=path, precision=precision, grad_accum_steps=2)
+    config = with_train(config, epochs=2, backend=path, precision=precision, grad_accum_steps=2)
     config = replace(config, model=replace(config.model, architecture=architecture))
     found, weights = [], []
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
@@ -436,7 +438,7 @@ def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig, token_noise:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
         for group in optimizer.param_groups:
-            group["lr"] = rate_of(step, train)
+            group["lr"] = learning_rate_at(step, train)
         optimizer.step()
         losses.append(loss.item())
     assert [event.batch_loss for event in told] == pytest.approx([losses[e.step - 1] for e in told], rel=1e-4)
@@ -453,8 +455,8 @@ def test_a_run_trains_with_dropout(config: RunConfig, tmp_path: Path) -> None:
 def test_how_a_batch_is_divided_does_not_change_a_run(config: RunConfig, tmp_path: Path) -> None:
     config = replace(config, model=replace(config.model, dropout=0.0))
     losses = []
-    for n_parts in (1, 2, 4):
-        divided = with_train(config, grad_accum_steps=n_parts, out_dir=str(tmp_path / str(n_parts)))
+    for n_micro_batches in (1, 2, 4):
+        divided = with_train(config, grad_accum_steps=n_micro_batches, out_dir=str(tmp_path / str(n_micro_batches)))
         losses.append([e.batch_loss for e in run(divided) if isinstance(e, Evaluated)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
@@ -579,7 +581,7 @@ def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoi
     batch = training.batches.batch
     training.batches.batch = lambda index: (read.append(index), batch(index))[1]  # type: ignore[method-assign]
     done = next(event for event in events if isinstance(event, StepDone))
-    assert done.step == 9 and done.learning_rate == rate_of(8, config.train) / 2
+    assert done.step == 9 and done.learning_rate == learning_rate_at(8, config.train) / 2
     assert read == [12], "the bad steps 11 and 12, where the evaluation noticed, had batches 10 and 11"
 
 

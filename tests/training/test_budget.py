@@ -32,8 +32,8 @@ from tiny_gpt.run.evaluator import Examiner
 from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StepDone
 from tiny_gpt.run.start import run
 from tiny_gpt.training import budget
-from tiny_gpt.training.budget import Clocks, Request, TimedCourse, TimedState, begin_budget, place_of, resolved
-from tiny_gpt.training.schedule import learning_rate
+from tiny_gpt.training.budget import Clocks, RunRequest, TimedBudget, TimedBudgetState, begin_budget, resolved
+from tiny_gpt.training.schedule import learning_rate, schedule_point
 
 NOON = time.mktime((2026, 6, 1, 12, 0, 0, 0, 0, -1))
 PEAK = TrainConfig().learning_rate
@@ -145,12 +145,12 @@ def test_the_guides_rates_are_those_of_its_formula_to_the_last_bit():
         else:
             progress = (step - 200) / (32_000 - 1 - 200)
             expected = 5e-5 + (5e-4 - 5e-5) * (1 + math.cos(math.pi * progress)) / 2
-        assert learning_rate(place_of(step, 32_000, 200), train) == expected
+        assert learning_rate(schedule_point(step, 32_000, 200), train) == expected
 
 
 def test_a_trapezoid_of_steps_rises_stays_and_falls_in_a_line_to_zero():
     train = TrainConfig(steps=110, warmup_steps=10, schedule="wsd", cooldown=0.5)
-    rates = [learning_rate(place_of(step, 110, 10), train) / PEAK for step in range(110)]
+    rates = [learning_rate(schedule_point(step, 110, 10), train) / PEAK for step in range(110)]
     assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert set(rates[10:60]) == {1.0}
     assert rates[60:] == pytest.approx([(109 - step) / 49.5 for step in range(60, 110)])
@@ -167,30 +167,30 @@ class Machine:
         self.step_s, self.end_s = step_s, end_s
         self.random = random.Random(0)
 
-    def course(self, config, state=None, steps_at_once=1):
-        state = state or begin_budget(config, Request(NOON), NOON + self.now)
+    def budget(self, config, state=None, steps_at_once=1):
+        state = state or begin_budget(config, RunRequest(NOON), NOON + self.now)
         clocks = Clocks(lambda: 1e6 + self.now, lambda: NOON + self.now)
-        course = TimedCourse(config, state, lambda: self.train_s, steps_at_once, clocks)
-        course.end_s = lambda step_s: self.end_s
-        return course
+        budget = TimedBudget(config, state, lambda: self.train_s, steps_at_once, clocks)
+        budget.end_s = lambda step_s: self.end_s
+        return budget
 
     def pass_time(self, seconds):
         self.now += seconds
         self.train_s += seconds
 
-    def train(self, config, course, step=0, before_step=lambda step: None, stop_at=float("inf")):
+    def train(self, config, budget, step=0, before_step=lambda step: None, stop_at=float("inf")):
         """(rates as parts of the peak, the step after the last)"""
         rates = []
-        while not course.is_over(step) and self.now < stop_at:
-            place = course.begin(step)
+        while not budget.is_over(step) and self.now < stop_at:
+            point = budget.begin(step)
             before_step(step)
             self.pass_time(self.step_s * self.random.uniform(0.9, 1.2))
             if step % 50 == 0:
                 self.now += 3 * self.step_s  # an evaluation
-            course.end(step)
+            budget.end(step)
             step += 1
-            rates.append(learning_rate(place, config) / config.learning_rate)
-        if course.is_over(step):
+            rates.append(learning_rate(point, config) / config.learning_rate)
+        if budget.is_over(step):
             self.now += self.end_s
         return rates, step
 
@@ -223,7 +223,7 @@ def test_a_run_ends_on_time_with_its_rate_fallen(asked_s, trouble):
         elif trouble.startswith("sleeps") and not slept and machine.now > (0.9 if "late" in trouble else 0.4) * asked_s:
             slept.append(machine.pass_time(asked_s * (0.09 if "late" in trouble else 1 / 3)))
 
-    rates, _ = machine.train(config, machine.course(config), before_step=before_step)
+    rates, _ = machine.train(config, machine.budget(config), before_step=before_step)
     check_end(machine, rates, asked_s)
     if trouble in ("none", "sleeps") and asked_s >= 60:
         full = sum(rate > 0.999 for rate in rates) / len(rates)
@@ -235,16 +235,16 @@ def test_a_gpu_that_works_off_its_queue_now_and_then_ends_on_time_too(asked_s, s
     """Sixteen steps seem to take no time, then all of it passes at once; at first each step is waited for, and towards
     the end. The first ones compile."""
     config, machine = TrainConfig(for_=f"{asked_s}s"), Machine(step_s)
-    course, queue, rates, step = machine.course(config, steps_at_once=16), 0, [], 0
-    while not course.is_over(step):
-        place = course.begin(step)
+    budget, queue, rates, step = machine.budget(config, steps_at_once=16), 0, [], 0
+    while not budget.is_over(step):
+        point = budget.begin(step)
         queue += 1
-        if course.is_measured(step) or course.steps_left < 32:
+        if budget.is_measured(step) or budget.steps_left < 32:
             machine.pass_time(queue * machine.step_s + (step < 3))
             queue = 0
-        course.end(step)
+        budget.end(step)
         step += 1
-        rates.append(learning_rate(place, config) / PEAK)
+        rates.append(learning_rate(point, config) / PEAK)
     machine.now += machine.end_s
     check_end(machine, rates, asked_s)
     assert 0.3 < sum(rate < 1 for rate in rates[3:]) / len(rates) < 0.8, "the cool-down has its share"
@@ -252,17 +252,17 @@ def test_a_gpu_that_works_off_its_queue_now_and_then_ends_on_time_too(asked_s, s
 
 def test_a_step_back_is_no_reason_to_end_late():
     config, machine = TrainConfig(for_="100s"), Machine()
-    course = machine.course(config)
+    budget = machine.budget(config)
     kept, step = {}, 0
-    while not course.is_over(step):
-        course.begin(step)
+    while not budget.is_over(step):
+        budget.begin(step)
         machine.pass_time(machine.step_s)
-        course.end(step)
+        budget.end(step)
         step += 1
         if step == 200:
-            kept = course.to_dict()
+            kept = budget.to_dict()
         if step == 400 and kept:
-            course.go_back(kept)
+            budget.roll_back(kept)
             step, machine.step_s, kept = 200, 1.0, {}
     assert abs(machine.now + machine.end_s - 100) < 5
 
@@ -276,7 +276,7 @@ def test_a_machine_that_sleeps_through_the_end_cools_down_shortly_when_it_wakes(
         if machine.now > progress * asked_s and not slept:
             slept.append(machine.pass_time(asked_s))
 
-    rates, _ = machine.train(config, machine.course(config), before_step=before_step)
+    rates, _ = machine.train(config, machine.budget(config), before_step=before_step)
     woke = asked_s * (1 + progress)
     assert 0 < machine.now - woke < 10
     assert rates[-1] <= 0.01 and sum(0 < rate < 1 for rate in rates) > 10, "no drop"
@@ -284,11 +284,11 @@ def test_a_machine_that_sleeps_through_the_end_cools_down_shortly_when_it_wakes(
 
 def test_a_run_cut_off_goes_on_where_it_was_and_only_its_own_time_counts():
     asked_s, config, machine = 200, TrainConfig(for_="200s"), Machine()
-    course = machine.course(config)
-    rates, step = machine.train(config, course, stop_at=150)
-    kept = json.loads(json.dumps(course.to_dict()))
+    budget = machine.budget(config)
+    rates, step = machine.train(config, budget, stop_at=150)
+    kept = json.loads(json.dumps(budget.to_dict()))
     machine.now += 5000
-    again = machine.course(config, TimedState.from_dict(kept))
+    again = machine.budget(config, TimedBudgetState.from_dict(kept))
     more, _ = machine.train(config, again, step)
     machine.now -= 5000
     check_end(machine, rates + more, asked_s)
@@ -297,10 +297,10 @@ def test_a_run_cut_off_goes_on_where_it_was_and_only_its_own_time_counts():
 
 def test_until_goes_by_the_clock_on_the_wall_also_for_a_run_cut_off():
     config, machine = TrainConfig(until="12:05"), Machine()
-    course = machine.course(config)
-    rates, step = machine.train(config, course, stop_at=100)
+    budget = machine.budget(config)
+    rates, step = machine.train(config, budget, stop_at=100)
     machine.now += 80
-    more, _ = machine.train(config, machine.course(config, TimedState.from_dict(course.to_dict())), step)
+    more, _ = machine.train(config, machine.budget(config, TimedBudgetState.from_dict(budget.to_dict())), step)
     check_end(machine, rates + more, 300)
 
 
@@ -308,8 +308,8 @@ def test_more_time_begins_at_the_rate_that_was_and_a_cool_down_from_it():
     config = TrainConfig(for_="100s")
     for share, cooldown, first, highest in ((1.0, 0.6, 1.0, 1.0), (0.6, 1.0, 0.6, 0.6), (0.1, 0.6, 0.1, 1.0)):
         machine, train = Machine(), replace(config, cooldown=cooldown)
-        state = begin_budget(train, Request(NOON), NOON, step=900, share=share)
-        rates, _ = machine.train(train, machine.course(train, state), step=900)
+        state = begin_budget(train, RunRequest(NOON), NOON, step=900, share=share)
+        rates, _ = machine.train(train, machine.budget(train, state), step=900)
         assert rates[0] == pytest.approx(first, abs=0.01) and max(rates) == pytest.approx(highest)
         assert rates[-1] == 0
         check = [abs(a - b) for a, b in itertools.pairwise(rates)]
@@ -319,9 +319,9 @@ def test_more_time_begins_at_the_rate_that_was_and_a_cool_down_from_it():
 def test_a_budgets_state_from_elsewhere_is_refused():
     for values in (dict(progress=-1.0), dict(spent_s=True), dict(top="1"), dict(asked_s=float("nan"))):
         with pytest.raises(ValueError, match="odd"):
-            TimedState.from_dict(values)
+            TimedBudgetState.from_dict(values)
     with pytest.raises(TypeError):
-        TimedState.from_dict(dict(unknown=1))
+        TimedBudgetState.from_dict(dict(unknown=1))
 
 
 # --- whole runs ---
@@ -424,7 +424,7 @@ def test_more_time_goes_on_from_there_and_a_crash_in_it_does_not_begin_it_again(
     before = max(event.step for event in steps if event.learning_rate == config.train.learning_rate)
     store = CheckpointStore(Path(config.train.out_dir))
     state_before = weights(store.verified(before).path)
-    request = Request(NOON, is_more=True)
+    request = RunRequest(NOON, is_more=True)
 
     states = []
 
@@ -451,7 +451,7 @@ def test_what_was_stopped_cools_down_from_the_rate_where_it_is(config, made_up):
     stopped = events_of(config, made_up, until=lambda event: isinstance(event, Checkpointed) and event.step == 30)
     last = of(StepDone, stopped)[-1]
     config = with_train(config, for_="3s", cooldown=1.0)
-    events = events_of(config, made_up, True, Request(NOON, is_more=True))
+    events = events_of(config, made_up, True, RunRequest(NOON, is_more=True))
     steps = of(StepDone, events)
     assert 0.3 < share(last, config) < 0.7 and steps[0].step == 31
     assert share(steps[0], config) == pytest.approx(share(last, config), abs=0.05)

@@ -14,10 +14,10 @@ from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.events import Evaluated, Finished, Prepared
 from tiny_gpt.run.start import run
-from tiny_gpt.training.cuda_graph import captured_updates
+from tiny_gpt.training.cuda_graph import CudaGraph, make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
-from tiny_gpt.training.recording import Recording
+from tiny_gpt.training.schedule import learning_rate_at
 from tiny_gpt.training.step import train_step
 
 pytestmark = [
@@ -41,25 +41,26 @@ def forget_what_was_compiled():
 class Learning:
     """A model with all that a step takes, the same every time; on a GPU what `run` would make of it."""
 
-    def __init__(self, config=CONFIG, device=CUDA, dtype=torch.float32, backend="eager", n_parts=1):
+    def __init__(self, config=CONFIG, device=CUDA, dtype=torch.float32, backend="eager", n_micro_batches=1):
         torch.manual_seed(0)
-        self.config, self.n_parts = config, n_parts
+        self.config = config = replace(config, train=replace(config.train, backend=backend))
+        self.n_micro_batches = n_micro_batches
         self.model = GPT(config.model, VOCAB_SIZE, dtype).train()
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.02)
         self.model.to(device)
-        self.model.backend = backend
         self.optimizer, self.guard = make_optimizer(self.model, config.train), Guard(self.model.device)
-        self.captured = captured_updates(self.model, self.optimizer, config.train, self.guard)
+        self.cuda_graph = make_cuda_graph_update(self.model, self.optimizer, config.train, self.guard)
         ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=10_000).astype(np.uint16)
         block_size, batch_size = config.model.block_size, config.train.batch_size
         self.batches = BatchLoader(ids, block_size, batch_size, seed=1, device=self.model.device)
 
     def step(self, step):
         batch = self.batches.batch(step)
-        more = dict(n_parts=self.n_parts, guard=self.guard, captured=self.captured)
-        return train_step(self.model, self.optimizer, batch, self.config, step, **more)
+        more = dict(n_micro_batches=self.n_micro_batches, guard=self.guard, cuda_graph=self.cuda_graph)
+        train = self.config.train
+        return train_step(self.model, self.optimizer, batch, train, step, learning_rate_at(step, train), **more)
 
     def losses(self, n_steps=4):
         """(loss, gradient norm) of the first steps; the later ones also show what the updates were."""
@@ -91,11 +92,11 @@ def test_batches_are_those_of_the_cpu_on_the_gpu():
 
 
 @pytest.mark.parametrize("backend", ["eager", *CAPTURED])
-@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("n_micro_batches", [1, 2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_no_step_waits_for_the_gpu(backend, n_parts, optimizer):
+def test_no_step_waits_for_the_gpu(backend, n_micro_batches, optimizer):
     config = RunConfig(replace(MODEL, dropout=0.1), train=replace(CONFIG.train, optimizer=optimizer))
-    learning = Learning(config, dtype=torch.bfloat16, backend=backend, n_parts=n_parts)
+    learning = Learning(config, dtype=torch.bfloat16, backend=backend, n_micro_batches=n_micro_batches)
     for step in range(4):  # the first are compiled and recorded
         learning.step(step)
     torch.cuda.set_sync_debug_mode("error")
@@ -108,16 +109,16 @@ def test_no_step_waits_for_the_gpu(backend, n_parts, optimizer):
 
 
 @pytest.mark.parametrize("backend", CAPTURED)
-@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("n_micro_batches", [1, 2])
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
-def test_recorded_steps_are_the_plain_ones(backend, n_parts, architecture):
+def test_recorded_steps_are_the_plain_ones(backend, n_micro_batches, architecture):
     optimizer = "muon" if architecture == "qwen3" else "adamw"
     config = RunConfig(replace(MODEL, architecture=architecture), train=replace(CONFIG.train, optimizer=optimizer))
-    expected = Learning(config, n_parts=n_parts).losses(8)
-    recorded = Learning(config, backend=backend, n_parts=n_parts)
+    expected = Learning(config, n_micro_batches=n_micro_batches).losses(8)
+    recorded = Learning(config, backend=backend, n_micro_batches=n_micro_batches)
     for one, other in zip(recorded.losses(8), expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3)
-    assert recorded.captured.is_recorded and recorded.captured.problem is None
+    assert recorded.cuda_graph.is_recorded and recorded.cuda_graph.problem is None
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -151,7 +152,7 @@ def test_what_cannot_be_recorded_is_done_as_it_is():
         drawn.copy_(torch.rand(4, device=CUDA))
         done.add_(1 if done.item() >= 0 else 0)  # reading a number waits, which no recording can
 
-    recording, numbers = Recording(work, CUDA), []
+    recording, numbers = CudaGraph(work, CUDA), []
     for _ in range(5):
         torch.manual_seed(3)
         recording()
@@ -176,7 +177,7 @@ def test_a_captured_step_can_be_done_in_more_parts_later(backend):
     learning = Learning(backend=backend)
     expected = Learning().losses(6)
     found = learning.losses(3)
-    learning.n_parts = 4
+    learning.n_micro_batches = 4
     found += [[x.item() for x in learning.step(step)] for step in range(3, 6)]
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3)

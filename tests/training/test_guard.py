@@ -136,7 +136,7 @@ def test_a_skipped_step_touches_neither_weights_nor_moments(monkeypatch, optimiz
     model, guard = GPT(config.model, 11), Guard(CPU)
     optimizer = make_optimizer(model, config.train)
     ids = torch.randint(11, (2, 4))
-    train_step(model, optimizer, Batch(ids, ids), config, 0, guard=guard)
+    train_step(model, optimizer, Batch(ids, ids), config.train, 0, 1e-3, guard=guard)
 
     def state():
         tensors = [*model.state_dict().values(), *(t for s in optimizer.state.values() for t in s.values())]
@@ -145,8 +145,8 @@ def test_a_skipped_step_touches_neither_weights_nor_moments(monkeypatch, optimiz
     before = state()
     losses = GPT.losses
     monkeypatch.setattr(GPT, "losses", lambda self, *args: losses(self, *args) * math.nan)
-    train_step(model, optimizer, Batch(ids, ids), config, 1, guard=guard)
+    train_step(model, optimizer, Batch(ids, ids), config.train, 1, 1e-3, guard=guard)
     assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
     monkeypatch.setattr(GPT, "losses", losses)
-    train_step(model, optimizer, Batch(ids, ids), config, 2, guard=guard)
+    train_step(model, optimizer, Batch(ids, ids), config.train, 2, 1e-3, guard=guard)
     assert not any(torch.equal(a, b) for a, b in zip(before, state(), strict=True) if a.ndim == 2)

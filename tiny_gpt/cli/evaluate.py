@@ -14,7 +14,7 @@ from tiny_gpt.errors import BadInputError
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.files import cache_folder
 from tiny_gpt.model_io.open_model import open_path
-from tiny_gpt.training.step import part_size
+from tiny_gpt.training.step import micro_batch_size
 from tiny_gpt.ui.preparation import shown
 
 
@@ -30,7 +30,7 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: boo
         if len(tokens) < 2:
             raise BadInputError(f"{', '.join(sources)}: a single token has nothing to predict; give more text")
         block_size = loaded.model.config.block_size
-        n_blocks = part_size(config.batch_size, 1, block_size, device)
+        n_blocks = micro_batch_size(config.batch_size, 1, block_size, device)
         windows = FixedWindows(tokens.ids, block_size, n_blocks, len(tokens))
         loss = windows.loss(loaded.model)
         scores = {

@@ -291,7 +291,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
             del os.environ[SETTLED]
     heartbeat()
     from tiny_gpt.cli.train import NextCommands, train_and_sample
-    from tiny_gpt.training.budget import Request
+    from tiny_gpt.training.budget import RunRequest
 
     start = config.train.start_from
     if start and not is_resumed:  # which has no need of it any more
@@ -302,7 +302,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
     return train_and_sample(
         config,
         is_resumed,
-        Request(ordered_at, is_more, is_restart=bool(restart_reason())),
+        RunRequest(ordered_at, is_more, is_restart=bool(restart_reason())),
         NextCommands(
             generate=f"{me} generate" if me else "python3 inference.py",
             train=f"{me} train my_text.txt --for 8h" if me else "python3 train.py --data my_text.txt",

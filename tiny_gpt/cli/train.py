@@ -14,7 +14,7 @@ from tiny_gpt.inference.engine import compile_engine, must_compile
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import Event, Finished, Prepared
 from tiny_gpt.run.start import run
-from tiny_gpt.training.budget import Request
+from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
@@ -41,7 +41,7 @@ class NextCommands:
         return f"{self.resume} --for {max(1, round(elapsed_s / 600))}m --cooldown 1"
 
 
-def train_and_sample(config: RunConfig, resume: bool, request: Request, commands: NextCommands) -> int:
+def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, commands: NextCommands) -> int:
     """Train, then show what the best model writes and the commands to type next. Returns the exit code."""
     plan, finished = None, None
     out_dir = user_path(config.train.out_dir)

@@ -25,6 +25,7 @@ from tiny_gpt.device import (
     PRECISIONS,
     candidate_precisions,
     describe_device,
+    is_out_of_memory,
     processor_name,
     release_memory,
     synchronize,
@@ -35,8 +36,8 @@ from tiny_gpt.model import gpt
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.planning.types import BackendChoice, Candidate
-from tiny_gpt.training.budget import seconds_asked
-from tiny_gpt.training.step import is_out_of_memory, part_size
+from tiny_gpt.training.budget import requested_seconds
+from tiny_gpt.training.step import micro_batch_size
 
 # What auto tries on each kind of device; among those that are as good as equal the first is taken.
 AUTO_BACKENDS = {"cpu": ("fused", "eager"), "cuda": ("cuda_graph", "eager", "compiled"), "mps": ("eager",)}
@@ -76,7 +77,7 @@ def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidat
 def _is_long(config: RunConfig) -> bool:
     """Whether what compiling takes comes in again."""
     model, train = config.model, config.train
-    asked_s = seconds_asked(train, time.time(), time.time())
+    asked_s = requested_seconds(train, time.time(), time.time())
     if asked_s is not None:
         return asked_s >= MIN_S_TO_COMPILE
     n_tokens = train.total_steps * train.batch_size * model.block_size
@@ -145,7 +146,7 @@ class Trial:
     def of(cls, config: RunConfig, vocab_size: int, device: torch.device) -> "Trial":
         """For a run. A GPU is quick enough to try the whole of it, and then need not compile another shape."""
         model, train = config.model, config.train
-        n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
+        n_blocks = micro_batch_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
         if device.type == "cpu":
             model = replace(model, n_layer=min(TRIAL_LAYERS, model.n_layer))
             n_blocks = min(n_blocks, math.ceil(TRIAL_TOKENS_PER_THREAD * torch.get_num_threads() / model.block_size))
@@ -195,7 +196,7 @@ class WholeStep:
         if self._rehearsal is None:
             rehearsal = self._make()
             rehearsal.first_steps()
-            if rehearsal.captured is not None and (problem := rehearsal.captured.problem):
+            if rehearsal.cuda_graph is not None and (problem := rehearsal.cuda_graph.problem):
                 raise problem
             self._rehearsal = rehearsal
         self._rehearsal.step()

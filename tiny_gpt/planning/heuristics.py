@@ -196,8 +196,10 @@ def stepped(config: RunConfig, shortest: int, step_tokens: int = STEP_TOKENS) ->
     config = _with(config, optimizer="adamw" if config.train.start_from else "muon")
     config = _with(config, block_size=min(BLOCK_SIZE, max(1, shortest - 1)))
     n_tokens = max(step_tokens, 2 ** math.ceil(math.log2(STEP_TOKENS_PER_WIDTH * config.model.d_model)))
-    n_parts = config.train.grad_accum_steps
-    return _with(config, batch_size=n_parts * max(1, round(n_tokens / config.model.block_size / n_parts)))
+    n_micro_batches = config.train.grad_accum_steps
+    return _with(
+        config, batch_size=n_micro_batches * max(1, round(n_tokens / config.model.block_size / n_micro_batches))
+    )
 
 
 def rate(config: RunConfig, steps: int) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_parameters
-from tiny_gpt.training.step import part_size
+from tiny_gpt.training.step import micro_batch_size
 
 # Python, torch, the compiled loops, and a text being prepared.
 PROGRAM_BYTES = 550 << 20
@@ -33,7 +33,7 @@ SHARE = 0.8
 def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:
     """Most memory that a training with these settings holds at once: the GPU's on cuda, else the process's."""
     model, train = config.model, config.train
-    n_blocks = part_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
+    n_blocks = micro_batch_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
     itemsize = 2 if train.precision == "bf16" else 4
     numbers = (4 * WIDE_NUMBERS + itemsize * NARROW_NUMBERS) * model.d_model
     a_layer: float = numbers + itemsize * FEED_FORWARD_NUMBERS[model.traits.mlp] * model.d_ff

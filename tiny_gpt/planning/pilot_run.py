@@ -12,6 +12,7 @@ from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.types import TextStats
 from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.schedule import learning_rate_at
 from tiny_gpt.training.step import train_step
 
 MODEL = ModelConfig("qwen3", n_layer=2, n_head=2, d_model=128, d_ff=352, block_size=64, dropout=0.0)
@@ -41,7 +42,7 @@ def probe(dataset: Dataset, device: torch.device, backend: str, precision: str) 
         optimizer = make_optimizer(model, config.train)
         batches = BatchLoader(train.ids, block_size, TRAIN.batch_size, 0, device)
         for step in range(TRAIN.steps):
-            train_step(model, optimizer, batches.batch(step), config, step)
+            train_step(model, optimizer, batches.batch(step), config.train, step, learning_rate_at(step, config.train))
     loss = FixedWindows(val.ids, block_size, TRAIN.batch_size, SCORED_TOKENS, backend).loss(model)
     bits = bits_per_byte(loss, len(val), val.n_bytes)
     # On a few lines that it has learned by heart it is worse than chance, which has 8.

@@ -23,7 +23,7 @@ from tiny_gpt.planning.pilot_run import probe
 from tiny_gpt.planning.scaling_law import STEP_TOKENS, forecast, useful_tokens
 from tiny_gpt.planning.throughput import FEWEST_STEPS, PATIENCE_S, StepTimes, measure_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
-from tiny_gpt.training.budget import seconds_asked
+from tiny_gpt.training.budget import requested_seconds
 
 # What is timed to know the others, as far as the settings leave it open: layers and width, and on a GPU how many times
 # the fewest tokens a step has.
@@ -82,7 +82,7 @@ class Planner(NamedTuple):
 
     def _seconds_asked(self, train: TrainConfig) -> float | None:
         now = time.time()
-        return seconds_asked(train, now if self.ordered_at is None else self.ordered_at, now)
+        return requested_seconds(train, now if self.ordered_at is None else self.ordered_at, now)
 
     def _budget(self, train: TrainConfig) -> choices.Budget:
         seconds = self._seconds_asked(train)

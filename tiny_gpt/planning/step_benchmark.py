@@ -8,9 +8,10 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import PRECISIONS
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.training.cuda_graph import captured_updates
+from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.schedule import learning_rate_at
 from tiny_gpt.training.step import train_step
 
 # A run of so many steps is rehearsed, whose last one is repeated.
@@ -25,7 +26,7 @@ class StepBenchmark:
         self.config = replace(config, train=replace(train, for_="", until="", tokens=0, data_epochs=0.0, steps=STEPS))
         self.model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
         self.optimizer, self.guard = make_optimizer(self.model, train), Guard(device)
-        self.captured = captured_updates(self.model, self.optimizer, train, self.guard)
+        self.cuda_graph = make_cuda_graph_update(self.model, self.optimizer, train, self.guard)
         shape = (2, train.batch_size, config.model.block_size)
         self.batch = Batch(*torch.randint(vocab_size, shape).to(device))
         self.n_done = 0
@@ -33,11 +34,21 @@ class StepBenchmark:
     def step(self) -> None:
         """One more; a GPU has it in its queue then."""
         step = min(self.n_done, STEPS - 1)
-        train_step(self.model, self.optimizer, self.batch, self.config, step, guard=self.guard, captured=self.captured)
+        train = self.config.train
+        train_step(
+            self.model,
+            self.optimizer,
+            self.batch,
+            train,
+            step,
+            learning_rate_at(step, train),
+            guard=self.guard,
+            cuda_graph=self.cuda_graph,
+        )
         self.n_done += 1
 
     def first_steps(self) -> None:
         """Those that take longer than all others: what is done once is done in them."""
         self.step()
-        while self.captured is not None and not self.captured.is_recorded:
+        while self.cuda_graph is not None and not self.cuda_graph.is_recorded:
             self.step()

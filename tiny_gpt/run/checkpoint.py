@@ -32,14 +32,18 @@ HISTORY_FILE = "metrics.jsonl"
 MAX_HISTORY_BYTES, MAX_HEADER_BYTES = 1 << 28, 1 << 23
 
 
+# Fields of RunState that earlier versions wrote under another name.
+_FORMER_STATE_NAMES = {"n_parts": "n_micro_batches"}
+
+
 @dataclass
 class RunState:
     """How far a run is and what has happened to it. Plain types, saved with each checkpoint."""
 
     step: int = 0
     """Steps done."""
-    n_parts: int = 1
-    """Parts that a batch is computed in at least; doubled when memory runs out."""
+    n_micro_batches: int = 1
+    """Micro-batches that a batch is computed in, at least; doubled when memory runs out."""
     rate_factor: float = 1.0
     """Multiplies the scheduled learning rate; halved when the run steps back from trouble."""
     batch_offset: int = 0
@@ -68,6 +72,8 @@ class RunState:
     def from_dict(cls, values: Any) -> "RunState":
         """The inverse of `asdict`, where what an older tiny_gpt did not write is its default; raises DamagedError."""
         defaults = asdict(cls())
+        if isinstance(values, dict):
+            values = {_FORMER_STATE_NAMES.get(name, name): value for name, value in values.items()}
         if not isinstance(values, dict) or not values.keys() <= defaults.keys():
             raise DamagedError("its state has other fields")
         for name, value in values.items():

@@ -11,8 +11,8 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens
 from tiny_gpt.run.state import Learner
-from tiny_gpt.training.budget import LATE_S, TimedCourse
-from tiny_gpt.training.schedule import Place
+from tiny_gpt.training.budget import LATE_S, TimedBudget
+from tiny_gpt.training.schedule import SchedulePoint
 
 # An evaluation that takes so many times what its arithmetic does was stopped in between, by a sleep or the like.
 STOPPED_TIMES = 5
@@ -50,22 +50,22 @@ class Examiner:
     def resume(self) -> None:
         """The learner goes on from a checkpoint."""
         self.fit()
-        self._last_progress = self.learner.course.progress(self.learner.state.step)
+        self._last_progress = self.learner.budget.progress(self.learner.state.step)
         self._last_train_s = self.learner.clock.train_s
 
-    def is_due(self, place: Place) -> bool:
-        """Whether an evaluation follows the step at `place`, which is done; always after the last, and where a clock
+    def is_due(self, point: SchedulePoint) -> bool:
+        """Whether an evaluation follows the step at `point`, which is done; always after the last, and where a clock
         ends the run never shortly before."""
         train, step = self.config.train, self.learner.state.step
         if not train.is_timed:
-            return place.is_last or step % train.iters_per_epoch % train.eval_interval == 0
+            return point.is_last or step % train.iters_per_epoch % train.eval_interval == 0
         train_s = self.learner.clock.train_s - self._last_train_s
         is_affordable = train_s >= self.eval_s() / (VAL_SHARE + TRAIN_SHARE)
-        is_time = self._last_progress + EVAL_PROGRESS <= place.progress <= 1 - EVAL_PROGRESS
-        return place.is_last or (is_time and is_affordable)
+        is_time = self._last_progress + EVAL_PROGRESS <= point.progress <= 1 - EVAL_PROGRESS
+        return point.is_last or (is_time and is_affordable)
 
-    def score(self, place: Place, loss: Callable[[FixedWindows], float]) -> tuple[float, float]:
-        """Training and validation loss, each computed by `loss`, after the step at `place`."""
+    def score(self, point: SchedulePoint, loss: Callable[[FixedWindows], float]) -> tuple[float, float]:
+        """Training and validation loss, each computed by `loss`, after the step at `point`."""
         clock = self.learner.clock
         before_s = clock.eval_s
         with clock.apart("eval"):
@@ -73,7 +73,7 @@ class Examiner:
         token_s = (clock.eval_s - before_s) / self.n_tokens
         if not 0 < STOPPED_TIMES * self._arithmetic_s() < token_s:
             self._measured_token_s = token_s
-        self._last_progress, self._last_train_s = place.progress, clock.train_s
+        self._last_progress, self._last_train_s = point.progress, clock.train_s
         return losses
 
     def final_windows(self, left_s: float | None) -> FixedWindows | None:
@@ -113,8 +113,8 @@ class Examiner:
 
     def _arithmetic_s(self) -> float:
         """0 where the time of a step is not known."""
-        course = self.learner.course
-        step_s = course.step_s if isinstance(course, TimedCourse) else None
+        budget = self.learner.budget
+        step_s = budget.step_s if isinstance(budget, TimedBudget) else None
         return (step_s or 0.0) / (3 * self.tokens_per_step)
 
     def _windows(self, tokens: Tokens, max_tokens: int, backend: str = "") -> FixedWindows:
@@ -123,7 +123,7 @@ class Examiner:
 
     def _n_at_once(self) -> int:
         """Blocks; a CUDA GPU, which keeps nothing for a way back here, gets more of them than it learns from."""
-        n_blocks = self.learner.part_size
+        n_blocks = self.learner.micro_batch_size
         if self.learner.model.device.type != "cuda":
             return n_blocks
         most = MOST_LOGITS // (self.config.model.block_size * self.dataset.tokenizer.vocab_size)

@@ -21,7 +21,7 @@ from tiny_gpt.planning.types import BackendChoice
 from tiny_gpt.run.checkpoint import check_model, read_state
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore, DamagedError, is_before_cooldown
 from tiny_gpt.tokenizer.base import Tokenizer
-from tiny_gpt.training.budget import Request
+from tiny_gpt.training.budget import RunRequest
 
 # Where the run is, how it began and how it is told, not what it is.
 _ELSEWHERE = ("out_dir", "start_from", "verbose", "auto")
@@ -78,7 +78,7 @@ class SavedRun:
         changed |= {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}
         return self.config.with_flat(changed, str(self.checkpoint.path))
 
-    def has_more(self, asked: RunConfig, request: Request) -> bool:
+    def has_more(self, asked: RunConfig, request: RunRequest) -> bool:
         """Whether a budget of time begins now, instead of the rest of the one that the run had."""
         if not asked.train.is_timed:
             return False
@@ -130,7 +130,7 @@ class SavedRun:
         return [f"this run began elsewhere ({'; '.join(differences)}): its losses may differ in their last digits"]
 
 
-def find_beginning(run_folder: Path, asked: RunConfig, request: Request) -> tuple[SavedRun, bool]:
+def find_beginning(run_folder: Path, asked: RunConfig, request: RunRequest) -> tuple[SavedRun, bool]:
     """What a run goes on from, and whether it has a new budget of time from there: then that is its last state before
     the rate fell, for its loss not to jump, unless all that is asked for is to cool down from where it is."""
     saved = find_checkpoint(run_folder)

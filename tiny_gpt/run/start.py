@@ -49,13 +49,13 @@ from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, D
 from tiny_gpt.run.events import Event, Prepared
 from tiny_gpt.run.resume import SavedRun, find_beginning, prepare_again, this_machine
 from tiny_gpt.run.trainer import Trainer
-from tiny_gpt.training.budget import Request, resolved
+from tiny_gpt.training.budget import RunRequest, resolved
 
 EARLIER_FOLDER = "earlier"
 LOCK_FILE = ".lock"
 
 
-def run(config: RunConfig, resume: bool = False, request: Request | None = None) -> Iterator[Event]:
+def run(config: RunConfig, resume: bool = False, request: RunRequest | None = None) -> Iterator[Event]:
     """Train as `config` says, into its out_dir: first the steps of preparing the text, then Prepared, Finished last.
 
     With `resume`, go on from the newest checkpoint there that verifies; settings that differ from those of that run
@@ -64,7 +64,7 @@ def run(config: RunConfig, resume: bool = False, request: Request | None = None)
     From the first step on, Ctrl+C and SIGTERM end the run in good order; a closed terminal ends nothing. Raises the
     TinyGPTError that tells what is wrong, before anything in out_dir is touched where that is possible.
     """
-    out_dir, request = user_path(config.train.out_dir), request or Request()
+    out_dir, request = user_path(config.train.out_dir), request or RunRequest()
     with only_one(out_dir), StopRequest() as stop:
         saved, has_more = find_beginning(out_dir, config, request) if resume else (None, False)
         asked, start = config, None
@@ -277,6 +277,6 @@ def _prepared(
         steps_done=trainer.learner.state.step,
         history=list(trainer.learner.history),
         total_steps=config.train.total_steps,
-        left_s=trainer.learner.course.left_s(),
+        left_s=trainer.learner.budget.left_s(),
         plan=plan,
     )

@@ -17,12 +17,12 @@ from tiny_gpt.run.checkpoint import (
 from tiny_gpt.run.checkpoint_store import Checkpoint, DamagedError
 from tiny_gpt.run.clock import StepClock
 from tiny_gpt.run.events import Evaluated
-from tiny_gpt.training.budget import Course, Request, StepCourse, TimedCourse, TimedState, begin_budget
-from tiny_gpt.training.cuda_graph import captured_updates
+from tiny_gpt.training.budget import RunRequest, StepBudget, TimedBudget, TimedBudgetState, TrainingBudget, begin_budget
+from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
 from tiny_gpt.training.optimizer import make_optimizer
-from tiny_gpt.training.schedule import Place, is_cooling, learning_rate
-from tiny_gpt.training.step import part_size
+from tiny_gpt.training.schedule import SchedulePoint, is_cooling
+from tiny_gpt.training.step import micro_batch_size
 
 
 class Learner:
@@ -34,45 +34,46 @@ class Learner:
         config: RunConfig,
         settings: dict[str, Any],
         origin: dict[str, Any],
-        request: Request | None = None,
+        request: RunRequest | None = None,
     ) -> None:
         """Plain JSON types: `settings` goes to a checkpoint's state, `origin` (text, machine) to its manifest."""
         self.model, self.config, self.settings, self.origin = model, config, settings, origin
         self.optimizer = make_optimizer(model, config.train)
         self.guard = Guard(model.device)
-        self.captured = captured_updates(model, self.optimizer, config.train, self.guard)
-        self.state = RunState(n_parts=config.train.grad_accum_steps)
+        self.cuda_graph = make_cuda_graph_update(model, self.optimizer, config.train, self.guard)
+        self.state = RunState(n_micro_batches=config.train.grad_accum_steps)
         self.history: list[Evaluated] = []
         self.best: Evaluated | None = None
         """The best model that was saved."""
         self.clock = StepClock()
-        self.request = request or Request()
-        self.course = self._new_course()
+        self.request = request or RunRequest()
+        self.budget = self._new_budget()
         self.is_cooling = config.train.resolved_schedule != "wsd"
         """Whether the rate has begun to fall: what was before that can be trained further for any time."""
 
     @property
-    def part_size(self) -> int:
+    def micro_batch_size(self) -> int:
         """Blocks that are computed at once."""
         config = self.config
-        return part_size(config.train.batch_size, self.state.n_parts, config.model.block_size, self.model.device)
+        return micro_batch_size(
+            config.train.batch_size, self.state.n_micro_batches, config.model.block_size, self.model.device
+        )
 
-    def rate(self, place: Place) -> float:
-        """The learning rate at `place`, all but what stepping back has made of it."""
-        return learning_rate(place, self.config.train)
+    def has_done(self, point: SchedulePoint, scheduled_rate: float) -> None:
+        """Count a step that is done. `scheduled_rate` is its learning rate before `rate_factor`.
 
-    def has_done(self, place: Place) -> None:
-        """A step at `place` is done. In a timed budget that is waited for where its time is taken, and towards the end:
-        a GPU's queue of steps would make it late."""
-        course = self.course
-        if isinstance(course, TimedCourse) and (
-            course.is_measured(self.state.step) or course.steps_left < 2 * GUARD_INTERVAL
+        A timed budget waits for the device where it takes the time, and in its last steps: a GPU's queue of steps would
+        make the run late.
+        """
+        budget = self.budget
+        if isinstance(budget, TimedBudget) and (
+            budget.is_measured(self.state.step) or budget.steps_left < 2 * GUARD_INTERVAL
         ):
             synchronize(self.model.device)
-        course.end(self.state.step)
+        budget.end(self.state.step)
         self.state.step += 1
-        self.state.rate_share = self.rate(place) / self.config.train.learning_rate
-        self.is_cooling = is_cooling(place, self.config.train)
+        self.state.rate_share = scheduled_rate / self.config.train.learning_rate
+        self.is_cooling = is_cooling(point, self.config.train)
 
     def files(self) -> dict[str, Any]:
         """What a checkpoint of this moment holds, for `CheckpointStore.write`."""
@@ -84,7 +85,7 @@ class Learner:
             clock.pause_s,
         )
         state.guard = self.guard.to_dict()
-        state.budget = self.course.to_dict()
+        state.budget = self.budget.to_dict()
         best = self.best.to_json_line() if self.best else None
         saved = {"run": dataclasses.asdict(state), "best": best, **self.settings}
         return checkpoint_files(self.model, self.optimizer, saved, self.history)
@@ -96,7 +97,7 @@ class Learner:
         return {
             "step": step,
             "total_steps": self.total_steps,
-            "progress": self.course.progress(step),
+            "progress": self.budget.progress(step),
             "is_timed": self.config.train.is_timed,
             "is_cooling": self.is_cooling,
             "iters_per_epoch": self.config.train.iters_per_epoch,
@@ -108,7 +109,7 @@ class Learner:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run; where a clock ends it, as it looks from here."""
-        step, progress = self.state.step, self.course.progress(self.state.step)
+        step, progress = self.state.step, self.budget.progress(self.state.step)
         if not self.config.train.is_timed:
             return self.config.train.total_steps
         return step if progress >= 1 else max(step + 1, round(step / max(progress, 1e-3)))
@@ -132,33 +133,33 @@ class Learner:
     def step_back(self, checkpoint: Checkpoint) -> None:
         """`restore` in the course of a run, whose time goes on. Raises DamagedError."""
         self.restore(checkpoint)
-        self.course.go_back(self.state.budget)
+        self.budget.roll_back(self.state.budget)
 
     def resume(self, checkpoint: Checkpoint, has_more: bool = False) -> None:
         """`restore` in a new process: time counts on as well. `has_more`: with a timed budget that begins here."""
         self.restore(checkpoint)
         state = self.state
         try:
-            self.course = self._new_course() if has_more or not state.budget else self._same_course()
+            self.budget = self._new_budget() if has_more or not state.budget else self._saved_budget()
         except (ValueError, TypeError) as error:
             raise DamagedError("the state of its budget has other fields") from error
         self.clock.go_on(state.step, state.train_s, state.eval_s, state.save_s, state.pause_s)
 
-    def _new_course(self) -> Course:
+    def _new_budget(self) -> TrainingBudget:
         train, state = self.config.train, self.state
         if not train.is_timed:
-            return StepCourse(train.total_steps, train.warmup_steps)
+            return StepBudget(train.total_steps, train.warmup_steps)
         return self._timed(begin_budget(train, self.request, time.time(), state.step, min(1.0, state.rate_share)))
 
-    def _same_course(self) -> Course:
+    def _saved_budget(self) -> TrainingBudget:
         """The budget of the checkpoint. After a crash the same command has gone on, and so has its time."""
         if not self.config.train.is_timed:
-            return self._new_course()
-        budget = TimedState.from_dict(self.state.budget)
+            return self._new_budget()
+        budget = TimedBudgetState.from_dict(self.state.budget)
         if self.request.is_restart:
             budget.spent_s += max(0.0, time.time() - budget.saved_at)
         return self._timed(budget)
 
-    def _timed(self, budget: TimedState) -> Course:
+    def _timed(self, budget: TimedBudgetState) -> TrainingBudget:
         steps_at_once = 1 if self.model.device.type == "cpu" else GUARD_INTERVAL
-        return TimedCourse(self.config.train, budget, lambda: self.clock.train_s, steps_at_once)
+        return TimedBudget(self.config.train, budget, lambda: self.clock.train_s, steps_at_once)

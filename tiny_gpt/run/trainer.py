@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.device import peak_memory_bytes, release_memory
+from tiny_gpt.device import is_out_of_memory, peak_memory_bytes, release_memory
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.evaluation import bits_per_byte
 from tiny_gpt.host.night import Night
@@ -34,10 +32,10 @@ from tiny_gpt.run.events import (
     Warned,
 )
 from tiny_gpt.run.state import Learner
-from tiny_gpt.training.budget import Request, TimedCourse
+from tiny_gpt.training.budget import RunRequest, TimedBudget
 from tiny_gpt.training.guard import GUARD_INTERVAL
-from tiny_gpt.training.schedule import Place, is_cooling
-from tiny_gpt.training.step import is_out_of_memory, train_step
+from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate
+from tiny_gpt.training.step import StepResult, train_step
 
 Result = TypeVar("Result")
 
@@ -64,7 +62,7 @@ class Trainer:
         out_dir: Path,
         settings: dict[str, Any] | None = None,
         origin: dict[str, Any] | None = None,
-        request: Request | None = None,
+        request: RunRequest | None = None,
     ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
         self.learner = Learner(model, config, settings or {}, origin or {}, request)
@@ -101,35 +99,37 @@ class Trainer:
         yield from self._told(self.keeper.checkpoint())  # where a new budget has begun
         first_step = learner.state.step
         learner.clock.start_lap(first_step)
-        while not learner.course.is_over(learner.state.step):
-            place = learner.course.begin(learner.state.step)
-            yield from self._before_cooldown(place)
-            loss, grad_norm = self._step(place)
+        while not learner.budget.is_over(learner.state.step):
+            point = learner.budget.begin(learner.state.step)
+            yield from self._before_cooldown(point)
+            scheduled_rate = learning_rate(point, train)
+            rate = scheduled_rate * learner.state.rate_factor
+            loss, grad_norm = self._step(rate)
             night.beat()
-            learner.has_done(place)
+            learner.has_done(point, scheduled_rate)
             step = learner.state.step
             yield from self._told(*(Warned(step, line) for line in night.notes()))
-            if self._is_beyond_skipping(place):
+            if self._is_beyond_skipping(point):
                 yield from self._step_back("the loss is no number any more, or far above what it was")
                 continue
             stopping = night.stop.signal_number
-            epoch_ends = not train.is_timed and (step % train.iters_per_epoch == 0 or place.is_last)
-            is_regular = epoch_ends or self.examiner.is_due(place)
+            epoch_ends = not train.is_timed and (step % train.iters_per_epoch == 0 or point.is_last)
+            is_regular = epoch_ends or self.examiner.is_due(point)
             if stopping is not None:
                 if not is_regular:  # an evaluation that the whole run would not have made is not kept
                     yield from self._told(self.keeper.checkpoint())
                 yield Stopping(stopping)
             evaluates = is_regular or stopping is not None
             batch_loss = loss.item() if evaluates or step == 1 else None
-            yield StepDone(step, batch_loss, self._rate(place), place.progress, learner.course.left_s())
+            yield StepDone(step, batch_loss, rate, point.progress, learner.budget.left_s())
             if (seconds := learner.clock.measure_once(step - first_step, self.model.device)) is not None:
                 yield (speed := self._speed(step, seconds))
                 if speed.remaining_s > LONG_S and night.awake_problem:
                     yield Warned(step, night.awake_problem)
-                if learner.captured and learner.captured.problem:
-                    self.note(f"steps cannot be recorded here and take longer: {learner.captured.problem}")
+                if learner.cuda_graph and learner.cuda_graph.problem:
+                    self.note(f"steps cannot be recorded here and take longer: {learner.cuda_graph.problem}")
             if evaluates:
-                evaluated = self._evaluate(place, loss.item(), grad_norm.item(), night)
+                evaluated = self._evaluate(point, rate, loss.item(), grad_norm.item(), night)
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
                     yield from self._step_back("the validation loss is no number any more")
                     continue
@@ -148,8 +148,8 @@ class Trainer:
 
     # --- one step, one evaluation ---
 
-    def _step(self, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step at `place`; where memory runs out, the same step again in smaller parts."""
+    def _step(self, rate: float) -> StepResult:
+        """One step at this learning rate; where memory runs out, the same step again in smaller micro-batches."""
         learner, state = self.learner, self.learner.state
         batch = self.batches.batch(state.step + state.batch_offset)
         return self._within_memory(
@@ -157,13 +157,12 @@ class Trainer:
                 self.model,
                 learner.optimizer,
                 batch,
-                self.config,
+                self.config.train,
                 state.step,
-                n_parts=state.n_parts,
-                rate_factor=state.rate_factor,
+                rate,
+                n_micro_batches=state.n_micro_batches,
                 guard=learner.guard,
-                place=place,
-                captured=learner.captured,
+                cuda_graph=learner.cuda_graph,
             )
         )
 
@@ -174,26 +173,28 @@ class Trainer:
             try:
                 return compute()
             except Exception as failure:
-                if not is_out_of_memory(failure) or learner.part_size == 1:
+                if not is_out_of_memory(failure) or learner.micro_batch_size == 1:
                     raise
             learner.optimizer.zero_grad(set_to_none=True)
-            if learner.captured:
-                learner.captured.forget()
+            if learner.cuda_graph:
+                learner.cuda_graph.forget()
             release_memory(self.model.device)
-            before = learner.part_size
-            while learner.part_size == before:
-                learner.state.n_parts *= 2
+            before = learner.micro_batch_size
+            while learner.micro_batch_size == before:
+                learner.state.n_micro_batches *= 2
             self.examiner.fit()
             self.note(
-                f"out of memory: {learner.part_size} instead of {before} blocks are computed at once from here on; "
-                "the losses stay those of the whole batch"
+                f"out of memory: {learner.micro_batch_size} instead of {before} blocks are computed at once from here "
+                "on; the losses stay those of the whole batch"
             )
 
-    def _evaluate(self, place: Place, batch_loss: float, grad_norm: float, night: Night) -> Evaluated:
+    def _evaluate(
+        self, point: SchedulePoint, rate: float, batch_loss: float, grad_norm: float, night: Night
+    ) -> Evaluated:
         step, clock = self.learner.state.step, self.learner.clock
         n_steps, train_s = clock.lap(step)
         train_loss, val_loss = self.examiner.score(
-            place, lambda windows: self._within_memory(lambda: windows.loss(self.model, night.beat))
+            point, lambda windows: self._within_memory(lambda: windows.loss(self.model, night.beat))
         )
         return Evaluated(
             step=step,
@@ -202,7 +203,7 @@ class Trainer:
             val_loss=val_loss,
             val_bits_per_byte=self._bits_per_byte(val_loss),
             batch_loss=batch_loss,
-            learning_rate=self._rate(place),
+            learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_s=n_steps * self.tokens_per_step / train_s,
             elapsed_s=clock.elapsed_s,
@@ -223,16 +224,16 @@ class Trainer:
 
     def _end_takes_time(self) -> None:
         """Have a timed budget set the time aside that is needed after the last step."""
-        if isinstance(self.learner.course, TimedCourse):
-            self.learner.course.end_s = self._end_s
+        if isinstance(self.learner.budget, TimedBudget):
+            self.learner.budget.end_s = self._end_s
 
     def _end_s(self, step_s: float) -> float:
         """The last evaluation, checkpoint and model files, the best model's last score, a sample."""
         return self.examiner.end_s() + 2 * self.keeper.write_s + AFTERWARDS_S
 
-    def _before_cooldown(self, place: Place) -> Iterator[Event]:
+    def _before_cooldown(self, point: SchedulePoint) -> Iterator[Event]:
         """A checkpoint of the last moment from which the run can be trained further for any time."""
-        if is_cooling(place, self.config.train) and not self.learner.is_cooling and self.learner.state.step:
+        if is_cooling(point, self.config.train) and not self.learner.is_cooling and self.learner.state.step:
             yield from self._told(self.keeper.checkpoint())
 
     # --- what keeps a night going ---
@@ -241,8 +242,8 @@ class Trainer:
         """A checkpoint where one is due, a pause or a restart where one is asked for."""
         reason, restart = night.must_pause(), night.restart_requested
         interval_s = 0 if epoch_ends else 60 * self.config.reliability.checkpoint_minutes
-        if isinstance(course := self.learner.course, TimedCourse):
-            interval_s = min(interval_s, CHECKPOINT_SHARE * course.state.asked_s)
+        if isinstance(budget := self.learner.budget, TimedBudget):
+            interval_s = min(interval_s, CHECKPOINT_SHARE * budget.state.asked_s)
         if restart:
             yield from self._told(self.keeper.catch_up(at_last=True))
         if reason or restart or self.keeper.is_due(interval_s):
@@ -255,10 +256,10 @@ class Trainer:
                 night.wait()
             yield Warned(self.learner.state.step, "training goes on")
 
-    def _is_beyond_skipping(self, place: Place) -> bool:
+    def _is_beyond_skipping(self, point: SchedulePoint) -> bool:
         """Look at the guard, where that does not hold up a GPU; tell of the steps that it has skipped."""
         step = self.learner.state.step
-        if self.model.device.type != "cpu" and step % GUARD_INTERVAL and not place.is_last:
+        if self.model.device.type != "cpu" and step % GUARD_INTERVAL and not point.is_last:
             return False
         n_skipped = self.learner.guard.n_skipped_in_all()
         if n_new := n_skipped - self._n_told_skips:
@@ -285,7 +286,11 @@ class Trainer:
         after.batch_offset += before.step - target.step
         after.rate_factor = before.rate_factor / 2
         after.n_rollbacks, after.rolled_back_to = before.n_rollbacks + 1, target.step
-        after.lowest_val_loss, after.n_parts, after.incidents = before.lowest_val_loss, before.n_parts, before.incidents
+        after.lowest_val_loss, after.n_micro_batches, after.incidents = (
+            before.lowest_val_loss,
+            before.n_micro_batches,
+            before.incidents,
+        )
         learner.guard.calm_down()
         learner.clock.start_lap(target.step)
         self.examiner.resume()
@@ -320,7 +325,7 @@ class Trainer:
         val_loss, scored_tokens = best.val_loss, self.examiner.val_windows.n_tokens
         windows = None
         if night.stop.signal_number is None:
-            left_s = learner.course.left_s()
+            left_s = learner.budget.left_s()
             windows = self.examiner.final_windows(None if left_s is None else left_s - AFTERWARDS_S)
         if windows is not None:
             try:
@@ -346,19 +351,16 @@ class Trainer:
             peak_memory_bytes=peak_memory_bytes(self.model.device),
             stopped_by=night.stop.signal_number,
             incidents=[*learner.state.incidents, *night.machine.summary()],
-            left_s=learner.course.left_s(),
+            left_s=learner.budget.left_s(),
         )
 
     # --- figures and words ---
-
-    def _rate(self, place: Place) -> float:
-        return self.learner.rate(place) * self.learner.state.rate_factor
 
     def _speed(self, step: int, seconds_per_step: float) -> SpeedMeasured:
         train = self.config.train
         examiner = self.examiner
         overhead = 1 + examiner.n_tokens / 3 / self.tokens_per_step / examiner.steps_between
-        left_s = self.learner.course.left_s()
+        left_s = self.learner.budget.left_s()
         if left_s is None:
             left_s = (train.total_steps - step) * seconds_per_step * overhead
         return SpeedMeasured(tokens_per_s=self.tokens_per_step / seconds_per_step, remaining_s=max(0.0, left_s))

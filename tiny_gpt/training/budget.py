@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.duration import next_time, parse_duration
 from tiny_gpt.host.monitor import system_clocks
-from tiny_gpt.training.schedule import Place
+from tiny_gpt.training.schedule import SchedulePoint, schedule_point
 
 # A warm-up takes at most such a part of a timed budget, whatever its steps.
 MAX_WARMUP = 0.05
@@ -35,10 +35,10 @@ LATE_S, LATE_SHARE = 10.0, 0.01
 MAX_END_SHARE = 0.5
 
 
-class Course(Protocol):
+class TrainingBudget(Protocol):
     """The way through a budget, step after step."""
 
-    def begin(self, step: int) -> Place:
+    def begin(self, step: int) -> SchedulePoint:
         """Where `step`, counted from 0 over the whole run, stands. Ask once for each step, in order."""
         ...
 
@@ -58,7 +58,7 @@ class Course(Protocol):
         """Seconds until the run ends, where a clock says when."""
         ...
 
-    def go_back(self, values: dict[str, Any]) -> None:
+    def roll_back(self, values: dict[str, Any]) -> None:
         """The run has stepped back to where `to_dict` gave `values`."""
         ...
 
@@ -68,14 +68,14 @@ class Course(Protocol):
 
 
 @dataclass(frozen=True)
-class StepCourse:
-    """A known number of steps: the place of each is a function of its number alone."""
+class StepBudget:
+    """A known number of steps: the point of each is a function of its number alone."""
 
     total_steps: int
     warmup_steps: int
 
-    def begin(self, step: int) -> Place:
-        return place_of(step, self.total_steps, self.warmup_steps)
+    def begin(self, step: int) -> SchedulePoint:
+        return schedule_point(step, self.total_steps, self.warmup_steps)
 
     def end(self, step: int) -> None:
         pass
@@ -89,30 +89,15 @@ class StepCourse:
     def left_s(self) -> None:
         return None
 
-    def go_back(self, values: dict[str, Any]) -> None:
+    def roll_back(self, values: dict[str, Any]) -> None:
         pass
 
     def to_dict(self) -> dict[str, Any]:
         return {}
 
 
-def place_of(step: int, total_steps: int, warmup_steps: int) -> Place:
-    """Where `step`, counted from 0, stands in a run of so many steps; the warm-up takes at most half of them.
-
-    The first step has a rate above zero, the warm-up's last one the peak's, and the last one the schedule's end (in
-    runs of three steps or more).
-    """
-    warmup_steps = min(warmup_steps, total_steps // 2)
-    return Place(
-        progress=step / max(1, total_steps - 1),
-        rise=(step + 1, warmup_steps),
-        fall=max(0, step - warmup_steps) / max(1, total_steps - 1 - warmup_steps),
-        is_last=step >= total_steps - 1,
-    )
-
-
 @dataclass
-class TimedState:
+class TimedBudgetState:
     """What a run keeps of its way through a timed budget. Instants are those of time.time()."""
 
     ordered_at: float = 0.0
@@ -134,7 +119,7 @@ class TimedState:
     """The part of the peak rate that it rises to."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TimedState":
+    def from_dict(cls, values: dict[str, Any]) -> "TimedBudgetState":
         """The inverse of `asdict`; raises ValueError or TypeError."""
         state = cls(**values)
         if not all(type(value) in (int, float) and 0 <= value < 1e15 for value in asdict(state).values()):
@@ -153,7 +138,7 @@ class Clocks:
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """The command that a person gave, once, however often it is started again."""
 
     at: float = field(default_factory=time.time)
@@ -164,30 +149,32 @@ class Request:
     """The same command again, after a crash: the time since the last checkpoint counts."""
 
 
-def seconds_asked(train: TrainConfig, ordered_at: float, now: float) -> float | None:
+def requested_seconds(train: TrainConfig, ordered_at: float, now: float) -> float | None:
     """Seconds from `now` on that a budget has which a clock ends and a person gave at `ordered_at`; else None."""
     if train.until:
         return max(0.0, next_time(train.until, ordered_at) - now)
     return parse_duration(train.for_) if train.for_ else None
 
 
-def begin_budget(config: TrainConfig, request: Request, now: float, step: int = 0, share: float = 0.0) -> TimedState:
+def begin_budget(
+    config: TrainConfig, request: RunRequest, now: float, step: int = 0, share: float = 0.0
+) -> TimedBudgetState:
     """The timed budget of `config` from `now` on, for a run at `step` whose last rate was that `share` of the peak.
 
     One that cools down from its beginning does so from the rate where it is.
     """
-    asked_s = seconds_asked(config, request.at, now) or 0.0
+    asked_s = requested_seconds(config, request.at, now) or 0.0
     top = share if config.cooldown == 1 and share > 0 else 1.0
-    return TimedState(request.at, asked_s, first_step=step, start=share, top=top)
+    return TimedBudgetState(request.at, asked_s, first_step=step, start=share, top=top)
 
 
-class TimedCourse:
+class TimedBudget:
     """A budget that a clock ends. `end_s` tells, from the seconds of a step, how long all after the last one takes."""
 
     def __init__(
         self,
         config: TrainConfig,
-        state: TimedState,
+        state: TimedBudgetState,
         train_s: Callable[[], float],
         steps_at_once: int = 1,
         clocks: Clocks | None = None,
@@ -207,9 +194,9 @@ class TimedCourse:
         self._is_first = state.progress == 0
         self._cooldown = config.cooldown if config.resolved_schedule == "wsd" else 1.0
 
-    # --- as Course has it ---
+    # --- as TrainingBudget has it ---
 
-    def begin(self, step: int) -> Place:
+    def begin(self, step: int) -> SchedulePoint:
         if self._mark is None:
             self._mark = step, self._train_s()
         state = self.state
@@ -226,7 +213,7 @@ class TimedCourse:
             rise = (start + (1 - start) * warm, 1.0)
             state.warm_at = state.progress
         fall = (state.progress - state.warm_at) / max(1e-9, 1 - state.warm_at)
-        return Place(state.progress, rise, fall, left == 1, state.top)
+        return SchedulePoint(state.progress, rise, fall, left == 1, state.top)
 
     def end(self, step: int) -> None:
         assert self._mark is not None, "a step that ends has begun"
@@ -261,10 +248,10 @@ class TimedCourse:
             return next_time(self._config.until, state.ordered_at) - self._clocks.wall()
         return state.asked_s - self._spent_s()
 
-    def go_back(self, values: dict[str, Any]) -> None:
+    def roll_back(self, values: dict[str, Any]) -> None:
         """Less progress, and no more time: what is left is gone through faster."""
         is_earlier = values.get("ordered_at") == self.state.ordered_at  # else of the budget before this one
-        earlier = TimedState.from_dict(values) if is_earlier else TimedState()
+        earlier = TimedBudgetState.from_dict(values) if is_earlier else TimedBudgetState()
         self.state.progress, self.state.warm_at = earlier.progress, earlier.warm_at
         self._mark = None
 

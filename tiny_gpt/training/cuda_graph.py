@@ -1,128 +1,203 @@
-"""Updates whose work on a CUDA GPU is recorded once and then repeated whole.
+"""The training step as CUDA graphs: its GPU work is recorded once and then replayed whole.
 
-A recording reads and writes the same memory each time, so what an update needs (tokens, rate, step, gradients) lies in
-tensors that stay.
+A small model's kernels take microseconds, less than Python and the driver take to launch each one; a graph launches
+them all with one call (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/). A graph reads and writes the
+same memory on every replay, so whatever a step needs (tokens, learning rate, step number, gradients) lies in tensors
+that stay, and new values are copied into them.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
 
-from tiny_gpt.backends import BACKENDS, Backend
+from tiny_gpt.backends import get_backend
 from tiny_gpt.config import TrainConfig
+from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.recording import Recording
-from tiny_gpt.training.update import add_gradients, change_weights
+from tiny_gpt.training.step import MicroBatch, StepResult, accumulate_gradients, micro_batches, update_weights
 
-# Paths that are recorded where the device is a CUDA GPU.
+# Backends whose steps are recorded where the device is a CUDA GPU.
 GRAPHED_BACKENDS = ("cuda_graph", "compiled")
+# Calls that run eagerly before the recording: libraries choose their algorithms and allocate on their first calls.
+N_WARMUP_CALLS = 2
 
 
-def captured_updates(
+def make_cuda_graph_update(
     model: GPT, optimizer: torch.optim.Optimizer, config: TrainConfig, guard: Guard | None
-) -> "CapturedUpdates | None":
-    """For `train_step`; None where the model's path or its device asks for none."""
+) -> "CudaGraphUpdate | None":
+    """For `train_step`; None where the backend or the device has no use for it."""
     if model.device.type != "cuda" or config.backend not in GRAPHED_BACKENDS:
         return None
-    return CapturedUpdates(model, optimizer, config.grad_clip, guard, BACKENDS[config.backend])
+    return CudaGraphUpdate(model, optimizer, config, guard)
 
 
-class CapturedUpdates:
-    """What `Update` does, for any number of updates of one model."""
+class CudaGraphUpdate:
+    """`train_step` for one model, optimizer and guard: one graph for each shape of micro-batch, one for the update."""
 
-    def __init__(
-        self, model: GPT, optimizer: torch.optim.Optimizer, grad_clip: float, guard: Guard | None, backend: Backend
-    ) -> None:
-        self.model, self.optimizer, self.grad_clip, self.guard = model, optimizer, grad_clip, guard
-        self.backend = backend
-        self._rate = torch.zeros((), device=model.device)
+    def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, config: TrainConfig, guard: Guard | None) -> None:
+        self.model, self.optimizer, self.config, self.guard = model, optimizer, config, guard
+        self._backend = get_backend(config.backend)
+        # What the graphs read: the learning rate, the step's number, the loss so far.
+        self._learning_rate = torch.zeros((), device=model.device)
         self._step = torch.zeros((), dtype=torch.int64, device=model.device)
-        self._loss, self._told_loss, self._told_norm = (torch.zeros((), device=model.device) for _ in range(3))
-        self._narrow = _narrow_copy(model)
+        self._loss = torch.zeros((), device=model.device)
+        # What they leave for the caller.
+        self._result = StepResult(*(torch.zeros((), device=model.device) for _ in range(2)))
+        self._cast_model = _cast_copy(model)
         self.forget()
 
     def forget(self) -> None:
-        """Give the recordings' memory up, after it has run out: what comes next is recorded anew."""
-        self._parts: dict[tuple[torch.Size, float], _Part] = {}
-        self._change = Recording(self._changed, self.model.device)
+        """Free the graphs' memory, as when it has run out; the next steps record new ones."""
+        self._micro_batch_graphs: dict[tuple[torch.Size, float], _MicroBatchGraph] = {}
+        self._update_graph = CudaGraph(self._update, self.model.device)
         self.optimizer.zero_grad(set_to_none=True)
         self._gradients: list[torch.Tensor] = []
 
-    def add(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, share: float) -> None:
-        """The gradients of a part that is `share` of the batch."""
+    def __call__(self, batch: Batch, step: int, learning_rate: float, n_micro_batches: int = 1) -> StepResult:
+        """`train_step` with this batch. The result's tensors are overwritten by the next call."""
         if not self._gradients:
-            self._loss.zero_()
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-                self._gradients.append(parameter.grad)
-        key = inputs_BT.shape, share
-        if key not in self._parts:
-            self._parts[key] = _Part(inputs_BT, targets_BT, lambda part: self._added(part, share))
-        self._parts[key](inputs_BT, targets_BT)
-
-    def apply(self, step: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """As Update has it; what is returned holds until the next."""
+            self._allocate_gradients()
+        for micro_batch in micro_batches(batch, self.config, step, n_micro_batches, self.model.device):
+            key = micro_batch.inputs_BT.shape, micro_batch.share
+            if key not in self._micro_batch_graphs:
+                self._micro_batch_graphs[key] = _MicroBatchGraph(micro_batch, self._accumulate)
+            self._micro_batch_graphs[key](micro_batch)
         self._step.fill_(step)
-        self._rate.fill_(rate)
+        self._learning_rate.fill_(learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate
-        self._change()
-        return self._told_loss, self._told_norm
+            group["lr"] = self._learning_rate
+        self._update_graph()
+        return self._result
 
     @property
     def is_recorded(self) -> bool:
-        """Whether updates take as long as they are going to take from now on."""
-        return all(recording.is_settled for recording in self._recordings())
+        """Whether all graphs have settled, so that steps are as fast from now on as they will ever be."""
+        return all(graph.is_settled for graph in self._graphs())
 
     @property
     def problem(self) -> Exception | None:
-        """Why a part of the work cannot be recorded, and is done as it is."""
-        return next((recording.problem for recording in self._recordings() if recording.problem), None)
+        """Why some of the work cannot be recorded and runs eagerly; None if all of it can."""
+        return next((graph.problem for graph in self._graphs() if graph.problem), None)
 
-    def _recordings(self) -> list[Recording]:
-        return [self._change, *(part.recording for part in self._parts.values())]
+    def _graphs(self) -> "list[CudaGraph]":
+        return [self._update_graph, *(graph.graph for graph in self._micro_batch_graphs.values())]
 
-    def _added(self, part: "_Part", share: float) -> None:
-        narrow = self._narrow
-        if narrow is None:
-            self._loss += add_gradients(self.backend, self.model, part.inputs_BT, part.targets_BT, share)
+    def _allocate_gradients(self) -> None:
+        """Zeros that every graph adds to in place: `zero_grad` would give each step other memory."""
+        self._loss.zero_()
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            self._gradients.append(parameter.grad)
+
+    # --- what the graphs record ---
+
+    def _accumulate(self, micro_batch: MicroBatch) -> None:
+        cast_model = self._cast_model
+        if cast_model is None:
+            self._loss += accumulate_gradients(self.model, self._backend, *micro_batch)
             return
-        weights: list[torch.Tensor] = list(narrow.parameters())
+        weights: list[torch.Tensor] = list(cast_model.parameters())
         with torch.no_grad():
             torch._foreach_copy_(weights, list(self.model.parameters()))
-        narrow.zero_grad(set_to_none=True)
-        self._loss += add_gradients(self.backend, narrow, part.inputs_BT, part.targets_BT, share)
-        wide = [torch.empty_like(gradient) for gradient in self._gradients]
-        torch._foreach_copy_(wide, [weight.grad for weight in weights if weight.grad is not None])
-        torch._foreach_add_(self._gradients, wide)
+        cast_model.zero_grad(set_to_none=True)
+        self._loss += accumulate_gradients(cast_model, self._backend, *micro_batch)
+        # The gradients come in the low precision; they are summed over the micro-batches in fp32.
+        gradients = [torch.empty_like(gradient) for gradient in self._gradients]
+        torch._foreach_copy_(gradients, [weight.grad for weight in weights if weight.grad is not None])
+        torch._foreach_add_(self._gradients, gradients)
 
-    def _changed(self) -> None:
-        """The change, and all that the next gradients are added to back at zero."""
-        grad_norm = change_weights(self.model, self.optimizer, self.grad_clip, self.guard, self._step, self._loss)
-        self._told_norm.copy_(grad_norm)
-        self._told_loss.copy_(self._loss)
+    def _update(self) -> None:
+        """Change the weights, keep the result, and reset what the next step's gradients are added to."""
+        clip, guard = self.config.grad_clip, self.guard
+        grad_norm = update_weights(self.model, self.optimizer, clip, guard, self._step, self._loss)
+        self._result.grad_norm.copy_(grad_norm)
+        self._result.loss.copy_(self._loss)
         self._loss.zero_()
         torch._foreach_zero_(self._gradients)
 
 
-def _narrow_copy(model: GPT) -> GPT | None:
-    """A model whose weights are in the dtype of the products, so that they are all converted at once, not one by one as
-    each is used; None where that is theirs."""
+def _cast_copy(model: GPT) -> GPT | None:
+    """A second model whose weights have the dtype of the matrix products; None where that is the weights' own.
+
+    All weights are cast at once by one kernel, instead of one by one as each is used.
+    """
     if model.compute_dtype == torch.float32:
         return None
-    narrow = GPT(model.config, model.vocab_size, model.compute_dtype).to(model.device, model.compute_dtype).train()
-    return narrow
+    return GPT(model.config, model.vocab_size, model.compute_dtype).to(model.device, model.compute_dtype).train()
 
 
-class _Part:
-    """The recording for parts of one shape, and the memory that it reads their tokens from."""
+class _MicroBatchGraph:
+    """The graph for micro-batches of one shape, and the memory that it reads their tokens from."""
 
-    def __init__(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, work: Callable[["_Part"], None]) -> None:
-        self.inputs_BT, self.targets_BT = torch.empty_like(inputs_BT), torch.empty_like(targets_BT)
-        self.recording = Recording(lambda: work(self), inputs_BT.device)
+    def __init__(self, example: MicroBatch, work: Callable[[MicroBatch], None]) -> None:
+        inputs_BT, targets_BT = torch.empty_like(example.inputs_BT), torch.empty_like(example.targets_BT)
+        self._micro_batch = MicroBatch(inputs_BT, targets_BT, example.share)
+        self.graph = CudaGraph(lambda: work(self._micro_batch), inputs_BT.device)
 
-    def __call__(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> None:
-        self.inputs_BT.copy_(inputs_BT)
-        self.targets_BT.copy_(targets_BT)
-        self.recording()
+    def __call__(self, micro_batch: MicroBatch) -> None:
+        self._micro_batch.inputs_BT.copy_(micro_batch.inputs_BT)
+        self._micro_batch.targets_BT.copy_(micro_batch.targets_BT)
+        self.graph()
+
+
+class CudaGraph:
+    """A function that runs eagerly on its first calls, is then recorded, and replayed from there on.
+
+    What cannot be recorded keeps running eagerly. Random numbers follow the torch.manual_seed before each call, as they
+    would without a graph.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+        self._work, self._device = work, device
+        self._n_calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.problem: Exception | None = None
+        """Why `work` cannot be recorded."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is recorded, or never will be."""
+        return self._graph is not None or self.problem is not None
+
+    def __call__(self) -> None:
+        self._n_calls += 1
+        with torch.cuda.device(self._device):  # CUDA records the current device only
+            if self._n_calls > N_WARMUP_CALLS and not self.is_settled:
+                self._record()
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._run_eagerly()
+
+    def _run_eagerly(self) -> None:
+        """On a side stream, as torch.cuda.CUDAGraph asks of warm-up calls: autograd remembers the stream that it first
+        accumulated on, and the default stream cannot be recorded."""
+        default, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(default)
+        with torch.cuda.stream(side):
+            self._work()
+        default.wait_stream(side)
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: other threads may call CUDA meanwhile; one reads the next batch.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._work()
+        except Exception as problem:  # whatever a driver or a kernel raises
+            self.problem = problem.with_traceback(None)
+            _replace_generator(self._device)
+        else:
+            self._graph = graph
+
+
+def _replace_generator(device: torch.device) -> None:
+    """Give torch a new generator with the same seed: a failed recording leaves the old one waiting for its end."""
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.synchronize(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    default, fresh = torch.cuda.default_generators[index], torch.Generator(device)
+    fresh.manual_seed(default.initial_seed())
+    default.graphsafe_set_state(fresh.graphsafe_get_state())

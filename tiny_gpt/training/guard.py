@@ -37,7 +37,7 @@ class Guard:
     def judge(self, step: int | torch.Tensor, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
         """1.0 if `step` is to be skipped, else 0.0; a tensor with one element on the device.
 
-        All that is remembered stays in the same memory, so that this can be recorded (captured.py).
+        All that is remembered stays in the same memory, so that this can be recorded (cuda_graph.py).
         """
         known = self._losses.isfinite()
         mean = self._losses.nanmean()

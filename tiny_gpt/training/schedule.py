@@ -13,7 +13,7 @@ from tiny_gpt.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Place:
+class SchedulePoint:
     """Where a step stands in its budget."""
 
     progress: float
@@ -27,7 +27,27 @@ class Place:
     """The part of the peak rate that the warm-up leads to."""
 
 
-def learning_rate(at: Place, config: TrainConfig) -> float:
+def schedule_point(step: int, total_steps: int, warmup_steps: int) -> SchedulePoint:
+    """Where `step`, counted from 0, stands in a run of so many steps; the warm-up takes at most half of them.
+
+    The first step has a rate above zero, the warm-up's last one the peak's, and the last one the schedule's end (in
+    runs of three steps or more).
+    """
+    warmup_steps = min(warmup_steps, total_steps // 2)
+    return SchedulePoint(
+        progress=step / max(1, total_steps - 1),
+        rise=(step + 1, warmup_steps),
+        fall=max(0, step - warmup_steps) / max(1, total_steps - 1 - warmup_steps),
+        is_last=step >= total_steps - 1,
+    )
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of `step`, counted from 0, where the number of steps is known."""
+    return learning_rate(schedule_point(step, config.total_steps, config.warmup_steps), config)
+
+
+def learning_rate(at: SchedulePoint, config: TrainConfig) -> float:
     """The rate of the step at `at`."""
     peak = config.learning_rate * at.top
     done, whole = at.rise
@@ -36,7 +56,7 @@ def learning_rate(at: Place, config: TrainConfig) -> float:
     return SCHEDULES[config.resolved_schedule](at.fall, peak, config)
 
 
-def is_cooling(at: Place, config: TrainConfig) -> bool:
+def is_cooling(at: SchedulePoint, config: TrainConfig) -> bool:
     """Whether the rate has begun to fall: a state from before that can be trained on for any time."""
     return config.resolved_schedule != "wsd" or at.fall > 1 - config.cooldown or at.top < 1
 

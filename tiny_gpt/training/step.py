@@ -1,74 +1,148 @@
-"""One optimizer update: the mathematics of training, and nothing else."""
+"""One training step, from a batch of tokens to changed weights: the mathematics of training, and nothing else.
+
+1. Forward and backward: the loss of each micro-batch and its gradients, which add up to those of the whole batch.
+2. Clip the gradients to a maximum norm.
+3. Let the guard decide whether the step is sane; if it is not, it changes nothing.
+4. Let the optimizer change the weights, at the learning rate that the caller computed (schedule.py).
+
+`train_step` is the eager form. cuda_graph.py records `accumulate_gradients` and `update_weights` as CUDA graphs and
+replays them.
+
+Shapes: B blocks in a micro-batch, T tokens in a block.
+"""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from tiny_gpt.backends import get_backend
-from tiny_gpt.config import RunConfig
+from tiny_gpt.backends import Backend, get_backend
+from tiny_gpt.config import TrainConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import max_blocks_at_once
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.training.budget import place_of
-from tiny_gpt.training.cuda_graph import CapturedUpdates
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.schedule import Place, learning_rate
-from tiny_gpt.training.update import Update
+
+
+class StepResult(NamedTuple):
+    """Scalars on the training device: reading them waits for it."""
+
+    loss: torch.Tensor
+    """Mean over the batch in nats per token."""
+    grad_norm: torch.Tensor
+    """The L2 norm of all gradients before clipping."""
+
+
+class MicroBatch(NamedTuple):
+    """A part of a batch that is computed at once, on the training device."""
+
+    inputs_BT: torch.Tensor
+    targets_BT: torch.Tensor
+    share: float
+    """Its part of the batch, by which its mean loss counts."""
 
 
 def train_step(
     model: GPT,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    config: RunConfig,
+    config: TrainConfig,
     step: int,
-    n_parts: int = 1,
-    rate_factor: float = 1.0,
+    learning_rate: float,
+    *,
+    n_micro_batches: int = 1,
     guard: Guard | None = None,
-    place: Place | None = None,
-    captured: CapturedUpdates | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer update with the mean loss over `batch`: (loss, gradient norm before clipping), on the device.
+    cuda_graph: Callable[[Batch, int, float, int], StepResult] | None = None,
+) -> StepResult:
+    """One optimizer update with the mean loss over `batch`.
 
-    The batch is computed in `n_parts` parts, or as many as the config asks for, whose gradients add up to that of the
-    whole. Until the update nothing has changed but gradients, so that a step which ran out of memory can be done
-    again. A step that `guard` does not like leaves weights and moments as they are. The rate is that of `place`,
-    which without a clock is a matter of `step` alone. `captured` does the work by recordings of it; it is of the same
-    model, optimizer and guard.
+    The batch is computed in at least `n_micro_batches` and `config.grad_accum_steps` parts. Until the update nothing
+    has changed but gradients, so a step that ran out of memory can be repeated. A step that `guard` rejects leaves
+    weights and moments as they are. `cuda_graph`, made for the same model, optimizer and guard, replays the step.
     """
+    if cuda_graph is not None:
+        return cuda_graph(batch, step, learning_rate, n_micro_batches)
+    backend = get_backend(config.backend)
+    optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=model.device)
+    for micro_batch in micro_batches(batch, config, step, n_micro_batches, model.device):
+        loss += accumulate_gradients(model, backend, *micro_batch)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    grad_norm = update_weights(model, optimizer, config.grad_clip, guard, step, loss)
+    return StepResult(loss, grad_norm)
+
+
+def micro_batches(
+    batch: Batch, config: TrainConfig, step: int, n_micro_batches: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """The parts of `batch`, moved to `device`; dropout is seeded for each as it comes."""
     batch_size, block_size = batch.inputs_BT.shape
-    n_blocks = part_size(batch_size, max(n_parts, config.train.grad_accum_steps), block_size, model.device)
-    place = place or place_of(step, config.train.total_steps, config.train.warmup_steps)
-    rate = learning_rate(place, config.train) * rate_factor
-    work = captured or Update(model, optimizer, config.train.grad_clip, guard, get_backend(config.train.backend))
-    parts = zip(batch.inputs_BT.split(n_blocks), batch.targets_BT.split(n_blocks), strict=True)
-    for part, (inputs_BT, targets_BT) in enumerate(parts):
-        seed_dropout(config.train.seed, step, part)
-        work.add(inputs_BT.to(model.device), targets_BT.to(model.device), len(inputs_BT) / batch_size)
-    return work.apply(step, rate)
+    size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
+    parts = zip(batch.inputs_BT.split(size), batch.targets_BT.split(size), strict=True)
+    for index, (inputs_BT, targets_BT) in enumerate(parts):
+        seed_dropout(config.seed, step, index)
+        yield MicroBatch(inputs_BT.to(device), targets_BT.to(device), len(inputs_BT) / batch_size)
 
 
-def part_size(batch_size: int, n_parts: int, block_size: int, device: torch.device) -> int:
-    """Blocks that are computed at once where a batch is done in `n_parts` parts at least.
+def accumulate_gradients(
+    model: GPT, backend: Backend, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, share: float
+) -> torch.Tensor:
+    """Add a micro-batch's gradients to those in `parameter.grad`; returns its share of the batch's loss."""
+    loss = backend.loss(model, inputs_BT, targets_BT) * share
+    loss.backward()
+    return loss.detach()
 
-    A device that cannot take so much gets more parts, and equal ones: it meets one shape only.
+
+def update_weights(
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    grad_clip: float,
+    guard: Guard | None,
+    step: int | torch.Tensor,
+    loss: torch.Tensor,
+) -> torch.Tensor:
+    """Clip the gradients (0: never) and let the optimizer step, unless `guard` rejects it; returns their norm before
+    clipping."""
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    if guard is not None:
+        skips = guard.judge(step, loss, grad_norm)
+        # torch's fused and capturable optimizers, and our Muon, change nothing where `found_inf` is 1.0. GradScaler
+        # sets the same attribute. The host does not read it, so a GPU's queue is never waited for.
+        optimizer.found_inf = skips  # type: ignore[attr-defined]
+        if model.device.type == "mps":
+            freeze_next_step(optimizer, skips)
+    optimizer.step()
+    return grad_norm
+
+
+def freeze_next_step(optimizer: torch.optim.Optimizer, skips: torch.Tensor) -> None:
+    """Where `skips` is 1.0, set learning rate and gradients to zero, so that the next step changes no weight.
+
+    MPS's fused AdamW ignores `found_inf` in torch 2.13 (pytorch#186360). Its moments still decay by one step, which the
+    other devices leave as they are.
+    """
+    takes = skips == 0
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * takes.float()
+        for parameter in group["params"]:
+            parameter.grad = parameter.grad.where(takes, 0.0)
+
+
+def micro_batch_size(batch_size: int, n_micro_batches: int, block_size: int, device: torch.device) -> int:
+    """Blocks in a micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches` parts.
+
+    A device with a limit (device.most_blocks_at_once) gets more micro-batches, all of one size: it must see one shape.
     """
     limit = max_blocks_at_once(block_size, device)
     if limit is None:
-        return math.ceil(batch_size / n_parts)
-    fewest = max(n_parts, math.ceil(batch_size / limit))
+        return math.ceil(batch_size / n_micro_batches)
+    fewest = max(n_micro_batches, math.ceil(batch_size / limit))
     return next((batch_size // n for n in range(fewest, batch_size) if batch_size % n == 0), 1)
 
 
-def seed_dropout(seed: int, step: int, part: int) -> None:
-    """Make one part of one step draw the same random numbers whatever came before, so that none need saving."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-def is_out_of_memory(failure: BaseException) -> bool:
-    """Whether a device had no memory left: CUDA's own error, MPS's plain RuntimeError, the CPU's two ways."""
-    if isinstance(failure, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(failure).lower()
-    return isinstance(failure, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+def seed_dropout(seed: int, step: int, index: int) -> None:
+    """Seed torch for one micro-batch of one step: dropout depends on nothing else, so no random state is saved."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
