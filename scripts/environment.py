@@ -32,10 +32,10 @@ DOWNLOADS = VENV / "downloads"
 TORCH_CHECK = "import torch"
 # Rather now than when the first text is to be written; without it texts are written more slowly, but written.
 COMPILING = (
-    "import importlib\n"
-    "for module in ('kernels.decoding.decoder', 'kernels.training.compiling'):\n"
-    "    try: importlib.import_module('tiny_gpt.' + module).compile_all()\n"
-    "    except Exception as failure: print(failure)"
+    "try:\n"
+    "    from tiny_gpt.kernels.precompile import compile_all\n"
+    "    compile_all()\n"
+    "except Exception as failure: print(failure)"
 )
 
 # Disk space in gigabytes. On Linux PyTorch brings NVIDIA's libraries: the archives, pip's cache of them and

@@ -19,8 +19,7 @@ from tiny_gpt.config import BEST_FILE, FINAL_FILE, METRICS_FILE
 from tiny_gpt.device import configure_torch
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import sha256_of
-from tiny_gpt.kernels.decoding import decoder
-from tiny_gpt.kernels.training import compiling
+from tiny_gpt.kernels.precompile import compile_all
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run.checkpoint import MODEL_FILE, OPTIMIZER_FILE
 from tiny_gpt.run.checkpoint_store import CheckpointStore, DamagedError
@@ -71,8 +70,7 @@ class World:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # so that processes under the watchdog compute as their twins do
         configure_torch(torch.device("cpu"))  # takes seconds the first time: here, not in every child
-        decoder.compile_all()  # likewise
-        compiling.compile_all()
+        compile_all()  # likewise
         self.twin = cache(self._twin)
 
     def command(self, kind: str, folder: Path, **more: Any) -> list[str]:

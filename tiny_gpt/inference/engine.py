@@ -93,7 +93,7 @@ def _has_numba() -> bool:
 
 def compile_engine(config: ModelConfig, precision: str) -> None:
     """Have what a processor writes with such a model in such a precision compiled, where `must_compile` says so."""
-    from tiny_gpt.kernels.decoding.decoder import compile_decoder
+    from tiny_gpt.kernels.precompile import compile_decoder
 
     compile_decoder(config.architecture, _in_half(precision))
 
@@ -102,7 +102,6 @@ def must_compile(config: ModelConfig) -> bool:
     """Whether a processor's first decoder for such a model takes some seconds, as it does once on each machine."""
     if not _has_numba():
         return False
-    from tiny_gpt.kernels.compiled import is_kept
-    from tiny_gpt.kernels.decoding.forward import PROGRAMS
+    from tiny_gpt.kernels.precompile import is_decoder_compiled
 
-    return not is_kept(PROGRAMS[config.traits.positions][0])
+    return not is_decoder_compiled(config.architecture)

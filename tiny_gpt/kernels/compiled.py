@@ -1,7 +1,10 @@
-"""How Python functions become machine code: by numba, once for each machine, and kept.
+"""How Python functions become machine code: numba compiles each once per machine and caches it on disk.
 
-numba keeps the code under the name of a function's own file and does not notice when another file that it calls has
-changed, so here the place has a name that changes with any file of the function's folder and of this one.
+numba keys its cache by a function's own file and does not notice that another file, whose functions it calls, has
+changed. So each package's cache folder here carries a hash of that package's sources and of this package's.
+
+No kernel uses numba's `parallel=True`, `prange` or full `fastmath`: threads.py shares work in a fixed way, so that
+results do not depend on the number of threads, and the fast-math flags below keep NaN and infinity intact.
 """
 
 import functools
@@ -17,55 +20,62 @@ import numba
 
 from tiny_gpt.files import cache_folder
 
-# Products and sums may become one instruction; nothing may be added up in another order.
+# LLVM's fast-math flags (https://llvm.org/docs/LangRef.html#fast-math-flags). A product and a sum may become one fused
+# multiply-add (contract), the sign of zero may change (nsz), a division may become a multiplication by the reciprocal
+# (arcp). Left out are `nnan` and `ninf`, which would hide a diverged loss, and `reassoc`.
+# nogil: threads run kernels side by side. error_model="numpy": x / 0 is infinite and needs no check, hence no branch.
 OPTIONS: dict[str, Any] = dict(nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
-# Sums over numbers side by side may be taken 4, 8 or 16 at once: the same machine code always does it the same way.
-REORDERING: dict[str, Any] = OPTIONS | dict(fastmath=OPTIONS["fastmath"] | {"reassoc"})
+# A sum may be split into 4, 8 or 16 partial sums, one for each vector lane. The order differs between processors, but
+# the same machine code always adds in the same order.
+REASSOC_OPTIONS: dict[str, Any] = OPTIONS | dict(fastmath=OPTIONS["fastmath"] | {"reassoc"})
 
-# Loops over many arrays look first whether these overlap, and are not vectorized where that takes more looks than this.
+# Before a vectorized loop LLVM checks at run time that its arrays do not overlap. By default it gives up beyond 8
+# checks; the kernels' loops read and write many arrays.
 llvmlite.binding.set_option("tiny_gpt", "--runtime-memory-check-threshold=64")
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`function` as machine code for the types that it is first called with; it runs without Python's lock."""
-    return _compiled(function, OPTIONS)
+    """Decorator: compile `function` for the argument types of each first call; it runs without Python's GIL."""
+    return _compile(function, OPTIONS)
 
 
-def reordered(function: Callable[..., Any]) -> Any:
-    """The same for a function whose sums need no particular order."""
-    return _compiled(function, REORDERING)
+def compiled_reassoc(function: Callable[..., Any]) -> Any:
+    """Like `compiled`, and sums may be reassociated, which vectorizes loops that add up one number."""
+    return _compile(function, REASSOC_OPTIONS)
 
 
-def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_place(Path(function.__code__.co_filename).parent))
+def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    # numba reads CACHE_DIR when the function is decorated, not when it is compiled.
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(_cache_dir(Path(function.__code__.co_filename).parent))
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it
+    except RuntimeError:  # no writable folder: compile anew in each process
         return numba.njit(**options)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        numba.config.CACHE_DIR = previous
 
 
-def is_kept(function: Any) -> bool:
-    """Whether the machine code of a compiled function is there from an earlier process."""
+def is_cached(function: Any) -> bool:
+    """Whether machine code of a compiled function, for any argument types, is in the disk cache."""
     code = function.py_func.__code__
-    return any(_place(Path(code.co_filename).parent).rglob(f"*.{code.co_name}-*.nbi"))
+    return any(_cache_dir(Path(code.co_filename).parent).rglob(f"*.{code.co_name}-*.nbi"))
 
 
-def forget_older(folder: Path) -> None:
-    """Delete what was kept of earlier versions of the functions in `folder`."""
-    place = _place(folder)
-    for older in place.parent.glob(place.name.rsplit("-", 1)[0] + "-*"):
-        if older != place:
-            shutil.rmtree(older, ignore_errors=True)
+def delete_stale_caches(package: Path) -> None:
+    """Delete the disk caches of earlier versions of the sources in the folder `package`."""
+    current = _cache_dir(package)
+    for cache in current.parent.glob(current.name.rsplit("-", 1)[0] + "-*"):
+        if cache != current:
+            shutil.rmtree(cache, ignore_errors=True)
 
 
 @functools.cache
-def _place(folder: Path) -> Path:
-    """Beside the code as Python's own, or in the user's cache where the code may not be written to."""
-    files = {*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")}
+def _cache_dir(package: Path) -> Path:
+    """In the package's __pycache__, or in the user's cache where that is not writable."""
+    files = {*package.glob("*.py"), *Path(__file__).parent.glob("*.py")}
     sources = b"".join(path.read_bytes() for path in sorted(files))
-    name = f"compiled-{folder.parent.name}-{folder.name}-{hashlib.sha256(sources).hexdigest()[:16]}"
-    beside = folder / "__pycache__"
-    return (beside if os.access(beside if beside.exists() else folder, os.W_OK) else cache_folder()) / name
+    name = f"compiled-{package.parent.name}-{package.name}-{hashlib.sha256(sources).hexdigest()[:16]}"
+    pycache = package / "__pycache__"
+    is_writable = os.access(pycache if pycache.exists() else package, os.W_OK)
+    return (pycache if is_writable else cache_folder()) / name

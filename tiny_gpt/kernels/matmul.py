@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from tiny_gpt.kernels.arithmetic import BFLOAT, HAS_512_BITS, HAS_BF16, bits_of_bf16
-from tiny_gpt.kernels.compiled import compiled, reordered
+from tiny_gpt.kernels.compiled import compiled, compiled_reassoc
 
 # Rows and columns of a result come in multiples of this; what is added to fill them up is zero.
 COLUMNS = 32
@@ -144,7 +144,7 @@ def _words_of_for(numbers):
     return (lambda numbers: numbers.view(np.uint32)) if _in_pairs(numbers) else (lambda numbers: numbers)
 
 
-@reordered
+@compiled_reassoc
 def transpose(words, n_rows, n_words, out):
     """The natural form of rows of `n_words` becomes the transposed one."""
     for word in range(n_words):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tiny_gpt.kernels.atomics import add, let_others_go, read
 from tiny_gpt.kernels.compiled import compiled
-from tiny_gpt.kernels.counters import add, let_others_go, read
 
 # Where the counters stand in the array of a loop: each in a cache line of its own.
 TAKEN, DONE, N_TASKS = 0, 16, 32

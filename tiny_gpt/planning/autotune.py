@@ -95,9 +95,9 @@ def must_compile_kernels(config: RunConfig, device: torch.device) -> bool:
     """Whether the first step takes numba a while, which set-up else does beforehand."""
     with contextlib.suppress(UsageError, ImportError):
         if any(candidate.backend == "fused" for candidate in backend_candidates(config, device)):
-            from tiny_gpt.kernels.training.compiling import is_compiled
+            from tiny_gpt.kernels.precompile import is_training_compiled
 
-            return not is_compiled()
+            return not is_training_compiled()
     return False
 
 

@@ -4,20 +4,17 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
-from tiny_gpt.config.architectures import ARCHITECTURES
-from tiny_gpt.kernels.compiled import forget_older
 from tiny_gpt.kernels.decoding.forward import PROGRAMS
 from tiny_gpt.kernels.decoding.layers import TILE
 from tiny_gpt.kernels.decoding.packing import packed
 from tiny_gpt.kernels.decoding.team import Program, Team
-from tiny_gpt.model.shapes import second_window_offset, weight_shapes
+from tiny_gpt.model.shapes import second_window_offset
 
 # Rows that are taken through the model at once when a prompt is read.
 MAX_ROWS = 64
@@ -136,21 +133,6 @@ def n_processors() -> int:
         return int(asked)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-
-
-def compile_all() -> None:
-    """Have all of it compiled, so that nobody waits for it later."""
-    forget_older(Path(__file__).parent)
-    for architecture in ARCHITECTURES:
-        for in_half in (False, True):
-            compile_decoder(architecture, in_half)
-
-
-def compile_decoder(architecture: str, in_half: bool) -> None:
-    """Have what writes with models of this kind compiled."""
-    config = ModelConfig(architecture, n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=1)
-    weights = {name: np.zeros(shape, dtype=np.float32) for name, shape in weight_shapes(config, vocab_size=1)}
-    CompiledDecoder(config, weights, 1, in_half)
 
 
 def _buffer(n_rows: int, width: int) -> Array:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tiny_gpt.kernels.atomics import add, let_others_go, read
 from tiny_gpt.kernels.compiled import compiled
-from tiny_gpt.kernels.counters import add, let_others_go, read
 
 # Where the counters stand in the array that a team shares: each in a cache line of its own.
 ARRIVED, MEETINGS, JOBS, ASLEEP, OWNER = 0, 16, 32, 48, 64

@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, exp2, stored
-from tiny_gpt.kernels.compiled import reordered
+from tiny_gpt.kernels.compiled import compiled_reassoc
 from tiny_gpt.kernels.matmul import COLUMNS, natural, pair_of, product, put_stacked, stack, transpose, words_of
 from tiny_gpt.kernels.threads import take, take_another
 from tiny_gpt.kernels.training.dropout import bits, seed_of
@@ -31,7 +31,7 @@ _F = np.float32
 _W = np.uint32
 
 
-@reordered
+@compiled_reassoc
 def forward(
     tasks, n_at_once, qkv_RN, bias_N, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT
 ):  # fmt: skip
@@ -81,7 +81,7 @@ def forward(
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def _softmax(scores, weights, first_query, n_columns, dropped, seeds, highest, total):
     """Scores of keys (rows) and STRIP queries (columns) become weights, not yet divided by their `total`, stacked.
 
@@ -122,7 +122,7 @@ def _softmax(scores, weights, first_query, n_columns, dropped, seeds, highest, t
             put_stacked(weights, row, strip, other, c, d)
 
 
-@reordered
+@compiled_reassoc
 def backward(
     tasks, n_at_once, qkv_RN, bias_N, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT,
     grad_y_RD, grad_qkv_RN, grad_bias_SN, grad_norms_SHK,
@@ -215,7 +215,7 @@ def backward(
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def _softmax_backward(
     scores, grad_weights, logsum, delta, first_key, n_columns, dropped, makeup, seeds, weights, grad_scores
 ):  # fmt: skip
@@ -246,13 +246,13 @@ def _softmax_backward(
                 grad_scores[above + other] = stored(grad_scores, b * (grad_b - delta[other_place]))
 
 
-@reordered
+@compiled_reassoc
 def _number(key, query, n_columns):
     """The number for dropout of a key and a query that begins a strip; those of the strip's first half follow it, and
     each of them decides about the query of the second half as well."""
     return _W(key * (n_columns // _U(2)) + query // _U(2))
 
 
-@reordered
+@compiled_reassoc
 def _filled(n):
     return (n + _U(COLUMNS - 1)) // _U(COLUMNS) * _U(COLUMNS)

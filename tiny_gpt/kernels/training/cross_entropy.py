@@ -8,18 +8,18 @@ import math
 import numpy as np
 
 from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, exp2, stored, wide
-from tiny_gpt.kernels.compiled import reordered
+from tiny_gpt.kernels.compiled import compiled_reassoc
 from tiny_gpt.kernels.threads import take, take_another
 
 ROWS = 16
-# Numbers side by side that keep a highest of their own: a comparison is not reordered by itself.
+# Numbers side by side that keep a highest of their own: a comparison is not compiled_reassoc by itself.
 _LANES = 16
 
 _U = np.uint64
 _F = np.float32
 
 
-@reordered
+@compiled_reassoc
 def cross_entropy(tasks, logits_RV, targets_R, first, losses_R, scale):
     """losses := of each row, in nats, from row `first` of targets and losses on; with a scale, logits := the gradients
     of their sum times `scale`."""
@@ -49,7 +49,7 @@ def cross_entropy(tasks, logits_RV, targets_R, first, losses_R, scale):
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def _highest(logits_RV, row, n_logits, highest):
     lanes = _U(_LANES)
     for lane in range(lanes):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from tiny_gpt.kernels.arithmetic import LOG2_E, exp2, stored, wide
-from tiny_gpt.kernels.compiled import reordered
+from tiny_gpt.kernels.compiled import compiled_reassoc
 from tiny_gpt.kernels.threads import take, take_another
 
 ROWS = 32
@@ -20,7 +20,7 @@ _LINEAR = np.float32(2 * math.sqrt(2 / math.pi))
 _CUBIC = np.float32(2 * math.sqrt(2 / math.pi) * 0.044715)
 
 
-@reordered
+@compiled_reassoc
 def gelu(tasks, hidden_RF, bias_F, out_RF):
     """out := GELU of hidden + bias, in its tanh form."""
     n_rows, width = _U(hidden_RF.shape[0]), _U(hidden_RF.shape[1])
@@ -33,7 +33,7 @@ def gelu(tasks, hidden_RF, bias_F, out_RF):
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def gelu_backward(tasks, hidden_RF, bias_F, grad_RF, grad_bias_PF):
     """From the gradient by GELU's result to that by what went in, in place, and each task's sum of it."""
     n_rows, width = _U(hidden_RF.shape[0]), _U(hidden_RF.shape[1])
@@ -52,7 +52,7 @@ def gelu_backward(tasks, hidden_RF, bias_F, grad_RF, grad_bias_PF):
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def swiglu(tasks, gate_RF, up_RF, out_RF):
     """out := silu(gate) * up."""
     n_rows, width = _U(gate_RF.shape[0]), _U(gate_RF.shape[1])
@@ -65,7 +65,7 @@ def swiglu(tasks, gate_RF, up_RF, out_RF):
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def swiglu_backward(tasks, gate_RF, up_RF, grad_RF, grad_gate_RF):
     """From the gradient by SwiGLU's result to those by `up`, in place, and by `gate`."""
     n_rows, width = _U(gate_RF.shape[0]), _U(gate_RF.shape[1])
@@ -81,7 +81,7 @@ def swiglu_backward(tasks, gate_RF, up_RF, grad_RF, grad_gate_RF):
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def _sigmoid(x):
     """1 / (1 + e^-x); where e^-x would be too large for fp32, as little as 2^-126."""
     exponent = -x * LOG2_E

@@ -11,13 +11,13 @@ import math
 import numpy as np
 
 from tiny_gpt.kernels.arithmetic import prefetch, restored, stored, wide
-from tiny_gpt.kernels.compiled import reordered
+from tiny_gpt.kernels.compiled import compiled_reassoc
 
 _U = np.uint64
 _F = np.float32
 
 
-@reordered
+@compiled_reassoc
 def load(source_RN, bias_N, first, start, n_places, width, matrix, padded):
     """Put the numbers of one head into a natural matrix of `padded` columns."""
     for place in range(n_places):
@@ -31,7 +31,7 @@ def load(source_RN, bias_N, first, start, n_places, width, matrix, padded):
                 matrix[place * padded + i] = stored(matrix, value)
 
 
-@reordered
+@compiled_reassoc
 def load_turned(qkv_RN, bias_N, turning, which, first, start, n_places, width, scale, matrix, padded):
     """The same for queries (`which` is 0) or keys (1), scaled; with `turning`, normed and turned before."""
     if turning is None:
@@ -59,7 +59,7 @@ def load_turned(qkv_RN, bias_N, turning, which, first, start, n_places, width, s
                 matrix[place * padded + i] = stored(matrix, turned[i])
 
 
-@reordered
+@compiled_reassoc
 def load_keys(qkv_RN, turning, first, start, n_places, width, matrix, padded):
     if turning is None:
         load(qkv_RN, None, first, start, n_places, width, matrix, padded)
@@ -67,14 +67,14 @@ def load_keys(qkv_RN, turning, first, start, n_places, width, matrix, padded):
         load_turned(qkv_RN, None, turning, 1, first, start, n_places, width, _F(1.0), matrix, padded)
 
 
-@reordered
+@compiled_reassoc
 def _prefetch(numbers_RN, row, start, width):
     """Have the next head's numbers fetched, which lie beside this one's."""
     for i in range(_U(0), width, _U(64) // _U(numbers_RN.itemsize)):
         prefetch(numbers_RN, row, start + i)
 
 
-@reordered
+@compiled_reassoc
 def load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta):
     """What each query's softmax needs on the way back: its sum, and how its result and the gradient agree."""
     for place in range(n_places):
@@ -88,7 +88,7 @@ def load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, 
         logsum[place] = _F(np.inf)  # what fills up the last strip has no weight
 
 
-@reordered
+@compiled_reassoc
 def unload(
     grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width,
     grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
@@ -111,7 +111,7 @@ def unload(
                 grad_bias_SN[block, start + i] += value
 
 
-@reordered
+@compiled_reassoc
 def _turn_back(
     grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head
 ):  # fmt: skip
@@ -141,7 +141,7 @@ def _turn_back(
         grad_norms_SHK[block, head, at + i] = grad_norm[i] * scale
 
 
-@reordered
+@compiled_reassoc
 def _scale_of(row, width, eps):
     """One over the root of the mean square."""
     squares = _F(0.0)

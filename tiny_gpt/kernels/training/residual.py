@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from tiny_gpt.kernels.arithmetic import stored, wide
-from tiny_gpt.kernels.compiled import reordered
+from tiny_gpt.kernels.compiled import compiled_reassoc
 from tiny_gpt.kernels.threads import N_TASKS, take, take_another
 from tiny_gpt.kernels.training.dropout import bits, seed_of
 
@@ -23,7 +23,7 @@ _F = np.float32
 _W = np.uint32
 
 
-@reordered
+@compiled_reassoc
 def embed(tasks, ids_R, token_VD, position_TD, x_RD):
     """x := the embedding of each token, plus that of its position in a block where positions have one."""
     n_rows, width = _U(x_RD.shape[0]), _U(x_RD.shape[1])
@@ -41,7 +41,7 @@ def embed(tasks, ids_R, token_VD, position_TD, x_RD):
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def embed_backward(tasks, ids_R, grad_x_RD, grad_token_VD):
     """Add each token's gradient to that of its embedding, row after row; a task is a part of the columns."""
     n_rows, width, n_tasks = _U(grad_x_RD.shape[0]), _U(grad_x_RD.shape[1]), _U(tasks[N_TASKS])
@@ -55,7 +55,7 @@ def embed_backward(tasks, ids_R, grad_x_RD, grad_token_VD):
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def add_norm(
     tasks, x_RD, branch_RD, bias_D, dropped, makeup, seed, norm_D, norm_bias_D, eps, sum_RD, normed_RD, factors_R2
 ):  # fmt: skip
@@ -99,7 +99,7 @@ def add_norm(
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def add_norm_backward(
     tasks, grad_normed_RD, grad_sum_RD, sum_RD, norm_D, factors_R2, dropped, makeup, seed,
     grad_norm_PD, grad_norm_bias_PD, grad_branch_RD, grad_branch_bias_PD,
@@ -153,7 +153,7 @@ def add_norm_backward(
         task = take_another(tasks)
 
 
-@reordered
+@compiled_reassoc
 def _add_dropped(x_RD, branch_RD, bias_D, row, half, width, dropped, makeup, seed, another_seed, sum_RD):
     """One draw decides about a number of the row's first half and one of its second."""
     for i in range(width - half):
@@ -173,7 +173,7 @@ def _add_dropped(x_RD, branch_RD, bias_D, row, half, width, dropped, makeup, see
         sum_RD[row, i] = x_RD[row, i] + (a * makeup if keeps else _F(0.0))
 
 
-@reordered
+@compiled_reassoc
 def _drop(grad_RD, row, half, width, dropped, makeup, seed, another_seed, grad_branch_D):
     """The same choice on the way back."""
     for i in range(width - half):
