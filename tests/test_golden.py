@@ -35,25 +35,21 @@ from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).with_name("golden.json")
 VOCAB_SIZE, BLOCK_SIZE, BATCH_SIZE, SEED = 101, 32, 4, 1337
+ARCHITECTURES, BACKENDS, SCHEDULES = ("gpt2", "qwen3"), ("eager", "fused"), ("cosine", "wsd")
 
 
 # --- adapters: all that knows names of tiny_gpt's own ---
 #
 # They import inside, so that a name which has moved fails its own cases only.
 
-# Left the names of the cases, right what the program takes.
-ARCHITECTURES = {"gpt2": "classic", "qwen3": "modern"}
-BACKENDS = {"eager": "plain", "fused": "fused"}
-SCHEDULES = {"cosine": "cosine", "wsd": "trapezoid"}
-
 
 def train_flags(architecture: str, optimizer: str, schedule: str, backend: str, precision: str) -> list[str]:
     """How a run is asked for, all but the text and its folder."""
     steps = {"fp32": 30, "bf16": 10}[precision]  # a step in bf16 takes long on a processor without units for it
     return [
-        *f"--recipe overnight --architecture {ARCHITECTURES[architecture]} --n-layer 2 --n-head 2 --d-model 64".split(),
+        *f"--recipe overnight --architecture {architecture} --n-layer 2 --n-head 2 --d-model 64".split(),
         *f"--d-ff 160 --block-size {BLOCK_SIZE} --dropout 0.1 --optimizer {optimizer}".split(),
-        *f"--schedule {SCHEDULES[schedule]} --path {BACKENDS[backend]} --precision {precision} --device cpu".split(),
+        *f"--schedule {schedule} --backend {backend} --precision {precision} --device cpu".split(),
         *f"--steps {steps} --iters-per-epoch 10 --eval-interval 5 --batch-size 8 --learning-rate 3e-3".split(),
         *f"--warmup-steps 6 --seed {SEED} --no-watchdog --no-keep-awake".split(),
     ]
@@ -78,13 +74,13 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def make_model(architecture: str, precision: str, backend: str, dropout: float) -> torch.nn.Module:
+def make_model(architecture: str, precision: str, dropout: float) -> torch.nn.Module:
     """A small model as a seed initializes it, ready to train."""
     from tiny_gpt.config import ModelConfig
     from tiny_gpt.model.gpt import GPT
 
     config = ModelConfig(
-        architecture=ARCHITECTURES[architecture],  # type: ignore[arg-type]
+        architecture=architecture,  # type: ignore[arg-type]
         n_layer=2,
         n_head=2,
         d_model=64,
@@ -94,20 +90,21 @@ def make_model(architecture: str, precision: str, backend: str, dropout: float) 
     )
     torch.manual_seed(0)
     model = GPT(config, VOCAB_SIZE, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-    model.path = BACKENDS[backend]
     return model.train()
 
 
-def mean_loss(model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+def mean_loss(backend: str, model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """What a training step differentiates."""
-    loss: torch.Tensor = model.loss(ids_BT, targets_BT)
-    return loss
+    from tiny_gpt.backends import BACKENDS
+
+    return BACKENDS[backend].loss(model, ids_BT, targets_BT)
 
 
-def token_losses(model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+def token_losses(backend: str, model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """What an evaluation adds up."""
-    losses_BT: torch.Tensor = model.losses(ids_BT, targets_BT)
-    return losses_BT
+    from tiny_gpt.backends import BACKENDS
+
+    return BACKENDS[backend].losses(model, ids_BT, targets_BT)
 
 
 def seed_as_training_does(step: int, part: int) -> None:
@@ -118,24 +115,24 @@ def seed_as_training_does(step: int, part: int) -> None:
 
 def token_ids(kind: str, text: str) -> NDArray[np.integer]:
     """The ids of `text` by a tokenizer that was trained on it."""
-    from tiny_gpt.data.tokenizer import TOKENIZERS
+    from tiny_gpt.tokenizer.base import TOKENIZERS
 
     return TOKENIZERS[kind].train([text], 300).encode(text)
 
 
 def batches(ids: NDArray[np.integer], token_noise: float, steps: Iterable[int]) -> list[torch.Tensor]:
     """Inputs and targets of some steps, in turn."""
-    from tiny_gpt.data.batches import Batches
+    from tiny_gpt.data.dataloader import BatchLoader
 
-    found = Batches(ids, BLOCK_SIZE, 8, SEED, token_noise=token_noise)  # type: ignore[arg-type]
+    found = BatchLoader(ids, BLOCK_SIZE, 8, SEED, token_noise=token_noise)  # type: ignore[arg-type]
     return [ids_BT for step in steps for ids_BT in found.batch(step)]
 
 
 def next_logits(model_file: Path, precision: str, n_tokens: int) -> list[NDArray[np.float32]]:
     """Logits (2, V) after each token that two texts grow by, from a prompt of two tokens on."""
-    from tiny_gpt.inference.writer import open_writer
+    from tiny_gpt.inference.engine import open_engine
 
-    decoder = open_writer(model_file, "cpu").make_decoder(2, precision)
+    decoder = open_engine(model_file, "cpu").make_decoder(2, precision)
     first_V = decoder.read([1, 2], n_tokens)
     grown = [decoder.step([3 + place % 7, 4 + place % 5], [0, 1]) for place in range(n_tokens)]
     return [np.stack([first_V, first_V]), *grown]
@@ -147,19 +144,19 @@ def learning_rates(schedule: str, n_steps: int) -> list[float]:
     from tiny_gpt.training.budget import place_of
     from tiny_gpt.training.schedule import learning_rate
 
-    config = TrainConfig(steps=n_steps, warmup_steps=7, schedule=SCHEDULES[schedule])  # type: ignore[arg-type]
+    config = TrainConfig(steps=n_steps, warmup_steps=7, schedule=schedule)  # type: ignore[arg-type]
     return [learning_rate(place_of(step, n_steps, config.warmup_steps), config) for step in range(n_steps)]
 
 
 def planned(architecture: str, optimizer: str, text: tuple[int, int, int, int, float], hours: float) -> dict[str, Any]:
     """What the recipe chooses on a machine of a given speed for a text of (train bytes, train tokens, validation
     tokens, vocabulary, bits of the probe), and the bits per byte to expect: middle, low, high."""
-    from tiny_gpt.recipes import RECIPES
-    from tiny_gpt.training.plan.choices import Budget, choose, steps_of
-    from tiny_gpt.training.plan.forecast import Text, forecast
-    from tiny_gpt.training.plan.speed import StepTimes
+    from tiny_gpt.config.recipes import RECIPES
+    from tiny_gpt.planning.heuristics import Budget, choose, steps_of
+    from tiny_gpt.planning.scaling_law import Text, forecast
+    from tiny_gpt.planning.throughput import StepTimes
 
-    asked = RECIPES["auto"].with_flat(dict(architecture=ARCHITECTURES[architecture], optimizer=optimizer), "a test")
+    asked = RECIPES["auto"].with_flat(dict(architecture=architecture, optimizer=optimizer), "a test")
     speed, budget, known = StepTimes(0.005, 2e-12, text[3]), Budget(3600 * hours), Text(*text)
     config = choose(asked, known, budget, speed, lambda _: True)
     steps = steps_of(config, budget, speed)
@@ -307,7 +304,7 @@ def step_case(
     architecture: str, precision: str, backend: str, dropout: float, n_threads: int, workshop: Workshop
 ) -> Found:
     """A forward and a backward pass, and each token's loss without gradients."""
-    model = make_model(architecture, precision, backend, dropout)
+    model = make_model(architecture, precision, dropout)
     begins = digest(model.state_dict())
     # What begins at zero would hide most gradients. Each name has noise of its own, so that their order is no matter.
     with torch.no_grad():
@@ -319,10 +316,10 @@ def step_case(
     ids_BT, targets_BT = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     with threads(n_threads):
         seed_as_training_does(step=3, part=1)
-        loss = mean_loss(model, ids_BT, targets_BT)
+        loss = mean_loss(backend, model, ids_BT, targets_BT)
         loss.backward()
         with torch.no_grad():
-            losses_BT = token_losses(model.eval(), ids_BT, targets_BT)
+            losses_BT = token_losses(backend, model.eval(), ids_BT, targets_BT)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return Found(
         same={"names": sorted(gradients)},
