@@ -17,6 +17,7 @@ import os
 import random
 import runpy
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -141,11 +142,10 @@ def next_logits(model_file: Path, precision: str, n_tokens: int) -> list[NDArray
 def learning_rates(schedule: str, n_steps: int) -> list[float]:
     """The rate of each step of a run."""
     from tiny_gpt.config import TrainConfig
-    from tiny_gpt.training.budget import place_of
-    from tiny_gpt.training.schedule import learning_rate
+    from tiny_gpt.training.schedule import learning_rate, schedule_point
 
     config = TrainConfig(steps=n_steps, warmup_steps=7, schedule=schedule)  # type: ignore[arg-type]
-    return [learning_rate(place_of(step, n_steps, config.warmup_steps), config) for step in range(n_steps)]
+    return [learning_rate(schedule_point(step, n_steps, config.warmup_steps), config) for step in range(n_steps)]
 
 
 def planned(architecture: str, optimizer: str, text: tuple[int, int, int, int, float], hours: float) -> dict[str, Any]:
@@ -153,11 +153,12 @@ def planned(architecture: str, optimizer: str, text: tuple[int, int, int, int, f
     tokens, vocabulary, bits of the probe), and the bits per byte to expect: middle, low, high."""
     from tiny_gpt.config.recipes import RECIPES
     from tiny_gpt.planning.heuristics import Budget, choose, steps_of
-    from tiny_gpt.planning.scaling_law import Text, forecast
+    from tiny_gpt.planning.scaling_law import forecast
     from tiny_gpt.planning.throughput import StepTimes
+    from tiny_gpt.planning.types import TextStats
 
     asked = RECIPES["auto"].with_flat(dict(architecture=architecture, optimizer=optimizer), "a test")
-    speed, budget, known = StepTimes(0.005, 2e-12, text[3]), Budget(3600 * hours), Text(*text)
+    speed, budget, known = StepTimes(0.005, 2e-12, text[3]), Budget(3600 * hours), TextStats(*text)
     config = choose(asked, known, budget, speed, lambda _: True)
     steps = steps_of(config, budget, speed)
     expected = forecast(config, known, steps)
@@ -543,6 +544,9 @@ def open_workshop(folder: Path) -> Iterator[Workshop]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    # A process that compiles the kernels itself may round differently from those that load them from the cache.
+    program = "from tiny_gpt.kernels.precompile import compile_all; compile_all()"
+    subprocess.run([sys.executable, "-c", program], check=True)
     with open_workshop(tmp_path_factory.mktemp("golden")) as opened:
         yield opened
 
