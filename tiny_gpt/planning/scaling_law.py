@@ -2,7 +2,7 @@
 
 What a model lacks falls with the tokens that it has read and with its size, each by a power (arXiv 2203.15556); tokens
 read again and again count for less (arXiv 2305.16264). How hard a text is, a small model tells after a few steps of it
-(probe.py). The weights in scaling_law.json, and how far off they are, are fitted by `python -m benchmarks.forecast` to runs on
+(probe.py). The weights in law.json, and how far off they are, are fitted by `python -m benchmarks.forecast` to runs on
 texts of several kinds, so that the interval is that of a text which was not among them; its other constants
 stand there with their reasons.
 """
