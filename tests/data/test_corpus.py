@@ -17,12 +17,14 @@ import pytest
 
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data import corpus, text_file
+from tiny_gpt.data.choose_tokenizer import default_vocab_size
 from tiny_gpt.data.corpus import read_corpus
-from tiny_gpt.data.prepare import default_vocab_size, prepare
+from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import Notice, finish
-from tiny_gpt.data.readers.formats import ReadOptions
+from tiny_gpt.data.readers.base import ReadOptions
 from tiny_gpt.data.sources import python_docs
-from tiny_gpt.data.sources.resolve import fingerprint, resolve
+from tiny_gpt.data.sources.files import content_hash
+from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.data.stats import scripts_of, summarize
 from tiny_gpt.data.text_file import SEPARATOR
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
@@ -112,7 +114,7 @@ def test_what_is_not_utf8_is_refused_with_the_place_of_its_first_odd_byte(tmp_pa
 
 
 def test_an_unknown_encoding_is_refused():
-    with pytest.raises(BadInputError, match=r"--encoding klingon: no such encoding"):
+    with pytest.raises(BadInputError, match=r"--encoding klingon: unknown encoding"):
         ReadOptions(encoding="klingon")
 
 
@@ -171,7 +173,7 @@ def test_a_folder_gives_its_texts_in_order_and_counts_what_it_left_out(tmp_path,
     assert documents == ["first", "second", "third"]
     assert found.skipped == {
         "hidden": 2,
-        "link that leads nowhere": 2,
+        "broken link": 2,
         "another name of a file or folder already read": 2,
         "is not a text file": 1,
         "is not UTF-8 text": 1,
@@ -197,7 +199,7 @@ def test_what_may_not_be_read_is_told(tmp_path, read, refusal, monkeypatch):
         return opened(file, mode, **more)
 
     monkeypatch.setattr(corpus, "open", refusing, raising=False)
-    assert "cannot read" in (message := refusal(path)) and "locked.txt: Permission denied" in message
+    assert "locked.txt cannot be read (Permission denied)" in refusal(path)
     documents, found = read(str(tmp_path))
     assert documents == ["public"] and found.skipped.total() == 1
 
@@ -246,15 +248,15 @@ def test_json_lines_give_a_document_each(tmp_path, read):
     ("name", "raw", "words"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"body": 1, "title": 2}', ["line 2", "body, title", "--text-field"]),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', ["line 2 is not JSON"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', ["line that is not JSON (line 2"]),
         ("a.jsonl", b"[" * 100_000, ["line 1"]),
-        ("a.jsonl", b'{"text": 5}', ["line 1", "'text' is no text", "--text-field"]),
+        ("a.jsonl", b'{"text": 5}', ["line 1", "'text' that is not text", "--text-field"]),
         ("a.jsonl", b"1" * 5000, ["line 1"]),
         ("a.csv", b"title,body\na,b\n", ["title, body", "--text-field"]),
         ("a.csv", b'text\n"open', ["line 2", "not a row"]),
-        ("a.csv", b"", ["no 'text'"]),
-        ("a.parquet", b"PAR1 nonsense PAR1", ["not a whole parquet"]),
-        ("a.epub", b"nonsense", ["no readable book"]),
+        ("a.csv", b"", ["no field 'text'"]),
+        ("a.parquet", b"PAR1 nonsense PAR1", ["not a complete parquet"]),
+        ("a.epub", b"nonsense", ["not a readable EPUB"]),
         ("a.zip", b"nonsense", ["damaged"]),
     ],
 )
@@ -275,7 +277,7 @@ def test_tables_give_a_document_a_row(tmp_path, read, refusal):
     pyarrow.parquet.write_table(table, path, row_group_size=100)
     documents, found = read(path)
     assert documents == ["one", "中 😀"] * 400 and found.skipped == {"empty records": 400}
-    assert "holds int64, not text" in refusal(path, text_field="n")
+    assert "it holds int64" in refusal(path, text_field="n")
     assert "text, n" in refusal(path, text_field="body")
 
 
@@ -364,7 +366,7 @@ def test_standard_input_is_kept_so_that_the_same_can_be_used_again(monkeypatch, 
     assert decode(dataset.tokenizer, dataset.train.ids.tolist()).startswith("piped né\n")
     assert read(*dataset.sources)[0] == ["piped né\n" * 40]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    with pytest.raises(BadInputError, match="nothing came from standard input"):
+    with pytest.raises(BadInputError, match="standard input is empty"):
         finish(prepare(DataConfig(("-",)), 4))
 
 
@@ -372,7 +374,7 @@ def test_what_cannot_be_had_is_replaced_by_what_was_named_as_its_stand_in(tmp_pa
     path = written(tmp_path / "here.txt", b"text")
     steps = resolve([f"nosuch|{path}"])
     note = next(steps)
-    assert isinstance(note, Notice) and "nosuch cannot be had" in note.text and path in note.text
+    assert isinstance(note, Notice) and "nosuch is unavailable" in note.text and path in note.text
     assert finish(steps).specs == [path]
 
 
@@ -383,7 +385,7 @@ def test_a_text_of_its_own_validates_and_text_on_both_sides_is_told(tmp_path):
     dataset = finish(prepare(DataConfig((train,), val=(val,)), 8))
     assert decode(dataset.tokenizer, dataset.val.ids.tolist()) == "".join(lines[100:])
     assert decode(dataset.tokenizer, dataset.train.ids.tolist()) == "".join(lines[:150])
-    assert any("50% of the validation text also stands in the training text" in note for note in dataset.notes)
+    assert any("50% of the validation text also occurs in the training text" in note for note in dataset.notes)
 
 
 def test_a_second_preparation_reads_no_text_and_another_setting_or_text_does(tmp_path, monkeypatch):
@@ -391,7 +393,7 @@ def test_a_second_preparation_reads_no_text_and_another_setting_or_text_does(tmp
     other = written(tmp_path / "b.txt", b"some words of text\n" * 101)
     reads = []
     read_corpus = corpus.read_corpus
-    monkeypatch.setattr("tiny_gpt.data.prepare.read_corpus", lambda *args: reads.append(args[0]) or read_corpus(*args))
+    monkeypatch.setattr("tiny_gpt.data.corpus.read_corpus", lambda *args: reads.append(args[0]) or read_corpus(*args))
     first = finish(prepare(DataConfig((path,), tokenizer="bpe"), 4))
     for config, n_reads in [
         (DataConfig((path,), tokenizer="bpe"), 1),
@@ -405,7 +407,7 @@ def test_a_second_preparation_reads_no_text_and_another_setting_or_text_does(tmp
         assert len(reads) == n_reads
     again = finish(prepare(DataConfig((path,), tokenizer="bpe"), 4))
     assert again.train.ids.tolist() == first.train.ids.tolist() and len(reads) == 6
-    assert finish(fingerprint(finish(resolve([path])).files)) != finish(fingerprint(finish(resolve([other])).files))
+    assert finish(content_hash(finish(resolve([path])).files)) != finish(content_hash(finish(resolve([other])).files))
 
 
 def test_a_full_disk_while_reading_leaves_nothing(tmp_path, fill_disk, monkeypatch):

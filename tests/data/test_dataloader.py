@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.dataloader import STEPS_SENT, BatchLoader, DeviceBatchReader, HostBatchReader
+from tiny_gpt.data.dataloader import STEPS_PER_TRANSFER, BatchLoader, DeviceBatchReader, HostBatchReader
 from tiny_gpt.data.sampler import Sampler, permute
 from tiny_gpt.training.step import train_step
 
@@ -148,8 +148,8 @@ def test_the_parts_of_a_batch_are_the_batch_however_many_they_are(n_micro_batche
 @pytest.mark.parametrize("token_noise", [0.0, 0.2])
 def test_a_device_that_holds_the_text_fetches_the_same_batches(dtype, token_noise):
     ids = np.random.default_rng(0).integers(np.iinfo(dtype).max, size=5_000, dtype=dtype, endpoint=True)
-    order = Sampler(len(ids), 33, 7, seed=5, token_noise=token_noise)
-    held, read = (reader(ids, order, torch.device("cpu")) for reader in (DeviceBatchReader, HostBatchReader))
-    for step in (0, 1, STEPS_SENT - 1, STEPS_SENT, STEPS_SENT + 1, 3, 300, 17):
+    sampler = Sampler(len(ids), 33, 7, seed=5, token_noise=token_noise)
+    held, read = (reader(ids, sampler, torch.device("cpu")) for reader in (DeviceBatchReader, HostBatchReader))
+    for step in (0, 1, STEPS_PER_TRANSFER - 1, STEPS_PER_TRANSFER, STEPS_PER_TRANSFER + 1, 3, 300, 17):
         for found, expected in zip(held.batch(step), read.batch(step), strict=True):
             assert torch.equal(found, expected) and found.is_contiguous() and found.dtype == torch.int64

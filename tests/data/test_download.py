@@ -13,11 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tiny_gpt.data.progress import StageProgress, finish
-from tiny_gpt.data.sources import catalog, download
-from tiny_gpt.data.sources.catalog import DATASETS, DatasetInfo, RemoteFile, describe, fetch, fetch_address
+from tiny_gpt.data.sources import download, fetch
+from tiny_gpt.data.sources.catalog import DATASETS, DatasetInfo, RemoteFile
 from tiny_gpt.data.sources.download import DownloadError
+from tiny_gpt.data.sources.fetch import fetch_dataset, fetch_url
 from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
+from tiny_gpt.ui.data_report import dataset_lines
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -80,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(download, "RETRY_PAUSES_S", (0.0, 0.0, 0.0))
     monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.3)
     monkeypatch.setattr(download, "PIECE_BYTES", 10_000)
     with Server() as server:
@@ -121,7 +123,7 @@ def test_trouble_is_tried_again_and_what_has_come_is_not_fetched_twice(server, t
 def test_a_later_call_goes_on_where_an_earlier_one_stopped(server, tmp_path):
     path = tmp_path / "a.txt"
     server.plan = ["break off"] + [500] * 10
-    with pytest.raises(DownloadError, match=r"goes on where it stopped") as caught:
+    with pytest.raises(DownloadError, match=r"the same command resumes it") as caught:
         get(server, path)
     assert "\n" not in str(caught.value) and "answers 500" in str(caught.value)
     assert not path.exists() and len(server.requests) < 8
@@ -201,7 +203,7 @@ def test_no_network_is_one_line(server, tmp_path):
     with pytest.raises(DownloadError, match="refuses connections") as caught:
         get(server, tmp_path / "a.txt")
     assert "\n" not in str(caught.value) and left(tmp_path / "a.txt") == []
-    with pytest.raises(DownloadError, match="is not an address"):
+    with pytest.raises(DownloadError, match="is not a valid URL"):
         finish(download.download("http://", tmp_path / "a.txt"))
 
 
@@ -225,16 +227,16 @@ def test_two_at_once_do_not_disturb_one_another(server, tmp_path):
 
 def test_an_address_is_kept_and_a_web_page_gets_its_suffix(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path))
-    paths = [finish(fetch_address(server.address)) for _ in range(2)]
+    paths = [finish(fetch_url(server.address)) for _ in range(2)]
     assert paths[0] == paths[1] and paths[0].read_bytes() == CONTENT and len(server.requests) == 1
     server.type = "text/html; charset=utf-8"
-    pages = [finish(fetch_address(server.address.replace("text.txt", "page/"))) for _ in range(2)]
+    pages = [finish(fetch_url(server.address.replace("text.txt", "page/"))) for _ in range(2)]
     assert pages[0] == pages[1] and pages[0].name == "page.html" and len(server.requests) == 2
     assert finish(resolve([server.address])).files[0].path == paths[0]
 
 
 def test_a_password_in_an_address_is_not_shown():
-    assert download.shown("https://me:secret@host/a") == "https://host/a"
+    assert download.without_password("https://me:secret@host/a") == "https://host/a"
 
 
 @pytest.fixture
@@ -248,15 +250,15 @@ def known(server, tmp_path, monkeypatch):
 
 def test_a_known_text_is_fetched_once_from_the_first_address_that_has_it(server, known):
     for _ in range(2):
-        assert finish(fetch("mine")).train[0].path.read_bytes() == CONTENT
-    assert len(server.requests) == 1 and "on this machine" in next(line for line in describe() if "mine" in line)
+        assert finish(fetch_dataset("mine")).train[0].path.read_bytes() == CONTENT
+    assert len(server.requests) == 1 and "on this machine" in next(line for line in dataset_lines() if "mine" in line)
 
 
 def test_a_known_text_that_was_changed_is_refused(server, known):
-    finish(fetch("mine"))
+    finish(fetch_dataset("mine"))
     known.write_bytes(b"other")
     with pytest.raises(BadInputError, match=rf"mine\.txt is not mine.*expected {SHA256}; delete it"):
-        finish(fetch("mine"))
+        finish(fetch_dataset("mine"))
 
 
 def test_a_file_put_there_by_hand_is_taken_by_its_hash(server, known, monkeypatch):
@@ -265,18 +267,18 @@ def test_a_file_put_there_by_hand_is_taken_by_its_hash(server, known, monkeypatc
     known.parent.mkdir(parents=True)
     known.write_bytes(CONTENT)
     for _ in range(2):
-        assert finish(fetch("mine")).train[0].path == known
+        assert finish(fetch_dataset("mine")).train[0].path == known
     known.write_bytes(CONTENT[::-1])
     with pytest.raises(BadInputError, match="delete it"):
-        finish(fetch("mine"))
+        finish(fetch_dataset("mine"))
     assert server.requests == []
 
 
 def test_without_a_network_a_known_text_says_what_there_is(server, known):
     server.shutdown()
     server.server_close()
-    with pytest.raises(BadInputError, match=r"without a network there are python-docs") as caught:
-        finish(fetch("mine"))
+    with pytest.raises(BadInputError, match=r"available without a network: python-docs") as caught:
+        finish(fetch_dataset("mine"))
     assert "\n" not in str(caught.value)
     sources = finish(resolve(["mine|python-docs"]))
     assert sources.specs == ["python-docs"] and sources.files[0].path.name.startswith("python-docs")
@@ -284,13 +286,13 @@ def test_without_a_network_a_known_text_says_what_there_is(server, known):
 
 def test_every_known_text_says_where_it_is_and_whose():
     for name, text in DATASETS.items():
-        assert text.about and text.licence and text.text_size
+        assert text.description and text.license and text.text_size
         for remote in text.files:
-            assert all(address.startswith("https://") for address in remote.addresses)
+            assert all(address.startswith("https://") for address in remote.urls)
             assert remote.sha256 is None or len(remote.sha256) == 64
-        assert any(line.startswith(name) for line in describe())
-    assert catalog.downloads_folder().name == "downloads"
-    assert all(len(line) <= 110 for line in describe())
+        assert any(line.startswith(name) for line in dataset_lines())
+    assert fetch.downloads_folder().name == "downloads"
+    assert all(len(line) <= 110 for line in dataset_lines())
 
 
 def test_the_hub_gives_the_training_files(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tiny_gpt.data import text_file
-from tiny_gpt.data.overlap import MIN_CHARACTERS, passages, share_also_in_training, share_repeated
+from tiny_gpt.data.overlap import MIN_CHARACTERS, passages, repeated_fraction, val_overlap
 from tiny_gpt.data.text_file import LONG_DOCUMENT, SEPARATOR, TextWriter
 
 
@@ -15,10 +15,10 @@ def written(path, documents):
     """The documents in a file, each written in several pieces."""
     writer = TextWriter(path)
     for document in documents:
-        writer.begin()
+        writer.begin_document()
         for start in range(0, len(document), 7):
             writer.write(document[start : start + 7])
-        writer.end()
+        writer.end_document()
     return writer.close()
 
 
@@ -106,16 +106,16 @@ def test_documents_of_nothing_but_white_space_are_forgotten(tmp_path):
 def test_going_back_forgets_what_came_after(tmp_path):
     writer = TextWriter(tmp_path / "text")
     for word in ("one", "two"):
-        writer.begin()
+        writer.begin_document()
         writer.write(word)
-        writer.end()
-    mark = writer.mark()
-    writer.begin()
+        writer.end_document()
+    mark = writer.position()
+    writer.begin_document()
     writer.write("half of a docum")
-    writer.go_back(mark)
-    writer.begin()
+    writer.truncate(mark)
+    writer.begin_document()
     writer.write("three")
-    writer.end()
+    writer.end_document()
     text = writer.close()
     assert text_of(text.whole()) == "one\n\ntwo\n\nthree" and text.n_characters == 11
 
@@ -138,15 +138,15 @@ def test_text_on_both_sides_is_found(tmp_path):
     train = written(tmp_path / "train", ["\n".join(SENTENCES[:60]), "short\n" * 10]).whole()
     for known, share in (([], 0), (SENTENCES[:10], 0.5), (SENTENCES[:10] * 3, 0.5)):
         val = written(tmp_path / "val", ["\n".join(known + SENTENCES[90:]), "short"]).whole()
-        assert share_also_in_training(train, val) == pytest.approx(share, abs=0.02)
+        assert val_overlap(train, val) == pytest.approx(share, abs=0.02)
     one_line = written(tmp_path / "line", [" ".join(SENTENCES[:60])]).whole()
     val = written(tmp_path / "val", [" ".join(SENTENCES[40:80])]).whole()
-    assert share_also_in_training(one_line, val) == pytest.approx(0.5, abs=0.03)
+    assert val_overlap(one_line, val) == pytest.approx(0.5, abs=0.03)
 
 
 def test_repeated_passages_are_counted():
-    assert share_repeated(["\n".join(SENTENCES)], 10_000) == 0
-    assert share_repeated(["\n".join(SENTENCES)] * 2, 10_000) == 0.5
+    assert repeated_fraction(["\n".join(SENTENCES)], 10_000) == 0
+    assert repeated_fraction(["\n".join(SENTENCES)] * 2, 10_000) == 0.5
     many = ["\n".join(f"{sentence} {i}" for sentence in SENTENCES) for i in range(50)] * 2
-    assert share_repeated(many, 10**9, max_passages=1_000_000) == pytest.approx(0.5, abs=0.05)
+    assert repeated_fraction(many, 10**9, max_passages=1_000_000) == pytest.approx(0.5, abs=0.05)
     assert list(passages("x" * (MIN_CHARACTERS - 1))) == []

@@ -37,9 +37,9 @@ class CountingTokenizer(ByteTokenizer):
 def written(path, texts):
     writer = TextWriter(path)
     for text in texts:
-        writer.begin()
+        writer.begin_document()
         writer.write(text)
-        writer.end()
+        writer.end_document()
     return writer.close().whole()
 
 

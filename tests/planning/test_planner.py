@@ -16,7 +16,8 @@ from benchmarks import forecast as bench
 from tiny_gpt.cli import main as cli
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.config.recipes import AUTO_SETTINGS, RECIPES
-from tiny_gpt.data.prepare import auto_tokenizer, prepare
+from tiny_gpt.data.choose_tokenizer import auto_tokenizer
+from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.gpt import GPT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny_gpt.config import DataConfig, EvalConfig
 from tiny_gpt.data.corpus import read_corpus
-from tiny_gpt.data.readers.formats import ReadOptions
+from tiny_gpt.data.readers.base import ReadOptions
 from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.data.token_store import encode_to_file, temporary_build_folder
 from tiny_gpt.device import pick_device

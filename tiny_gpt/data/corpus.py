@@ -1,114 +1,136 @@
-"""Sources to one text: every file read through its format, nothing left out without being counted and told."""
+"""Source files to one text file, split for training and validation. Whatever is left out is counted."""
 
 import contextlib
-import re
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiny_gpt.config import DataConfig
 from tiny_gpt.data.progress import PreparationEvent, StageProgress
-from tiny_gpt.data.readers.formats import DAMAGE, ReadOptions, read_documents
-from tiny_gpt.data.sources.resolve import SourceFile
-from tiny_gpt.data.text_file import TextFile, TextWriter
+from tiny_gpt.data.readers.base import ReadContext, ReadOptions, UnreadableError
+from tiny_gpt.data.readers.compression import DAMAGE_ERRORS
+from tiny_gpt.data.readers.registry import read_documents
+from tiny_gpt.data.sources.files import SourceFile
+from tiny_gpt.data.sources.resolve import Sources
+from tiny_gpt.data.text_file import TextFile, TextSplit, TextWriter
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import write_error
 
-# A progress step each so many bytes of text.
-TELL_BYTES = 4 << 20
+# Bytes of a file between two progress events.
+PROGRESS_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and what was left out of it."""
+    """The text of some files, and what was left out of it."""
 
     text: TextFile
     n_source_bytes: int
+    """Size of the files on disk."""
     skipped: Counter[str]
-    """Reason -> number of files of folders, or of records."""
+    """Reason -> number of files in folders, or of records, that were left out."""
     examples: dict[str, str]
-    """Reason -> the first file that was left out for it."""
+    """Reason -> name of the first file that was left out for it."""
+
+
+def read_splits(
+    config: DataConfig, sources: Sources, folder: Path
+) -> Generator[PreparationEvent, None, tuple[list[Corpus], TextSplit, TextSplit]]:
+    """Read all text of `sources` into files in `folder`. Returns what was read, and its training and validation split.
+
+    Raises what `read_corpus` raises.
+    """
+    options = ReadOptions(config.text_field, config.encoding or None)
+    corpus = yield from read_corpus(sources.files, folder / "text", options)
+    if not sources.val_files:
+        return [corpus], *corpus.text.split(config.val_fraction)
+    val_corpus = yield from read_corpus(sources.val_files, folder / "val-text", options)
+    return [corpus, val_corpus], corpus.text.whole(), val_corpus.text.whole()
 
 
 def read_corpus(
-    files: Sequence[SourceFile], into: Path, options: ReadOptions
+    files: Sequence[SourceFile], path: Path, options: ReadOptions
 ) -> Generator[PreparationEvent, None, Corpus]:
-    """Write all text of `files` to the new file `into`.
+    """Write the text of all `files` to the new file `path`.
 
-    Raises BadInputError for a named file that is no text or empty, for a file that changes while it is read, and
-    where there is no text at all; OutOfResourcesError when `into` cannot be written.
+    Raises UnreadableError for a file the user named that is empty, is not text, or changes while it is read;
+    BadInputError if there is no text at all; OutOfResourcesError if `path` cannot be written.
     """
     try:
-        writer = TextWriter(into)
+        writer = TextWriter(path)
     except OSError as error:
-        raise write_error(into, error) from error
+        raise write_error(path, error) from error
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    total, done, last_reason = _total_bytes(files), 0, ""
+    last_error: UnreadableError | None = None
+    total_bytes, done_bytes = sum(map(_size, files)), 0
     try:
         for file in files:
-            start = writer.mark()
-            notes: Counter[str] = Counter()
+            start = writer.position()
+            context = ReadContext(str(file.path), options, file.members)
             try:
-                for position in _read(file, writer, options, notes):
-                    yield StageProgress("reading", done + position, total)
-                if writer.mark() == start:
-                    raise BadInputError(f"{file.path} is empty: give a file with some text in it")
-                skipped += notes
-            except BadInputError as error:
+                for n_read in _copy_documents(file, writer, context):
+                    yield StageProgress("reading", done_bytes + n_read, total_bytes)
+                if writer.position() == start:
+                    raise context.unreadable("is empty", "file-empty", remedy="give a file with some text in it")
+                skipped += context.skipped
+            except UnreadableError as error:
                 if file.is_named:
                     raise
-                writer.go_back(start)
-                last_reason = str(error)
-                skipped[reason := _reason(error, file)] += 1
-                examples.setdefault(reason, file.path.name)
-            done += _total_bytes([file])
-            yield StageProgress("reading", done, total)
+                writer.truncate(start)
+                skipped[error.reason] += 1
+                examples.setdefault(error.reason, file.path.name)
+                last_error = error
+            done_bytes += _size(file)
+            yield StageProgress("reading", done_bytes, total_bytes)
     finally:
         text = writer.close()
     if len(text.documents) == 0:
-        raise BadInputError(f"no text found in {len(files):,} files{'; ' + last_reason if last_reason else ''}")
-    return Corpus(text, total, skipped, examples)
+        detail = f"; {last_error}" if last_error else ""
+        raise BadInputError(f"no text found in {len(files):,} files{detail}", code="no-text-found")
+    return Corpus(text, total_bytes, skipped, examples)
 
 
-def _read(
-    file: SourceFile, writer: TextWriter, options: ReadOptions, notes: Counter[str]
-) -> Generator[int, None, None]:
-    """Write the documents of one file; yields how far in the file it is."""
+def skipped_lines(corpora: Sequence[Corpus]) -> list[str]:
+    """What was left out of `corpora`, one line per reason, the most frequent first."""
+    skipped = sum((corpus.skipped for corpus in corpora), Counter())
+    examples = {reason: name for corpus in corpora for reason, name in corpus.examples.items()}
+    return [
+        f"skipped {n:,}: {reason}{f' (such as {examples[reason]})' if reason in examples else ''}"
+        for reason, n in skipped.most_common()
+    ]
+
+
+def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext) -> Iterator[int]:
+    """Write the documents of one file; yields how many of its bytes have been read. Raises UnreadableError."""
     try:
-        before = file.state()
+        state_before = file.state()
         with open(file.path, "rb") as raw:
-            told = 0
-            for document in read_documents(raw, str(file.path), options, notes, members=file.members):
-                writer.begin()
+            reported = 0
+            for document in read_documents(raw, context):
+                writer.begin_document()
                 for piece in document:
                     writer.write(piece)
-                    if raw.tell() - told > TELL_BYTES:
-                        told = raw.tell()
-                        yield told
-                writer.end()
-        changed = file.state() != before
-    except DAMAGE as error:
+                    if raw.tell() - reported > PROGRESS_BYTES:
+                        reported = raw.tell()
+                        yield reported
+                writer.end_document()
+        has_changed = file.state() != state_before
+    except DAMAGE_ERRORS as error:
         reason = str(error) or type(error).__name__
-        raise BadInputError(f"{file.path} is damaged or cut short ({reason}); get it anew") from error
+        raise context.unreadable(
+            "is damaged or incomplete", "file-damaged", reason, "download or copy it again"
+        ) from error
     except OSError as error:
-        raise BadInputError(f"cannot read {file.path}: {error.strerror or error}") from error
-    if changed:
-        raise BadInputError(f"{file.path} changed while it was read: start again when it is complete, or give a copy")
+        raise context.unreadable("cannot be read", "file-unreadable", error.strerror or str(error)) from error
+    if has_changed:
+        remedy = "start again when it is complete, or give a copy"
+        raise context.unreadable("changed while it was read", "file-changed", remedy=remedy)
 
 
-def _total_bytes(files: Sequence[SourceFile]) -> int:
-    """Their sizes on the disk; one that cannot be looked at counts nothing, reading it will tell why."""
-    total = 0
-    for file in files:
-        with contextlib.suppress(OSError):
-            total += file.state()[0]
-    return total
-
-
-def _reason(error: BadInputError, file: SourceFile) -> str:
-    """An error as the reason for a count: without the name of the file and without advice."""
-    reason = str(error).replace(str(file.path), "file").removeprefix("file: ").split(";")[0].split(": ")[0]
-    reason = reason.split(" but ")[0]
-    reason = re.sub(r"\s*\([^)]*\)", "", reason)
-    return re.sub(r"\bline [\d,]+ ", "a line ", reason).removeprefix("file ").strip()
+def _size(file: SourceFile) -> int:
+    """Size on disk; 0 if that is unknown, in which case reading the file raises the reason."""
+    with contextlib.suppress(OSError):
+        return file.state()[0]
+    return 0

@@ -1,6 +1,9 @@
-"""The batches of a training run, in their order, on the device that learns them.
+"""The batches of a training run, on the device that trains on them.
 
-The next ones are read while a step computes. A GPU gets each batch in one copy that nothing waits for.
+Which blocks a step reads is decided by the Sampler; here they are read and transferred, one step ahead of the
+computation. A small text is kept in a CUDA GPU's memory and read there.
+
+Shape letters: B blocks of a batch, T block_size, S steps, N replaced tokens; 2 is (inputs, targets).
 """
 
 from collections import deque
@@ -14,12 +17,13 @@ from numpy.typing import NDArray
 from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.device import to_device
 
-# MPS reads the host's memory when it gets to a copy (torch's Copy.mm). Training waits for it more often than this.
+# A transfer to an Apple GPU (MPS) reads host memory when the GPU reaches it (torch,
+# aten/src/ATen/native/mps/operations/Copy.mm), so as many batches stay alive. Training waits for it more often.
 KEPT_BATCHES = 64
-# A CUDA GPU holds a text that is no larger, and that takes no larger part of its free memory.
-MOST_BYTES_HELD, MOST_SHARE_HELD = 1 << 30, 0.1
-# Steps whose places in such a text are sent to it together.
-STEPS_SENT = 32
+# A CUDA GPU keeps a text up to this size, if it takes no more than this fraction of its free memory.
+MAX_RESIDENT_BYTES, MAX_RESIDENT_FRACTION = 1 << 30, 0.1
+# Steps whose positions in a resident text are transferred together.
+STEPS_PER_TRANSFER = 32
 CPU = torch.device("cpu")
 
 
@@ -31,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class BatchLoader:
-    """What a training run on `device` reads of `tokens`."""
+    """Loads the batches of a training run from `tokens`."""
 
     def __init__(
         self,
@@ -42,99 +46,100 @@ class BatchLoader:
         device: torch.device = CPU,
         token_noise: float = 0.0,
     ) -> None:
-        """As Sampler has it."""
-        order = Sampler(len(tokens), block_size, batch_size, seed, token_noise)
+        """`batch_size` blocks per batch; see Sampler for `seed` and `token_noise`."""
+        sampler = Sampler(len(tokens), block_size, batch_size, seed, token_noise)
         self.batch_size = batch_size
-        holds = device.type == "cuda" and can_hold(tokens, device)
-        self._reader = DeviceBatchReader(tokens, order, device) if holds else HostBatchReader(tokens, order, device)
+        is_resident = device.type == "cuda" and fits_on_device(tokens, device)
+        self._reader = (DeviceBatchReader if is_resident else HostBatchReader)(tokens, sampler, device)
 
     def batch(self, step: int) -> Batch:
-        """The whole batch of `step` (counted from 0)."""
+        """The whole batch of `step`, counted from 0. Any order of steps is correct; ascending is fast."""
         return self._reader.batch(step)
 
 
 class HostBatchReader:
-    """The text is read by the processor, maybe from a disk that takes its time."""
+    """Reads batches from the text in host memory (a memory-mapped file, so perhaps from disk) and transfers them."""
 
-    def __init__(self, tokens: NDArray[np.unsignedinteger], order: Sampler, device: torch.device) -> None:
-        self._tokens, self._order, self._device = tokens, order, device
+    def __init__(self, tokens: NDArray[np.unsignedinteger], sampler: Sampler, device: torch.device) -> None:
+        self._tokens, self._sampler, self._device = tokens, sampler, device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._ahead: dict[int, Future[torch.Tensor]] = {}
+        self._prefetched: dict[int, Future[torch.Tensor]] = {}
         self._kept: deque[torch.Tensor] = deque(maxlen=KEPT_BATCHES)
 
     def batch(self, step: int) -> Batch:
-        """As BatchLoader has it; the next one is read meanwhile."""
-        ahead = self._ahead.pop(step, None)
-        both_2BT = ahead.result() if ahead else self._read(step)
-        self._ahead = {step + 1: self._thread.submit(self._read, step + 1)}
+        """The batch of `step`; the next one is read in the background."""
+        prefetched = self._prefetched.pop(step, None)
+        both_2BT = prefetched.result() if prefetched else self._read(step)
+        self._prefetched = {step + 1: self._thread.submit(self._read, step + 1)}
         if self._device.type == "mps":
             self._kept.append(both_2BT)
         return Batch(*both_2BT.to(self._device, non_blocking=True))
 
     def _read(self, step: int) -> torch.Tensor:
-        """Inputs and targets in one tensor, for CUDA in memory that it copies from by itself."""
-        offsets_2T = np.arange(2)[:, None] + np.arange(self._order.block_size)
-        places_2BT = self._order.starts(step)[:, None] + offsets_2T[:, None]
-        exchanged, others = self._order.noise(step)
-        places_2BT[0].flat[exchanged] = others
-        both_2BT = torch.from_numpy(self._tokens[places_2BT].astype(np.int64))
+        """Inputs and targets in one tensor (2, B, T), for CUDA in pinned memory, which it can copy asynchronously."""
+        offsets_2T = np.arange(2)[:, None] + np.arange(self._sampler.block_size)
+        positions_2BT = self._sampler.starts(step)[:, None] + offsets_2T[:, None]
+        replaced, replacements = self._sampler.noise(step)
+        positions_2BT[0].flat[replaced] = replacements
+        both_2BT = torch.from_numpy(self._tokens[positions_2BT].astype(np.int64))
         return both_2BT.pin_memory() if self._device.type == "cuda" else both_2BT
 
 
 class DeviceBatchReader:
-    """The text is in the memory of a GPU, which is told places in it and fetches the batches by itself."""
+    """Keeps the whole text in a GPU's memory. Only positions are transferred; the GPU gathers the batches itself."""
 
-    def __init__(self, tokens: NDArray[np.unsignedinteger], order: Sampler, device: torch.device) -> None:
-        self._order, self._device = order, device
-        # torch does little with integers that have no sign: they are masked out of those that have one.
+    def __init__(self, tokens: NDArray[np.unsignedinteger], sampler: Sampler, device: torch.device) -> None:
+        self._sampler, self._device = sampler, device
+        # torch supports few operations on unsigned integers: the bits are stored as signed ones, and masked when read.
         self._ids = torch.from_numpy(np.array(tokens.view(f"i{tokens.itemsize}"))).to(device)
         self._mask = (1 << 8 * tokens.itemsize) - 1
-        self._offsets_2T = (torch.arange(2)[:, None] + torch.arange(order.block_size)).to(device)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="places")
-        self._ahead: dict[int, Future[_Places]] = {}
-        self._here: _Places | None = None
+        self._offsets_2T = (torch.arange(2)[:, None] + torch.arange(sampler.block_size)).to(device)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="positions")
+        self._prefetched: dict[int, Future[_Positions]] = {}
+        self._current: _Positions | None = None
 
     def batch(self, step: int) -> Batch:
-        """As BatchLoader has it; the places of the next ones are found meanwhile."""
-        if self._here is None or not 0 <= step - self._here.first < STEPS_SENT:
-            ahead = self._ahead.pop(step, None)
-            self._here = (ahead.result() if ahead else self._places(step)).on(self._device)
-            following = step + STEPS_SENT
-            self._ahead = {following: self._thread.submit(self._places, following)}
-        starts_B, exchanged, others = self._here.of(step)
-        places_2BT = starts_B[:, None] + self._offsets_2T[:, None]
-        if len(exchanged):
-            places_2BT[0].view(-1)[exchanged] = others
-        return Batch(*(self._ids[places_2BT].to(torch.int64) & self._mask))
+        """The batch of `step`; the positions of the following steps are computed in the background."""
+        if self._current is None or not 0 <= step - self._current.first_step < STEPS_PER_TRANSFER:
+            prefetched = self._prefetched.pop(step, None)
+            self._current = (prefetched.result() if prefetched else self._positions(step)).to(self._device)
+            next_step = step + STEPS_PER_TRANSFER
+            self._prefetched = {next_step: self._thread.submit(self._positions, next_step)}
+        starts_B, replaced_N, replacements_N = self._current.of_step(step)
+        positions_2BT = starts_B[:, None] + self._offsets_2T[:, None]
+        if len(replaced_N):
+            positions_2BT[0].view(-1)[replaced_N] = replacements_N
+        return Batch(*(self._ids[positions_2BT].to(torch.int64) & self._mask))
 
-    def _places(self, first: int) -> "_Places":
-        starts_SB = self._order.starts(first, STEPS_SENT).reshape(STEPS_SENT, -1)
-        noise = [self._order.noise(step) for step in range(first, first + STEPS_SENT)]
-        ends = np.cumsum([0, *(len(exchanged) for exchanged, _ in noise)])
-        noise_2N = np.stack([np.concatenate(parts) for parts in zip(*noise, strict=True)])
-        return _Places(first, torch.from_numpy(starts_SB), torch.from_numpy(noise_2N), ends.tolist())
+    def _positions(self, first_step: int) -> "_Positions":
+        starts_SB = self._sampler.starts(first_step, STEPS_PER_TRANSFER).reshape(STEPS_PER_TRANSFER, -1)
+        noise = [self._sampler.noise(step) for step in range(first_step, first_step + STEPS_PER_TRANSFER)]
+        bounds = np.cumsum([0, *(len(replaced) for replaced, _ in noise)])
+        noise_2N = np.stack([np.concatenate(arrays) for arrays in zip(*noise, strict=True)])
+        return _Positions(first_step, torch.from_numpy(starts_SB), torch.from_numpy(noise_2N), bounds.tolist())
 
 
-class _Places(NamedTuple):
-    """Where the inputs of STEPS_SENT steps from `first` on stand in the text: the starts (S, B) of their blocks, and of
-    all their noise (2, N) which inputs are exchanged and where what stands there then is; the i-th step's part of it
-    ends at number i + 1 of `ends`."""
+class _Positions(NamedTuple):
+    """Where in the text the inputs of STEPS_PER_TRANSFER steps from `first_step` on are."""
 
-    first: int
+    first_step: int
     starts_SB: torch.Tensor
+    """The first token of each block."""
     noise_2N: torch.Tensor
-    ends: list[int]
+    """Sampler.noise of all steps, one after the other: indices of replaced inputs, positions of their replacements."""
+    bounds: list[int]
+    """The noise of the i-th step is noise_2N[:, bounds[i] : bounds[i + 1]]."""
 
-    def on(self, device: torch.device) -> "_Places":
+    def to(self, device: torch.device) -> "_Positions":
         return self._replace(starts_SB=to_device(self.starts_SB, device), noise_2N=to_device(self.noise_2N, device))
 
-    def of(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Starts (B), exchanged inputs, and where the others are, of one step."""
-        i = step - self.first
-        return self.starts_SB[i], *self.noise_2N[:, self.ends[i] : self.ends[i + 1]]
+    def of_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Starts (B,), indices of replaced inputs (N,), and positions of their replacements (N,)."""
+        i = step - self.first_step
+        return self.starts_SB[i], *self.noise_2N[:, self.bounds[i] : self.bounds[i + 1]]
 
 
-def can_hold(tokens: NDArray[np.unsignedinteger], device: torch.device) -> bool:
-    """Whether a CUDA GPU should have the text beside all else."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return tokens.nbytes <= min(MOST_BYTES_HELD, MOST_SHARE_HELD * free)
+def fits_on_device(tokens: NDArray[np.unsignedinteger], device: torch.device) -> bool:
+    """Whether a CUDA GPU has ample room for the whole text beside the model."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return tokens.nbytes <= min(MAX_RESIDENT_BYTES, MAX_RESIDENT_FRACTION * free_bytes)

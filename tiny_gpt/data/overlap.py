@@ -1,6 +1,6 @@
-"""Text that stands twice: passages that repeat, and validation text that a model has already been trained on.
+"""Duplicate passages: within the training text, and between it and the validation text.
 
-A passage is a line, and of long lines a sentence, of at least MIN_CHARACTERS: shorter ones recur by nature.
+A passage is a line, or a sentence of a long line, of at least MIN_CHARACTERS: shorter ones recur naturally.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,10 +10,12 @@ from tiny_gpt.data.text_file import TextSplit
 MIN_CHARACTERS = 40
 LONG_LINE = 1000
 SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "। ")
+# For the estimate of how many passages a text has.
+AVERAGE_PASSAGE_CHARACTERS = 80
 
 
 def passages(text: str) -> Iterator[str]:
-    """The passages of `text`, without white space around them."""
+    """The passages of `text`, without surrounding white space."""
     for line in text.split("\n"):
         if len(line) < MIN_CHARACTERS:
             continue
@@ -25,23 +27,23 @@ def passages(text: str) -> Iterator[str]:
         yield from (sentence.strip() for sentence in line.split("\n") if len(sentence) >= MIN_CHARACTERS)
 
 
-def share_also_in_training(train: TextSplit, val: TextSplit) -> float:
-    """The share of the validation text's passages, by characters, that also stand in the training text."""
-    sought = set(passages(_text(val)))
-    n_characters = sum(map(len, sought))
+def val_overlap(train: TextSplit, val: TextSplit) -> float:
+    """The fraction of the validation passages, by characters, that also occur in the training text."""
+    val_passages = set(passages("".join(chunk.read().decode() for chunk in val.chunks())))
+    n_characters = sum(map(len, val_passages))
     found: set[str] = set()
     for chunk in train.chunks():
-        found |= sought.intersection(passages(chunk.read().decode()))
+        found |= val_passages.intersection(passages(chunk.read().decode()))
     return sum(map(len, found)) / n_characters if n_characters else 0.0
 
 
-def share_repeated(texts: Iterable[str], n_characters: int, max_passages: int = 1_000_000) -> float:
-    """The share of the passages, by characters, that stood earlier in `texts`.
+def repeated_fraction(texts: Iterable[str], n_characters: int, max_passages: int = 1_000_000) -> float:
+    """The fraction of the passages, by characters, that occurred earlier in `texts`.
 
-    Of a long text only those passages are looked at whose hash falls into a part of all hashes, which bounds memory
-    and still finds both places of each.
+    In a text with more than about `max_passages`, only passages whose hash is a multiple of some number are looked at.
+    That bounds memory, and sees either all occurrences of a passage or none.
     """
-    one_in = n_characters // (max_passages * 80) + 1
+    one_in = n_characters // (max_passages * AVERAGE_PASSAGE_CHARACTERS) + 1
     seen: set[int] = set()
     n_seen = n_repeated = 0
     for text in texts:
@@ -55,7 +57,3 @@ def share_repeated(texts: Iterable[str], n_characters: int, max_passages: int = 
             else:
                 seen.add(key)
     return n_repeated / n_seen if n_seen else 0.0
-
-
-def _text(part: TextSplit) -> str:
-    return "".join(chunk.read().decode() for chunk in part.chunks())

@@ -1,4 +1,4 @@
-"""How far the preparation of a text has come: what its stages yield, and how to run one to its end in silence."""
+"""The progress of preparing a text: the events that its stages yield."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class StageProgress:
-    """One stage, such as "reading" or "downloading text8", and the bytes of it that are done."""
+    """How far one stage is, such as "reading" or "downloading text8"."""
 
     stage: str
     done_bytes: int
     total_bytes: int | None
-    """None where it is not known."""
+    """None if it is unknown."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that a person should know about their text, in one line."""
+    """One line that the user should see."""
 
     text: str
 
@@ -28,7 +28,7 @@ PreparationEvent = StageProgress | Notice
 
 
 def finish(stages: Generator[PreparationEvent, None, Result]) -> Result:
-    """The result of `stages`, whatever they tell on the way."""
+    """Run `stages` to the end, ignoring the events, and return its result."""
     while True:
         try:
             next(stages)

@@ -1,7 +1,7 @@
-"""What a text is like, before a night is spent on it: size, scripts, repetitions, tokens under each tokenizer.
+"""What a text is like: its size, scripts, repetition, and the number of tokens under each tokenizer.
 
-Bytes, characters, documents and repetitions are counted over the whole text; scripts and tokens over a sample drawn
-evenly from all of it, so that a large text takes seconds.
+Bytes, characters, documents and repetition are counted over the whole text; scripts and tokens over a sample drawn
+evenly from it, so that a large text takes seconds.
 """
 
 import unicodedata
@@ -10,8 +10,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from tiny_gpt.config import DataConfig
-from tiny_gpt.data.overlap import share_also_in_training, share_repeated
-from tiny_gpt.data.prepare import default_vocab_size, read_text, skipped_lines
+from tiny_gpt.data.choose_tokenizer import default_vocab_size
+from tiny_gpt.data.corpus import read_splits, skipped_lines
+from tiny_gpt.data.overlap import repeated_fraction, val_overlap
 from tiny_gpt.data.progress import PreparationEvent, StageProgress
 from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.data.token_store import temporary_build_folder
@@ -23,86 +24,93 @@ SAMPLE_BYTES = 8_000_000
 
 @dataclass(frozen=True)
 class TokenCount:
-    """A text under one tokenizer."""
+    """The tokens of a text under one tokenizer."""
 
     tokenizer: str
     vocab_size: int
     train_tokens: int
+    """Estimated from the sample."""
     bytes_per_token: float
 
 
 @dataclass(frozen=True)
-class Summary:
-    """The figures of a text. Shares are between 0 and 1."""
+class CorpusSummary:
+    """The figures of a text. Fractions are between 0 and 1."""
 
     sources: list[str]
     n_files: int
     n_source_bytes: int
+    """Size of the files on disk."""
     n_bytes: int
-    """UTF-8 bytes of the readable text."""
+    """UTF-8 bytes of the text in them."""
     n_characters: int
     n_documents: int
     median_document_bytes: int
     longest_document_bytes: int
     scripts: dict[str, float]
-    """Share of the letters."""
+    """Script -> fraction of the letters."""
     train_bytes: int
     val_bytes: int
     repeated_share: float
+    """Fraction of the training passages that occurred before."""
     val_also_in_train: float
+    """Fraction of the validation passages that also occur in the training text."""
     skipped: list[str]
     tokens: list[TokenCount]
 
 
-def summarize(config: DataConfig) -> Generator[PreparationEvent, None, Summary]:
-    """Read the text of `config` and describe it. Raises what `prepare` raises."""
+def summarize(config: DataConfig) -> Generator[PreparationEvent, None, CorpusSummary]:
+    """Read the text of `config` and describe it. Raises what `prepare` raises for unusable sources."""
     sources = yield from resolve(config.data)
     if config.val:
         sources.val_files = (yield from resolve(config.val)).files
-    with temporary_build_folder(cache_folder() / "tokens" / "summary") as place:
-        corpora, train, val = yield from read_text(config, sources, place)
-        sizes = sorted(int(end - start) for corpus in corpora for start, end in corpus.text.documents)
+    with temporary_build_folder(cache_folder() / "tokens" / "summary") as folder:
+        corpora, train, val = yield from read_splits(config, sources, folder)
+        document_sizes = sorted(int(end - start) for corpus in corpora for start, end in corpus.text.documents)
         n_characters = sum(corpus.text.n_characters for corpus in corpora)
-        yield StageProgress("looking for repetitions", 0, None)
-        repeated = share_repeated((chunk.read().decode() for chunk in train.chunks()), n_characters)
-        overlap = share_also_in_training(train, val)
+        yield StageProgress("looking for repetition", 0, None)
+        repeated = repeated_fraction((chunk.read().decode() for chunk in train.chunks()), n_characters)
+        overlap = val_overlap(train, val)
         sample = list(train.sample(SAMPLE_BYTES))
-        n_sample_bytes = sum(len(text.encode()) for text in sample)
-        counts = []
-        for name, kind in TOKENIZERS.items():
+        token_counts = []
+        for name in TOKENIZERS:
             yield StageProgress(f"trying {name}", 0, None)
-            tokenizer = kind.train(sample, config.vocab_size or default_vocab_size(train.n_bytes))
-            bytes_per_token = n_sample_bytes / max(1, sum(len(tokenizer.encode(text)) for text in sample))
-            counts.append(
-                TokenCount(name, tokenizer.vocab_size, round(train.n_bytes / bytes_per_token), bytes_per_token)
-            )
-        return Summary(
+            token_counts.append(_count_tokens(name, sample, train.n_bytes, config.vocab_size))
+        return CorpusSummary(
             sources=sources.specs,
             n_files=len(sources.files) + len(sources.val_files),
             n_source_bytes=sum(corpus.n_source_bytes for corpus in corpora),
             n_bytes=train.n_bytes + val.n_bytes,
             n_characters=n_characters,
-            n_documents=len(sizes),
-            median_document_bytes=sizes[len(sizes) // 2],
-            longest_document_bytes=sizes[-1],
+            n_documents=len(document_sizes),
+            median_document_bytes=document_sizes[len(document_sizes) // 2],
+            longest_document_bytes=document_sizes[-1],
             scripts=scripts_of("".join(sample)),
             train_bytes=train.n_bytes,
             val_bytes=val.n_bytes,
             repeated_share=repeated,
             val_also_in_train=overlap,
             skipped=[*skipped_lines(corpora), *(f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items())],
-            tokens=counts,
+            tokens=token_counts,
         )
 
 
-def scripts_of(text: str) -> dict[str, float]:
-    """Share of the letters in each script, the most frequent first: {"Latin": 0.98, "Greek": 0.02}.
+def _count_tokens(name: str, sample: list[str], n_bytes: int, vocab_size: int) -> TokenCount:
+    """Train the tokenizer `name` on `sample`, and estimate how many tokens it makes of `n_bytes` of such text."""
+    tokenizer = TOKENIZERS[name].train(sample, vocab_size or default_vocab_size(n_bytes))
+    n_tokens = sum(len(tokenizer.encode(text)) for text in sample)
+    bytes_per_token = sum(len(text.encode()) for text in sample) / max(1, n_tokens)
+    return TokenCount(name, tokenizer.vocab_size, round(n_bytes / bytes_per_token), bytes_per_token)
 
-    A letter's Unicode name begins with its script: LATIN SMALL LETTER A.
+
+def scripts_of(text: str) -> dict[str, float]:
+    """The fraction of the letters in each script, the most frequent first: {"Latin": 0.98, "Greek": 0.02}.
+
+    The first word of a letter's Unicode name is its script: LATIN SMALL LETTER A.
     """
     counts: Counter[str] = Counter()
     for character, n in Counter(text).items():
         if character.isalpha():
-            name = unicodedata.name(character, "other").split()[0].split("-")[0]
-            counts["CJK" if name == "CJK" else name.capitalize()] += n
+            script = unicodedata.name(character, "other").split()[0].split("-")[0]
+            counts["CJK" if script == "CJK" else script.capitalize()] += n
     return {script: n / counts.total() for script, n in counts.most_common()}

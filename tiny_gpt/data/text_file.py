@@ -1,7 +1,8 @@
-"""A text of any size as one UTF-8 file with the places of its documents: written once in order, then read in parts.
+"""A text of any size as one UTF-8 file plus the positions of its documents: written once in order, then read in parts.
 
-Between two documents stands SEPARATOR, in the file as in what a model reads. `split` chooses what is held out for
-validation; a `TextSplit` is what it left to one side, cut into chunks that can be encoded apart.
+    TextWriter --close--> TextFile --split--> TextSplit (training), TextSplit (validation) --chunks--> Chunk
+
+SEPARATOR stands between two documents, in the file and in what a model reads. All positions are byte offsets.
 """
 
 from array import array
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 
 from tiny_gpt.files import CACHE_REMEDY, write_error
 
-# Between two documents stands an empty line.
+# An empty line.
 SEPARATOR = b"\n\n"
-# One part in ten is held out for validation, but no more than this: a larger one is no surer.
+# A larger validation text makes the validation loss hardly more precise.
 MAX_VALIDATION_BYTES = 10_000_000
-# A document that is more than one part in this many of the whole text gives its end; of the others some go whole.
+# A document larger than 1/100 of the text is split: its end is held out. Shorter ones are held out whole or not at all.
 LONG_DOCUMENT = 100
 CHUNK_BYTES = 1 << 20
 WHITE_SPACE = b" \t\n"
@@ -29,8 +30,8 @@ Spans = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A place in a TextWriter to go back to."""
+class WriterPosition:
+    """Where a TextWriter is, so that it can be truncated to there."""
 
     n_documents: int
     n_bytes: int
@@ -41,53 +42,55 @@ class TextWriter:
     """Writes documents one after the other into a new file."""
 
     def __init__(self, path: Path) -> None:
+        """Raises OSError if the file cannot be created."""
         self.path = path
         self._file = open(path, "wb")  # noqa: SIM115 - `close` closes it
-        self._ends = array("q")
         self._starts = array("q")
+        self._ends = array("q")
         self._n_bytes = self._n_characters = 0
-        self._before, self._has_text = self.mark(), False
+        self._document_start, self._has_text = self.position(), False
 
-    def mark(self) -> Mark:
-        return Mark(len(self._ends), self._n_bytes, self._n_characters)
+    def position(self) -> WriterPosition:
+        """The end of the last complete document."""
+        return WriterPosition(len(self._ends), self._n_bytes, self._n_characters)
 
-    def begin(self) -> None:
-        """Start a document."""
-        self._before = self.mark()
+    def begin_document(self) -> None:
+        self._document_start = self.position()
         if self._ends:
             self._write_bytes(SEPARATOR)
         self._starts.append(self._n_bytes)
         self._has_text = False
 
     def write(self, piece: str) -> None:
-        """Add to the document. Raises OutOfResourcesError when the disk does not take it."""
+        """Append to the current document. Raises OutOfResourcesError if the disk is full."""
         self._write_bytes(piece.encode())
         self._n_characters += len(piece)
         self._has_text = self._has_text or not (piece.isspace() or not piece)
 
-    def end(self) -> None:
-        """Finish the document; one of nothing but white space is forgotten."""
+    def end_document(self) -> None:
+        """Finish the current document; one of white space alone is dropped."""
         if self._has_text:
             self._ends.append(self._n_bytes)
         else:
-            self.go_back(self._before)
+            self.truncate(self._document_start)
 
-    def go_back(self, to: Mark) -> None:
-        """Forget what was written since `to`."""
-        self._file.seek(to.n_bytes)
+    def truncate(self, position: WriterPosition) -> None:
+        """Drop everything written since `position`."""
+        self._file.seek(position.n_bytes)
         self._file.truncate()
-        del self._starts[to.n_documents :]
-        del self._ends[to.n_documents :]
-        self._n_bytes, self._n_characters = to.n_bytes, to.n_characters
+        del self._starts[position.n_documents :]
+        del self._ends[position.n_documents :]
+        self._n_bytes, self._n_characters = position.n_bytes, position.n_characters
 
     def close(self) -> "TextFile":
+        """Raises OutOfResourcesError if the last bytes cannot be written."""
         try:
             self._file.close()
         except OSError as error:
             raise write_error(self.path, error, CACHE_REMEDY) from error
-        finished = self._starts[: len(self._ends)]  # one that was begun only has no end
-        spans = np.stack([np.frombuffer(ends, dtype=np.int64) for ends in (finished, self._ends)], axis=1)
-        return TextFile(self.path, spans, self._n_characters)
+        starts = self._starts[: len(self._ends)]  # a document that was begun but not ended is dropped
+        documents = np.stack([np.frombuffer(offsets, dtype=np.int64) for offsets in (starts, self._ends)], axis=1)
+        return TextFile(self.path, documents, self._n_characters)
 
     def _write_bytes(self, data: bytes) -> None:
         try:
@@ -99,42 +102,46 @@ class TextWriter:
 
 @dataclass(frozen=True)
 class TextFile:
-    """The documents of a text, in one file."""
+    """All documents of a text, in one file."""
 
     path: Path
     documents: Spans
     n_characters: int
 
     def whole(self) -> "TextSplit":
-        """All of it."""
-        return TextSplit(self.path, _joined(self.documents))
+        """All documents."""
+        return TextSplit(self.path, _merged(self.documents))
 
     def split(self, val_fraction: float) -> tuple["TextSplit", "TextSplit"]:
-        """(training, validation): the ends of long documents, and every n-th of the short ones, are held out."""
+        """(training, validation). Held out are the end of each long document and every n-th of the short ones.
+
+        `val_fraction` of the text is held out, but at most MAX_VALIDATION_BYTES.
+        """
         sizes = self.documents[:, 1] - self.documents[:, 0]
         total = int(sizes.sum())
-        share = min(val_fraction, MAX_VALIDATION_BYTES / max(total, 1))
-        every = round(1 / share)
+        fraction = min(val_fraction, MAX_VALIDATION_BYTES / max(total, 1))
+        every = round(1 / fraction)
         is_long = sizes * LONG_DOCUMENT > total
         is_held_out = np.zeros(len(sizes), dtype=bool)
         is_held_out[np.flatnonzero(~is_long)[every - 1 :: every]] = True
+        # Where the training part of each document ends: at its end, or within a long one.
         cuts = self.documents[:, 1].copy()
         with open(self.path, "rb") as file:
             for i in np.flatnonzero(is_long):
-                cuts[i] = _character_start(file, int(cuts[i] - int(sizes[i] * share)), int(cuts[i]))
+                cuts[i] = _next_character(file, int(cuts[i] - int(sizes[i] * fraction)), int(cuts[i]))
         starts, ends = self.documents.T
         train = np.stack([starts, cuts], axis=1)[~is_held_out]
         val = np.stack([np.where(is_long, cuts, starts), ends], axis=1)[is_long | is_held_out]
-        return TextSplit(self.path, _joined(train)), TextSplit(self.path, _joined(val))
+        return TextSplit(self.path, _merged(train)), TextSplit(self.path, _merged(val))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """About CHUNK_BYTES of a part: pieces of its file, with SEPARATOR before those that begin a span."""
+    """About CHUNK_BYTES of a split, which can be read and encoded independently of the others."""
 
     path: Path
     pieces: list[tuple[int, int, bool]]
-    """First byte, the byte after the last, whether SEPARATOR comes before it."""
+    """First byte, the byte after the last, and whether SEPARATOR precedes the piece."""
 
     def read(self) -> bytes:
         """The UTF-8 bytes of this chunk."""
@@ -148,7 +155,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Some spans of a text file, read with SEPARATOR between them."""
+    """The training or the validation part of a text file: spans, read with SEPARATOR between them."""
 
     path: Path
     spans: Spans
@@ -159,15 +166,19 @@ class TextSplit:
         return int((self.spans[:, 1] - self.spans[:, 0]).sum()) + n_separators * len(SEPARATOR)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All of it in order. Spans are cut before white space where there is some, so that no word is cut."""
+        """All of it in order. A span is cut before white space if there is any, so that no word is cut in two."""
         pieces: list[tuple[int, int, bool]] = []
         size = 0
         with open(self.path, "rb") as file:
             for i, (start, end) in enumerate(self.spans.tolist()):
                 after_separator = i > 0
                 while size + end - start > CHUNK_BYTES:
-                    room = min(end, start + max(0, CHUNK_BYTES - size))
-                    cut = _word_end(file, start, room) or (start if pieces else _character_end(file, start, room))
+                    limit = min(end, start + max(0, CHUNK_BYTES - size))
+                    # Without white space before `limit`, the span goes to the next chunk; if it begins this one, it is
+                    # cut between two characters.
+                    cut = _last_word_end(file, start, limit) or (
+                        start if pieces else _previous_character(file, start, limit)
+                    )
                     if cut > start:
                         pieces.append((start, cut, after_separator))
                         start, after_separator = cut, False
@@ -180,16 +191,16 @@ class TextSplit:
             yield Chunk(self.path, pieces)
 
     def sample(self, max_bytes: int) -> Iterator[str]:
-        """All of it if it is that small, else pieces drawn evenly from all over it, at most `max_bytes` together."""
+        """All of it if it is small, else the same fraction of each chunk's beginning, about `max_bytes` in total."""
         chunks = list(self.chunks())
-        share = min(1.0, max_bytes / max(1, self.n_bytes))
+        fraction = min(1.0, max_bytes / max(1, self.n_bytes))
         for chunk in chunks:
             text = chunk.read().decode()
-            yield text[: max(1, int(len(text) * share))] if share < 1 else text
+            yield text[: max(1, int(len(text) * fraction))] if fraction < 1 else text
 
 
-def _joined(spans: Spans) -> Spans:
-    """Neighbours with nothing but SEPARATOR between them become one span; empty ones go."""
+def _merged(spans: Spans) -> Spans:
+    """Drop empty spans, and join spans with nothing but SEPARATOR between them."""
     spans = spans[spans[:, 1] > spans[:, 0]]
     if len(spans) == 0:
         return spans
@@ -199,28 +210,33 @@ def _joined(spans: Spans) -> Spans:
     return np.stack([spans[firsts, 0], spans[lasts, 1]], axis=1)
 
 
-def _character_start(file: BinaryIO, place: int, end: int) -> int:
-    """The first byte of a character at `place` or after it."""
-    file.seek(place)
-    following = file.read(min(4, end - place))
-    return place + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))
+def _is_continuation(byte: int) -> bool:
+    """Whether a byte of UTF-8 is 10xxxxxx, which is never the first of a character."""
+    return byte & 0xC0 == 0x80
 
 
-def _word_end(file: BinaryIO, start: int, end: int) -> int | None:
-    """The last place after `start` and up to `end` where white space follows a word."""
+def _next_character(file: BinaryIO, position: int, end: int) -> int:
+    """The first position from `position` on where a character begins, at most `end`."""
+    file.seek(position)
+    following = file.read(min(4, end - position))
+    return position + next((i for i, byte in enumerate(following) if not _is_continuation(byte)), len(following))
+
+
+def _previous_character(file: BinaryIO, start: int, position: int) -> int:
+    """The last position up to `position`, but after `start`, where a character begins."""
+    while position > start + 1:
+        file.seek(position)
+        if not _is_continuation((file.read(1) or b" ")[0]):
+            break
+        position -= 1
+    return position
+
+
+def _last_word_end(file: BinaryIO, start: int, end: int) -> int | None:
+    """The last position after `start` and up to `end` where a word is followed by white space."""
     file.seek(start)
     text = file.read(end - start + 1)
-    for place in range(len(text) - 1, 0, -1):
-        if text[place] in WHITE_SPACE and text[place - 1] not in WHITE_SPACE:
-            return start + place
+    for i in range(len(text) - 1, 0, -1):
+        if text[i] in WHITE_SPACE and text[i - 1] not in WHITE_SPACE:
+            return start + i
     return None
-
-
-def _character_end(file: BinaryIO, start: int, end: int) -> int:
-    """The last place up to `end` where a character begins."""
-    while end > start + 1:
-        file.seek(end)
-        if (file.read(1) or b" ")[0] & 0xC0 != 0x80:
-            break
-        end -= 1
-    return end

@@ -1,8 +1,8 @@
 """Keeps the machine from falling asleep while it trains. The display may go dark.
 
-wakepy does so on macOS, Windows and Linux desktops; without a desktop, as over ssh, we ask systemd. The display is
-never kept on: on a Mac with its display on, Metal has killed training programs (mlx#3267). A closed lid, the power
-button and an empty battery override all of this.
+wakepy asks macOS, Windows and Linux desktops; where no desktop listens, as over ssh, systemd is asked. Never the
+display: on a Mac whose display is on, Metal has ended training programs (mlx#3267). A closed lid, the power button and
+an empty battery are stronger than all of this.
 """
 
 import contextlib
@@ -14,16 +14,12 @@ import sys
 import threading
 from typing import Self
 
-# Longest wait for the desktop or systemd to answer, and for systemd-inhibit to exit.
-ANSWER_TIMEOUT_S = 3.0
-EXIT_TIMEOUT_S = 1.0
+ANSWER_S = 3.0
+GOOD_BYE_S = 1.0
 
 
-class KeepAwake:
-    """A context in which the machine does not sleep when idle, if `enabled`.
-
-    None of its methods raises, prints or takes longer than ANSWER_TIMEOUT_S.
-    """
+class Awake:
+    """A context without idle sleep, where `enabled`. Nothing in it raises, prints or takes longer than ANSWER_S."""
 
     def __init__(self, enabled: bool = True) -> None:
         self._enabled = enabled
@@ -38,30 +34,29 @@ class KeepAwake:
 
     @property
     def problem(self) -> str | None:
-        """Why the machine may fall asleep and what to do, in one line; None while it cannot, or if not enabled."""
+        """A line about why the machine may fall asleep and what to do; None while it cannot, and when not enabled."""
         if self._hold is None or self._hold.obstacle is None:
             return None
         return (
-            f"this machine cannot be kept awake ({self._hold.obstacle}); if it is set to sleep when idle, turn that "
-            "off in its power settings (servers and containers need nothing)"
+            f"nothing keeps this machine awake ({self._hold.obstacle}); if it is set to sleep when idle, turn that off "
+            "in its power settings (servers and containers need nothing)"
         )
 
     def release(self) -> None:
-        """Allow the machine to sleep."""
+        """Let the machine sleep if it wants to."""
         if self._hold is not None:
             self._hold.end()
             self._hold = None
 
     def renew(self) -> None:
-        """Keep the machine awake again after `release`."""
+        """Keep it awake again."""
         if self._enabled and self._hold is None:
             self._hold = _Hold()
             self._hold.begin()
 
 
 class _Hold:
-    """One period of keeping awake, in a thread of its own: wakepy must be entered and left in the same thread, and a
-    desktop may never answer."""
+    """One time of keeping awake, in a thread of its own: wakepy wants it all in one, and a desktop may never answer."""
 
     def __init__(self) -> None:
         self.obstacle: str | None = "the system did not answer"
@@ -74,56 +69,52 @@ class _Hold:
         except RuntimeError as error:
             self.obstacle = str(error)
         else:
-            self._answered.wait(ANSWER_TIMEOUT_S)
+            self._answered.wait(ANSWER_S)
 
     def end(self) -> None:
         self._over.set()
         if self._thread.is_alive():
-            self._thread.join(ANSWER_TIMEOUT_S)
+            self._thread.join(ANSWER_S)
 
     def _keep_awake(self) -> None:
         if sys.platform != "win32":
-            # Programs that wakepy starts inherit this mask, so neither Ctrl+C nor a closed terminal ends them.
+            # What wakepy starts here inherits this, so that neither Ctrl+C nor a closed terminal ends it.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-        # Leaving wakepy fails if the desktop session has ended meanwhile.
+        # Saying good-bye fails where a desktop session has ended during the night.
         with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
-            self.obstacle = _inhibit_sleep(stack)
+            self.obstacle = _ask(stack)
             self._answered.set()
             self._over.wait()
 
 
-def _inhibit_sleep(stack: contextlib.ExitStack) -> str | None:
-    """Keep the machine awake until `stack` closes; returns what prevented it, None if it works."""
-    obstacle = _enter_wakepy(stack)
+def _ask(stack: contextlib.ExitStack) -> str | None:
+    """Keep the machine awake until `stack` closes; returns what was in the way, None if nothing."""
+    obstacle = _ask_wakepy(stack)
     if obstacle and sys.platform == "linux":
         if "microsoft" in platform.release().lower():
-            return f"{obstacle}, and this Linux runs inside Windows, which ignores its requests"
-        # Over ssh only root may take the first lock (systemd's default login1.policy); the second at least prevents
-        # sleep on idle.
-        if _take_systemd_lock("idle:sleep", stack) or _take_systemd_lock("idle", stack):
+            return f"{obstacle} and this Linux runs inside Windows, which does not listen to it"
+        # Over ssh the first is refused to all but root (the defaults of systemd's login1.policy); the second is better
+        # than nothing.
+        if _hold_lock("idle:sleep", stack) or _hold_lock("idle", stack):
             return None
-        return f"{obstacle}, and systemd refused"
+        return f"{obstacle} and systemd does not help"
     return obstacle
 
 
-def _enter_wakepy(stack: contextlib.ExitStack) -> str | None:
+def _ask_wakepy(stack: contextlib.ExitStack) -> str | None:
     try:
         from wakepy import keep
 
         mode = stack.enter_context(keep.running(on_fail="pass"))
     except ImportError:
         return "wakepy is not installed"
-    except Exception as error:  # it runs other programs, and training works without it
+    except Exception as error:  # it runs all sorts of things, and training can do without
         return f"wakepy failed with {error!r}"
-    return None if mode.active else "no power manager answered"
+    return None if mode.active else "no power manager answers"
 
 
-def _take_systemd_lock(what: str, stack: contextlib.ExitStack) -> bool:
-    """Whether systemd-inhibit holds a lock on `what` until `stack` closes.
-
-    It runs `cat` under the lock. `cat` echoes one line, which proves that the lock is held, and exits when its input
-    closes: together with this process, however that ends.
-    """
+def _hold_lock(what: str, stack: contextlib.ExitStack) -> bool:
+    """Whether a `cat` runs that holds systemd's lock. It ends with its input: with this process, however that ends."""
     options = [f"--what={what}", "--who=tiny_gpt", "--why=training a model", "--mode=block"]
     try:
         process = subprocess.Popen(
@@ -132,27 +123,27 @@ def _take_systemd_lock(what: str, stack: contextlib.ExitStack) -> bool:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            start_new_session=True,  # out of reach of Ctrl+C and of a terminal that closes
+            start_new_session=True,  # a terminal that closes, or its Ctrl+C, is no concern of it
         )
     except OSError:
         return False
     assert process.stdin and process.stdout
     with contextlib.ExitStack() as ending:
-        ending.callback(_close, process)
+        ending.callback(_end, process)
         with contextlib.suppress(OSError, ValueError):
             process.stdin.write(b"\n")
-            answers, _, _ = select.select([process.stdout], [], [], ANSWER_TIMEOUT_S)
+            answers, _, _ = select.select([process.stdout], [], [], ANSWER_S)
             if answers and process.stdout.read(1):
                 stack.push(ending.pop_all())
                 return True
     return False
 
 
-def _close(process: "subprocess.Popen[bytes]") -> None:
-    with process:  # closes its pipes and waits for it
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    with process:  # closes its pipes, and waits for it in the end
         assert process.stdin
         process.stdin.close()
         try:
-            process.wait(EXIT_TIMEOUT_S)
+            process.wait(GOOD_BYE_S)
         except subprocess.TimeoutExpired:
             process.kill()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tiny_gpt.config import BEST_FILE, BUDGETS, ModelConfig, RunConfig, flag
-from tiny_gpt.data.prepare import Dataset, open_stored_dataset, open_stored_tokenizer, prepare, tokenizer_sha256
+from tiny_gpt.data.choose_tokenizer import tokenizer_sha256
+from tiny_gpt.data.prepare import Dataset, open_stored_dataset, open_stored_tokenizer, prepare
 from tiny_gpt.data.progress import PreparationEvent
 from tiny_gpt.device import candidate_precisions, processor_name
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError

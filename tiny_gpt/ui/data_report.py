@@ -1,70 +1,81 @@
-"""`tiny-gpt data`: the figures of a text in words, and what they mean for a night."""
+"""What `tiny-gpt data` prints: the figures of a text, what they mean for a training, and the known datasets."""
 
 from collections.abc import Iterator
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.prepare import auto_tokenizer
-from tiny_gpt.data.sources.catalog import describe
-from tiny_gpt.data.stats import Summary
+from tiny_gpt.data.choose_tokenizer import auto_tokenizer
+from tiny_gpt.data.readers.registry import supported_formats
+from tiny_gpt.data.sources.catalog import DATASETS
+from tiny_gpt.data.sources.fetch import is_downloaded
+from tiny_gpt.data.stats import CorpusSummary
 from tiny_gpt.ui.terminal import quoted
 
-# A night that reads its text more often than this learns much of it by heart.
-MANY_READINGS = 20
+# A training that reads its text more often than this overfits.
+OVERFITTING_EPOCHS = 20
 
 
-def report(summary: Summary, config: RunConfig) -> Iterator[str]:
-    """The lines of the report."""
-    yield f"{', '.join(summary.sources)}"
+def summary_lines(summary: CorpusSummary, config: RunConfig) -> Iterator[str]:
+    """The report on a text. `config` is the training that it is judged for."""
+    yield from _figures(summary)
+    yield ""
+    yield f"{'tokenizer':<11}{'vocabulary':>11}{'tokens':>15}{'bytes/token':>15}{'read overnight':>21}"
+    overnight_tokens = config.train.total_steps * config.train.batch_size * config.model.block_size
+    for count in summary.tokens:
+        data_epochs = overnight_tokens / max(1, count.train_tokens)
+        yield (
+            f"{count.tokenizer:<11}{count.vocab_size:>11,}{count.train_tokens:>15,}{count.bytes_per_token:>15.2f}"
+            f"{data_epochs:>15,.1f} times"
+        )
+    yield ""
+    yield from _advice(summary, overnight_tokens, config.data.data)
+
+
+def dataset_lines() -> Iterator[str]:
+    """What `tiny-gpt data list` prints."""
+    for name, dataset in DATASETS.items():
+        sizes = [remote.n_bytes for remote in dataset.files]
+        size = f"{sum(n for n in sizes if n) / 1e6:,.0f} MB to download" if all(sizes) else "to download"
+        where = "on this machine" if is_downloaded(name) else size
+        yield f"{name:<16}{dataset.text_size:>7}  {dataset.license:<26}{where}"
+        yield f"    {dataset.description}"
+        yield from (f"    {remote.urls[0]}" for remote in dataset.files)
+    yield ""
+    yield "Train on one with: tiny-gpt train wikitext-2"
+    yield from supported_formats()
+
+
+def _figures(summary: CorpusSummary) -> Iterator[str]:
+    yield ", ".join(summary.sources)
     yield ""
     files = f"{summary.n_files:,} files, " if summary.n_files > 1 else ""
-    yield _row("size", f"{files}{_size(summary.n_source_bytes)}; {_size(summary.n_bytes)} of readable text")
+    yield _row("size", f"{files}{_size(summary.n_source_bytes)}; {_size(summary.n_bytes)} of text")
     yield _row("characters", f"{summary.n_characters:,}")
     documents = f"{summary.n_documents:,}"
     if summary.n_documents > 1:
         documents += (
-            f" (half of them shorter than {_size(summary.median_document_bytes)}, "
-            f"the longest {_size(summary.longest_document_bytes)})"
+            f" (median {_size(summary.median_document_bytes)}, longest {_size(summary.longest_document_bytes)})"
         )
     yield _row("documents", documents)
-    scripts = [f"{name} {share:.1%}" for name, share in list(summary.scripts.items())[:6]]
+    scripts = [f"{name} {fraction:.1%}" for name, fraction in list(summary.scripts.items())[:6]]
     yield _row("letters", ", ".join(scripts) or "none")
-    yield _row("validation", f"{_size(summary.val_bytes)} held out, {_size(summary.train_bytes)} to learn from")
-    yield _row("repeated", f"{summary.repeated_share:.1%} of the passages stood earlier in the text")
-    yield _row("leaked", f"{summary.val_also_in_train:.1%} of the validation passages also stand in the training text")
-    for line in summary.skipped:
-        yield _row("", line)
-    yield ""
-    yield f"{'tokenizer':<11}{'vocabulary':>11}{'tokens':>15}{'bytes a token':>15}{'a night reads it':>21}"
-    n_night = config.train.total_steps * config.train.batch_size * config.model.block_size
-    for count in summary.tokens:
-        times = n_night / max(1, count.train_tokens)
-        yield (
-            f"{count.tokenizer:<11}{count.vocab_size:>11,}{count.train_tokens:>15,}{count.bytes_per_token:>15.2f}"
-            f"{times:>15,.1f} times"
-        )
-    yield ""
-    yield from _advice(summary, n_night, config.data.data)
+    yield _row("validation", f"{_size(summary.val_bytes)} held out; {_size(summary.train_bytes)} to train on")
+    yield _row("repeated", f"{summary.repeated_share:.1%} of the passages occurred earlier in the text")
+    yield _row("leaked", f"{summary.val_also_in_train:.1%} of the validation passages are also in the training text")
+    yield from (_row("", line) for line in summary.skipped)
 
 
-def _advice(summary: Summary, n_night: int, sources: tuple[str, ...]) -> Iterator[str]:
-    of = {count.tokenizer: count for count in summary.tokens}
+def _advice(summary: CorpusSummary, overnight_tokens: int, sources: tuple[str, ...]) -> Iterator[str]:
     if auto_tokenizer(summary.train_bytes) == "bpe":
-        yield "bpe suits this text: with pieces of words a model sees more of it in the same time."
-        yield "  tiny-gpt train takes it by itself; train.py: --tokenizer bpe"
+        yield "bpe suits this text: with subword tokens a model reads more of it in the same time."
+        yield "  tiny-gpt train uses it by default; train.py: --tokenizer bpe"
     else:
-        yield "char suits this text: it is small, and pieces of words would each be seen too seldom to be learned."
-        yield "  tiny-gpt train and train.py take it by themselves"
-    if n_night / max(1, of["char"].train_tokens) > MANY_READINGS:
-        yield f"The guide's night ({n_night / 1e6:,.0f} M tokens) reads it so often that the model will know much of it"
-        yield "by heart: fewer epochs are enough (--epochs), and more text is better."
-    yield f"What a training of it would be on this machine: tiny-gpt plan {' '.join(map(quoted, sources))}"
-
-
-def catalog_lines() -> Iterator[str]:
-    """`tiny-gpt data list`."""
-    yield from describe()
-    yield ""
-    yield "Train on one with: tiny-gpt train wikitext-2"
+        yield "char suits this text: in a small text each subword token is too rare to be learned."
+        yield "  tiny-gpt train and train.py use it by default"
+    char_tokens = next(count.train_tokens for count in summary.tokens if count.tokenizer == "char")
+    if overnight_tokens / max(1, char_tokens) > OVERFITTING_EPOCHS:
+        yield f"The overnight recipe ({overnight_tokens / 1e6:,.0f} M tokens) reads it so often that the model will"
+        yield "overfit: use fewer epochs (--epochs), or better, more text."
+    yield f"To estimate a training on it on this machine: tiny-gpt plan {' '.join(map(quoted, sources))}"
 
 
 def _row(label: str, text: str) -> str:

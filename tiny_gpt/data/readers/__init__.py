@@ -1,1 +1,1 @@
-"""From files to documents, one reader a format."""
+"""Files to documents: one module per family of formats, all listed in registry.READERS."""

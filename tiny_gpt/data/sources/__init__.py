@@ -1,1 +1,1 @@
-"""From what the user names to files."""
+"""From what the user names (paths, patterns, datasets, URLs) to files on this disk."""

@@ -1,170 +1,37 @@
-"""Known texts by name: where they are, how large, whose; fetched once into the user's cache.
+"""DATASETS: known texts by name, with their URLs, sizes, hashes and licenses.
 
-A file that a person puts into the cache's folder `downloads` by hand is taken when its hash is right.
+To add one, add a row. fetch.py downloads it on first use.
 """
 
-import hashlib
-import json
-import sys
-from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from tiny_gpt.data.progress import Notice, PreparationEvent
 from tiny_gpt.data.sources import python_docs
-from tiny_gpt.data.sources.download import Downloaded, DownloadError, download
-from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import atomic_write, cache_folder, sha256_of
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a known text."""
+    """A file of a dataset."""
 
     name: str
-    addresses: tuple[str, ...]
+    urls: tuple[str, ...]
     """Tried in this order."""
     n_bytes: int | None
     sha256: str | None
-    """None where no public source states it: then that of the first download is kept."""
+    """None if no public source states it; then the hash of the first download is recorded and compared with."""
     train: str | None = "*"
-    """Of an archive, the files to learn from; None: this file has none."""
+    """Pattern for the training texts in an archive; None if this file has none."""
     val: str | None = None
-    """Of an archive, the files to validate on."""
+    """Pattern for the validation texts in an archive."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A text that has a name."""
+    """A known text. Without files of its own it is generated on this machine."""
 
-    about: str
-    licence: str
+    description: str
+    license: str
     text_size: str
     files: tuple[RemoteFile, ...]
-
-
-@dataclass(frozen=True)
-class File:
-    """A file on this disk, and which members if it is an archive."""
-
-    path: Path
-    members: str = "*"
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """The files of a text; without `val` a part is held out."""
-
-    train: tuple[File, ...]
-    val: tuple[File, ...]
-
-
-def downloads_folder() -> Path:
-    """Where fetched files are kept."""
-    return cache_folder() / "downloads"
-
-
-def fetch(name: str) -> Generator[PreparationEvent, None, Fetched]:
-    """The files of a known text, fetched if they are not here. Raises BadInputError."""
-    if name == python_docs.NAME:
-        return Fetched((File(_python_docs_file()),), ())
-    train: list[File] = []
-    val: list[File] = []
-    for remote in DATASETS[name].files:
-        path = downloads_folder() / remote.name
-        yield from _have(name, remote, path)
-        train += [File(path, remote.train)] if remote.train else []
-        val += [File(path, remote.val)] if remote.val else []
-    return Fetched(tuple(train), tuple(val))
-
-
-def fetch_address(address: str) -> Generator[PreparationEvent, None, Path]:
-    """What is at an address, kept so that later runs need no network."""
-    place = urlsplit(address)
-    folder = downloads_folder() / "web" / hashlib.sha256(address.encode()).hexdigest()[:16]
-    name = unquote(place.path).rstrip("/").rsplit("/", 1)[-1].replace("\\", "_") or "page"
-    for path in (folder / name, folder / f"{name}.html"):
-        if path.is_file():
-            return path
-    path = folder / name
-    downloaded = yield from download(address, path, name=name)
-    if "html" in downloaded.content_type and path.suffix.lower() not in (".html", ".htm", ".xhtml"):
-        path = path.rename(folder / f"{name}.html")
-    return path
-
-
-def describe() -> list[str]:
-    """The lines of `tiny-gpt data list`."""
-    lines = []
-    for name, text in DATASETS.items():
-        here = all((downloads_folder() / remote.name).is_file() for remote in text.files)
-        sizes = [remote.n_bytes for remote in text.files]
-        size = f"{sum(n for n in sizes if n) / 1e6:,.0f} MB to download" if all(sizes) else "to download"
-        lines.append(f"{name:<16}{text.text_size:>7}  {text.licence:<26}{'on this machine' if here else size}")
-        lines.append(f"    {text.about}")
-        lines += [f"    {remote.addresses[0]}" for remote in text.files]
-    return lines
-
-
-def _have(name: str, remote: RemoteFile, path: Path) -> Generator[PreparationEvent, None, None]:
-    """Make sure that `path` is the right file."""
-    sidecar = path.with_name(path.name + ".json")
-    if path.is_file():
-        known = _read(sidecar)
-        state = [path.stat().st_size, path.stat().st_mtime_ns]
-        expected = remote.sha256 or known.get("sha256")
-        if known.get("state") == state and expected == known.get("sha256"):
-            return
-        found = sha256_of(path)
-        if expected is not None and found != expected:
-            raise BadInputError(
-                f"{path} is not {name}: its sha256 is {found}, expected {expected}; delete it to download it again"
-            )
-        if expected is None:
-            yield Notice(f"{name}: taking {path} as it is, since no public source states its hash")
-        _write(sidecar, {"sha256": found, "state": state})
-        return
-    failures = []
-    for address in remote.addresses:
-        try:
-            downloaded: Downloaded = yield from download(address, path, remote.sha256, remote.n_bytes, name)
-        except DownloadError as error:
-            failures.append(str(error))
-            continue
-        _write(sidecar, {"sha256": downloaded.sha256, "state": [path.stat().st_size, path.stat().st_mtime_ns]})
-        return
-    raise BadInputError(f"{failures[-1]}; without a network there are {', '.join(_here())} and files of your own")
-
-
-def _here() -> list[str]:
-    """The known texts that need no network."""
-    return [name for name, text in DATASETS.items() if all((downloads_folder() / f.name).is_file() for f in text.files)]
-
-
-def _python_docs_file() -> Path:
-    """The documents as JSON lines, written once for each Python."""
-    version = "{}.{}.{}".format(*sys.version_info) + "-" + hashlib.sha256(sys.version.encode()).hexdigest()[:8]
-    path = downloads_folder() / f"{python_docs.NAME}-{version}.jsonl"
-    if not path.is_file():
-        documents = python_docs.read_python_docs()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.writelines(json.dumps({"text": document}).encode() + b"\n" for document in documents)
-    return path
-
-
-def _read(sidecar: Path) -> dict:
-    try:
-        values = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _write(sidecar: Path, values: dict) -> None:
-    with atomic_write(sidecar) as file:
-        file.write(json.dumps(values).encode())
 
 
 DATASETS: dict[str, DatasetInfo] = {

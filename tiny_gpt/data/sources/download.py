@@ -1,4 +1,11 @@
-"""A file from the web: goes on where it broke off, is checked, and has its name only once it is whole."""
+"""Download a file: resumed after an interruption, verified, and under its name only when it is complete.
+
+Written here because no dependency does all of it for any URL: pooch does not resume a partial file, which for a 2 GB
+dataset on a home connection is what matters, and huggingface_hub resumes only files of its hub.
+
+While a download is incomplete there are beside `path`: `path`.part with the bytes so far, `path`.part.json with what
+it takes to resume it safely, and `path`.lock with the id of the downloading process.
+"""
 
 import json
 import os
@@ -13,154 +20,175 @@ from urllib.parse import urlsplit
 import psutil
 
 from tiny_gpt.data.progress import PreparationEvent, StageProgress
+from tiny_gpt.data.sources.files import file_size
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import CACHE_REMEDY, sha256_of, sync_folder, sync_to_disk, write_error
 
 CONNECT_TIMEOUT_S = 10.0
-# Nothing heard for so long is a connection that has broken off.
+# A connection that is silent for this long is considered lost.
 READ_TIMEOUT_S = 30.0
-# Pauses before the tries that follow one that brought nothing.
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+# Pauses between attempts that bring no new bytes; after as many, give up.
+RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 MAX_RETRY_AFTER_S = 60.0
 PIECE_BYTES = 1 << 18
-TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+# HTTP statuses that are worth another attempt: timeout, too early, too many requests, server errors.
+TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What came."""
+    """A complete download."""
 
     sha256: str
     content_type: str
-    """As the server calls it; may be empty."""
+    """The server's Content-Type; may be empty."""
 
 
 class DownloadError(BadInputError):
-    """A file cannot be had, or is not what it should be."""
+    """A file is unavailable, or not what it should be."""
+
+
+class _TemporaryError(Exception):
+    """An attempt failed in a way that another may not."""
+
+    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+        """`pause_s`: when the server wants to be asked again; None if it does not say."""
+        super().__init__(reason)
+        self.pause_s = pause_s
 
 
 def download(
-    address: str, path: Path, sha256: str | None = None, n_bytes: int | None = None, name: str = ""
+    url: str, path: Path, sha256: str | None = None, n_bytes: int | None = None, name: str = ""
 ) -> Generator[PreparationEvent, None, Downloaded]:
-    """Fetch `address` to `path`; yields how far it is.
+    """Download `url` to `path`, and verify it where `sha256` and `n_bytes` are given.
 
-    What has come stays in `path`.part, and a later call goes on from there. Raises DownloadError in one line, and
-    OutOfResourcesError when the disk does not take it.
+    An interrupted download is resumed by the next call. `name` is what messages call the file. Raises DownloadError,
+    and OutOfResourcesError if the file cannot be written.
     """
     name = name or path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _part_file(path) as part:
-            found = yield from _fetch(address, part, n_bytes, name)
+            yield from _fetch(url, part, n_bytes, name)
+            found = sha256_of(part)
             if sha256 is not None and found != sha256:
-                _forget(part)
+                _discard(part)
                 raise DownloadError(
-                    f"{name}: what {shown(address)} sent has the sha256 {found}, expected {sha256}; "
-                    "it was not kept, try later"
+                    f"{name}: the file from {without_password(url)} has the sha256 {found}, expected {sha256}; "
+                    "it was deleted, try again later",
+                    code="download-hash-differs",
                 )
-            about = _read_about(part)
+            content_type = str(_read_response_info(part).get("content_type", ""))
             os.replace(part, path)
-            _about(part).unlink(missing_ok=True)
+            _response_info_path(part).unlink(missing_ok=True)
             sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error, CACHE_REMEDY) from error
-    return Downloaded(found, str(about.get("content_type", "")))
+    return Downloaded(found, content_type)
 
 
-def _fetch(address: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, str]:
-    """Fill `part` up, over as many connections as it takes; returns its sha256."""
+def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, None]:
+    """Complete `part`, over as many connections as necessary. Raises DownloadError when they bring nothing new."""
     import requests
 
-    tries = 0
+    n_failures = 0  # in a row, without a new byte
     while True:
-        before = _size(part)
-        pause = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
+        size_before = file_size(part)
+        pause_s = RETRY_PAUSES_S[min(n_failures, len(RETRY_PAUSES_S) - 1)]
         try:
-            yield from _fetch_once(address, part, n_bytes, name)
-            return sha256_of(part)
-        except _NotNow as error:
-            reason, pause = str(error), error.pause_s if error.pause_s is not None else pause
+            yield from _fetch_once(url, part, n_bytes, name)
+            return
+        except _TemporaryError as error:
+            reason, pause_s = str(error), error.pause_s if error.pause_s is not None else pause_s
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
             raise DownloadError(
-                f"{shown(address)} is not an address that can be fetched; it begins with https://"
+                f"{without_password(url)} is not a valid URL; it begins with https://", code="url-invalid"
             ) from None
         except requests.exceptions.SSLError as error:
-            raise DownloadError(f"{shown(address)}: the connection is not secure ({_cause(error)})") from error
-        except requests.exceptions.RequestException as error:
-            reason = _cause(error)
-        tries = 0 if _size(part) > before else tries + 1
-        if tries >= len(PAUSES_S) or (reason.startswith("no network") and tries > 1):
             raise DownloadError(
-                f"{name} cannot be downloaded from {shown(address)} ({reason}); "
-                f"the same command goes on where it stopped{'' if _size(part) else ' once the network is there'}"
+                f"{without_password(url)}: the connection is not secure ({_short_reason(error)})",
+                code="download-not-secure",
+            ) from error
+        except requests.exceptions.RequestException as error:
+            reason = _short_reason(error)
+        n_failures = 0 if file_size(part) > size_before else n_failures + 1
+        if n_failures >= len(RETRY_PAUSES_S) or (reason.startswith("no network") and n_failures > 1):
+            remedy = "the same command resumes it" if file_size(part) else "try again when the network is back"
+            raise DownloadError(
+                f"{name} cannot be downloaded from {without_password(url)} ({reason}); {remedy}",
+                code="download-failed",
             )
-        yield StageProgress(f"downloading {name}", _size(part), n_bytes)
-        time.sleep(pause)
+        yield StageProgress(f"downloading {name}", file_size(part), n_bytes)
+        time.sleep(pause_s)
 
 
-class _NotNow(Exception):
-    """The server wants to be asked again later."""
-
-    def __init__(self, reason: str, pause_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause_s = pause_s
-
-
-def _fetch_once(address: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, None]:
+def _fetch_once(url: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, None]:
+    """One connection: append to `part` until it is complete. Raises _TemporaryError if the connection ends earlier."""
     import requests
 
-    have, about = _size(part), _read_about(part)
-    headers = {"Accept-Encoding": "identity"}
-    if have and about.get("address") == address and about.get("validator"):
-        headers |= {"Range": f"bytes={have}-", "If-Range": about["validator"]}
-    else:
-        have = 0
-    with requests.get(address, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response:
-        if response.status_code == 416:  # what is here does not fit what is there
-            _forget(part)
-            raise _NotNow("the server has another file now", 0.0)
-        if response.status_code in TEMPORARY:
-            after = response.headers.get("Retry-After", "")
-            pause_s = min(float(after), MAX_RETRY_AFTER_S) if after.isdecimal() else None
-            raise _NotNow(f"the server answers {response.status_code}", pause_s)
-        if not response.ok:
-            raise DownloadError(f"{name}: {shown(address)} answers {response.status_code} {response.reason}")
-        if response.status_code != 206:
-            have = 0
+    headers = {"Accept-Encoding": "identity"} | _resume_headers(url, part)
+    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response:
+        _require_content(response, part, url, name)
+        # 206: the server sends the rest. 200: it sends all of a file that has changed, or knows no ranges.
+        n_received = file_size(part) if response.status_code == 206 else 0
         length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdecimal() else n_bytes
+        total = n_received + int(length) if length.isdecimal() else n_bytes
         if n_bytes is not None and total is not None and total != n_bytes:
-            raise DownloadError(f"{name}: {shown(address)} offers {total:,} bytes, expected {n_bytes:,}")
-        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        content = {
-            "address": address,
-            "validator": "" if validator.startswith("W/") else validator,
-            "content_type": response.headers.get("Content-Type", ""),
-        }
-        _about(part).write_text(json.dumps(content), encoding="utf-8")
-        with open(part, "ab" if have else "wb") as file:
+            raise DownloadError(
+                f"{name}: {without_password(url)} offers {total:,} bytes, expected {n_bytes:,}",
+                code="download-size-differs",
+            )
+        _write_response_info(part, url, response.headers)
+        with open(part, "ab" if n_received else "wb") as file:
             for piece in response.iter_content(PIECE_BYTES):
-                have += len(piece)
-                if total is not None and have > total:
-                    _forget(part)
-                    raise DownloadError(f"{name}: {shown(address)} sends more than the {total:,} bytes it announced")
+                n_received += len(piece)
+                if total is not None and n_received > total:
+                    _discard(part)
+                    raise DownloadError(
+                        f"{name}: {without_password(url)} sends more than the {total:,} bytes it announced",
+                        code="download-too-long",
+                    )
                 file.write(piece)
-                yield StageProgress(f"downloading {name}", have, total)
+                yield StageProgress(f"downloading {name}", n_received, total)
             file.flush()
             sync_to_disk(file.fileno())
-        if total is not None and have < total:
-            raise _NotNow(f"the connection broke off after {have:,} of {total:,} bytes")
+        if total is not None and n_received < total:
+            raise _TemporaryError(f"the connection broke after {n_received:,} of {total:,} bytes")
 
 
-def shown(address: str) -> str:
-    """The address without a password that stands in it."""
-    parts = urlsplit(address)
-    return address.replace(f"{parts.username}:{parts.password}@", "") if parts.password else address
+def _resume_headers(url: str, part: Path) -> dict[str, str]:
+    """Ask for the bytes after those of `part`, unless the file at `url` has changed (If-Range, RFC 9110, 13.1.5)."""
+    info = _read_response_info(part)
+    if file_size(part) and info.get("address") == url and info.get("validator"):
+        return {"Range": f"bytes={file_size(part)}-", "If-Range": info["validator"]}
+    return {}
+
+
+def _require_content(response: Any, part: Path, url: str, name: str) -> None:
+    """Raise _TemporaryError or DownloadError unless the server sends the file."""
+    if response.status_code == 416:  # there are no bytes after those of `part`: it belongs to another file
+        _discard(part)
+        raise _TemporaryError("the server has another file now", 0.0)
+    if response.status_code in TEMPORARY_STATUSES:
+        retry_after = response.headers.get("Retry-After", "")
+        pause_s = min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after.isdecimal() else None
+        raise _TemporaryError(f"the server answers {response.status_code}", pause_s)
+    if not response.ok:
+        raise DownloadError(
+            f"{name}: {without_password(url)} answers {response.status_code} {response.reason}",
+            code="download-refused",
+        )
+
+
+def without_password(url: str) -> str:
+    """The URL without user name and password, if it has both."""
+    parts = urlsplit(url)
+    return url.replace(f"{parts.username}:{parts.password}@", "") if parts.password else url
 
 
 @contextmanager
 def _part_file(path: Path) -> Iterator[Path]:
-    """The file to fetch into; while another process is at the common one, one of our own."""
+    """The file to download into: `path`.part, or one of our own while another process holds the lock."""
     lock = path.with_name(path.name + ".lock")
     try:
         with open(lock, "xb") as file:
@@ -168,53 +196,61 @@ def _part_file(path: Path) -> Iterator[Path]:
     except FileExistsError:
         owner = lock.read_text(encoding="utf-8")
         if owner.isdecimal() and psutil.pid_exists(int(owner)):
-            own = path.with_name(f"{path.name}.{os.getpid()}.part")
+            own_part = path.with_name(f"{path.name}.{os.getpid()}.part")
             try:
-                yield own
+                yield own_part
             finally:
-                _forget(own)
+                _discard(own_part)
             return
-        lock.write_text(str(os.getpid()), encoding="utf-8")  # that process was killed; what it fetched is there
+        lock.write_text(str(os.getpid()), encoding="utf-8")  # the owner was killed; its part is resumed
     try:
         yield path.with_name(path.name + ".part")
     finally:
         lock.unlink(missing_ok=True)
 
 
-def _about(part: Path) -> Path:
+def _response_info_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _read_about(part: Path) -> dict[str, Any]:
+def _read_response_info(part: Path) -> dict[str, Any]:
+    """What `_write_response_info` wrote; empty if there is nothing valid."""
     try:
-        values = json.loads(_about(part).read_text(encoding="utf-8"))
+        info = json.loads(_response_info_path(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
+    return info if isinstance(info, dict) else {}
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _write_response_info(part: Path, url: str, headers: Any) -> None:
+    """Record where the bytes of `part` come from, and the server's mark of that version of the file."""
+    validator = headers.get("ETag") or headers.get("Last-Modified") or ""
+    info = {
+        "address": url,
+        "validator": "" if validator.startswith("W/") else validator,  # weak: equal marks may mean different bytes
+        "content_type": headers.get("Content-Type", ""),
+    }
+    _response_info_path(part).write_text(json.dumps(info), encoding="utf-8")
 
 
-def _forget(part: Path) -> None:
+def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _about(part).unlink(missing_ok=True)
+    _response_info_path(part).unlink(missing_ok=True)
 
 
-def _cause(error: BaseException) -> str:
-    """A network library's nested error in a few words."""
+def _short_reason(error: BaseException) -> str:
+    """The nested error of a network library in a few words."""
     text = str(error)
-    for sign, words in {
+    for sign, reason in {
         "resolve": "no network, or no such server",
         "Name or service": "no network, or no such server",
         "unreachable": "no network",
         "refused": "the server refuses connections",
         "timed out": "no answer in time",
-        "Read timed out": "the connection has stalled",
-        "IncompleteRead": "the connection broke off",
-        "reset": "the connection broke off",
+        "Read timed out": "the connection stalled",
+        "IncompleteRead": "the connection broke",
+        "reset": "the connection broke",
     }.items():
         if sign in text:
-            return words
+            return reason
     return text.splitlines()[0][:120] if text else type(error).__name__

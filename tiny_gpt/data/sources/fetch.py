@@ -1,0 +1,144 @@
+"""Datasets and URLs to files in the cache: downloaded once, verified, then used without a network.
+
+A file that the user puts into the folder `downloads` of the cache is used if its hash is right.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tiny_gpt.data.progress import Notice, PreparationEvent
+from tiny_gpt.data.sources import python_docs
+from tiny_gpt.data.sources.catalog import DATASETS, RemoteFile
+from tiny_gpt.data.sources.download import DownloadError, download
+from tiny_gpt.data.sources.files import SourceFile
+from tiny_gpt.errors import BadInputError
+from tiny_gpt.files import atomic_write, cache_folder, sha256_of
+
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a dataset on this disk. Without `val`, a part of `train` is held out."""
+
+    train: list[SourceFile]
+    val: list[SourceFile]
+
+
+def downloads_folder() -> Path:
+    """Where downloaded files are kept."""
+    return cache_folder() / "downloads"
+
+
+def fetch_dataset(name: str) -> Generator[PreparationEvent, None, DatasetFiles]:
+    """The files of a known dataset, downloaded on first use. Raises BadInputError."""
+    if name == python_docs.NAME:
+        return DatasetFiles([SourceFile(_python_docs_file())], [])
+    train: list[SourceFile] = []
+    val: list[SourceFile] = []
+    for remote in DATASETS[name].files:
+        path = downloads_folder() / remote.name
+        if path.is_file():
+            yield from _verify(name, remote, path)
+        else:
+            yield from _download(name, remote, path)
+        train += [SourceFile(path, remote.train)] if remote.train else []
+        val += [SourceFile(path, remote.val)] if remote.val else []
+    return DatasetFiles(train, val)
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether a known dataset can be used without a network."""
+    return all((downloads_folder() / remote.name).is_file() for remote in DATASETS[name].files)
+
+
+def fetch_url(url: str) -> Generator[PreparationEvent, None, Path]:
+    """Download what is at `url`, or find the earlier download. Raises DownloadError."""
+    folder = downloads_folder() / "web" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    name = unquote(urlsplit(url).path).rstrip("/").rsplit("/", 1)[-1].replace("\\", "_") or "page"
+    for path in (folder / name, folder / f"{name}.html"):
+        if path.is_file():
+            return path
+    path = folder / name
+    downloaded = yield from download(url, path, name=name)
+    if "html" in downloaded.content_type and path.suffix.lower() not in HTML_SUFFIXES:
+        path = path.rename(folder / f"{name}.html")  # the suffix chooses the reader
+    return path
+
+
+def _verify(dataset: str, remote: RemoteFile, path: Path) -> Generator[PreparationEvent, None, None]:
+    """Check a file that is there against the stated hash, or against that of its first download.
+
+    A file is hashed again only after its size or modification time has changed. Raises BadInputError.
+    """
+    recorded = _read_record(path)
+    state = _state(path)
+    expected = remote.sha256 or recorded.get("sha256")
+    if recorded.get("state") == state and expected == recorded.get("sha256"):
+        return
+    sha256 = sha256_of(path)
+    if expected is not None and sha256 != expected:
+        raise BadInputError(
+            f"{path} is not {dataset}: its sha256 is {sha256}, expected {expected}; delete it to download it again",
+            code="dataset-file-changed",
+        )
+    if expected is None:
+        yield Notice(f"{dataset}: using {path} unverified, since no public source states its hash")
+    _write_record(path, sha256, state)
+
+
+def _download(dataset: str, remote: RemoteFile, path: Path) -> Generator[PreparationEvent, None, None]:
+    """Download a file from the first URL that has it. Raises BadInputError."""
+    last_failure = ""
+    for url in remote.urls:
+        try:
+            downloaded = yield from download(url, path, remote.sha256, remote.n_bytes, dataset)
+        except DownloadError as error:
+            last_failure = str(error)
+            continue
+        _write_record(path, downloaded.sha256, _state(path))
+        return
+    available = ", ".join(name for name in DATASETS if is_downloaded(name))
+    raise BadInputError(
+        f"{last_failure}; available without a network: {available} and files of your own", code="dataset-unavailable"
+    )
+
+
+def _python_docs_file() -> Path:
+    """The documents as JSON lines, written once for each version of Python."""
+    version = "{}.{}.{}".format(*sys.version_info) + "-" + hashlib.sha256(sys.version.encode()).hexdigest()[:8]
+    path = downloads_folder() / f"{python_docs.NAME}-{version}.jsonl"
+    if not path.is_file():
+        documents = python_docs.read_python_docs()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.writelines(json.dumps({"text": document}).encode() + b"\n" for document in documents)
+    return path
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _record_path(path: Path) -> Path:
+    """The hash of a download is recorded in a file beside it."""
+    return path.with_name(path.name + ".json")
+
+
+def _read_record(path: Path) -> dict:
+    try:
+        record = json.loads(_record_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write_record(path: Path, sha256: str, state: list[int]) -> None:
+    with atomic_write(_record_path(path)) as file:
+        file.write(json.dumps({"sha256": sha256, "state": state}).encode())
