@@ -90,7 +90,7 @@ def text(tmp_path_factory):
 def command(capsys, monkeypatch):
     """`command("tiny-gpt", ...)`, and so train.py and inference.py, inside this process."""
 
-    monkeypatch.setattr(cli, "watched", lambda: True)
+    monkeypatch.setattr(cli, "is_watched", lambda: True)
 
     programs = {
         "tiny-gpt": cli.main,

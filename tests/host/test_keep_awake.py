@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tiny_gpt.host import keep_awake as awake
-from tiny_gpt.host.keep_awake import Awake
+from tiny_gpt.host.keep_awake import KeepAwake
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked through systemd")
 
@@ -87,28 +87,28 @@ def wait_until(condition):
 def test_this_machine_is_asked_without_a_word(capfd, monkeypatch):
     monkeypatch.undo()
     start = time.monotonic()
-    with Awake() as keeper:
-        assert keeper.problem is None or keeper.problem.startswith("nothing keeps this machine awake (")
-    assert time.monotonic() - start < 2 * awake.ANSWER_S + 1
+    with KeepAwake() as keeper:
+        assert keeper.problem is None or keeper.problem.startswith("this machine cannot be kept awake (")
+    assert time.monotonic() - start < 2 * awake.ANSWER_TIMEOUT_S + 1
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_machine_that_wakepy_keeps_awake_is_no_problem(monkeypatch):
     monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "1")
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert keeper.problem is None
 
 
 def test_the_problem_is_one_line_that_says_what_to_do():
-    with Awake() as keeper:
-        assert keeper.problem.startswith("nothing keeps this machine awake (no power manager answers")
+    with KeepAwake() as keeper:
+        assert keeper.problem.startswith("this machine cannot be kept awake (no power manager answered")
         assert "if it is set to sleep when idle, turn that off" in keeper.problem
         assert "\n" not in keeper.problem
 
 
 def test_only_the_system_is_kept_awake_never_the_display(plant):
     wakepy = plant(Wakepy())
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert keeper.problem is None
         assert wakepy.calls == ["enter"]
     assert wakepy.calls == ["enter", "leave"]
@@ -116,7 +116,7 @@ def test_only_the_system_is_kept_awake_never_the_display(plant):
 
 def test_who_does_not_want_it_is_not_kept_awake(plant):
     wakepy = plant(Wakepy())
-    with Awake(enabled=False) as keeper:
+    with KeepAwake(enabled=False) as keeper:
         keeper.release()
         keeper.renew()
         assert keeper.problem is None
@@ -125,7 +125,7 @@ def test_who_does_not_want_it_is_not_kept_awake(plant):
 
 def test_released_it_may_sleep_and_renewed_it_may_not(plant):
     wakepy = plant(Wakepy())
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         keeper.renew()
         assert wakepy.calls == ["enter"]
         for _ in range(3):
@@ -142,7 +142,7 @@ def test_released_it_may_sleep_and_renewed_it_may_not(plant):
 
 def test_without_wakepy_training_goes_on(plant):
     plant(None)
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert "wakepy is not installed" in keeper.problem
 
 
@@ -152,24 +152,24 @@ def test_a_wakepy_that_fails_does_not_matter(where, plant, capfd):
         raise ValueError("no such bus")
 
     plant(Wakepy(**{where: fail}))
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert ("ValueError('no such bus')" in (keeper.problem or "")) == (where == "enter")
     assert capfd.readouterr() == ("", "")
 
 
 def test_an_exception_in_training_passes_through(plant):
     wakepy = plant(Wakepy())
-    with pytest.raises(ZeroDivisionError), Awake():
+    with pytest.raises(ZeroDivisionError), KeepAwake():
         raise ZeroDivisionError
     assert wakepy.calls == ["enter", "leave"]
 
 
 def test_a_desktop_that_does_not_answer_holds_nothing_up(plant, monkeypatch):
-    monkeypatch.setattr(awake, "ANSWER_S", 0.1)
+    monkeypatch.setattr(awake, "ANSWER_TIMEOUT_S", 0.1)
     answer = threading.Event()
     wakepy = plant(Wakepy(enter=answer.wait))
     start = time.monotonic()
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert "the system did not answer" in keeper.problem
     assert time.monotonic() - start < 1
     answer.set()
@@ -177,10 +177,10 @@ def test_a_desktop_that_does_not_answer_holds_nothing_up(plant, monkeypatch):
 
 
 def test_a_desktop_that_answers_late_is_no_problem_any_more(plant, monkeypatch):
-    monkeypatch.setattr(awake, "ANSWER_S", 0.1)
+    monkeypatch.setattr(awake, "ANSWER_TIMEOUT_S", 0.1)
     answer = threading.Event()
     plant(Wakepy(enter=answer.wait))
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert keeper.problem
         answer.set()
         wait_until(lambda: keeper.problem is None)
@@ -191,7 +191,7 @@ def test_a_system_without_threads_left_holds_nothing_up(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert "can't start new thread" in keeper.problem
 
 
@@ -205,7 +205,7 @@ def test_neither_ctrl_c_nor_a_closed_terminal_reaches_what_wakepy_starts(plant):
         blocked.extend(number for number in signal.Signals if mask >> (number - 1) & 1)
 
     plant(Wakepy(enter=enter))
-    with Awake():
+    with KeepAwake():
         assert blocked == [signal.SIGHUP, signal.SIGINT]
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
@@ -217,7 +217,7 @@ def test_neither_ctrl_c_nor_a_closed_terminal_reaches_what_wakepy_starts(plant):
 def test_systemd_is_asked_where_no_desktop_listens(bare_machine):
     inhibitor(bare_machine, HOLD)
     folder = bare_machine.parent
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert keeper.problem is None
         pid = int((folder / "pid").read_text())
         assert psutil.pid_exists(pid)
@@ -235,7 +235,7 @@ def test_systemd_is_asked_where_no_desktop_listens(bare_machine):
 @linux_only
 def test_systemd_is_asked_for_less_where_it_refuses_more(bare_machine):
     inhibitor(bare_machine, f'case "$1" in *sleep*) echo denied >&2; exit 1;; esac; {HOLD}')
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert keeper.problem is None
     assert (bare_machine.parent / "asked").read_text().startswith("--what=idle --who")
 
@@ -244,18 +244,18 @@ def test_systemd_is_asked_for_less_where_it_refuses_more(bare_machine):
 @pytest.mark.parametrize("program", ["exit 1", "echo failed >&2", "exec true"])
 def test_a_systemd_that_refuses_is_a_problem(program, bare_machine, capfd):
     inhibitor(bare_machine, program)
-    with Awake() as keeper:
-        assert "no power manager answers and systemd does not help" in keeper.problem
+    with KeepAwake() as keeper:
+        assert "no power manager answered, and systemd refused" in keeper.problem
     assert capfd.readouterr() == ("", "")
 
 
 @linux_only
 def test_a_systemd_that_does_not_answer_is_left_alone(bare_machine, monkeypatch):
-    monkeypatch.setattr(awake, "ANSWER_S", 0.1)
-    monkeypatch.setattr(awake, "GOOD_BYE_S", 0.1)
+    monkeypatch.setattr(awake, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(awake, "EXIT_TIMEOUT_S", 0.1)
     inhibitor(bare_machine, "echo $$ > $folder/pid; exec sleep 60")
     start = time.monotonic()
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert keeper.problem
         wait_until(lambda: (bare_machine.parent / "pid").exists())
     assert time.monotonic() - start < 1
@@ -267,14 +267,16 @@ def test_a_systemd_that_does_not_answer_is_left_alone(bare_machine, monkeypatch)
 def test_systemd_inside_windows_is_not_believed(bare_machine, monkeypatch):
     monkeypatch.setattr(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
     inhibitor(bare_machine, HOLD)
-    with Awake() as keeper:
+    with KeepAwake() as keeper:
         assert "runs inside Windows" in keeper.problem
 
 
 @linux_only
 def test_a_killed_training_keeps_nothing_awake(bare_machine):
     inhibitor(bare_machine, HOLD)
-    program = "from tiny_gpt.host.keep_awake import Awake; Awake().__enter__(); print('awake', flush=True); input()"
+    program = (
+        "from tiny_gpt.host.keep_awake import KeepAwake; KeepAwake().__enter__(); print('awake', flush=True); input()"
+    )
     training = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with training:
         assert training.stdout.readline() == b"awake\n"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tiny_gpt.host import watchdog
-from tiny_gpt.host.heartbeat import heartbeat, restart_reason, watched
+from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
 from tiny_gpt.host.watchdog import RESTART_EXIT_CODE, Limits, used_memory_bytes, watch
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals between processes")
@@ -30,7 +30,7 @@ IMPATIENT = dict(hang_s=0.4)
 PRELUDE = """
 import mmap, os, signal, sys, time
 from pathlib import Path
-from tiny_gpt.host.heartbeat import heartbeat, restart_reason, watched
+from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
 
 heart = heartbeat()
 
@@ -394,7 +394,7 @@ class TestStopping:
 class TestSurroundings:
     def test_the_child_shares_the_terminal_and_leaves_no_file(self, notes, folder, capfd):
         program = (
-            "beat(); note(os.environ['TINY_GPT_HEARTBEAT']); note(f'{watched()} {restart_reason()!r}'); print('hi')"
+            "beat(); note(os.environ['TINY_GPT_HEARTBEAT']); note(f'{is_watched()} {restart_reason()!r}'); print('hi')"
         )
         if os.name != "nt":
             program += "; note(str(os.getpgrp()))"
@@ -418,7 +418,7 @@ class TestSurroundings:
 
     def test_without_a_parent_there_is_no_heartbeat(self, monkeypatch, folder):
         monkeypatch.delenv("TINY_GPT_HEARTBEAT", raising=False)
-        assert heartbeat.__wrapped__() is None and not watched() and restart_reason() == ""
+        assert heartbeat.__wrapped__() is None and not is_watched() and restart_reason() == ""
         (folder / "empty").touch()
         for path in ("nosuch", "empty"):
             monkeypatch.setenv("TINY_GPT_HEARTBEAT", path)

@@ -43,7 +43,7 @@ def text(tmp_path):
 def tiny_gpt(tmp_path, monkeypatch, capfd, text):
     """`tiny_gpt(words...)` in this process, in a folder of its own: (exit code, what it printed)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "watched", lambda: True)
+    monkeypatch.setattr(cli, "is_watched", lambda: True)
 
     def call(*words):
         code = cli.main([str(word) for word in words])
@@ -149,7 +149,7 @@ def test_of_a_run_that_a_clock_ends_its_share_of_the_time_is_told(tiny_gpt, monk
 def test_a_resumed_training_that_is_started_again_goes_on_with_the_same_run(
     tiny_gpt, stopped, monkeypatch, words, named
 ):
-    monkeypatch.setattr(cli, "watched", lambda: False)
+    monkeypatch.setattr(cli, "is_watched", lambda: False)
     started = []
     monkeypatch.setattr(cli, "watch", lambda first, again, *_: started.append((first, again)) or 0)
     assert tiny_gpt("resume", *words, "--epochs", 3)[0] == 0

@@ -24,8 +24,8 @@ from tiny_gpt.config import (
     TrainConfig,
 )
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, RestartRequestedError, UsageError
-from tiny_gpt.host import night
-from tiny_gpt.host.monitor import MachineWatch
+from tiny_gpt.host import monitor
+from tiny_gpt.host.battery import Battery
 from tiny_gpt.model.gpt import one_hot_embed
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.planning import autotune
@@ -424,15 +424,14 @@ def test_on_a_low_battery_it_saves_pauses_and_goes_on_when_plugged_in(config, tm
         power_plugged, percent = next(batteries)
         return SimpleNamespace(power_plugged=power_plugged, percent=percent)
 
-    machine = MachineWatch(battery=battery)
-    monkeypatch.setattr("tiny_gpt.host.monitor.LOOK_INTERVAL_S", 0.0)
-    monkeypatch.setattr("tiny_gpt.host.monitor.BATTERY_INTERVAL_S", 0.0)
-    monkeypatch.setattr(night, "MachineWatch", lambda: machine)
-    monkeypatch.setattr(night, "PAUSE_POLL_S", 0.01)
+    monkeypatch.setattr(monitor, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(monitor, "BATTERY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(monitor, "Battery", lambda _: Battery(battery))
+    monkeypatch.setattr(monitor, "PAUSE_POLL_S", 0.01)
     events = list(run(config))
     lines = told(events)
     paused = next(i for i, event in enumerate(events) if isinstance(event, Warned) and "paused" in event.text)
-    assert "the battery is at 15%" in events[paused].text
+    assert "battery at 15%" in events[paused].text
     assert isinstance(events[paused - 1], Checkpointed) and events[paused - 1].step == events[paused].step
     assert "training goes on" in lines
     assert any(line.startswith("paused once on a low battery") for line in events[-1].incidents)
@@ -448,7 +447,7 @@ def test_when_the_watchdog_asks_it_saves_and_makes_way(config, tmp_path, monkeyp
         heart.restart_requested = heart.n_beats > 40
 
     heart.beat = beat
-    monkeypatch.setattr(night, "heartbeat", lambda: heart)
+    monkeypatch.setattr(monitor, "heartbeat", lambda: heart)
     with pytest.raises(RestartRequestedError) as asked:
         list(run(config))
     assert asked.value.exit_code == 75

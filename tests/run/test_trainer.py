@@ -17,7 +17,7 @@ from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import Notice, StageProgress, finish
 from tiny_gpt.errors import DivergedError
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
-from tiny_gpt.host.night import Night
+from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
@@ -536,8 +536,8 @@ def trainer(config: RunConfig) -> Trainer:
     return Trainer(random_model(config.model), finish(prepare(config.data, config.model.block_size)), config, out_dir)
 
 
-def night(stop: StopRequest | None = None) -> Night:
-    return Night(stop or StopRequest(), keep_awake=False)
+def monitor(stop: StopRequest | None = None) -> HostMonitor:
+    return HostMonitor(stop or StopRequest(), keep_awake=False)
 
 
 def until_saved(events: Iterator[Event]) -> None:
@@ -546,7 +546,7 @@ def until_saved(events: Iterator[Event]) -> None:
 
 def test_weights_that_became_no_numbers_are_those_of_the_last_checkpoint_again(config: RunConfig) -> None:
     training = trainer(config)
-    events = training.train(night())
+    events = training.train(monitor())
     until_saved(events)
     with torch.no_grad():
         training.model.head.weight[0, 0] = math.nan
@@ -561,7 +561,7 @@ def test_weights_that_became_no_numbers_are_those_of_the_last_checkpoint_again(c
 def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoints_aside(config: RunConfig) -> None:
     training = trainer(config)
     training.keeper.is_due = lambda interval_s: False  # type: ignore[method-assign]
-    events = training.train(night())
+    events = training.train(monitor())
     next(event for event in events if isinstance(event, StepDone) and event.step == 8)
     training.keeper.checkpoint()
     training.learner.guard.is_calm = lambda: False  # type: ignore[method-assign]
@@ -587,7 +587,7 @@ def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoi
 
 def test_trouble_that_stays_ends_the_run_and_leaves_the_best_file(config: RunConfig) -> None:
     training = trainer(config)
-    events = training.train(night())
+    events = training.train(monitor())
     until_saved(events)
     saved = load_model(training.keeper.best_path, CPU).model.state_dict()
     training.model.head.register_forward_hook(lambda *args: args[-1] * math.nan)
@@ -609,7 +609,7 @@ def test_a_run_that_diverges_at_once_says_so_and_saves_nothing(config: RunConfig
 def test_a_run_asked_to_stop_ends_the_step_evaluates_and_saves(config: RunConfig, stop_after: int) -> None:
     training, stop = trainer(config), StopRequest()
     events: list[Event] = []
-    for event in training.train(night(stop)):
+    for event in training.train(monitor(stop)):
         events.append(event)
         if isinstance(event, StepDone) and event.step == stop_after:
             stop.signal_number = 15

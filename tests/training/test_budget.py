@@ -25,6 +25,7 @@ from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.duration import next_time, parse_duration
 from tiny_gpt.errors import UsageError
 from tiny_gpt.evaluation import FixedWindows
+from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run import clock
 from tiny_gpt.run.checkpoint_store import CheckpointStore
@@ -32,7 +33,7 @@ from tiny_gpt.run.evaluator import Examiner
 from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StepDone
 from tiny_gpt.run.start import run
 from tiny_gpt.training import budget
-from tiny_gpt.training.budget import Clocks, RunRequest, TimedBudget, TimedBudgetState, begin_budget, resolved
+from tiny_gpt.training.budget import RunRequest, TimedBudget, TimedBudgetState, begin_budget, resolved
 from tiny_gpt.training.schedule import learning_rate, schedule_point
 
 NOON = time.mktime((2026, 6, 1, 12, 0, 0, 0, 0, -1))
@@ -169,7 +170,7 @@ class Machine:
 
     def budget(self, config, state=None, steps_at_once=1):
         state = state or begin_budget(config, RunRequest(NOON), NOON + self.now)
-        clocks = Clocks(lambda: 1e6 + self.now, lambda: NOON + self.now)
+        clocks = Clocks(wall=lambda: NOON + self.now, elapsed=lambda: 1e6 + self.now)
         budget = TimedBudget(config, state, lambda: self.train_s, steps_at_once, clocks)
         budget.end_s = lambda step_s: self.end_s
         return budget
@@ -352,7 +353,7 @@ def config(tmp_path):
 def made_up(monkeypatch):
     """A clock that a tenth of a second passes on at each step; checkpoints as often as one likes."""
     machine = Machine()
-    monkeypatch.setattr(budget, "system_clocks", lambda: Clocks(lambda: machine.now))
+    monkeypatch.setattr(budget, "system_clocks", lambda: Clocks(elapsed=lambda: machine.now))
     monkeypatch.setattr(clock.StepClock, "train_s", property(lambda _: machine.train_s))
     monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
     return machine

@@ -42,7 +42,7 @@ from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.config.training import more_than_one_budget
 from tiny_gpt.errors import OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.files import user_path
-from tiny_gpt.host.heartbeat import heartbeat, restart_reason, watched
+from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
 from tiny_gpt.host.watchdog import watch
 from tiny_gpt.run.folders import config_of, find_model, find_run, folder_for, newest_step, unfinished
 from tiny_gpt.ui.terminal import error, make_safe, quoted
@@ -282,7 +282,7 @@ def _train(config: RunConfig, beginning: Beginning, again: list[str], me: str, i
     else:  # by the parent; what it started again goes on
         name, is_resumed, me, ordered_at, is_more = json.loads(settled)
         folder, is_resumed = Path(name), is_resumed or bool(restart_reason())
-    if config.reliability.watchdog and not watched():
+    if config.reliability.watchdog and not is_watched():
         os.environ[SETTLED] = json.dumps([str(folder), is_resumed, me, ordered_at, is_more])
         sys.stdout.flush()
         try:

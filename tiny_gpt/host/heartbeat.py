@@ -1,6 +1,13 @@
-"""The training process's side of its watchdog: a few bytes of memory that both share.
+"""The training process's side of its watchdog: a few bytes of shared memory.
 
-The process counts its steps there, which is how a hang shows; the watchdog asks there for a fresh process.
+The watchdog (watchdog.py) starts the training process with two environment variables:
+
+- TINY_GPT_HEARTBEAT: path of a file that both processes map into memory. The child increments a counter there with
+  every step, so the parent notices a hang; the parent sets a flag there to ask for a new process.
+- TINY_GPT_RESTART_REASON: why the child was started again; empty the first time.
+
+Layout of the file: N_WORDS unsigned 64-bit words, indexed by BEATS, PID and RESTART_REQUEST; behind them one byte for
+each signal that the child has received.
 """
 
 import contextlib
@@ -11,21 +18,20 @@ import sys
 from functools import cache
 
 HEARTBEAT_VARIABLE, REASON_VARIABLE = "TINY_GPT_HEARTBEAT", "TINY_GPT_RESTART_REASON"
-# The shared file: these 64-bit words, then one byte for every signal that the child received.
-BEATS, PID, REQUEST, N_WORDS = range(4)
+BEATS, PID, RESTART_REQUEST, N_WORDS = range(4)
 N_BYTES = 8 * N_WORDS
 
 
 class Heartbeat:
-    """The training process's side of the shared file. Make it early, in the main thread."""
+    """The child's end of the shared file. Create it early, in the main thread."""
 
     def __init__(self, path: str) -> None:
         with open(path, "r+b") as file:
             self._words = memoryview(mmap.mmap(file.fileno(), N_BYTES)).cast("Q")
-        self._words[PID] = os.getpid()  # the parent may know a launcher's only
+        self._words[PID] = os.getpid()  # the parent may know only the pid of a launcher
         if sys.platform != "win32":
-            # The interpreter appends each signal to the file as it comes, even while a long computation keeps Python's
-            # handler waiting: the parent sees which ones it need not pass on.
+            # The interpreter appends each signal's number to the file on arrival, even while a long computation delays
+            # Python's handler. So the parent sees which signals it need not pass on.
             with contextlib.suppress(ValueError):  # not the main thread
                 descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
                 signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
@@ -37,23 +43,23 @@ class Heartbeat:
     @property
     def restart_requested(self) -> bool:
         """Whether the parent wants a checkpoint saved and an exit with RESTART_EXIT_CODE."""
-        return self._words[REQUEST] != 0
+        return self._words[RESTART_REQUEST] != 0
 
 
 @cache
 def heartbeat() -> Heartbeat | None:
-    """The heartbeat that a parent listens to; None if there is none. Call it early: see `Heartbeat`."""
+    """The heartbeat that the parent listens to; None without a watchdog. Call it early: see `Heartbeat`."""
     try:
         return Heartbeat(os.environ[HEARTBEAT_VARIABLE])
     except (KeyError, OSError, ValueError):
         return None
 
 
-def watched() -> bool:
+def is_watched() -> bool:
     """Whether this process is a watchdog's child."""
     return HEARTBEAT_VARIABLE in os.environ
 
 
 def restart_reason() -> str:
-    """Why the watchdog started this process again: "the training process hung for 10 min 01 s"; "" if it did not."""
+    """Why the watchdog restarted this process, as "the training process hung for 10 min 01 s"; "" the first time."""
     return os.environ.get(REASON_VARIABLE, "")

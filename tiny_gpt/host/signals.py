@@ -1,6 +1,6 @@
-"""Ctrl+C and SIGTERM as a polite question: the step ends, then the run saves and stops. A second one ends at once.
+"""Ctrl+C and SIGTERM as a request: the current step ends, then the run saves and stops. A second one stops at once.
 
-SIGHUP, which a terminal sends when it is closed, ends nothing: a night goes on without a screen.
+SIGHUP, which a terminal sends when it is closed, stops nothing: a run needs no terminal.
 """
 
 import signal
@@ -10,44 +10,45 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
-# timeout(1) and service managers send TERM to a process and then to its whole group.
-SAME_REQUEST_S = 1.0
+# timeout(1) and service managers send TERM to a process and then to its whole process group: one request, not two.
+DUPLICATE_WITHIN_S = 1.0
 
 
 class StopRequest:
-    """A context in which HUP only sets `hung_up`, and after `listen` the first INT or TERM only sets `signal_number`.
+    """A context in which SIGHUP only sets `hung_up`; after `listen` the first INT or TERM only sets `signal_number`.
 
-    The second one raises KeyboardInterrupt, unless it is but the echo of a TERM.
+    The next INT raises KeyboardInterrupt, as does a TERM that is not a duplicate of the first.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self.hung_up = False
-        self._asked_at = 0.0
-        self._earlier_handlers: dict[int, Any] = {}
+        self._requested_at = 0.0
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if hasattr(signal, "SIGHUP"):  # Windows has none
-            self._handle(signal.SIGHUP, self._hang_up)
+            self._handle(signal.SIGHUP, self._on_hangup)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._earlier_handlers.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def listen(self) -> None:
+        """Turn INT and TERM into requests from here on; before, they end the program as usual."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._handle(number, self._ask)
+            self._handle(number, self._on_stop)
 
     def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
-        if threading.current_thread() is threading.main_thread():  # notebooks may run us elsewhere
-            self._earlier_handlers[number] = signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():  # a notebook may run us in another thread
+            self._previous_handlers[number] = signal.signal(number, handler)
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number is None:
-            self.signal_number, self._asked_at = number, time.monotonic()
-        elif number == signal.SIGINT or time.monotonic() - self._asked_at > SAME_REQUEST_S:
+            self.signal_number, self._requested_at = number, time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self._requested_at > DUPLICATE_WITHIN_S:
             raise KeyboardInterrupt
 
-    def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
         self.hung_up = True

@@ -27,7 +27,7 @@ from typing import BinaryIO
 import psutil
 
 from tiny_gpt.duration import format_duration
-from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_VARIABLE, N_BYTES, PID, REASON_VARIABLE, REQUEST
+from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_VARIABLE, N_BYTES, PID, REASON_VARIABLE, RESTART_REQUEST
 
 RESTART_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint is saved, start me again
 STOPPED_CODES = (130, 143)
@@ -183,7 +183,7 @@ class _Child:
             return f"hung for {format_duration(self._silence_s)}"
         growth = self._memory.growth(self._words[PID], elapsed_s)
         if growth:
-            self._words[REQUEST] = 1
+            self._words[RESTART_REQUEST] = 1
             self._plan = [(patience_s, self._process.terminate), kill]
         return growth
 

@@ -31,7 +31,7 @@ from tiny_gpt.device import PRECISIONS, configure_torch, describe_device, pick_d
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_files, user_path, write_error
 from tiny_gpt.host.heartbeat import restart_reason
-from tiny_gpt.host.night import Night
+from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
@@ -108,8 +108,8 @@ def run(config: RunConfig, resume: bool = False, request: RunRequest | None = No
                 file.write(json.dumps(plan.to_dict(), indent=2).encode() + b"\n")
         yield _prepared(config, dataset, trainer, earlier, choice, plan)
         stop.listen()
-        with Night(stop, config.reliability.keep_awake) as night:
-            yield from trainer.train(night)
+        with HostMonitor(stop, config.reliability.keep_awake) as monitor:
+            yield from trainer.train(monitor)
 
 
 def _resolve(

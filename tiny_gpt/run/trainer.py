@@ -1,6 +1,6 @@
 """The loop: steps, evaluations, checkpoints, and what to do when one goes wrong. Yields events, prints nothing.
 
-`train` sequences. step.py holds the mathematics, guard.py judges a step, keeper.py saves, night.py looks outside.
+`train` sequences. step.py holds the mathematics, guard.py judges a step, keeper.py saves, monitor.py knows the machine.
 """
 
 import math
@@ -14,7 +14,7 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import is_out_of_memory, peak_memory_bytes, release_memory
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.evaluation import bits_per_byte
-from tiny_gpt.host.night import Night
+from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run.checkpoint_manager import Keeper
@@ -86,8 +86,8 @@ class Trainer:
         self.examiner.resume()
         self._end_takes_time()
 
-    def train(self, night: Night) -> Iterator[Event]:
-        """Run to the last step, or to the end of the step in which `night` asks to stop.
+    def train(self, monitor: HostMonitor) -> Iterator[Event]:
+        """Run to the last step, or to the end of the step in which `monitor` asks to stop.
 
         Raises DivergedError when stepping back does not help any more, OutOfResourcesError when the final model
         cannot be written, RestartRequestedError when the watchdog wants a fresh process.
@@ -105,14 +105,14 @@ class Trainer:
             scheduled_rate = learning_rate(point, train)
             rate = scheduled_rate * learner.state.rate_factor
             loss, grad_norm = self._step(rate)
-            night.beat()
+            monitor.beat()
             learner.has_done(point, scheduled_rate)
             step = learner.state.step
-            yield from self._told(*(Warned(step, line) for line in night.notes()))
+            yield from self._told(*(Warned(step, line) for line in monitor.notes()))
             if self._is_beyond_skipping(point):
                 yield from self._step_back("the loss is no number any more, or far above what it was")
                 continue
-            stopping = night.stop.signal_number
+            stopping = monitor.stop.signal_number
             epoch_ends = not train.is_timed and (step % train.iters_per_epoch == 0 or point.is_last)
             is_regular = epoch_ends or self.examiner.is_due(point)
             if stopping is not None:
@@ -124,27 +124,27 @@ class Trainer:
             yield StepDone(step, batch_loss, rate, point.progress, learner.budget.left_s())
             if (seconds := learner.clock.measure_once(step - first_step, self.model.device)) is not None:
                 yield (speed := self._speed(step, seconds))
-                if speed.remaining_s > LONG_S and night.awake_problem:
-                    yield Warned(step, night.awake_problem)
+                if speed.remaining_s > LONG_S and monitor.keep_awake_problem:
+                    yield Warned(step, monitor.keep_awake_problem)
                 if learner.cuda_graph and learner.cuda_graph.problem:
                     self.note(f"steps cannot be recorded here and take longer: {learner.cuda_graph.problem}")
             if evaluates:
-                evaluated = self._evaluate(point, rate, loss.item(), grad_norm.item(), night)
+                evaluated = self._evaluate(point, rate, loss.item(), grad_norm.item(), monitor)
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
                     yield from self._step_back("the validation loss is no number any more")
                     continue
                 yield from self._take(evaluated)
-                if line := night.machine.speed(evaluated.tokens_per_s):
+                if line := monitor.throughput_note(evaluated.tokens_per_s):
                     yield Warned(step, line)
             if epoch_ends:
                 yield EpochDone(evaluated.epoch, evaluated.train_loss, evaluated.val_loss)
             if stopping is not None:
                 break
-            yield from self._between_steps(night, epoch_ends)
+            yield from self._between_steps(monitor, epoch_ends)
         yield from self._told(self.keeper.catch_up(at_last=True))
         yield from self._told(self.keeper.checkpoint())
         yield from self._told(self.keeper.save_final())
-        yield self._finish(night)
+        yield self._finish(monitor)
 
     # --- one step, one evaluation ---
 
@@ -189,12 +189,12 @@ class Trainer:
             )
 
     def _evaluate(
-        self, point: SchedulePoint, rate: float, batch_loss: float, grad_norm: float, night: Night
+        self, point: SchedulePoint, rate: float, batch_loss: float, grad_norm: float, monitor: HostMonitor
     ) -> Evaluated:
         step, clock = self.learner.state.step, self.learner.clock
         n_steps, train_s = clock.lap(step)
         train_loss, val_loss = self.examiner.score(
-            point, lambda windows: self._within_memory(lambda: windows.loss(self.model, night.beat))
+            point, lambda windows: self._within_memory(lambda: windows.loss(self.model, monitor.beat))
         )
         return Evaluated(
             step=step,
@@ -236,11 +236,11 @@ class Trainer:
         if is_cooling(point, self.config.train) and not self.learner.is_cooling and self.learner.state.step:
             yield from self._told(self.keeper.checkpoint())
 
-    # --- what keeps a night going ---
+    # --- what keeps a run going ---
 
-    def _between_steps(self, night: Night, epoch_ends: bool) -> Iterator[Event]:
+    def _between_steps(self, monitor: HostMonitor, epoch_ends: bool) -> Iterator[Event]:
         """A checkpoint where one is due, a pause or a restart where one is asked for."""
-        reason, restart = night.must_pause(), night.restart_requested
+        reason, restart = monitor.pause_reason(), monitor.restart_requested
         interval_s = 0 if epoch_ends else 60 * self.config.reliability.checkpoint_minutes
         if isinstance(budget := self.learner.budget, TimedBudget):
             interval_s = min(interval_s, CHECKPOINT_SHARE * budget.state.asked_s)
@@ -253,7 +253,7 @@ class Trainer:
         if reason:
             yield Warned(self.learner.state.step, f"paused: {reason}")
             with self.learner.clock.apart("pause"):
-                night.wait()
+                monitor.wait_out_pause()
             yield Warned(self.learner.state.step, "training goes on")
 
     def _is_beyond_skipping(self, point: SchedulePoint) -> bool:
@@ -315,7 +315,7 @@ class Trainer:
             f"({state.n_rollbacks} times).\n{kept}Try a lower rate: --learning-rate {lower:.1g}"
         )
 
-    def _finish(self, night: Night) -> Finished:
+    def _finish(self, monitor: HostMonitor) -> Finished:
         """Score the best model file once more, over the whole validation text where the run was long enough.
 
         A run that was stopped is not made to wait for it.
@@ -324,14 +324,14 @@ class Trainer:
         best, path = (learner.best, self.keeper.best_path) if learner.best else (last, self.keeper.final_path)
         val_loss, scored_tokens = best.val_loss, self.examiner.val_windows.n_tokens
         windows = None
-        if night.stop.signal_number is None:
+        if monitor.stop.signal_number is None:
             left_s = learner.budget.left_s()
             windows = self.examiner.final_windows(None if left_s is None else left_s - AFTERWARDS_S)
         if windows is not None:
             try:
                 with learner.clock.apart("eval"):
                     model = load_model(path, self.model.device, self.model.compute_dtype).model
-                    val_loss, scored_tokens = windows.loss(model, night.beat), windows.n_tokens
+                    val_loss, scored_tokens = windows.loss(model, monitor.beat), windows.n_tokens
             except Exception as failure:
                 if not is_out_of_memory(failure):  # all is saved, and has a score
                     raise
@@ -349,8 +349,8 @@ class Trainer:
             eval_share=learner.clock.eval_s / elapsed_s,
             save_share=learner.clock.save_s / elapsed_s,
             peak_memory_bytes=peak_memory_bytes(self.model.device),
-            stopped_by=night.stop.signal_number,
-            incidents=[*learner.state.incidents, *night.machine.summary()],
+            stopped_by=monitor.stop.signal_number,
+            incidents=[*learner.state.incidents, *monitor.summary()],
             left_s=learner.budget.left_s(),
         )
 

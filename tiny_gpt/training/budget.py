@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.duration import next_time, parse_duration
-from tiny_gpt.host.monitor import system_clocks
+from tiny_gpt.host.clocks import Clocks, system_clocks
 from tiny_gpt.training.schedule import SchedulePoint, schedule_point
 
 # A warm-up takes at most such a part of a timed budget, whatever its steps.
@@ -128,16 +128,6 @@ class TimedBudgetState:
 
 
 @dataclass(frozen=True)
-class Clocks:
-    """In seconds."""
-
-    elapsed: Callable[[], float] = field(default_factory=lambda: system_clocks().elapsed)
-    """Nobody sets it, and it counts while the program is stopped and while the machine sleeps: for --for."""
-    wall: Callable[[], float] = time.time
-    """The one that people see: for --until."""
-
-
-@dataclass(frozen=True)
 class RunRequest:
     """The command that a person gave, once, however often it is started again."""
 
@@ -184,7 +174,7 @@ class TimedBudget:
         self.end_s: Callable[[float], float] = lambda step_s: 0.0
         self.state = state
         self._config, self._train_s, self._steps_at_once = config, train_s, steps_at_once
-        self._clocks = clocks or Clocks()
+        self._clocks = clocks or system_clocks()
         self._spent_before_s, self._start = state.spent_s, self._clocks.elapsed()
         self.steps_left = math.inf
         """As it looked when the last step began."""

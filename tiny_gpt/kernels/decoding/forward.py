@@ -113,8 +113,9 @@ def qwen3(
     norm_1D, head_w, head_b, keys, values,
     x_RD, h_MRD, qkv_RN, y_RN, gate_RF, hidden_RF, scores_MS, logits_MV,
 ):  # fmt: skip
-    """Qwen3's way: rotary positions, RMSNorm, normed queries and keys, SwiGLU; the biases are zeros."""
-    n_rows, n_wanted, n_layer, width = sizes_2[0], sizes_2[1], len(norm1_LD), q_norm_LK.shape[1]
+    """Rotary positions, RMSNorm, SwiGLU, and normalized queries and keys if there are weights for it; the biases are
+    zeros."""
+    n_rows, n_wanted, n_layer, width = sizes_2[0], sizes_2[1], len(norm1_LD), keys.shape[3]
     d_model, h_RD, scores_S = tokens_VD.shape[1], h_MRD[member], scores_MS[member]
     for r in range(member, n_rows, n_members):
         for d in range(d_model):
@@ -129,8 +130,10 @@ def qwen3(
         for head in range(member, n_head, n_members):
             q, k = head * width, (n_head + head) * width
             for r in range(n_rows):
-                rms_norm(qkv_RN, r, q, q_norm_LK, layer, eps, qkv_RN, r)
-                rms_norm(qkv_RN, r, k, k_norm_LK, layer, eps, qkv_RN, r)
+                if q_norm_LK is not None:
+                    rms_norm(qkv_RN, r, q, q_norm_LK, layer, eps, qkv_RN, r)
+                if k_norm_LK is not None:
+                    rms_norm(qkv_RN, r, k, k_norm_LK, layer, eps, qkv_RN, r)
                 rotate(qkv_RN, r, q, cos_SK, sin_SK, rows_R3[r, 2])
                 rotate(qkv_RN, r, k, cos_SK, sin_SK, rows_R3[r, 2])
             _attend_head(layer, head, n_head, n_rows, rows_R3, qkv_RN, keys, values, scores_S, y_RN)

@@ -16,7 +16,7 @@ Weights = dict[str, Array]
 Pack = Callable[[Array], NDArray[Any]]
 
 
-def packed(config: ModelConfig, weights: Weights, in_half: bool) -> tuple[NDArray[Any], ...]:
+def packed(config: ModelConfig, weights: Weights, in_half: bool) -> tuple[NDArray[Any] | None, ...]:
     """All weights, those of all layers together, and the table of angles of rotary positions.
 
     `in_half`: matrices in 16 bits, unless that is too few for one of the numbers.
@@ -56,7 +56,7 @@ def _classic_weights(weights: Weights, n_layer: int, pack: Pack) -> tuple[NDArra
     )
 
 
-def _modern_weights(weights: Weights, n_layer: int, pack: Pack) -> tuple[NDArray[Any], ...]:
+def _modern_weights(weights: Weights, n_layer: int, pack: Pack) -> tuple[NDArray[Any] | None, ...]:
     """In the order that the program takes them, those of all layers together; biases are zeros, the same for all."""
 
     def stacked(name: str, form: Pack) -> NDArray[Any]:
@@ -66,9 +66,12 @@ def _modern_weights(weights: Weights, n_layer: int, pack: Pack) -> tuple[NDArray
         matrices = stacked(name, lambda weight_NK: pack(tiles(weight_NK)))
         return matrices, np.zeros((n_layer, matrices.shape[1] * TILE), dtype=np.float32)
 
+    q_norm_LK = k_norm_LK = None
+    if "blocks.0.attention.q_norm.weight" in weights:
+        q_norm_LK, k_norm_LK = stacked("attention.q_norm", _as_is), stacked("attention.k_norm", _as_is)
     return (
         *(weights["token_embedding.weight"], stacked("norm1", _as_is), *linear("attention.qkv")),
-        *(stacked("attention.q_norm", _as_is), stacked("attention.k_norm", _as_is), *linear("attention.out")),
+        *(q_norm_LK, k_norm_LK, *linear("attention.out")),
         *(stacked("norm2", _as_is), linear("mlp.gate")[0], *linear("mlp.up"), *linear("mlp.down")),
         *(weights["norm.weight"][None], *_head(weights, pack)),
     )

@@ -1,7 +1,7 @@
 """One head's numbers on their way into attention and back: from the rows of all heads into matrices of its own.
 
-What is particular to `qwen3` happens on the way: with `turning`, which holds the weights of the two norms, the cosines
-and sines of positions, and an epsilon, queries and keys are normed and turned by position.
+Rotary positions are applied on the way: `turning` holds the weights of the norms of queries and keys (None for an
+architecture without them), the cosines and sines of positions, and the norms' epsilon.
 
 Letters: R tokens, N all numbers of a token's row, T tokens of a block, S blocks, H heads of K numbers.
 """
@@ -49,9 +49,7 @@ def load_turned(qkv_RN, bias_N, turning, which, first, start, n_places, width, s
             _prefetch(qkv_RN, first + place, start + width, width)
             for i in range(width):
                 row[i] = wide(qkv_RN[first + place, start + i])
-            factor = _scale_of(row, width, eps) * scale
-            for i in range(width):
-                row[i] *= factor * norms_2K[which, i]
+            _normalize(row, width, norms_2K, which, eps, scale)
             for i in range(half):
                 turned[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
                 turned[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
@@ -127,6 +125,31 @@ def _turn_back(
             back[half + i] = b * cos_TK[place, i] - a * sin_TK[place, i]
         for i in range(width):
             row[i] = wide(qkv_RN[first + place, start + i])
+        _normalize_backward(back, row, width, norms_2K, which, eps, grad, above, grad_norm)
+    if grad_norms_SHK is not None:
+        for i in range(width):
+            grad_norms_SHK[block, head, at + i] = grad_norm[i] * scale
+
+
+@compiled_reassoc
+def _normalize(row, width, norms_2K, which, eps, scale):
+    """Scale `row`, and normalize it before if the architecture does that, in place."""
+    if norms_2K is None:
+        for i in range(width):
+            row[i] *= scale
+    else:
+        factor = _scale_of(row, width, eps) * scale
+        for i in range(width):
+            row[i] *= factor * norms_2K[which, i]
+
+
+@compiled_reassoc
+def _normalize_backward(back, row, width, norms_2K, which, eps, grad, above, grad_norm):
+    """From the gradients `back` by the normalized numbers to those by `row`; `row` becomes its normalized self."""
+    if norms_2K is None:
+        for i in range(width):
+            grad[above + i] = back[i]
+    else:
         factor = _scale_of(row, width, eps)
         for i in range(width):
             row[i] *= factor
@@ -137,8 +160,6 @@ def _turn_back(
         along /= _F(width)
         for i in range(width):
             grad[above + i] = factor * (back[i] * norms_2K[which, i] - row[i] * along)
-    for i in range(width):
-        grad_norms_SHK[block, head, at + i] = grad_norm[i] * scale
 
 
 @compiled_reassoc

@@ -231,8 +231,10 @@ class Pass:
         """The weights of the norms of queries and keys and the angles of rotary positions."""
         if self.traits.positions == "learned":
             return None
-        norms = [self.parameters[f"blocks.{i}.attention.{name}_norm.weight"] for name in "qk"]
-        return torch.stack(norms), self.model.rope_cos_TK, self.model.rope_sin_TK, self.eps
+        norms_2K = None
+        if self.traits.qk_norm:
+            norms_2K = torch.stack([self.parameters[f"blocks.{i}.attention.{name}_norm.weight"] for name in "qk"])
+        return norms_2K, self.model.rope_cos_TK, self.model.rope_sin_TK, self.eps
 
     def weight(self, name: str) -> torch.Tensor:
         """A parameter in the dtype of the products, made once."""
