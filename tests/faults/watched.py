@@ -143,7 +143,7 @@ def crashes(trial: Trial) -> list[str]:
     kind, how = trial.rng.choice([*KINDS]), trial.rng.choice([*CRASHES])
     steps = sorted(trial.rng.sample(range(2, 48), trial.rng.randint(1, 6)))
     trial.note(f"{kind}, {how} before the steps {steps}")
-    return is_mended(trial, kind, once_at(trial.folder, steps, CRASHES[how]), "starts again", len(steps))
+    return is_mended(trial, kind, once_at(trial.folder, steps, CRASHES[how]), "restarting it", len(steps))
 
 
 def crashes_always(trial: Trial) -> list[str]:
@@ -154,9 +154,9 @@ def crashes_always(trial: Trial) -> list[str]:
     act = CRASHES[how]
     code, told = watched(trial, kind, lambda _: before_steps(lambda begun: begun == step and act()), LIMITS)
     folder, problems = trial.folder / "run", list[str]()
-    if code == 0 or not any("is not started again" in line for line in told):
+    if code == 0 or not any("is not restarted" in line for line in told):
         problems.append("it was not given up with a clear line")
-    n_restarts = sum("starts again" in line for line in told)
+    n_restarts = sum("restarting it" in line for line in told)
     # The first start makes progress of its own.
     if step > 1 and n_restarts != LIMITS.max_restarts:
         problems.append(f"it was started again {n_restarts} times")
@@ -183,7 +183,7 @@ def killed_from_outside(trial: Trial) -> list[str]:
         code = program.wait()
         text.seek(0)
         told = text.read()
-    n_told = told.count("It starts again from the last checkpoint")
+    n_told = told.count("restarting it from the last checkpoint")
     trial.note(f"exit code {code}, told {n_told} times: {told[-800:]}")
     if code != 0 or n_told != 2:
         return ["it did not go on to the end, or did not tell"]

@@ -254,6 +254,6 @@ def test_a_training_process_that_is_killed_is_started_again_by_itself(tmp_path, 
     finally:
         parent.kill()
     assert parent.returncode == 143, shown
-    assert re.search(r"The training process was ended by signal 9 .* starts again from the last checkpoint", shown)
-    assert "started again: the training process was ended by signal 9" in (folder / "train.log").read_text()
+    assert re.search(r"The training process was killed by signal 9 .* restarting it from the last checkpoint", shown)
+    assert "started again: the training process was killed by signal 9" in (folder / "train.log").read_text()
     assert unfinished(folder)

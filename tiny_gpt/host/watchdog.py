@@ -1,11 +1,11 @@
-"""A light parent that looks after the training process through a night and starts it again when it fails.
+"""A small parent process that supervises the training process and restarts it when it fails.
 
-After a crash, a kill, a hang or memory that grows without end, training goes on from the last checkpoint, unless it
-failed again and again without saving anything new. The two processes share a small file: the child counts its steps in
-it, which is how a hang shows, and the parent asks in it for a fresh start.
+After a crash, a kill, a hang or a memory leak it starts training again from the last checkpoint, unless that failed
+several times in a row without a new checkpoint. The two processes share a small file (heartbeat.py): the child counts
+its steps there, which reveals a hang, and the parent sets a flag there to ask for a new process.
 
-A night asleep is no hang: time counts only while the parent itself runs. The parent ends after the child; where it is
-killed, the child goes on alone.
+Time during which the machine sleeps is no hang: only time in which the parent itself runs counts. The parent exits
+after the child; if the parent is killed, the child continues alone.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,99 +23,130 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import psutil
 
 from tiny_gpt.duration import format_duration
 from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_VARIABLE, N_BYTES, PID, REASON_VARIABLE, RESTART_REQUEST
 
-RESTART_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint is saved, start me again
-STOPPED_CODES = (130, 143)
+RESTART_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "a checkpoint is saved, restart me"
+STOPPED_CODES = (130, 143)  # 128 + SIGINT, 128 + SIGTERM
+# Exit codes after which a restart makes no sense: done, the user's mistake, divergence, no resources (errors.py).
 FINAL_CODES = (0, 2, 3, 4, 5, *STOPPED_CODES)
-WINDOWS_CRASH, WINDOWS_CTRL_C = 0xC0000000, 0xC000013A  # NTSTATUS: where errors start, and one that is none
+WINDOWS_CRASH, WINDOWS_CTRL_C = 0xC0000000, 0xC000013A  # NTSTATUS: the first error code; Ctrl+C, which is not a crash
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+# Steps of a waiting loop, so that a signal ends it soon.
+SLEEP_S = 0.05
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When the parent steps in."""
+    """When the parent intervenes."""
 
     poll_s: float = 1.0
-    hang_s: float = 600.0  # so long without a heartbeat is a hang,
-    hang_factor: float = 10.0  # or so many usual intervals, if that is longer
-    grace_s: float = 30.0  # from SIGTERM to SIGKILL
-    max_restarts: int = 3  # in a row, without a new checkpoint
-    backoff_s: tuple[float, ...] = (1.0, 5.0, 25.0)  # before the first restart in a row, the second, ...
+    hang_s: float = 600.0
+    """A hang is a silence of this length,"""
+    hang_factor: float = 10.0
+    """or of this many median intervals between beats, whichever is longer."""
+    grace_s: float = 30.0
+    """From SIGTERM to SIGKILL."""
+    max_restarts: int = 3
+    """In a row, without a new checkpoint."""
+    backoff_s: tuple[float, ...] = (1.0, 5.0, 25.0)
+    """Wait before the first restart in a row, the second, and so on."""
     leak_poll_s: float = 10.0
-    leak_settle_s: float = 300.0  # the most memory used until then is the usual
-    leak_factor: float = 2.0  # times the usual,
-    leak_slack_bytes: int = 2**30  # and so much more is a leak
-    scarce_share: float = 0.03  # with less of the system's memory left,
-    scarce_factor: float = 1.5  # so many times the usual is one
+    leak_settle_s: float = 300.0
+    """The most memory used in this first time is the baseline."""
+    leak_factor: float = 2.0
+    """A leak is more than this many times the baseline,"""
+    leak_slack_bytes: int = 2**30
+    """plus this."""
+    scarce_share: float = 0.03
+    """While less than this fraction of the system's memory is available,"""
+    scarce_factor: float = 1.5
+    """this many times the baseline already is a leak."""
+
+
+class _Exit(NamedTuple):
+    """How a training process ended."""
+
+    code: int
+    has_begun: bool
+    """Whether it had made a step."""
+    intervention: str
+    """Why the parent ended it, as "hung for 10 min 01 s"; "" if it ended by itself."""
 
 
 def watch(
     first: Sequence[str],
     again: Sequence[str],
     progress: Callable[[], int],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     limits: Limits = Limits(),
 ) -> int:
-    """Run the command `first`, after trouble the command `again`; returns the exit code that a shell should see.
+    """Run the command `first`, and after each failure the command `again`; returns the exit code for the shell.
 
-    `progress` gives a number that rises when work has been saved, `tell` takes a line for the person; if they fail, the
-    watch goes on. An INT or TERM reaches the child once, whether it was sent to both processes or to the parent alone.
+    `progress` returns a number that rises with each checkpoint; `report` takes lines for the user. If either raises,
+    supervision continues. An INT or TERM reaches the child once, whether it was sent to both processes or only to the
+    parent.
     """
-    argv, reason, begun = first, "", False
-    saved, failures = _newest(progress, 0), list[str]()
-    with _noting_signals() as stops:
+    command, reason, has_begun = first, "", False
+    saved, failures = _progress_or(progress, 0), list[str]()
+    with _recorded_signals() as stops:
         while True:
-            code, began, trouble = _run(argv, reason, limits, stops)
-            begun = begun or began
-            failure = _failure(code, trouble)
+            ended = _run(command, reason, limits, stops)
+            has_begun = has_begun or ended.has_begun
+            failure = _failure(ended)
             if not failure:
-                return code
-            failed_code = 128 - code if code < 0 and not trouble else 1
-            if stops or not (begun or code == RESTART_EXIT_CODE):
-                if code != RESTART_EXIT_CODE and (trouble or code != 1):  # else it told what it had to itself
-                    _tell(tell, f"The training process {failure}{'' if begun else ' before training began'}.")
-                return 128 + stops[0] if stops and code != 1 else failed_code
-            earlier, saved = saved, _newest(progress, saved)
-            failures = [*(failures if saved <= earlier else ()), failure]
+                return ended.code
+            if stops or not (has_begun or ended.code == RESTART_EXIT_CODE):
+                # A child that exits with 1 has printed its own message.
+                if ended.code != RESTART_EXIT_CODE and (ended.intervention or ended.code != 1):
+                    _report(report, f"The training process {failure}{'' if has_begun else ' before training began'}.")
+                return 128 + stops[0] if stops and ended.code != 1 else _failed_code(ended)
+            previous, saved = saved, _progress_or(progress, saved)
+            failures = [*(failures if saved <= previous else ()), failure]
             if len(failures) > limits.max_restarts:
-                _tell(tell, f"The training process failed {len(failures)} times without saving anything new: it")
-                for each in failures:
-                    _tell(tell, f"  {each},")
-                _tell(tell, "and is not started again. What it saved is whole; go on from there with: tiny-gpt resume")
-                return failed_code
-            pause_s = limits.backoff_s[min(len(failures), len(limits.backoff_s)) - 1]
-            argv, reason = again, f"the training process {failure}"
-            _tell(tell, f"The training process {failure}. It starts again from the last checkpoint.")
-            for _ in range(round(pause_s / 0.05)):
-                if not stops:
-                    time.sleep(0.05)
+                _report_giving_up(report, failures)
+                return _failed_code(ended)
+            command, reason = again, f"the training process {failure}"
+            _report(report, f"The training process {failure}; restarting it from the last checkpoint.")
+            _wait(limits.backoff_s[min(len(failures), len(limits.backoff_s)) - 1], stops)
             if stops:
                 return 128 + stops[0]
 
 
-def _failure(code: int, trouble: str) -> str:
-    """What "the training process" did that calls for another try; "" if its end is final. `trouble` as from _run."""
-    if code in FINAL_CODES and not (trouble and code in STOPPED_CODES):
+def _failure(ended: _Exit) -> str:
+    """What "the training process" did that calls for a restart; "" if its exit is final."""
+    code = ended.code
+    if code in FINAL_CODES and not (ended.intervention and code in STOPPED_CODES):
         return ""
-    if trouble:
-        return trouble
+    if ended.intervention:
+        return ended.intervention
     if code < 0:
-        why = ", perhaps for want of memory" if code == -9 else ""
-        return f"was ended by signal {-code} ({signal.strsignal(-code)}){why}"
+        cause = ", possibly because memory ran out" if code == -9 else ""
+        return f"was killed by signal {-code} ({signal.strsignal(-code)}){cause}"
     if code >= WINDOWS_CRASH:
         return f"crashed (0x{code:X})"
-    return {1: "failed with an unforeseen error", RESTART_EXIT_CODE: "asked for a fresh start"}.get(code, "")
+    return {1: "failed with an unexpected error", RESTART_EXIT_CODE: "asked for a restart"}.get(code, "")
 
 
-def _run(argv: Sequence[str], reason: str, limits: Limits, stops: list[int]) -> tuple[int, bool, str]:
-    """One training process from start to end: its exit code, whether it began, why the parent ended it or else ""."""
-    # Linux keeps this folder in memory: writing to a mapped file on a full disk can end a process.
+def _failed_code(ended: _Exit) -> int:
+    """What a shell would report: 128 + N for a death by signal N, else 1."""
+    return 128 - ended.code if ended.code < 0 and not ended.intervention else 1
+
+
+def _report_giving_up(report: Callable[[str], None], failures: list[str]) -> None:
+    _report(report, f"The training process failed {len(failures)} times without a new checkpoint:")
+    for failure in failures:
+        _report(report, f"  it {failure}")
+    _report(report, "It is not restarted. Everything already saved is intact; continue with: tiny-gpt resume")
+
+
+def _run(command: Sequence[str], reason: str, limits: Limits, stops: list[int]) -> _Exit:
+    """One training process from start to end. `reason`: why it is a restart, for the child's log."""
+    # On Linux the shared file lies in memory: writing to a mapped file on a full disk kills a process (SIGBUS).
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
     with contextlib.ExitStack() as stack:
         try:
@@ -125,47 +157,43 @@ def _run(argv: Sequence[str], reason: str, limits: Limits, stops: list[int]) -> 
             view = stack.enter_context(memoryview(stack.enter_context(mmap.mmap(file.fileno(), N_BYTES))))
             words = stack.enter_context(view.cast("Q"))
             environment = {**os.environ, HEARTBEAT_VARIABLE: str(path), REASON_VARIABLE: reason}
-            process = stack.enter_context(subprocess.Popen(argv, env=environment))
+            process = stack.enter_context(subprocess.Popen(command, env=environment))
         except OSError as error:
-            return 1, False, f"could not be started ({error.strerror})"
-        return _Child(process, words, file, limits).attend(stops)
+            return _Exit(1, False, f"could not be started ({error.strerror})")
+        return _Child(process, words, file, limits).supervise(stops)
 
 
 class _Child:
-    """A training process that runs, and what was seen of it."""
+    """A running training process, and what the parent has observed of it."""
 
     def __init__(self, process: subprocess.Popen[bytes], words: memoryview, log: BinaryIO, limits: Limits) -> None:
         self._process, self._words, self._signal_log, self._limits = process, words, log, limits
-        self._beats, self._silence_s, self._trouble = 0, 0.0, ""
+        self._beats, self._silence_s, self._intervention = 0, 0.0, ""
         self._intervals_s: deque[float] = deque(maxlen=101)
-        self._memory = _Memory(limits)
-        self._plan: list[tuple[float, Callable[[], None]]] = []  # wait so long, then do that
+        self._leak_detector = _LeakDetector(limits)
+        self._escalation: list[tuple[float, Callable[[], None]]] = []  # (seconds to wait, then what to do)
         self._known_stops: list[int] = []
-        self._passed_on: Counter[int] = Counter()
+        self._n_forwarded: Counter[int] = Counter()
 
-    def attend(self, stops: list[int]) -> tuple[int, bool, str]:
-        """Wait until the process ends; where it hangs or its memory grows, see to it that it does."""
+    def supervise(self, stops: list[int]) -> _Exit:
+        """Wait until the process ends; if it hangs or leaks memory, end it."""
         last = time.monotonic()
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(self._limits.poll_s)
                 code = 130 if code in (-signal.SIGINT, WINDOWS_CTRL_C) else code
-                return code, self._words[BEATS] > 0, self._trouble
+                return _Exit(code, self._words[BEATS] > 0, self._intervention)
             now = time.monotonic()
-            # In a longer gap the computer slept, or both processes were stopped.
+            # A longer gap means that the machine slept or both processes were stopped.
             elapsed_s, last = min(now - last, 2 * self._limits.poll_s), now
-            self._pass_on(stops)
-            self._listen(elapsed_s)
-            if not self._trouble and self._beats:  # preparing a text may take as long as it likes
-                self._trouble = self._find_trouble(elapsed_s)
-            elif self._plan:
-                wait_s, act = self._plan.pop(0)
-                if wait_s > 0:
-                    self._plan.insert(0, (wait_s - elapsed_s, act))
-                else:
-                    act()
+            self._forward_signals(stops)
+            self._count_beats(elapsed_s)
+            if not self._intervention and self._beats:  # before the first step, preparing a text may take any time
+                self._intervention = self._find_trouble(elapsed_s)
+            elif self._escalation:
+                self._escalate(elapsed_s)
 
-    def _listen(self, elapsed_s: float) -> None:
+    def _count_beats(self, elapsed_s: float) -> None:
         beats = self._words[BEATS]
         self._silence_s += elapsed_s
         if beats > self._beats:
@@ -174,70 +202,78 @@ class _Child:
             self._beats, self._silence_s = beats, 0.0
 
     def _find_trouble(self, elapsed_s: float) -> str:
-        """What is wrong, after making the plan for it; "" if all is well."""
-        usual_s = sorted(self._intervals_s)[len(self._intervals_s) // 2] if self._intervals_s else 0.0
+        """Why the process must end, after planning how; "" if all is well."""
+        usual_s = statistics.median_high(self._intervals_s) if self._intervals_s else 0.0
         patience_s = max(self._limits.hang_s, self._limits.hang_factor * usual_s)
         kill = (self._limits.grace_s, self._process.kill)
         if self._silence_s > patience_s:
-            self._plan = [(0.0, self._process.terminate), kill]
+            self._escalation = [(0.0, self._process.terminate), kill]
             return f"hung for {format_duration(self._silence_s)}"
-        growth = self._memory.growth(self._words[PID], elapsed_s)
-        if growth:
+        leak = self._leak_detector.check(self._words[PID], elapsed_s)
+        if leak:  # the child still works, so it may save a checkpoint first
             self._words[RESTART_REQUEST] = 1
-            self._plan = [(patience_s, self._process.terminate), kill]
-        return growth
+            self._escalation = [(patience_s, self._process.terminate), kill]
+        return leak
 
-    def _pass_on(self, stops: list[int]) -> None:
-        """Send the child the stop signals that were known a poll ago and have not reached it too.
+    def _escalate(self, elapsed_s: float) -> None:
+        wait_s, act = self._escalation.pop(0)
+        if wait_s > 0:
+            self._escalation.insert(0, (wait_s - elapsed_s, act))
+        else:
+            act()
 
-        Ctrl+C, `kill %1`, systemd and a shutdown send to both processes, `kill PID` to one. While the child has yet to
-        receive a signal, sending it again does not make it two.
+    def _forward_signals(self, stops: list[int]) -> None:
+        """Send the child those stop signals that the parent knew a poll ago and that have not reached the child.
+
+        Ctrl+C, `kill %1`, systemd and a shutdown send to both processes, `kill PID` only to one. The shared file lists
+        the signals that the child has received. One that is still pending there does not become two when sent again.
         """
         if os.name == "nt":  # only the console sends them, and always to both
             return
         self._signal_log.seek(N_BYTES)
         received = self._signal_log.read()
         for number, n_sent in Counter(self._known_stops).items():
-            if n_sent > max(received.count(number), self._passed_on[number]):
+            if n_sent > max(received.count(number), self._n_forwarded[number]):
                 self._process.send_signal(number)
-                self._passed_on[number] = n_sent
+                self._n_forwarded[number] = n_sent
         self._known_stops = list(stops)
 
 
-class _Memory:
-    """Whether a process's memory outgrows what it was once training had settled."""
+class _LeakDetector:
+    """Compares a process's memory with its baseline: the most it used until training had settled."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._age_s, self._unmeasured_s, self._usual = 0.0, 0.0, 0
+        self._age_s, self._since_poll_s, self._baseline = 0.0, 0.0, 0
         self._latest: deque[int] = deque(maxlen=3)  # a checkpoint or an evaluation may need much for a moment
 
-    def growth(self, pid: int, elapsed_s: float) -> str:
-        """What the memory did if it grew too much, else ""."""
+    def check(self, pid: int, elapsed_s: float) -> str:
+        """How the memory grew, if it grew too much, else "". `elapsed_s` is the time since the last call."""
         limits = self._limits
         self._age_s += elapsed_s
-        self._unmeasured_s += elapsed_s
-        if self._unmeasured_s < limits.leak_poll_s:
+        self._since_poll_s += elapsed_s
+        if self._since_poll_s < limits.leak_poll_s:
             return ""
-        self._unmeasured_s = 0.0
+        self._since_poll_s = 0.0
         used = used_memory_bytes(pid)
-        if self._age_s < limits.leak_settle_s or not self._usual:
-            self._usual = max(self._usual, used)
+        if self._age_s < limits.leak_settle_s or not self._baseline:
+            self._baseline = max(self._baseline, used)
             return ""
         self._latest.append(used)
-        too_much = limits.leak_factor * self._usual + limits.leak_slack_bytes
+        too_much = limits.leak_factor * self._baseline + limits.leak_slack_bytes
         leaks = len(self._latest) == self._latest.maxlen and min(self._latest) > too_much
         system = psutil.virtual_memory()
         is_scarce = system.available < limits.scarce_share * system.total
-        if leaks or (is_scarce and used > limits.scarce_factor * self._usual):
-            return f"grew from {self._usual / 1e9:.1f} to {used / 1e9:.1f} GB of memory"
+        if leaks or (is_scarce and used > limits.scarce_factor * self._baseline):
+            return f"grew from {self._baseline / 1e9:.1f} to {used / 1e9:.1f} GB of memory"
         return ""
 
 
 def used_memory_bytes(pid: int) -> int:
-    """The memory that a process filled itself, swapped or compressed too; 0 if unknown.
+    """The private memory of a process, including what is swapped out or compressed; 0 if unknown.
 
-    Not the unique set size: that counts mapped files, and a long text's tokens, read at random, come in bit by bit.
+    Not its unique set size, which includes pages of mapped files: the tokens of a long text, read at random, are paged
+    in little by little and would look like a leak.
     """
     try:
         if sys.platform == "darwin":
@@ -253,31 +289,38 @@ def used_memory_bytes(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """The stop signals that come from now on, noted instead of obeyed. HUP is left to the child."""
-    noted: list[int] = []
-    earlier = {}
+def _recorded_signals() -> Iterator[list[int]]:
+    """The stop signals that arrive from now on, recorded instead of obeyed. HUP is ignored: the child handles it."""
+    recorded: list[int] = []
+    previous = {}
     if threading.current_thread() is threading.main_thread():
-        # A shell ignores INT for what it runs in the background, and so do we then.
+        # A shell ignores INT for background jobs; so do we then.
         for number in STOP_SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                earlier[number] = signal.signal(number, lambda number, _frame: noted.append(number))
+                previous[number] = signal.signal(number, lambda number, _frame: recorded.append(number))
         if hasattr(signal, "SIGHUP"):
-            earlier[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        yield noted
+        yield recorded
     finally:
-        for number, handler in earlier.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _newest(progress: Callable[[], int], otherwise: int) -> int:
+def _wait(seconds: float, stops: list[int]) -> None:
+    """Sleep, unless a signal arrives."""
+    for _ in range(round(seconds / SLEEP_S)):
+        if not stops:
+            time.sleep(SLEEP_S)
+
+
+def _progress_or(progress: Callable[[], int], default: int) -> int:
     try:
         return progress()
-    except Exception:  # the folder cannot be read just now
-        return otherwise
+    except Exception:  # the run's folder cannot be read just now
+        return default
 
 
-def _tell(tell: Callable[[str], None], line: str) -> None:
-    with contextlib.suppress(Exception):  # nobody is listening
-        tell(line)
+def _report(report: Callable[[str], None], line: str) -> None:
+    with contextlib.suppress(Exception):  # the terminal is gone
+        report(line)
