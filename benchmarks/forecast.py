@@ -34,16 +34,16 @@ from tiny_gpt.planning.types import TextStats
 RUNS = Path(__file__).with_name("forecast_runs.jsonl")
 LAW = Path(forecast.__file__).with_name("scaling_law.json")
 # Tokens that leave a shortfall of one: a matter of units. And the parameters that are worth as much: pairs of runs of
-# different sizes and the same time, 60 and 240 seconds long (docs/log.md).
+# different sizes and the same time, 60 and 240 seconds long (docs/log/planner.md).
 TOKENS, PARAMETERS = 1e6, 2.4e5
-# Powers from 0.4 to 0.6 and readings from 3 to 5 fit these runs equally well, within 0.1% (docs/log.md).
+# Powers from 0.4 to 0.6 and readings from 3 to 5 fit these runs equally well, within 0.1% (docs/log/planner.md).
 POWER = 0.5
 READINGS = 3.0
 # Larger models gained nothing in runs of many readings.
 PARAMETERS_PER_TOKEN = 3.0
 # On texts of 36,000 and 66,000 tokens 3 x 128 was 5 to 6% better than 2 x 64.
 ALWAYS_USEFUL = 7e5
-# What other choices add to ln(bits per byte): means of runs of three minutes beside the recipe's (docs/log.md).
+# What other choices add to ln(bits per byte): means of runs of three minutes beside the recipe's (docs/log/planner.md).
 COSTS = {"optimizer adamw": 0.19, "architecture gpt2": 0.10, CHARACTERS: 0.075}
 # Part of the runs that the interval holds, of texts that the fit has not seen.
 INSIDE = 0.85

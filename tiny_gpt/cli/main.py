@@ -391,7 +391,7 @@ def let_waiting_threads_sleep() -> None:
 
     Call it before torch is first imported. Spinning on made a guide's step three times as slow as sleeping once
     another program was busy on one of two cores; sleeping at once made a small model's step half as slow again on an
-    idle machine (docs/log.md).
+    idle machine (docs/log/training-step.md).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")

@@ -9,7 +9,7 @@ from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
 # A tokenizer is trained on a sample of this size; more text changes little and takes longer.
 SAMPLE_BYTES = 32_000_000
-# From this size of the training text on, bpe gives a lower loss than char (docs/log.md, "the recipe auto").
+# From this size of the training text on, bpe gives a lower loss than char (docs/log/recipe.md, "the recipe auto").
 MIN_BPE_BYTES = 100_000
 
 

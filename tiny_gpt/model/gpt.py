@@ -44,7 +44,7 @@ class GPT(nn.Module):
 
     def _initialize(self) -> None:
         """gpt2: GPT-2's normal weights, narrower where n_layer outputs add up in the residual stream. qwen3: each
-        layer and the head begin with outputs of zero, and all else learns from there (docs/log.md)."""
+        layer and the head begin with outputs of zero, and all else learns from there (docs/log/recipe.md)."""
         starts_at_zero = self.config.traits.initialization == "zero_output"
         residual_std, matrix_std = INIT_STD / math.sqrt(2 * self.config.n_layer), INIT_STD
         if starts_at_zero:
@@ -196,7 +196,7 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm with arithmetic in fp32 at least; its result has the input's dtype.
 
     torch's CPU kernel for bf16 adds up the gradients by weight and bias in bf16, which put them off by half in a
-    guide's step (docs/log.md).
+    guide's step (docs/log/numerics.md).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How much memory a training takes, by arithmetic; held against what it took in docs/log.md."""
+"""How much memory a training takes, by arithmetic; held against what it took in docs/log/planner.md."""
 
 from typing import Any
 

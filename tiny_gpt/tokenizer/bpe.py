@@ -3,7 +3,7 @@
 Byte-level, like GPT-2's (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019): every text is
 encoded, and decodes to the same bytes. The `tokenizers` library trains the merges and encodes single words. What this
 module adds is speed: texts repeat their words, so each word is encoded once and cached. The ids are the library's own,
-several times as fast (docs/log.md).
+several times as fast (docs/log/data.md).
 """
 
 import json
