@@ -1,7 +1,6 @@
 """The recipe `auto`: every setting that a person has left to it, from the text, the budget and the machine's speed.
 
-Pure. The numbers are those of runs on TinyShakespeare and on the source of Python's library (docs/log/recipe.md, "the recipe
-auto").
+Pure. The constants come from runs on TinyShakespeare and on the source of Python's library (docs/log/recipe.md).
 """
 
 import math
