@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from tiny_gpt import backends
 from tiny_gpt.backends import BACKENDS
 from tiny_gpt.config import ModelConfig
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.model import gpt
 from tiny_gpt.model.gpt import GPT
 
@@ -67,7 +68,7 @@ def assert_close(found, expected, tolerance):
         assert (found[1][name] - gradient).norm() <= tolerance * gradient.norm(), name
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_what_a_gpu_computes_is_of_one_piece_and_has_the_same_gradients(
     as_on_a_gpu, monkeypatch, architecture, dtype, tolerance

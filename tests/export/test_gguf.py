@@ -18,6 +18,7 @@ from gguf.quants import dequantize
 from tokenizers import models, pre_tokenizers
 
 from tiny_gpt.config import ModelConfig
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.gguf import F16_FILE, MODELFILE, Q8_0_FILE, write_gguf
 from tiny_gpt.model.gpt import GPT
@@ -26,7 +27,6 @@ from tiny_gpt.model_io.stored_model import Progress
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
 from tiny_gpt.tokenizer.byte_char import ByteTokenizer, CharTokenizer, to_utf8
 
-ARCHITECTURES = ["gpt2", "qwen3"]
 TEXT = "The cat sat on the mat.\r\n  It's 1,234 “words” — naïve, it isn't! 中文 😀\n"
 
 
@@ -60,14 +60,14 @@ SHAPES = {
     "small": dict(n_layer=2, n_head=3, d_model=96, d_ff=160, block_size=150),
     "guide": dict(n_layer=4, n_head=8, d_model=256, d_ff=1024, block_size=128),
 }
-# What qwen3 alone has: heads whose widths do not add up to d_model, and another base of the positions' angles.
-MODERN_SHAPES = SHAPES | {"small": SHAPES["small"] | dict(head_dim=64, rope_theta=500_000.0)}
+# With rotary positions: heads whose widths do not add up to d_model, and another base of the angles.
+ROTARY_SHAPES = SHAPES | {"small": SHAPES["small"] | dict(head_dim=64, rope_theta=500_000.0)}
 
 
 def make_model(architecture, tokenizer, shape="tiny", **changes):
     """A model whose every weight is random, about as large as training makes them."""
     torch.manual_seed(0)
-    shapes = MODERN_SHAPES if architecture == "qwen3" else SHAPES
+    shapes = ROTARY_SHAPES if ARCHITECTURES[architecture].positions == "rotary" else SHAPES
     model = GPT(ModelConfig(architecture=architecture, **shapes[shape] | changes), tokenizer.vocab_size)
     with torch.no_grad():
         for weight in model.parameters():
@@ -87,7 +87,7 @@ def expected_tensors(model):
     """The weights by llama.cpp's names, spelled out once more."""
     weights = {name: weight.numpy() for name, weight in model.state_dict().items()}
     expected = {"token_embd.weight": weights.pop("token_embedding.weight"), "output.weight": weights.pop("head.weight")}
-    if model.config.architecture == "gpt2":
+    if model.config.traits.positions == "learned":
         expected["position_embd.weight"] = weights.pop("position_embedding.weight")
     names = {"norm1": "attn_norm", "norm2": "ffn_norm", "attention.out": "attn_output", "attention.qkv": "attn_qkv"}
     names |= {"attention.q_norm": "attn_q_norm", "attention.k_norm": "attn_k_norm"}

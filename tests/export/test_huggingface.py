@@ -6,7 +6,7 @@ import random
 import sys
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +18,11 @@ from tiny_gpt.cli.arguments import ExportCommand
 from tiny_gpt.cli.export import name_of
 from tiny_gpt.cli.main import main
 from tiny_gpt.config import CONFIG_FILE, ModelConfig, RunConfig, SampleConfig
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.errors import OutOfResourcesError, UsageError
 from tiny_gpt.export import export as export_module
 from tiny_gpt.export import huggingface as hf
-from tiny_gpt.export.export import FORMATS, export
+from tiny_gpt.export.export import EXPORTERS, export
 from tiny_gpt.export.huggingface import write_hf
 from tiny_gpt.export.model_card import card
 from tiny_gpt.inference.engine import engine_for
@@ -46,15 +47,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "odd numbers": dict(n_layer=3, n_head=3, d_model=18, d_ff=50),
     "multiples of 64": dict(n_layer=2, n_head=2, d_model=128, d_ff=192),
 }
-OF_MODERN = {"odd numbers": dict(head_dim=10, rope_theta=50_000.0)}
-CASES = list(itertools.product(typing.get_args(Literal["gpt2", "qwen3"]), TOKENIZERS, SIZES))
+ROTARY = {"odd numbers": dict(head_dim=10, rope_theta=50_000.0)}
+CASES = list(itertools.product(ARCHITECTURES, TOKENIZERS, SIZES))
 PROGRESS = Progress(step=1234, epoch=3, train_loss=1.25, val_loss=1.5, val_bits_per_byte=2.0625)
 
 
 def random_model(architecture: Any, tokenizer: str = "char", size: str = "tiny") -> LoadedModel:
     """Every parameter random, also biases and norm weights, so that none can be left out unnoticed."""
     torch.manual_seed(0)
-    settings = SIZES[size] | (OF_MODERN.get(size, {}) if architecture == "qwen3" else {})
+    settings = SIZES[size] | (ROTARY.get(size, {}) if ARCHITECTURES[architecture].positions == "rotary" else {})
     config = ModelConfig(architecture, block_size=128, **settings)
     model = GPT(config, TOKENIZERS[tokenizer].vocab_size).eval()
     with torch.no_grad():
@@ -146,7 +147,7 @@ def test_the_folder_is_whole_and_needs_no_code(tmp_path: Path, architecture: str
         assert weights.metadata() == {"format": "pt"}
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_transformers_writes_on_by_itself_and_trains_further(tmp_path: Path, architecture: str) -> None:
     export(random_model(architecture, size="multiples of 64"), "hf", tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -219,7 +220,7 @@ def test_settings_of_a_stranger_cannot_shape_the_card() -> None:
 # --- the folder, whole or absent ---
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", EXPORTERS)
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, to: str) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(UsageError, match=r"model is there already; name another place with --out"):
@@ -276,15 +277,15 @@ def test_the_plain_folder_holds_everything_by_our_own_names(tmp_path: Path) -> N
 
 
 def test_the_command_offers_every_format() -> None:
-    assert typing.get_args(typing.get_type_hints(ExportCommand)["to"]) == tuple(FORMATS)
+    assert typing.get_args(typing.get_type_hints(ExportCommand)["to"]) == tuple(EXPORTERS)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_mlx_is_named_where_it_computes_the_same(tmp_path: Path, architecture: str) -> None:
     """mlx-lm's GPT-2 takes the embedding for the head."""
     notes = write_hf(random_model(architecture), tmp_path)
     told = "\n".join([*notes, (tmp_path / "README.md").read_text(encoding="utf-8")])
-    assert told.count("mlx_lm.generate") == (2 if architecture == "qwen3" else 0)
+    assert told.count("mlx_lm.generate") == (0 if architecture == "gpt2" else 2)
 
 
 def test_the_command_names_the_folder_after_the_run_and_tells_what_to_type(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -24,6 +24,7 @@ from transformers.generation.logits_process import (
 
 from tiny_gpt.bootstrap import ROOT
 from tiny_gpt.config import ModelConfig, SampleConfig
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.inference.engine import Engine, engine_for, make_decoder
 from tiny_gpt.inference.generate import stream, write
 from tiny_gpt.inference.sampling import keep_min_p, keep_top_k, keep_top_p, penalize, sample
@@ -43,7 +44,7 @@ LOGITS_BOUND = 1e-4
 GREEDY = SampleConfig(temperature=0.0)
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
-both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+all_architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def random_model(architecture: Any, block_size: int = BLOCK_SIZE) -> GPT:
@@ -195,7 +196,7 @@ def test_the_highest_random_number_draws_a_token_that_was_not_ruled_out() -> Non
 # --- decoding ---
 
 
-@both_architectures
+@all_architectures
 @pytest.mark.parametrize("kind", [compiled, TorchDecoder])
 @pytest.mark.parametrize("n_read", [1, 5, BLOCK_SIZE])
 def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: str, kind: Any, n_read: int) -> None:
@@ -209,7 +210,7 @@ def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: st
         assert np.abs(logits_V - logits_after(model, ids[:n_seen]).numpy()).max() <= LOGITS_BOUND
 
 
-@both_architectures
+@all_architectures
 @pytest.mark.parametrize("block_size", [1, 2, 3, BLOCK_SIZE, MAX_ROWS + 9])
 @pytest.mark.parametrize("kind", [compiled, TorchDecoder])
 def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
@@ -236,7 +237,7 @@ def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
                 assert np.abs(row_V - logits_after(model, texts[text]).numpy()).max() <= LOGITS_BOUND
 
 
-@both_architectures
+@all_architectures
 @pytest.mark.parametrize("in_half", [False, True])
 def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
     architecture: str, in_half: bool, monkeypatch: pytest.MonkeyPatch
@@ -257,7 +258,7 @@ def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
             np.testing.assert_array_equal(first, other)
 
 
-@both_architectures
+@all_architectures
 def test_weights_in_16_bits_change_logits_no_more_than_their_rounding(architecture: str) -> None:
     model, ids = random_model(architecture), list(range(10))
     exact_V, rounded_V = (compiled(model, 1, in_half).read(ids, 0) for in_half in (False, True))
@@ -329,7 +330,7 @@ def written(model: GPT, prompt: str, config: SampleConfig) -> list[int]:
     return text.ids[-text.n_tokens :]
 
 
-@both_architectures
+@all_architectures
 def test_temperature_zero_follows_the_uncached_model_within_and_beyond_the_block(architecture: str) -> None:
     """Beyond the block, the likeliest token after some last part of the text, at least half a block long."""
     model = random_model(architecture)
@@ -341,7 +342,7 @@ def test_temperature_zero_follows_the_uncached_model_within_and_beyond_the_block
     assert len(set(text)) > 5, "a model that repeats itself proves nothing"
 
 
-@both_architectures
+@all_architectures
 @pytest.mark.parametrize("block_size", [1, 2, 3, BLOCK_SIZE])
 def test_writes_as_many_tokens_as_asked_for(architecture: str, block_size: int) -> None:
     model = random_model(architecture, block_size)
@@ -350,7 +351,7 @@ def test_writes_as_many_tokens_as_asked_for(architecture: str, block_size: int) 
         assert len(ids) == max_tokens and all(0 <= i < VOCAB_SIZE for i in ids)
 
 
-@both_architectures
+@all_architectures
 def test_same_seed_writes_the_same_and_another_seed_something_else(architecture: str) -> None:
     model = writer(random_model(architecture))
     config = SampleConfig(prompt="A", max_tokens=30)
@@ -365,7 +366,7 @@ def test_writing_does_not_touch_torchs_own_generator() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@both_architectures
+@all_architectures
 def test_of_a_prompt_longer_than_the_block_its_end_is_read(architecture: str) -> None:
     model = random_model(architecture)
     prompt = "".join(map(chr, np.random.default_rng(4).integers(128, size=5 * BLOCK_SIZE)))
@@ -374,7 +375,7 @@ def test_of_a_prompt_longer_than_the_block_its_end_is_read(architecture: str) ->
     assert whole[0] == logits_after(model, prompt[-BLOCK_SIZE:].encode()).argmax()
 
 
-@both_architectures
+@all_architectures
 def test_a_text_depends_on_its_own_seed_only(architecture: str) -> None:
     model = writer(random_model(architecture))
     config = SampleConfig(prompt="A", max_tokens=4 * BLOCK_SIZE, temperature=1.0, stop=("q",))

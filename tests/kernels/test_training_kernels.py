@@ -13,6 +13,7 @@ import torch
 
 from tiny_gpt.backends import BACKENDS
 from tiny_gpt.config import ModelConfig
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.device import pick_precision
 from tiny_gpt.kernels.threads import WORKERS
 from tiny_gpt.kernels.training import attention, loss
@@ -37,7 +38,7 @@ dtypes = pytest.mark.parametrize(
         ),
     ],
 )
-architectures = pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def fused_model(architecture, dtype, n_head=2, d_model=32, d_ff=48, block_size=40, dropout=0.0, vocab_size=23):

@@ -1,21 +1,21 @@
-"""The network against transformers' own classes, its initialization, and what dropout and bf16 may change.
+"""The network compared with transformers' classes; its initialization, dropout and bf16.
 
-Every parameter of the models below is random, also biases and norm weights, so that none can be left out unnoticed.
+All parameters of the models below are random, biases and norm weights too, so that none can be left out unnoticed.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from tests.model.reference import as_hf, hf_copy, hf_model
 from tiny_gpt.config import ModelConfig
+from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.model.gpt import GPT
 
-Architecture = Literal["gpt2", "qwen3"]
 VOCAB_SIZE = 67
 LOGITS_BOUND = 2e-5  # five times what was measured; a norm's other epsilon or GELU's other form is far above it
 SIZES: dict[str, dict[str, Any]] = {
@@ -23,9 +23,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "odd numbers": dict(n_layer=3, n_head=3, d_model=18, d_ff=50, block_size=37),
     "guide's heads": dict(n_layer=2, n_head=4, d_model=128, d_ff=512, block_size=96),
 }
-OF_MODERN: dict[str, Any] = dict(head_dim=10, rope_theta=1e6)  # neither is what it would be without being said
+ROTARY: dict[str, Any] = dict(head_dim=10, rope_theta=1e6)  # neither is the default
 
-both_architectures = pytest.mark.parametrize("architecture", get_args(Architecture))
+all_architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 all_sizes = pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
 
 
@@ -47,107 +47,13 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.grad
 
 
-def stock_model(config: ModelConfig) -> PreTrainedModel:
-    """The class of transformers that a model of ours must load into, with weights of its own."""
-    settings: dict[str, Any]
-    if config.architecture == "gpt2":
-        settings = dict(
-            vocab_size=VOCAB_SIZE,
-            n_positions=config.block_size,
-            n_embd=config.d_model,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_inner=config.d_ff,
-            activation_function="gelu_new",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
-        return GPT2LMHeadModel(GPT2Config(**settings))
-    settings = dict(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=config.d_model,
-        intermediate_size=config.d_ff,
-        num_hidden_layers=config.n_layer,
-        num_attention_heads=config.n_head,
-        num_key_value_heads=config.n_head,
-        head_dim=config.dim_per_head,
-        max_position_embeddings=config.block_size,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        attention_bias=False,
-        tie_word_embeddings=False,
-        attn_implementation="eager",
-    )
-    return Qwen3ForCausalLM(Qwen3Config(**settings))
-
-
-CLASSIC_NAMES = {
-    "token_embedding": "transformer.wte",
-    "position_embedding": "transformer.wpe",
-    "blocks": "transformer.h",
-    "norm1": "ln_1",
-    "attention.qkv": "attn.c_attn",
-    "attention.out": "attn.c_proj",
-    "norm2": "ln_2",
-    "mlp.up": "mlp.c_fc",
-    "mlp.down": "mlp.c_proj",
-    "norm": "transformer.ln_f",
-    "head": "lm_head",
-}
-MODERN_NAMES = {
-    "token_embedding": "model.embed_tokens",
-    "blocks": "model.layers",
-    "norm1": "input_layernorm",
-    "attention.out": "self_attn.o_proj",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "norm2": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
-
-
-def as_stock(name: str, value: torch.Tensor, architecture: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """A weight of ours, or its gradient, under the name and in the layout of transformers."""
-    module, kind = name.rsplit(".", 1)
-    prefix, inner = "", module
-    names = CLASSIC_NAMES if architecture == "gpt2" else MODERN_NAMES
-    if module.startswith("blocks."):
-        _, layer, inner = module.split(".", 2)
-        prefix = f"{names['blocks']}.{layer}."
-    if architecture == "qwen3" and inner == "attention.qkv":
-        for letter, part in zip("qkv", value.chunk(3), strict=True):
-            yield f"{prefix}self_attn.{letter}_proj.{kind}", part
-        return
-    is_conv1d = architecture == "gpt2" and prefix and value.ndim == 2  # GPT-2 stores (in, out)
-    yield f"{prefix}{names[inner]}.{kind}", value.T if is_conv1d else value
-
-
-def stock_twin(model: GPT) -> PreTrainedModel:
-    """transformers' model with the weights of ours; loading is strict, so none is missing and none left over."""
-    twin, architecture = stock_model(model.config), model.config.architecture
-    weights = model.named_parameters()
-    twin.load_state_dict(
-        {name: value for ours, weight in weights for name, value in as_stock(ours, weight.detach(), architecture)}
-    )
-    return twin.eval()
-
-
-@both_architectures
+@all_architectures
 @all_sizes
-def test_logits_equal_those_of_transformers(architecture: Architecture, size: dict[str, Any]) -> None:
+def test_logits_equal_those_of_transformers(architecture: str, size: dict[str, Any]) -> None:
     config = ModelConfig(architecture=architecture, dropout=0.0, **size)
     model = random_model(config)
     ids_BT = random_ids(config)
-    expected = stock_twin(model)(ids_BT).logits.detach()
+    expected = hf_copy(model)(ids_BT).logits.detach()
     assert expected.std() > 0.1
     with torch.no_grad():
         evaluated = model.eval()(ids_BT)
@@ -156,39 +62,40 @@ def test_logits_equal_those_of_transformers(architecture: Architecture, size: di
     assert (trained - expected).abs().max() <= LOGITS_BOUND
 
 
-@both_architectures
+@all_architectures
 @all_sizes
-def test_loss_and_its_gradients_equal_those_of_transformers(architecture: Architecture, size: dict[str, Any]) -> None:
+def test_loss_and_gradients_equal_those_of_transformers(architecture: str, size: dict[str, Any]) -> None:
     config = ModelConfig(architecture=architecture, dropout=0.0, **size)
     model = random_model(config).train()
-    twin = stock_twin(model)
+    reference = hf_copy(model)
     ids_BT = random_ids(config)
     loss = model.losses(ids_BT[:, :-1], ids_BT[:, 1:]).mean()
-    expected = twin(ids_BT, labels=ids_BT).loss  # shifts the labels itself
+    expected = reference(ids_BT, labels=ids_BT).loss  # shifts the labels itself
     assert loss.item() == pytest.approx(expected.item(), abs=2e-6)
     loss.backward()
     expected.backward()
-    expected_of = {name: gradient_of(parameter) for name, parameter in twin.named_parameters()}
+    expected_of = {name: gradient_of(parameter) for name, parameter in reference.named_parameters()}
     largest = max(gradient.abs().max().item() for gradient in expected_of.values())
     for ours, parameter in model.named_parameters():
-        for name, gradient in as_stock(ours, gradient_of(parameter), architecture):
+        for name, gradient in as_hf(ours, gradient_of(parameter), architecture):
             torch.testing.assert_close(gradient, expected_of[name], rtol=1e-4, atol=1e-5 * largest, msg=name)
 
 
 @all_sizes
-def test_heads_of_any_width_and_other_angles_compute_as_in_transformers(size: dict[str, Any]) -> None:
-    config = ModelConfig("qwen3", dropout=0.0, **size | OF_MODERN)
+@pytest.mark.parametrize("architecture", [name for name, traits in ARCHITECTURES.items() if traits.custom_head_dim])
+def test_head_dim_and_rope_theta_are_those_of_transformers(architecture: str, size: dict[str, Any]) -> None:
+    config = ModelConfig(architecture, dropout=0.0, **size | ROTARY)
     model = random_model(config)
     ids_BT = random_ids(config)
     with torch.no_grad():
-        assert (model(ids_BT) - stock_twin(model)(ids_BT).logits).abs().max() <= LOGITS_BOUND
-        otherwise = GPT(ModelConfig("qwen3", dropout=0.0, **size | OF_MODERN | {"rope_theta": 10_000.0}), VOCAB_SIZE)
-        otherwise.load_state_dict(model.state_dict())
-        assert (model(ids_BT) - otherwise(ids_BT)).abs().max() > 100 * LOGITS_BOUND
+        assert (model(ids_BT) - hf_copy(model)(ids_BT).logits).abs().max() <= LOGITS_BOUND
+        other_theta = GPT(replace(config, rope_theta=10_000.0), VOCAB_SIZE)
+        other_theta.load_state_dict(model.state_dict())
+        assert (model(ids_BT) - other_theta(ids_BT)).abs().max() > 100 * LOGITS_BOUND
 
 
-@both_architectures
-def test_losses_are_the_nats_of_each_target(architecture: Architecture) -> None:
+@all_architectures
+def test_losses_are_nats_per_target(architecture: str) -> None:
     config = ModelConfig(architecture=architecture, dropout=0.0, **SIZES["odd numbers"])
     model = random_model(config).eval()
     ids_BT = random_ids(config)
@@ -199,8 +106,8 @@ def test_losses_are_the_nats_of_each_target(architecture: Architecture) -> None:
     torch.testing.assert_close(losses_BT.double(), expected_BT, rtol=1e-5, atol=1e-5)
 
 
-@both_architectures
-def test_no_position_sees_the_future(architecture: Architecture) -> None:
+@all_architectures
+def test_no_position_sees_later_ones(architecture: str) -> None:
     config = ModelConfig(architecture=architecture, dropout=0.0, **SIZES["odd numbers"])
     model = random_model(config)
     ids_BT = random_ids(config)
@@ -212,8 +119,8 @@ def test_no_position_sees_the_future(architecture: Architecture) -> None:
         assert (before[:, n_seen:] - after[:, n_seen:]).abs().max() > 0.1
 
 
-@both_architectures
-def test_bf16_stays_close_to_fp32(architecture: Architecture) -> None:
+@all_architectures
+def test_bf16_stays_close_to_fp32(architecture: str) -> None:
     """Logits within 3% of their spread (root mean square); every weight's gradient within 6%."""
     config = ModelConfig(architecture=architecture, dropout=0.0, **SIZES["guide's heads"])
     ids_BT = random_ids(config)
@@ -231,20 +138,21 @@ def test_bf16_stays_close_to_fp32(architecture: Architecture) -> None:
         assert error < 0.06, name
 
 
-@both_architectures
-def test_initial_weights_are_gpt2s_or_have_the_layers_begin_with_no_output(architecture: Architecture) -> None:
-    """gpt2: normal with std 0.02, narrower by sqrt(2 n_layer) where outputs add up in the residual stream.
-    qwen3: nothing there and in the head, std 0.5 / sqrt(d_model) in the layers' other matrices."""
+@all_architectures
+def test_initial_weights_have_the_documented_spread(architecture: str) -> None:
+    """GPT-2's: normal with std 0.02, divided by sqrt(2 n_layer) where outputs add up in the residual stream.
+    zero_output: zeros there and in the head, std 0.5 / sqrt(d_model) in the blocks' other matrices."""
+    is_gpt2 = ARCHITECTURES[architecture].initialization == "gpt2"
     config = ModelConfig(architecture=architecture, **SIZES["guide's heads"])
     torch.manual_seed(0)
     for name, parameter in GPT(config, VOCAB_SIZE).named_parameters():
-        (stock_name, value), *_ = as_stock(name, parameter.detach(), architecture)
+        (hf_name, value), *_ = as_hf(name, parameter.detach(), architecture)
         if value.ndim == 2:
             std = 0.02
-            if stock_name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight")):
-                std = 0.02 / math.sqrt(2 * config.n_layer) if architecture == "gpt2" else 0.0
-            elif architecture == "qwen3" and stock_name != "model.embed_tokens.weight":
-                std = 0.0 if stock_name == "lm_head.weight" else 0.5 / math.sqrt(config.d_model)
+            if hf_name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight")):
+                std = 0.02 / math.sqrt(2 * config.n_layer) if is_gpt2 else 0.0
+            elif not is_gpt2 and hf_name != "model.embed_tokens.weight":
+                std = 0.0 if hf_name == "lm_head.weight" else 0.5 / math.sqrt(config.d_model)
             n = parameter.numel()
             assert parameter.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * n)), name
             assert abs(parameter.mean().item()) <= 5 * std / math.sqrt(n), name
@@ -252,8 +160,8 @@ def test_initial_weights_are_gpt2s_or_have_the_layers_begin_with_no_output(archi
             assert (value == (0.0 if name.endswith("bias") else 1.0)).all(), name
 
 
-@both_architectures
-def test_an_untrained_model_has_no_preference(architecture: Architecture) -> None:
+@all_architectures
+def test_untrained_loss_is_that_of_a_uniform_guess(architecture: str) -> None:
     config = ModelConfig(architecture=architecture, **SIZES["guide's heads"])
     torch.manual_seed(0)
     ids_BT = random_ids(config)
@@ -261,18 +169,18 @@ def test_an_untrained_model_has_no_preference(architecture: Architecture) -> Non
     assert losses_BT.mean().item() == pytest.approx(math.log(VOCAB_SIZE), abs=0.1)
 
 
-@both_architectures
+@all_architectures
 @all_sizes
-def test_n_parameters_counts_like_transformers(architecture: Architecture, size: dict[str, Any]) -> None:
+def test_n_parameters_is_that_of_transformers(architecture: str, size: dict[str, Any]) -> None:
     config = ModelConfig(architecture=architecture, **size)
     with torch.device("meta"):
-        assert GPT(config, VOCAB_SIZE).n_parameters == stock_model(config).num_parameters()
+        assert GPT(config, VOCAB_SIZE).n_parameters == hf_model(config, VOCAB_SIZE).num_parameters()
 
 
-@both_architectures
+@all_architectures
 @pytest.mark.parametrize("silenced", ["attention.out", "mlp.down"])
-def test_dropout_acts_on_attention_and_feed_forward_in_training_only(architecture: Architecture, silenced: str) -> None:
-    """With the one branch silenced, the other still varies in training, and neither does in evaluation."""
+def test_dropout_acts_on_each_branch_in_training_only(architecture: str, silenced: str) -> None:
+    """With the output of one branch at zero, the other still varies in training, and neither does in evaluation."""
     config = ModelConfig(architecture=architecture, dropout=0.5, **SIZES["one layer"])
     model = random_model(config)
     ids_BT = random_ids(config)
@@ -282,14 +190,14 @@ def test_dropout_acts_on_attention_and_feed_forward_in_training_only(architectur
                 parameter.zero_()
     assert not torch.equal(model.train()(ids_BT), model(ids_BT))
     assert torch.equal(model.eval()(ids_BT), model(ids_BT))
-    plain = GPT(ModelConfig(architecture=architecture, dropout=0.0, **SIZES["one layer"]), VOCAB_SIZE)
-    plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(model(ids_BT), plain(ids_BT))
+    without = GPT(ModelConfig(architecture=architecture, dropout=0.0, **SIZES["one layer"]), VOCAB_SIZE)
+    without.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(ids_BT), without(ids_BT))
 
 
-@both_architectures
-def test_gradients_belong_to_the_very_dropout_drawn(architecture: Architecture) -> None:
-    """Along each weight's gradient the loss climbs as fast as the gradient is long, same seed each time (1%)."""
+@all_architectures
+def test_gradients_with_dropout_equal_finite_differences(architecture: str) -> None:
+    """Along each weight's gradient the loss rises as fast as the gradient is long (within 1%), with the same seed."""
     config = ModelConfig(architecture=architecture, dropout=0.3, n_layer=2, n_head=2, d_model=16, d_ff=24, block_size=9)
     model = random_model(config).train()
     ids_BT = random_ids(config, batch_size=4)

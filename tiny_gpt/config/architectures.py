@@ -13,6 +13,8 @@ from typing import Literal
 class Architecture:
     """What distinguishes one decoder-only transformer from another."""
 
+    summary: str
+    """For --help."""
     norm: Literal["layernorm", "rmsnorm"]
     """LayerNorm (arXiv 1607.06450) with a bias, or RMSNorm (arXiv 1910.07467) without."""
     norm_eps: float
@@ -35,6 +37,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
     "gpt2": Architecture(
+        summary="learned positions, LayerNorm, GELU",
         norm="layernorm",
         norm_eps=1e-5,
         positions="learned",
@@ -46,6 +49,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     # arXiv 2505.09388
     "qwen3": Architecture(
+        summary="rotary positions, RMSNorm, SwiGLU; usually reaches a lower loss",
         norm="rmsnorm",
         norm_eps=1e-6,
         positions="rotary",

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
 
 from tiny_gpt.config.architectures import ARCHITECTURES, Architecture
 from tiny_gpt.config.checks import require, require_positive
@@ -14,16 +16,16 @@ if TYPE_CHECKING:
     ArchitectureName = str
 else:
     ArchitectureName = Literal[tuple(ARCHITECTURES)]
+_ARCHITECTURE_HELP = "Published design that the network follows; other tools can load all of them."
+for _name, _traits in ARCHITECTURES.items():
+    _ARCHITECTURE_HELP += f"\n{_name}: {_traits.summary}."
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of the network."""
 
-    architecture: ArchitectureName = "gpt2"
-    """Published design that the network follows; other tools can load all of them.
-    gpt2: learned positions, LayerNorm, GELU.
-    qwen3: rotary positions, RMSNorm, SwiGLU; usually reaches a lower loss."""
+    architecture: Annotated[ArchitectureName, arg(help=_ARCHITECTURE_HELP)] = "gpt2"
     n_layer: int = 4
     """Number of transformer blocks."""
     n_head: int = 8

@@ -27,7 +27,7 @@ def export(loaded: LoadedModel, to: str, target: Path) -> list[str]:
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         beside.mkdir(parents=True)
-        notes = FORMATS[to](loaded, beside)
+        notes = EXPORTERS[to](loaded, beside)
         for path in beside.iterdir():
             with open(path, "rb+") as file:
                 sync_to_disk(file.fileno())
@@ -76,7 +76,7 @@ def _write_gguf(loaded: LoadedModel, folder: Path) -> list[str]:
     return write_gguf(loaded, folder)
 
 
-FORMATS: dict[str, Callable[[LoadedModel, Path], list[str]]] = {
+EXPORTERS: dict[str, Callable[[LoadedModel, Path], list[str]]] = {
     "hf": write_hf,
     "gguf": _write_gguf,
     "safetensors": write_safetensors,
