@@ -152,16 +152,17 @@ def planned(architecture: str, optimizer: str, text: tuple[int, int, int, int, f
     """What the recipe chooses on a machine of a given speed for a text of (train bytes, train tokens, validation
     tokens, vocabulary, bits of the probe), and the bits per byte to expect: middle, low, high."""
     from tiny_gpt.config.recipes import RECIPES
-    from tiny_gpt.planning.heuristics import Budget, choose, steps_of
+    from tiny_gpt.planning.heuristics import ComputeBudget, choose_settings, steps_for
     from tiny_gpt.planning.scaling_law import forecast
-    from tiny_gpt.planning.throughput import StepTimes
+    from tiny_gpt.planning.throughput import StepTimeModel
     from tiny_gpt.planning.types import TextStats
 
     asked = RECIPES["auto"].with_flat(dict(architecture=architecture, optimizer=optimizer), "a test")
-    speed, budget, known = StepTimes(0.005, 2e-12, text[3]), Budget(3600 * hours), TextStats(*text)
-    config = choose(asked, known, budget, speed, lambda _: True)
-    steps = steps_of(config, budget, speed)
-    expected = forecast(config, known, steps)
+    step_time, budget = StepTimeModel(0.005, 2e-12, text[3]), ComputeBudget(3600 * hours)
+    stats = TextStats(*text)
+    config = choose_settings(asked, stats, budget, step_time, lambda _: True)
+    steps = steps_for(config, budget, step_time)
+    expected = forecast(config, stats, steps)
     model, train = config.model, config.train
     return {
         "n_layer": model.n_layer,
@@ -176,7 +177,7 @@ def planned(architecture: str, optimizer: str, text: tuple[int, int, int, int, f
         "weight_decay": train.weight_decay,
         "token_noise": train.token_noise,
         "steps": steps,
-        "bits_per_byte": [expected.middle, expected.low, expected.high],
+        "bits_per_byte": [expected.bits_per_byte, expected.low, expected.high],
     }
 
 

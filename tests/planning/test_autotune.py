@@ -1,4 +1,4 @@
-"""The fastest way to compute a step is found by trying: with candidates whose seconds are made up, never by a clock."""
+"""Autotuning on simulated machines: candidates take made-up seconds by a made-up clock."""
 
 import itertools
 import json
@@ -11,9 +11,9 @@ from tiny_gpt import device
 from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import cache_folder
-from tiny_gpt.planning import autotune
-from tiny_gpt.planning.autotune import Trial, backend_candidates, choose_backend, race
-from tiny_gpt.planning.types import Candidate
+from tiny_gpt.planning import autotune, autotune_cache
+from tiny_gpt.planning.autotune import Workload, backend_candidates, choose_backend, time_candidates, uses_torch_compile
+from tiny_gpt.planning.types import BackendChoice, Candidate
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 CONFIG = RunConfig(ModelConfig(n_layer=3, n_head=2, d_model=16, d_ff=32, block_size=8), train=TrainConfig(batch_size=4))
@@ -26,7 +26,7 @@ def with_train(**changes):
 
 
 @pytest.fixture(autouse=True)
-def cache_of_its_own(tmp_path, monkeypatch):
+def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
 
 
@@ -40,20 +40,21 @@ def slow_bf16(monkeypatch):
     monkeypatch.setattr(device, "_bf16_is_faster", lambda device: False)
 
 
-class Contest:
-    """Stands for the machine: candidates take the seconds they are given, or raise; a clock goes on as they run."""
+class SimulatedMachine:
+    """Runs candidates by name: each takes the seconds given for it, or raises the exception given for it."""
 
     def __init__(self, seconds, first=None):
+        """`first` is for the first pass of a candidate, where that differs."""
         self.seconds, self.first = seconds, first or {}
         self.now, self.ran = 0.0, []
-        self.n_made = 0
+        self.n_tunings = 0
 
     def clock(self):
         return self.now
 
-    def make(self, trial, found):
-        self.n_made += 1
-        return {candidate: lambda candidate=candidate: self.run(str(candidate)) for candidate in found}
+    def make_trials(self, workload, candidates):
+        self.n_tunings += 1
+        return {candidate: lambda candidate=candidate: self.run(str(candidate)) for candidate in candidates}
 
     def run(self, name):
         time = self.first.get(name) if name not in self.ran else None
@@ -64,35 +65,36 @@ class Contest:
         self.now += next(time) if isinstance(time, itertools.cycle) else time
 
     def choose(self, config=CONFIG, device=CPU, vocab_size=VOCAB_SIZE):
-        return choose_backend(config, vocab_size, device, self.make, self.clock)
+        return choose_backend(config, vocab_size, device, self.make_trials, self.clock)
 
-    def race(self):
-        return race(self.make(None, [Candidate(*name.split()) for name in self.seconds]), self.clock)
-
-
-ALL_OF_A_CPU = {"fused bf16": 0.04, "fused fp32": 0.1, "eager bf16": 0.06, "eager fp32": 0.2}
+    def time_all(self):
+        candidates = [Candidate(*name.split()) for name in self.seconds]
+        return time_candidates(self.make_trials(None, candidates), self.clock)
 
 
-def names(found):
-    return [str(candidate) for candidate in found]
+CPU_SECONDS = {"fused bf16": 0.04, "fused fp32": 0.1, "eager bf16": 0.06, "eager fp32": 0.2}
 
 
-# --- who takes part ---
+def names(candidates):
+    return [str(candidate) for candidate in candidates]
 
 
-def test_every_path_in_every_precision_that_is_not_slow_for_sure_takes_part(fast_bf16):
-    assert names(backend_candidates(CONFIG, CPU)) == list(ALL_OF_A_CPU)
+# Candidates.
+
+
+def test_all_backends_and_useful_precisions_are_candidates(fast_bf16):
+    assert names(backend_candidates(CONFIG, CPU)) == list(CPU_SECONDS)
     assert names(backend_candidates(LONG, CUDA)) == ["cuda_graph bf16", "eager bf16", "compiled bf16"]
     assert names(backend_candidates(CONFIG, MPS)) == ["eager fp32"]
 
 
-def test_where_bf16_products_are_slow_no_step_is_tried_with_them(slow_bf16):
-    """A single step may take minutes then."""
+def test_slow_bf16_is_never_tried(slow_bf16):
+    """A single step may take minutes."""
     assert names(backend_candidates(CONFIG, CPU)) == ["fused fp32", "eager fp32"]
     assert names(backend_candidates(LONG, CUDA)) == ["cuda_graph fp32", "eager fp32", "compiled fp32"]
 
 
-def test_flags_leave_what_they_name(fast_bf16, monkeypatch):
+def test_flags_restrict_the_candidates(fast_bf16, monkeypatch):
     assert names(backend_candidates(with_train(backend="eager"), CPU)) == ["eager bf16", "eager fp32"]
     assert names(backend_candidates(with_train(precision="fp32"), CPU)) == ["fused fp32", "eager fp32"]
     assert names(backend_candidates(with_train(backend="compiled", precision="fp32"), MPS)) == ["compiled fp32"]
@@ -100,28 +102,34 @@ def test_flags_leave_what_they_name(fast_bf16, monkeypatch):
     assert names(backend_candidates(with_train(backend="cuda_graph", precision="bf16"), CUDA)) == ["cuda_graph bf16"]
 
 
-def test_a_path_that_the_device_lacks_is_refused_with_those_that_it_has(fast_bf16):
-    with pytest.raises(
-        UsageError, match=r"^--backend fused: not on cuda; there are cuda_graph, eager, compiled \(or auto\)$"
-    ):
-        backend_candidates(with_train(backend="fused"), CUDA)
-    with pytest.raises(
-        UsageError, match=r"^--backend cuda_graph: not on cpu; there are fused, eager, compiled \(or auto\)$"
-    ):
-        backend_candidates(with_train(backend="cuda_graph"), CPU)
+@pytest.mark.parametrize(
+    ("backend", "device", "possible"),
+    [("fused", CUDA, "cuda_graph, eager, compiled or auto"), ("cuda_graph", CPU, "fused, eager, compiled or auto")],
+    ids=["cuda", "cpu"],
+)
+def test_a_missing_backend_is_refused_with_the_others(fast_bf16, backend, device, possible):
+    with pytest.raises(UsageError) as error:
+        backend_candidates(with_train(backend=backend), device)
+    assert error.value.code == "backend-not-on-device"
+    assert f"--backend {backend}" in str(error.value) and possible in str(error.value)
 
 
-def test_a_run_too_short_to_win_back_the_compiling_does_not_begin_with_it(fast_bf16):
-    at_once = ["cuda_graph bf16", "eager bf16"]
+def test_short_runs_are_not_compiled(fast_bf16):
+    uncompiled = ["cuda_graph bf16", "eager bf16"]
     for short in (CONFIG, with_train(for_="9m"), with_train(for_="10h", deterministic=True)):
-        assert names(backend_candidates(short, CUDA)) == at_once
+        assert names(backend_candidates(short, CUDA)) == uncompiled
     for long in (LONG, with_train(for_="10m")):
-        assert names(backend_candidates(long, CUDA)) == [*at_once, "compiled bf16"]
+        assert names(backend_candidates(long, CUDA)) == [*uncompiled, "compiled bf16"]
     assert names(backend_candidates(with_train(backend="compiled"), CUDA)) == ["compiled bf16"]
 
 
-def test_one_slow_product_is_enough_to_tell_that_bf16_is_slow(monkeypatch):
-    """On a CPU without units for it each may take seconds."""
+def test_compilation_is_announced(fast_bf16):
+    assert uses_torch_compile(LONG, CUDA) and uses_torch_compile(with_train(backend="compiled"), CPU)
+    assert not uses_torch_compile(LONG, CPU) and not uses_torch_compile(with_train(backend="fused"), CUDA)
+
+
+def test_one_slow_product_shows_that_bf16_is_slow(monkeypatch):
+    """On a CPU without bf16 units each product may take seconds."""
     seconds = itertools.count(step=2 * device.PATIENCE_S)
     monkeypatch.setattr(device.time, "perf_counter", lambda: next(seconds))
     device._product_seconds(torch.bfloat16)
@@ -132,55 +140,51 @@ def test_this_processor_has_a_name():
     assert device.processor_name() == device.processor_name() != ""
 
 
-def test_a_person_is_told_before_a_compiler_takes_its_time(fast_bf16):
-    assert autotune.uses_torch_compile(LONG, CUDA) and autotune.uses_torch_compile(with_train(backend="compiled"), CPU)
-    assert not autotune.uses_torch_compile(LONG, CPU) and not autotune.uses_torch_compile(
-        with_train(backend="fused"), CUDA
-    )
+# Timing.
 
 
-# --- the race ---
-
-
-def test_the_fastest_of_several_passes_counts_and_all_take_turns():
-    contest = Contest({"fused fp32": itertools.cycle([0.9, 0.1, 0.2]), "eager fp32": 0.11})
-    seconds, failures = contest.race()
-    assert {str(name): round(its, 6) for name, its in seconds.items()} == {"fused fp32": 0.1, "eager fp32": 0.11}
+def test_the_fastest_pass_counts_and_candidates_take_turns():
+    machine = SimulatedMachine({"fused fp32": itertools.cycle([0.9, 0.1, 0.2]), "eager fp32": 0.11})
+    seconds, failures = machine.time_all()
+    assert {str(name): round(fastest, 6) for name, fastest in seconds.items()} == {
+        "fused fp32": 0.1,
+        "eager fp32": 0.11,
+    }
     assert failures == {}
-    assert contest.ran[:4] == ["fused fp32", "eager fp32"] * 2
+    assert machine.ran[:4] == ["fused fp32", "eager fp32"] * 2
 
 
-def test_what_only_the_first_pass_pays_for_is_not_held_against_a_candidate():
-    contest = Contest({"fused fp32": 0.1, "eager fp32": 0.2}, first={"fused fp32": 30.0})
-    assert round(min(contest.race()[0].values()), 6) == 0.1
+def test_a_slow_first_pass_does_not_count():
+    machine = SimulatedMachine({"fused fp32": 0.1, "eager fp32": 0.2}, first={"fused fp32": 30.0})
+    assert round(min(machine.time_all()[0].values()), 6) == 0.1
 
 
-def test_those_that_cannot_win_any_more_are_not_waited_for():
-    contest = Contest({"fused bf16": 0.05, "eager bf16": 0.06, "eager fp32": 0.4})
-    contest.race()
-    assert contest.ran.count("eager fp32") == 2 < contest.ran.count("eager bf16") == contest.ran.count("fused bf16")
+def test_slow_candidates_are_eliminated():
+    machine = SimulatedMachine({"fused bf16": 0.05, "eager bf16": 0.06, "eager fp32": 0.4})
+    machine.time_all()
+    assert machine.ran.count("eager fp32") == 2 < machine.ran.count("eager bf16") == machine.ran.count("fused bf16")
 
 
 @pytest.mark.parametrize("slowness", [1, 10, 100])
-def test_a_choice_takes_about_a_second_or_two_passes_of_each(slowness):
-    contest = Contest({name: slowness * its for name, its in ALL_OF_A_CPU.items()})
-    contest.race()
-    assert contest.now <= max(3.0, 2 * sum(contest.seconds.values()) + 1e-6)
-    assert len(contest.ran) >= 8
+def test_timing_takes_a_second_or_two_passes_each(slowness):
+    machine = SimulatedMachine({name: slowness * seconds for name, seconds in CPU_SECONDS.items()})
+    machine.time_all()
+    assert machine.now <= max(3.0, 2 * sum(machine.seconds.values()) + 1e-6)
+    assert len(machine.ran) >= 8
 
 
 @pytest.mark.parametrize("first", [{}, {"fused fp32": 0.01}], ids=["at once", "later"])
-def test_a_candidate_that_raises_is_out(first):
-    contest = Contest({"fused fp32": ImportError("no numba"), "eager fp32": 0.2}, first)
-    seconds, failures = contest.race()
+def test_a_failing_candidate_is_out(first):
+    machine = SimulatedMachine({"fused fp32": ImportError("no numba"), "eager fp32": 0.2}, first)
+    seconds, failures = machine.time_all()
     assert names(seconds) == ["eager fp32"] and names(failures) == ["fused fp32"]
 
 
-# --- the choice ---
+# The choice.
 
 
-def test_the_fastest_is_taken_and_told_with_the_others(fast_bf16):
-    choice = Contest({**ALL_OF_A_CPU, "eager bf16": 0.0041}).choose()
+def test_the_fastest_is_chosen_and_all_are_reported(fast_bf16):
+    choice = SimulatedMachine({**CPU_SECONDS, "eager bf16": 0.0041}).choose()
     assert choice.candidate == Candidate("eager", "bf16") and choice.notes == []
     assert str(choice) == (
         "backends measured: fused bf16 40 ms, fused fp32 100 ms, eager bf16 4.1 ms, eager fp32 200 ms; "
@@ -188,47 +192,48 @@ def test_the_fastest_is_taken_and_told_with_the_others(fast_bf16):
     )
 
 
-def test_of_those_as_good_as_equal_the_same_one_is_taken_every_time(slow_bf16):
+def test_near_ties_always_choose_the_same_backend(slow_bf16):
     for fused in (0.0999, 0.1001, 0.104):
-        assert Contest({"fused fp32": fused, "eager fp32": 0.1}).choose().candidate.backend == "fused"
-    assert Contest({"fused fp32": 0.106, "eager fp32": 0.1}).choose(with_train(seed=1)).candidate.backend == "fused", (
-        "kept"
-    )
+        assert SimulatedMachine({"fused fp32": fused, "eager fp32": 0.1}).choose().candidate.backend == "fused"
+    slower = SimulatedMachine({"fused fp32": 0.106, "eager fp32": 0.1})
+    assert slower.choose(with_train(seed=1)).candidate.backend == "fused", "cached"
 
 
-def test_where_a_path_is_broken_another_is_taken_and_a_note_tells(fast_bf16):
+def test_a_broken_backend_is_replaced_and_noted(fast_bf16):
     broken = ImportError("numba cannot be loaded\nTraceback")
-    choice = Contest({**ALL_OF_A_CPU, "fused bf16": broken, "fused fp32": broken}).choose()
+    choice = SimulatedMachine({**CPU_SECONDS, "fused bf16": broken, "fused fp32": broken}).choose()
     assert choice.candidate == Candidate("eager", "bf16")
-    assert choice.notes == [f"fused {name} cannot be used here: numba cannot be loaded" for name in ("bf16", "fp32")]
+    assert choice.failures == {f"fused {name}": "numba cannot be loaded" for name in ("bf16", "fp32")}
+    assert [note.split(" cannot")[0] for note in choice.notes] == ["fused bf16", "fused fp32"]
 
 
-def test_where_nothing_can_be_measured_a_run_goes_the_plain_way(slow_bf16):
-    choice = Contest(dict.fromkeys(ALL_OF_A_CPU, MemoryError())).choose()
+def test_eager_is_chosen_where_all_fail(slow_bf16):
+    choice = SimulatedMachine(dict.fromkeys(CPU_SECONDS, MemoryError())).choose()
     assert choice.candidate == Candidate("eager", "fp32")
-    assert choice.notes == [f"{name} fp32 cannot be used here: MemoryError" for name in ("fused", "eager")]
+    assert choice.failures == {f"{name} fp32": "MemoryError" for name in ("fused", "eager")}
 
 
-def test_a_path_that_was_asked_for_and_is_broken_is_an_error(slow_bf16):
-    contest = Contest({"fused fp32": ImportError("no numba")})
-    with pytest.raises(UsageError, match=r"^--backend fused cannot be used here: no numba$"):
-        contest.choose(with_train(backend="fused"))
+def test_a_given_backend_that_fails_is_an_error(slow_bf16):
+    machine = SimulatedMachine({"fused fp32": ImportError("no numba")})
+    with pytest.raises(UsageError, match=r"--backend fused .*no numba") as error:
+        machine.choose(with_train(backend="fused"))
+    assert error.value.code == "backend-failed"
 
 
-def test_where_there_is_no_choice_nothing_is_tried(fast_bf16):
-    contest = Contest({})
-    choice = contest.choose(device=MPS)
-    assert choice.candidate == Candidate("eager", "fp32") and contest.n_made == 0 and not cache_folder().exists()
-    assert str(choice) == "using eager fp32: the settings allow no other backend"
+def test_nothing_is_timed_without_alternatives(fast_bf16):
+    machine = SimulatedMachine({})
+    choice = machine.choose(device=MPS)
+    assert choice == BackendChoice(Candidate("eager", "fp32")) and str(choice).startswith("using eager fp32")
+    assert machine.n_tunings == 0 and not cache_folder().exists()
 
 
-# --- the next start ---
+# The cache.
 
 
-def test_a_second_start_takes_what_the_first_has_found_without_trying(fast_bf16):
-    first, second = Contest(ALL_OF_A_CPU), Contest({})
+def test_a_second_start_uses_the_cached_choice(fast_bf16):
+    first, second = SimulatedMachine(CPU_SECONDS), SimulatedMachine({})
     assert first.choose() == second.choose()
-    assert (first.n_made, second.n_made) == (1, 0)
+    assert (first.n_tunings, second.n_tunings) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -240,91 +245,89 @@ def test_a_second_start_takes_what_the_first_has_found_without_trying(fast_bf16)
         b'{"candidate": "fused bf16", "seconds": [], "failures": {}}',
     ],
 )
-def test_a_damaged_cache_is_measured_again(fast_bf16, content):
-    Contest(ALL_OF_A_CPU).choose()
-    (kept,) = (cache_folder() / "backends").iterdir()
-    kept.write_bytes(content)
-    again = Contest({**ALL_OF_A_CPU, "eager fp32": 0.001})
+def test_a_damaged_cache_file_is_replaced(fast_bf16, content):
+    SimulatedMachine(CPU_SECONDS).choose()
+    (file,) = (cache_folder() / autotune_cache.FOLDER).iterdir()
+    file.write_bytes(content)
+    again = SimulatedMachine({**CPU_SECONDS, "eager fp32": 0.001})
     assert again.choose().candidate == Candidate("eager", "fp32")
-    assert json.loads(kept.read_text())["candidate"] == "eager fp32"
+    assert json.loads(file.read_text())["candidate"] == "eager fp32"
 
 
-def test_without_a_cache_it_is_measured_each_time(fast_bf16, tmp_path, monkeypatch):
+def test_an_unwritable_cache_means_tuning_every_time(fast_bf16, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "file" / "cache"))
-    contest = Contest(ALL_OF_A_CPU)
-    assert contest.choose().candidate == contest.choose().candidate and contest.n_made == 2
+    machine = SimulatedMachine(CPU_SECONDS)
+    assert machine.choose().candidate == machine.choose().candidate and machine.n_tunings == 2
 
 
-def test_what_was_found_holds_for_the_same_machine_code_and_shape_only(slow_bf16, monkeypatch):
-    def is_kept(config=CONFIG, vocab_size=VOCAB_SIZE):
-        contest = Contest(ALL_OF_A_CPU)
-        contest.choose(config, vocab_size=vocab_size)
-        return contest.n_made == 0
+def test_the_cache_key_covers_machine_code_and_workload(slow_bf16, monkeypatch):
+    def is_cached(config=CONFIG, vocab_size=VOCAB_SIZE):
+        machine = SimulatedMachine(CPU_SECONDS)
+        machine.choose(config, vocab_size=vocab_size)
+        return machine.n_tunings == 0
 
     def with_model(**changes):
         return replace(CONFIG, model=replace(CONFIG.model, **changes))
 
-    assert not is_kept() and is_kept()
-    assert is_kept(with_train(seed=3, learning_rate=1e-4, epochs=7)) and is_kept(with_model(dropout=0.1, n_layer=9))
+    assert not is_cached() and is_cached()
+    assert is_cached(with_train(seed=3, learning_rate=1e-4, epochs=7))
+    assert is_cached(with_model(dropout=0.1, n_layer=9))
     for other in ({"d_model": 32}, {"n_head": 4}, {"block_size": 16}, {"dropout": 0.0}, {"architecture": "qwen3"}):
-        assert not is_kept(with_model(**other)), other
-    assert not is_kept(vocab_size=12) and not is_kept(with_train(backend="fused"))
-    for name in ("processor_name", "_code", "describe_device"):
+        assert not is_cached(with_model(**other)), other
+    assert not is_cached(vocab_size=12) and not is_cached(with_train(backend="fused"))
+    for name in ("processor_name", "code_fingerprint", "describe_device"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(autotune, name, lambda *_: "another")
-            assert not is_kept(), name
+            patch.setattr(autotune_cache, name, lambda *_: "another")
+            assert not is_cached(), name
     monkeypatch.setattr(torch, "__version__", "another")
-    assert not is_kept()
+    assert not is_cached()
 
 
-def test_a_failure_that_may_pass_is_not_kept_and_one_for_good_is(slow_bf16):
-    for failure, n_tried in ((OSError("busy"), 2), (NotImplementedError("odd heads"), 1)):
-        contest = Contest({"fused fp32": failure, "eager fp32": 0.2})
-        choices = [contest.choose(with_train(batch_size=n_tried)) for _ in range(2)]
-        assert choices[0] == choices[1] and choices[0].notes and contest.n_made == n_tried
+@pytest.mark.parametrize(("failure", "n_tunings"), [(OSError("busy"), 2), (NotImplementedError("odd heads"), 1)])
+def test_only_permanent_failures_are_cached(slow_bf16, failure, n_tunings):
+    machine = SimulatedMachine({"fused fp32": failure, "eager fp32": 0.2})
+    choices = [machine.choose() for _ in range(2)]
+    assert choices[0] == choices[1] and choices[0].notes and machine.n_tunings == n_tunings
 
 
-def test_what_has_to_be_compiled_anew_is_tried_before_the_run_relies_on_it(fast_bf16, monkeypatch):
-    monkeypatch.setattr(Trial, "cache_file", lambda trial, found: cache_folder() / "one.json")
+def test_a_cached_compiled_backend_is_tried_again(fast_bf16, monkeypatch):
+    monkeypatch.setattr(Workload, "cache_file", lambda workload, candidates: cache_folder() / "one.json")
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.no_grad())
     monkeypatch.setattr(autotune, "release_memory", lambda device: None)
     seconds = {"eager bf16": 0.3, "compiled bf16": 0.1, "cuda_graph bf16": 0.2}
-    assert Contest(seconds).choose(LONG, CUDA).candidate.backend == "compiled"
-    again = Contest(seconds)
+    assert SimulatedMachine(seconds).choose(LONG, CUDA).candidate.backend == "compiled"
+    again = SimulatedMachine(seconds)
     assert again.choose(LONG, CUDA).candidate.backend == "compiled" and again.ran == ["compiled bf16"]
-    broken = Contest({**seconds, "compiled bf16": RuntimeError("no compiler")})
+    broken = SimulatedMachine({**seconds, "compiled bf16": RuntimeError("no compiler")})
     choice = broken.choose(LONG, CUDA)
-    assert choice.candidate.backend == "cuda_graph" and choice.notes == [
-        "compiled bf16 cannot be used here: no compiler"
-    ]
+    assert choice.candidate.backend == "cuda_graph" and choice.failures == {"compiled bf16": "no compiler"}
 
 
-# --- real trials ---
+# Real trials.
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
-def test_real_trials_leave_random_numbers_as_they_were(fast_bf16, architecture):
+def test_real_trials_keep_the_random_state(fast_bf16, architecture):
     config = replace(CONFIG, model=replace(CONFIG.model, architecture=architecture))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     choice = choose_backend(config, VOCAB_SIZE, CPU)
     assert torch.equal(torch.get_rng_state(), before)
-    assert set(choice.seconds) == set(ALL_OF_A_CPU), choice.notes
+    assert set(choice.seconds) == set(CPU_SECONDS), choice.notes
     assert choice == choose_backend(config, VOCAB_SIZE, CPU)
 
 
-def test_a_trial_on_a_cpu_is_a_small_part_of_the_runs_own_step(monkeypatch):
+def test_the_cpu_workload_is_a_small_part_of_the_step(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    trial = Trial.of(RunConfig(), 256, CPU)
-    assert trial.config.model == replace(RunConfig().model, n_layer=2)
-    assert (trial.n_blocks, trial.vocab_size) == (8, 256)
-    assert Trial.of(with_train(batch_size=1), 256, CPU).n_blocks == 1
-    gpu = Trial.of(RunConfig(), 256, CUDA)
+    workload = Workload.for_run(RunConfig(), 256, CPU)
+    assert workload.config.model == replace(RunConfig().model, n_layer=2)
+    assert (workload.n_blocks, workload.vocab_size) == (8, 256)
+    assert Workload.for_run(with_train(batch_size=1), 256, CPU).n_blocks == 1
+    gpu = Workload.for_run(RunConfig(), 256, CUDA)
     assert (gpu.config, gpu.n_blocks) == (RunConfig(), 64)
 
 
-def test_the_code_that_computes_has_a_fingerprint():
-    assert len(autotune._code("cpu")) == len(autotune._code("cuda")) == 64 and autotune._code("cpu") != autotune._code(
-        "cuda"
-    )
+def test_each_device_type_has_its_code_fingerprint():
+    cpu, cuda = map(autotune_cache.code_fingerprint, ("cpu", "cuda"))
+    assert len(cpu) == len(cuda) == 64 and cpu != cuda

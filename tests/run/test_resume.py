@@ -28,8 +28,8 @@ from tiny_gpt.host import monitor
 from tiny_gpt.host.battery import Battery
 from tiny_gpt.model.gpt import one_hot_embed
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.planning import autotune
-from tiny_gpt.planning.autotune import Trial
+from tiny_gpt.planning import autotune, autotune_cache
+from tiny_gpt.planning.autotune import Workload
 from tiny_gpt.planning.types import BackendChoice, Candidate
 from tiny_gpt.run import clock, resume, trainer
 from tiny_gpt.run import start as run_module
@@ -275,7 +275,7 @@ def test_a_run_keeps_the_path_that_was_measured_when_it_began(config, monkeypatc
     cut_off(config, after=5)
     assert taken(config) == ("eager", "bf16")
     monkeypatch.undo()
-    monkeypatch.setattr(autotune, "race", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(autotune, "time_candidates", lambda *_: pytest.fail("measured again"))
     finished = end(config, is_resumed=True)[2]
     assert taken(config) == ("eager", "bf16") and finished.incidents == []
 
@@ -284,7 +284,7 @@ def test_on_a_machine_without_its_path_a_run_goes_on_with_another(config, monkey
     cut_off(with_train(config, backend="fused"), after=5)
     monkeypatch.setitem(autotune.AUTO_BACKENDS, "cpu", ("eager",))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
-    told = "--backend fused: not on cpu; there are eager, compiled (or auto); this run goes on with eager"
+    told = "--backend fused does not exist on cpu; choose eager, compiled or auto; this run goes on with eager"
     assert finished.last_step == 30 and sum(line.startswith(told) for line in finished.incidents) == 1
     assert taken(config)[0] == "eager"
 
@@ -295,8 +295,8 @@ def test_where_its_path_is_broken_a_run_goes_on_with_another(config, monkeypatch
     def broken():
         raise ImportError("no numba")
 
-    monkeypatch.setattr(autotune, "_read", lambda *_: None)
-    monkeypatch.setattr(Trial, "steps", lambda self, found: dict.fromkeys(found, broken))
+    monkeypatch.setattr(autotune_cache, "read", lambda *_: None)
+    monkeypatch.setattr(Workload, "trials", lambda self, found: dict.fromkeys(found, broken))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
     told = "--backend fused cannot be used here: no numba; this run goes on with eager"
     assert any(line.startswith(told) for line in finished.incidents)
@@ -316,7 +316,7 @@ def test_on_another_machine_where_bf16_is_slow_a_run_goes_on_without_it(config, 
 
 def test_a_path_asked_for_now_is_taken_or_refused(config):
     cut_off(config, after=5)
-    with pytest.raises(UsageError, match="--backend cuda_graph: not on cpu"):
+    with pytest.raises(UsageError, match="--backend cuda_graph does not exist on cpu"):
         list(run(with_train(config, backend="cuda_graph"), True))
     finished = end(with_train(config, backend="fused", verbose=True), is_resumed=True)[2]
     assert taken(config) == ("fused", "fp32") and finished.incidents == ["--backend was eager, is now fused"]

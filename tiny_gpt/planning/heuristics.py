@@ -1,6 +1,9 @@
-"""The recipe `auto`: every setting that a person has left to it, from the text, the budget and the machine's speed.
+"""The recipe `auto`: chooses every setting that the user left open, from the text, the budget and the machine's speed.
 
-Pure. The constants come from runs on TinyShakespeare and on the source of Python's library (docs/log/recipe.md).
+For each model size, the hyperparameters follow from how many steps the budget allows and how often they read the text;
+of the sizes that fit into memory, the one with the smallest predicted loss is chosen. Pure functions: nothing is
+measured here. The constants come from runs on TinyShakespeare and the source of Python's standard library on two CPU
+cores (docs/log/recipe.md), unless they say otherwise.
 """
 
 import math
@@ -12,10 +15,10 @@ from typing import Any
 from tiny_gpt.config import DEFAULT_HEAD_DIM, RunConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model.shapes import n_multiplied
-from tiny_gpt.planning.scaling_law import STEP_TOKENS, best_step_tokens, shortfall
+from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS, best_batch_tokens, reducible_loss
 from tiny_gpt.planning.types import TextStats
 
-# Layers and width, from small to large: what a size is taken from unless a person says layers, width or both.
+# (n_layer, d_model) from small to large: what `auto` chooses from unless the user gave one of them.
 SIZES = (
     (2, 64),
     (3, 128),
@@ -31,23 +34,25 @@ SIZES = (
     (12, 768),
     (16, 1024),
 )
-# Feed-forward width as a multiple of d_model: SwiGLU has three matrices where GELU has two.
-FEED_FORWARD = {"swiglu": 8 / 3, "gelu": 4.0}
-FEED_FORWARD_STEP = 32
-# Tokens of a block.
+# d_ff / d_model. SwiGLU has three matrices where GELU has two: two thirds of 4 gives the same parameters (arXiv
+# 2002.05202). Rounded to a multiple that suits matrix units.
+D_FF_RATIO = {"swiglu": 8 / 3, "gelu": 4.0}
+D_FF_MULTIPLE = 32
+# Block size. Runs of few steps learn short-range patterns first, for which shorter blocks take less time.
 BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
-# Steps may have so many times the best number of tokens where a device takes hardly longer for them.
-TIMES_STEP_TOKENS = (1, 2, 4, 8)
-# Muon's own products take as long for any step, the longer the wider a model is: so many tokens for each of its width.
-STEP_TOKENS_PER_WIDTH = 8
-# A model with more parameters than this for each token of the text learns it by heart, dropout or not; but one of so
-# many is better on any text than a smaller one.
-MOST_PARAMETERS_PER_TOKEN, NEVER_TOO_MANY = 5, 700_000
-# With fewer steps than this, shorter blocks.
 FEW_STEPS = 400
-# A text that leaves less to learn or to score is none.
-FEWEST_TOKENS = 16
-# Dropout, weight decay and noise among the tokens by the most times that a text is read.
+# Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
+BATCH_MULTIPLES = (1, 2, 4, 8)
+# Muon orthogonalizes once per step, at a cost that grows with d_model: batches have at least this many tokens for each
+# unit of it, or Muon would dominate the step.
+MIN_BATCH_TOKENS_PER_WIDTH = 8
+# A model with more parameters than this per training token memorizes the text in spite of regularization; but up to
+# this many parameters, larger was better on every text (150 and 40 kB of TinyShakespeare; docs/log/recipe.md).
+MAX_PARAMETERS_PER_TOKEN, MIN_PARAMETER_LIMIT = 5, 700_000
+# The smallest block size: a text must have more tokens than this to train on, and to validate on.
+MIN_BLOCK_SIZE = 16
+# Regularization against memorization, by the number of data epochs: (below this many, dropout, weight decay, token
+# noise). Measured at 10, 20 and 40 epochs over a quarter of TinyShakespeare.
 REGULARIZATION = (
     (2.5, 0.0, 0.1, 0.0),
     (4.0, 0.1, 0.3, 0.0),
@@ -57,166 +62,178 @@ REGULARIZATION = (
     (30.0, 0.3, 2.0, 0.1),
     (math.inf, 0.4, 3.0, 0.1),
 )
-# Peak rates of runs of RATED_STEPS; others by a power of the steps.
-RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
-RATED_STEPS, RATE_POWER = 1000, 0.4
-LOWEST_RATE, HIGHEST_RATE = 2e-4, 5e-3
-# Of a model that is trained further.
-TRAINED_RATE = 2e-4
+# Peak learning rate: PEAK_RATES for runs of REFERENCE_STEPS, falling as a power of the steps, within limits.
+PEAK_RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
+REFERENCE_STEPS, RATE_EXPONENT = 1000, 0.4
+MIN_PEAK_RATE, MAX_PEAK_RATE = 2e-4, 5e-3
+# For a pretrained model (--start-from), which a high rate would make forget.
+FINE_TUNING_RATE = 2e-4
 WARMUP_SHARE = 0.02
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long the run is: seconds of training steps; or tokens or steps, where those are given."""
+class ComputeBudget:
+    """How long a run is: seconds of training steps; or else tokens or steps, one of which is given."""
 
     seconds: float | None
     tokens: int | None = None
     steps: int | None = None
 
 
-# Seconds that a training step of a run's settings takes.
-Speed = Callable[[RunConfig], float]
+StepTime = Callable[[RunConfig], float]
+"""Seconds that a training step with these settings takes."""
 
 
-def choose(
+def choose_settings(
     config: RunConfig,
     text: TextStats,
-    budget: Budget,
-    speed: Speed,
-    fits: Callable[[RunConfig], bool],
-    larger_steps: bool = False,
+    budget: ComputeBudget,
+    step_time: StepTime,
+    fits_memory: Callable[[RunConfig], bool],
+    try_larger_batches: bool = False,
 ) -> RunConfig:
-    """`config` with a value for each setting in its `auto`; those that a person gave stay.
+    """`config` with a value for each setting in its `auto`; settings that the user gave are kept.
 
-    `fits` says whether there is memory for it; `larger_steps`, whether the device may take hardly longer for steps of
-    more tokens than are best. Raises UsageError where what was given leaves nothing.
+    `try_larger_batches` is for GPUs, where a larger batch may take hardly longer. Raises UsageError where no model with
+    the given settings fits into memory.
     """
-    times = TIMES_STEP_TOKENS if larger_steps and budget.steps is None else (1,)
-    found = [candidate for candidate in candidates(config, text, budget, speed, times) if fits(candidate)]
-    if not found:
+    multiples = BATCH_MULTIPLES if try_larger_batches and budget.steps is None else (1,)
+    candidates = [
+        candidate for candidate in size_candidates(config, text, budget, step_time, multiples) if fits_memory(candidate)
+    ]
+    if not candidates:
         raise UsageError(
-            "no model with these settings fits into the memory that is free: close other programs, or try a smaller "
-            "--d-model"
+            "no model with these settings fits into the available memory: close other programs, or try a smaller "
+            "--d-model",
+            code="no-model-fits-memory",
         )
     if budget.seconds is not None:
-        best = _best_within(budget.seconds, found, text, speed)
+        best = _best_within(budget.seconds, candidates, text, step_time)
     else:
-        # More tokens deserve a larger model: the largest that would be taken if its time were the budget.
-        found.sort(key=speed)
-        best = found[0]
-        for candidate in found[1:]:
-            seconds = speed(candidate) * steps_of(candidate, budget, speed)
-            if speed(_best_within(seconds, found, text, speed)) >= speed(candidate):
+        # A budget of tokens or steps sets no time limit, and a larger model is always better for it. The largest model
+        # is taken that would also win if the time it needs were the budget: more tokens deserve a larger model.
+        candidates.sort(key=step_time)
+        best = candidates[0]
+        for candidate in candidates[1:]:
+            seconds = step_time(candidate) * steps_for(candidate, budget, step_time)
+            if step_time(_best_within(seconds, candidates, text, step_time)) >= step_time(candidate):
                 best = candidate
     return replace(best, train=replace(best.train, auto=()))
 
 
-def _best_within(seconds: float, found: list[RunConfig], text: TextStats, speed: Speed) -> RunConfig:
-    return min(found, key=lambda config: shortfall(config, text, steps_of(config, Budget(seconds), speed)))
+def _best_within(seconds: float, candidates: list[RunConfig], text: TextStats, step_time: StepTime) -> RunConfig:
+    def loss(config: RunConfig) -> float:
+        return reducible_loss(config, text, steps_for(config, ComputeBudget(seconds), step_time))
+
+    return min(candidates, key=loss)
 
 
-def steps_of(config: RunConfig, budget: Budget, speed: Speed) -> int:
-    """Steps that `budget` has for `config`."""
+def steps_for(config: RunConfig, budget: ComputeBudget, step_time: StepTime) -> int:
+    """Steps that `budget` allows for `config`."""
     if budget.steps is not None:
         return budget.steps
     if budget.tokens is not None:
         return max(1, round(budget.tokens / tokens_per_step(config)))
     assert budget.seconds is not None, "a budget has seconds, tokens or steps"
-    return max(1, int(budget.seconds / speed(config)))
+    return max(1, int(budget.seconds / step_time(config)))
 
 
 def tokens_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.model.block_size
 
 
-def candidates(
-    config: RunConfig, text: TextStats, budget: Budget, speed: Speed, times: tuple[int, ...] = (1,)
+def size_candidates(
+    config: RunConfig,
+    text: TextStats,
+    budget: ComputeBudget,
+    step_time: StepTime,
+    batch_multiples: tuple[int, ...] = (1,),
 ) -> Iterator[RunConfig]:
-    """Complete configs, one for each size that the settings leave to choose from, with steps of so many `times` the
-    best number of tokens."""
+    """Complete configs: one for each size that the settings leave open and each multiple of the best batch size."""
     auto, model = config.train.auto, config.model
     widths = sorted({width for _, width in SIZES}) if "d_model" in auto else [model.d_model]
     depths = sorted({depth for depth, _ in SIZES}) if "n_layer" in auto else [model.n_layer]
-    both = "d_model" in auto and "n_layer" in auto
-    smallest = True
-    most = max(NEVER_TOO_MANY, MOST_PARAMETERS_PER_TOKEN * text.train_tokens)
-    for n_layer, d_model in SIZES if both else product(depths, widths):
-        shape = shaped(config, n_layer, d_model)
-        if smallest or n_multiplied(shape.model, text.vocab_size) <= most:
-            yield from (paced(shape, text, budget, speed, n) for n in times)
-        smallest = False
+    sizes = SIZES if "d_model" in auto and "n_layer" in auto else product(depths, widths)
+    max_parameters = max(MIN_PARAMETER_LIMIT, MAX_PARAMETERS_PER_TOKEN * text.train_tokens)
+    is_smallest = True
+    for n_layer, d_model in sizes:
+        sized = with_size(config, n_layer, d_model)
+        if is_smallest or n_multiplied(sized.model, text.vocab_size) <= max_parameters:
+            yield from (with_hyperparameters(sized, text, budget, step_time, n) for n in batch_multiples)
+        is_smallest = False
 
 
-def shaped(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
-    """`config` with a model of so many layers and about this width, as far as its settings leave them open."""
+def with_size(config: RunConfig, n_layer: int, d_model: int) -> RunConfig:
+    """`config` with this many layers and about this width, and heads and d_ff to match where they are open."""
     auto, model = config.train.auto, config.model
-    n_head = heads(d_model) if "n_head" in auto else model.n_head
+    n_head = best_n_head(d_model) if "n_head" in auto else model.n_head
     if "d_model" in auto and "n_head" not in auto:
-        d_model = n_head * max(2, 2 * round(d_model / n_head / 2))  # the nearest that divides into heads of even width
-    exact = FEED_FORWARD[model.traits.mlp] * d_model
-    d_ff = max(1, round(exact / FEED_FORWARD_STEP)) * FEED_FORWARD_STEP if "d_ff" in auto else model.d_ff
+        # The nearest width that the given heads divide into an even head_dim, as rotary positions need.
+        d_model = n_head * max(2, 2 * round(d_model / n_head / 2))
+    exact = D_FF_RATIO[model.traits.mlp] * d_model
+    d_ff = max(1, round(exact / D_FF_MULTIPLE)) * D_FF_MULTIPLE if "d_ff" in auto else model.d_ff
     return replace(config, model=replace(model, n_layer=n_layer, d_model=d_model, n_head=n_head, d_ff=d_ff))
 
 
-def heads(d_model: int) -> int:
-    """How many heads of about DEFAULT_HEAD_DIM, and of even width, make up a model's; 1 where none do."""
+def best_n_head(d_model: int) -> int:
+    """The number of heads whose width is even and nearest to DEFAULT_HEAD_DIM; 1 where none divides d_model."""
     possible = [n for n in range(1, d_model // 2 + 1) if d_model % n == 0 and d_model // n % 2 == 0]
     return min(possible, key=lambda n: abs(d_model / n - DEFAULT_HEAD_DIM), default=1)
 
 
-def paced(config: RunConfig, text: TextStats, budget: Budget, speed: Speed, times: int = 1) -> RunConfig:
-    """`config`, whose shape is known, with block, batch, rate and what keeps it from learning by heart for `budget`, in
-    steps of `times` the best number of tokens."""
+def with_hyperparameters(
+    config: RunConfig, text: TextStats, budget: ComputeBudget, step_time: StepTime, batch_multiple: int = 1
+) -> RunConfig:
+    """`config`, whose size is chosen, with block, batch, learning rate and regularization for this text and budget."""
     shortest = min(text.train_tokens, text.val_tokens)
-    config = stepped(config, shortest)
-    steps = steps_of(config, budget, speed)
-    if steps < FEW_STEPS:  # what is near is learned first, and shorter blocks take less time
-        config = stepped(config, min(shortest, SHORT_BLOCK_SIZE + 1))
+    config = with_batch(config, shortest)
+    steps = steps_for(config, budget, step_time)
+    if steps < FEW_STEPS:
+        config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
-        more = 2 ** round(math.log2(best_step_tokens(steps * tokens_per_step(config)) / STEP_TOKENS))
-        config = stepped(config, shortest, times * more * STEP_TOKENS)
-    steps = steps_of(config, budget, speed)
-    readings = steps * tokens_per_step(config) / text.train_tokens
-    dropout, weight_decay, token_noise = next(values for most, *values in REGULARIZATION if readings < most)
-    return _with(
+        # The best batch size, as a power of two times BASE_BATCH_TOKENS.
+        best = best_batch_tokens(steps * tokens_per_step(config))
+        power = 2 ** round(math.log2(best / BASE_BATCH_TOKENS))
+        config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS)
+    steps = steps_for(config, budget, step_time)
+    data_epochs = steps * tokens_per_step(config) / text.train_tokens
+    dropout, weight_decay, token_noise = next(values for limit, *values in REGULARIZATION if data_epochs < limit)
+    return _with_open(
         config,
         dropout=dropout,
         weight_decay=weight_decay,
         token_noise=token_noise,
-        learning_rate=rate(config, steps),
+        learning_rate=peak_learning_rate(config, steps),
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )
 
 
-def stepped(config: RunConfig, shortest: int, step_tokens: int = STEP_TOKENS) -> RunConfig:
-    """`config` with an optimizer, a block that the `shortest` part of a text has room for, and at least so many tokens
-    in a step."""
-    config = _with(config, optimizer="adamw" if config.train.start_from else "muon")
-    config = _with(config, block_size=min(BLOCK_SIZE, max(1, shortest - 1)))
-    n_tokens = max(step_tokens, 2 ** math.ceil(math.log2(STEP_TOKENS_PER_WIDTH * config.model.d_model)))
+def with_batch(config: RunConfig, shortest: int, batch_tokens: int = BASE_BATCH_TOKENS) -> RunConfig:
+    """`config` with an optimizer, a block that fits into `shortest` tokens, and at least `batch_tokens` per step."""
+    config = _with_open(config, optimizer="adamw" if config.train.start_from else "muon")
+    config = _with_open(config, block_size=min(BLOCK_SIZE, max(1, shortest - 1)))  # targets are one token further
+    for_muon = 2 ** math.ceil(math.log2(MIN_BATCH_TOKENS_PER_WIDTH * config.model.d_model))
     n_micro_batches = config.train.grad_accum_steps
-    return _with(
-        config, batch_size=n_micro_batches * max(1, round(n_tokens / config.model.block_size / n_micro_batches))
-    )
+    n_blocks = max(batch_tokens, for_muon) / config.model.block_size
+    return _with_open(config, batch_size=n_micro_batches * max(1, round(n_blocks / n_micro_batches)))
 
 
-def rate(config: RunConfig, steps: int) -> float:
-    """The peak learning rate for a run of so many steps, to two digits."""
+def peak_learning_rate(config: RunConfig, steps: int) -> float:
+    """The peak learning rate for a run of this many steps, rounded to two digits."""
     if config.train.start_from:
-        return TRAINED_RATE
-    peak = RATES[config.train.optimizer] * (RATED_STEPS / steps) ** RATE_POWER
-    return float(f"{min(max(peak, LOWEST_RATE), HIGHEST_RATE):.1e}")
+        return FINE_TUNING_RATE
+    peak = PEAK_RATES[config.train.optimizer] * (REFERENCE_STEPS / steps) ** RATE_EXPONENT
+    return float(f"{min(max(peak, MIN_PEAK_RATE), MAX_PEAK_RATE):.1e}")
 
 
 def min_block_size(config: RunConfig) -> int:
-    """The shortest block that may be chosen: what the shorter part of a text must be longer than."""
-    return FEWEST_TOKENS if "block_size" in config.train.auto else config.model.block_size
+    """The smallest block size that may be chosen: training and validation text must both be longer."""
+    return MIN_BLOCK_SIZE if "block_size" in config.train.auto else config.model.block_size
 
 
-def _with(config: RunConfig, **settings: Any) -> RunConfig:
-    """`config` with those of `settings` that are left to the recipe."""
-    taken = {name: value for name, value in settings.items() if name in config.train.auto}
-    model = {name: value for name, value in taken.items() if hasattr(config.model, name)}
-    train = {name: value for name, value in taken.items() if name not in model}
+def _with_open(config: RunConfig, **settings: Any) -> RunConfig:
+    """`config` with those of `settings` that it leaves to `auto`."""
+    chosen = {name: value for name, value in settings.items() if name in config.train.auto}
+    model = {name: value for name, value in chosen.items() if hasattr(config.model, name)}
+    train = {name: value for name, value in chosen.items() if name not in model}
     return replace(config, model=replace(config.model, **model), train=replace(config.train, **train))

@@ -1,4 +1,12 @@
-"""How much memory a training takes, by arithmetic; held against what it took in docs/log/planner.md."""
+"""How much memory a training run needs, estimated from its config, and how much is available.
+
+    bytes = program + bytes per parameter * parameters
+          + tokens per micro-batch * (layers + 1) * bytes per token and layer    activations kept for the backward pass
+          + tokens per micro-batch * vocabulary * bytes per logit                logits and their gradients
+
+The constants are counted from the tensors that each backend keeps and checked against measured peaks: on an H200, 8.8
+GB measured for 10.0 estimated (12 x 768, 16,384 tokens), and 28.5 for 30.6 (16 x 1024, 32,768 tokens; docs/log/gpu.md).
+"""
 
 from typing import Any
 
@@ -9,55 +17,53 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.training.step import micro_batch_size
 
-# Python, torch, the compiled loops, and a text being prepared.
-PROGRAM_BYTES = 550 << 20
-# What torch's libraries take of a GPU beside.
-GPU_BYTES = 400 << 20
-# Of each parameter: weight, gradient and AdamW's two moments in fp32, a copy in the dtype of the products, and what
-# scoring the best model at the end holds beside.
+# Python, torch, the compiled kernels and the text during preparation; on a GPU, the CUDA context and its libraries.
+PROCESS_BYTES, CUDA_BYTES = 550 << 20, 400 << 20
+# Per parameter: weight, gradient and AdamW's two moments in fp32, a copy in the compute dtype, and the copy of the best
+# model that is scored at the end. On CUDA also weights and gradients in the compute dtype and accumulated gradients.
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
-# Of each token and layer, as multiples of its width: what the way back needs, in fp32 and in the products' dtype; and
-# of the feed-forward width.
-WIDE_NUMBERS, NARROW_NUMBERS = 2, 6
-FEED_FORWARD_NUMBERS = {"gelu": 2, "swiglu": 3}
-# A CUDA GPU has weights and gradients in the products' dtype too, and gradients once more to add them up.
-BYTES_PER_PARAMETER_ON_GPU = BYTES_PER_PARAMETER + 8
-# Torch's own kernels keep more of them than ours do.
-PLAIN_TIMES = {"cpu": 2.5, "mps": 2.5, "cuda": 1.15}
-# Logits of a part of the batch on the fused path, of the whole elsewhere.
+CUDA_BYTES_PER_PARAMETER = BYTES_PER_PARAMETER + 8
+# Activations per token and layer that the backward pass needs, as multiples of d_model: FP32_WIDTHS in fp32 (the
+# residual stream), COMPUTE_WIDTHS in the compute dtype (norms, q, k, v, attention output); and of d_ff.
+FP32_WIDTHS, COMPUTE_WIDTHS = 2, 6
+FEED_FORWARD_WIDTHS = {"gelu": 2, "swiglu": 3}
+# Autograd keeps more activations than the hand-written backward pass of the `fused` backend, by this factor.
+AUTOGRAD_FACTOR = {"cpu": 2.5, "mps": 2.5, "cuda": 1.15}
+# The `fused` backend computes at most this many logits at once, the others those of the whole micro-batch.
 FUSED_LOGITS = 1 << 22
-# Only so much of what is free is planned with.
-SHARE = 0.8
+# The share of the available memory that a plan may use.
+USABLE_SHARE = 0.8
 
 
 def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:
-    """Most memory that a training with these settings holds at once: the GPU's on cuda, else the process's."""
+    """Peak memory of a training run: the GPU's on cuda, elsewhere the process's."""
     model, train = config.model, config.train
     n_blocks = micro_batch_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
     itemsize = 2 if train.precision == "bf16" else 4
-    numbers = (4 * WIDE_NUMBERS + itemsize * NARROW_NUMBERS) * model.d_model
-    a_layer: float = numbers + itemsize * FEED_FORWARD_NUMBERS[model.traits.mlp] * model.d_ff
-    logits = n_blocks * model.block_size * vocab_size
+    width_bytes = (4 * FP32_WIDTHS + itemsize * COMPUTE_WIDTHS) * model.d_model
+    layer_bytes: float = width_bytes + itemsize * FEED_FORWARD_WIDTHS[model.traits.mlp] * model.d_ff
+    n_logits = n_blocks * model.block_size * vocab_size
     if train.backend == "fused":
-        logits = min(logits, FUSED_LOGITS)
+        n_logits = min(n_logits, FUSED_LOGITS)
     else:
-        a_layer = PLAIN_TIMES[device.type] * a_layer
-        if device.type != "cuda":
-            a_layer += 3 * itemsize * model.n_head * model.block_size
-    program, a_parameter = PROGRAM_BYTES, BYTES_PER_PARAMETER
+        layer_bytes = AUTOGRAD_FACTOR[device.type] * layer_bytes
+        if device.type != "cuda":  # attention weights, (B, H, T, T): only CUDA's kernels do without them
+            layer_bytes += 3 * itemsize * model.n_head * model.block_size
+    base_bytes, parameter_bytes = PROCESS_BYTES, BYTES_PER_PARAMETER
     if device.type == "cuda":
-        program, a_parameter = GPU_BYTES, BYTES_PER_PARAMETER_ON_GPU
-    activations = n_blocks * model.block_size * (model.n_layer + 1) * a_layer
-    return int(program + a_parameter * n_parameters(model, vocab_size) + activations + (4 + itemsize) * logits)
+        base_bytes, parameter_bytes = CUDA_BYTES, CUDA_BYTES_PER_PARAMETER
+    activation_bytes = n_blocks * model.block_size * (model.n_layer + 1) * layer_bytes
+    logit_bytes = (4 + itemsize) * n_logits
+    return int(base_bytes + parameter_bytes * n_parameters(model, vocab_size) + activation_bytes + logit_bytes)
 
 
 def available_memory_bytes(device: torch.device) -> int:
-    """Memory that a training may take here, with what this process has of it already."""
+    """Memory that a training run may use on `device`, including what this process already holds."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(SHARE * free)
+        return int(USABLE_SHARE * free)
     available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     if device.type == "mps":
         recommended: Any = getattr(torch.mps, "recommended_max_memory", lambda: available)
         available = min(available, recommended())
-    return int(SHARE * available)
+    return int(USABLE_SHARE * available)

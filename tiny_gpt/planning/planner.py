@@ -1,6 +1,6 @@
-"""Before a training: what it will be, how long it takes, and how good it will become.
+"""The planner: measures a machine and a text, completes a config, and says what its training run will be like.
 
-A Planner knows a text and a machine; it fills in what a config leaves open and says what to expect of it.
+measure_machine_and_text -> Planner -> plan(config) -> complete config, Plan
 """
 
 import time
@@ -16,124 +16,148 @@ from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import candidate_precisions
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.shapes import n_parameters
-from tiny_gpt.planning import heuristics as choices
 from tiny_gpt.planning.autotune import AUTO_BACKENDS, choose_backend
+from tiny_gpt.planning.heuristics import (
+    ComputeBudget,
+    choose_settings,
+    steps_for,
+    tokens_per_step,
+    with_batch,
+    with_size,
+)
 from tiny_gpt.planning.memory import available_memory_bytes, estimate_memory_bytes
-from tiny_gpt.planning.pilot_run import probe
-from tiny_gpt.planning.scaling_law import STEP_TOKENS, forecast, useful_tokens
-from tiny_gpt.planning.throughput import FEWEST_STEPS, PATIENCE_S, StepTimes, measure_step_s
+from tiny_gpt.planning.pilot_run import run_pilot
+from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS, forecast, saturation_tokens
+from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, measure_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
 
-# What is timed to know the others, as far as the settings leave it open: layers and width, and on a GPU how many times
-# the fewest tokens a step has.
+# The steps that are timed where the size is open: (n_layer, d_model), on a GPU also the multiple of BASE_BATCH_TOKENS.
+# They span the sizes of a CPU's runs, and the regimes of a GPU: bound by kernel launches, by memory, by arithmetic.
 TIMED_SIZES = ((4, 128), (4, 256))
-TIMED_ON_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
-# Part of a timed budget that goes into steps; evaluations and the end take the rest.
+TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
+# The share of a timed budget that training steps get; evaluations and the end of the run take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
 
 
 class Planner(NamedTuple):
-    """What is known of a text on a machine."""
+    """What is known about a text and a machine."""
 
     text: TextStats
     device: torch.device
-    step_times: StepTimes
-    taken: Candidate
-    """How a step is computed, unless a config has settled that already."""
-    ordered_at: float | None = None
-    """When a person asked for it, by time.time(); now, without it."""
+    step_time: StepTimeModel
+    candidate: Candidate
+    """The backend and precision of a config that leaves them open."""
+    requested_at: float | None = None
+    """When the user started the command, by time.time(); None means now. Budgets with --until count from then."""
 
     def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
-        """`config` with all that it left open, and what to expect of it. Raises UsageError where nothing fits."""
+        """`config` with every open setting chosen, and its Plan. Raises UsageError where no model fits into memory."""
         budget = self._budget(config.train)
         if config.train.auto:
-            config = choices.choose(
-                config, self.text, budget, self.step_times, self._fits, larger_steps=self.device.type != "cpu"
+            is_gpu = self.device.type != "cpu"
+            config = choose_settings(
+                config, self.text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu
             )
-        return config, self.plan_of(config, self.step_times(config))
+        return config, self.plan_of(config, self.step_time(config))
 
-    def corrected(self, config: RunConfig) -> "Planner":
-        """This one, by the step of the model itself that is chosen for `config`, where that takes little."""
+    def calibrated(self, config: RunConfig) -> "Planner":
+        """This planner, scaled to the measured step time of the model that it chooses for `config`.
+
+        Where a step takes seconds the measurement would be too long: then unchanged.
+        """
         chosen, _ = self.plan(config)
-        chosen = replace(chosen, train=replace(chosen.train, **asdict(self.taken)))
-        told_s = self.step_times(chosen)
-        if (FEWEST_STEPS + 1) * told_s >= PATIENCE_S:
+        chosen = replace(chosen, train=replace(chosen.train, **asdict(self.candidate)))
+        predicted_s = self.step_time(chosen)
+        if (MIN_MEASUREMENTS + 1) * predicted_s >= MAX_MEASURE_S:
             return self
         step_s = measure_step_s(chosen, self.text.vocab_size, self.device)
-        return self._replace(step_times=self.step_times.corrected(step_s / told_s))
+        return self._replace(step_time=self.step_time.scaled(step_s / predicted_s))
 
     def plan_of(self, config: RunConfig, step_s: float) -> Plan:
-        """What is to be expected of a complete `config` whose steps take so long."""
-        steps = choices.steps_of(config, self._budget(config.train), lambda _: step_s)
-        a_step = choices.tokens_per_step(config)
-        timed_s = self._seconds_asked(config.train)
+        """The Plan of a complete `config` whose steps take `step_s` seconds."""
+        steps = steps_for(config, self._budget(config.train), lambda _: step_s)
+        step_tokens = tokens_per_step(config)
+        timed_s = self._requested_seconds(config.train)
         return Plan(
             n_parameters=n_parameters(config.model, self.text.vocab_size),
             steps=steps,
             step_s=step_s,
-            tokens=steps * a_step,
-            data_epochs=steps * a_step / self.text.train_tokens,
+            tokens=steps * step_tokens,
+            data_epochs=steps * step_tokens / self.text.train_tokens,
             seconds=steps * step_s / STEPS_SHARE if timed_s is None else timed_s,
             memory_bytes=self._memory_bytes(config),
             forecast=forecast(config, self.text, steps),
-            saturation_s=useful_tokens(self.text) / a_step * step_s / STEPS_SHARE,
+            saturation_s=saturation_tokens(self.text) / step_tokens * step_s / STEPS_SHARE,
         )
 
-    def _seconds_asked(self, train: TrainConfig) -> float | None:
+    def _requested_seconds(self, train: TrainConfig) -> float | None:
+        """Seconds of a timed budget; None for a counted one."""
         now = time.time()
-        return requested_seconds(train, now if self.ordered_at is None else self.ordered_at, now)
+        return requested_seconds(train, now if self.requested_at is None else self.requested_at, now)
 
-    def _budget(self, train: TrainConfig) -> choices.Budget:
-        seconds = self._seconds_asked(train)
+    def _budget(self, train: TrainConfig) -> ComputeBudget:
+        seconds = self._requested_seconds(train)
         if seconds is not None:
-            return choices.Budget(STEPS_SHARE * seconds)
+            return ComputeBudget(STEPS_SHARE * seconds)
         tokens = {
             "tokens": train.tokens,
             "data_epochs": round(train.data_epochs * self.text.train_tokens),
         }.get(train.budget)
-        return choices.Budget(None, tokens) if tokens else choices.Budget(None, None, train.total_steps)
+        return ComputeBudget(None, tokens) if tokens else ComputeBudget(None, None, train.total_steps)
 
-    def _fits(self, config: RunConfig) -> bool:
+    def _fits_memory(self, config: RunConfig) -> bool:
         return self._memory_bytes(config) <= available_memory_bytes(self.device)
 
     def _memory_bytes(self, config: RunConfig) -> int:
         if config.train.backend == "auto":
-            config = replace(config, train=replace(config.train, **asdict(self.taken)))
+            config = replace(config, train=replace(config.train, **asdict(self.candidate)))
         return estimate_memory_bytes(config, self.text.vocab_size, self.device)
 
 
 def measure_machine_and_text(
-    config: RunConfig, dataset: Dataset, device: torch.device, ordered_at: float | None = None
+    config: RunConfig, dataset: Dataset, device: torch.device, requested_at: float | None = None
 ) -> Generator[Notice, None, Planner]:
-    """Measure what `plan` needs to know for what a person `ordered_at` some time: how hard the text is, and how fast
-    this machine trains."""
+    """Measure how fast this machine trains and how hard the text is: a Planner for `config`.
+
+    `requested_at` is when the user started the command, by time.time().
+    """
     yield Notice("measuring this machine: a few seconds")
-    vocab_size, shapes = dataset.tokenizer.vocab_size, [config]
+    vocab_size, configs = dataset.tokenizer.vocab_size, [config]
     if config.train.auto:
         shortest = min(len(dataset.train), len(dataset.val))
-        sizes = TIMED_ON_GPU if device.type == "cuda" else TIMED_SIZES
-        shapes = [timed_shape(config, shortest, *size) for size in sizes]
+        sizes = TIMED_SIZES_GPU if device.type == "cuda" else TIMED_SIZES
+        configs = [benchmark_config(config, shortest, *size) for size in sizes]
+    candidate = _candidate_for_planning(configs[-1], vocab_size, device)
+    configs = [replace(each, train=replace(each.train, **asdict(candidate))) for each in configs]
+    available = available_memory_bytes(device)
+    configs = configs[:1] + [
+        each for each in configs[1:] if estimate_memory_bytes(each, vocab_size, device) <= available
+    ]
+    text = run_pilot(dataset, device, candidate.backend, candidate.precision)
+    measured = {each: measure_step_s(each, vocab_size, device) for each in configs}
+    fit = StepTimeModel.fit_gpu if device.type == "cuda" else StepTimeModel.fit_cpu
+    planner = Planner(text, device, fit(measured, vocab_size), candidate, requested_at)
+    # On CUDA, autotuning times whole steps of the chosen model anyway.
+    return planner if device.type == "cuda" else planner.calibrated(config)
+
+
+def _candidate_for_planning(config: RunConfig, vocab_size: int, device: torch.device) -> Candidate:
+    """The candidate that step times are measured with: autotuned on a CPU, else the one that usually wins.
+
+    Autotuning on a GPU would compile every measured model for a minute.
+    """
     if device.type == "cpu":
-        taken = choose_backend(shapes[-1], vocab_size, device).candidate
-    else:  # where torch's compiler would take a minute for each shape
-        path = config.train.backend if config.train.backend == "eager" else AUTO_BACKENDS[device.type][0]
-        taken = Candidate(path, candidate_precisions(config.train.precision, device)[0])
-    shapes = [replace(shape, train=replace(shape.train, **asdict(taken))) for shape in shapes]
-    free = available_memory_bytes(device)
-    shapes = shapes[:1] + [shape for shape in shapes[1:] if estimate_memory_bytes(shape, vocab_size, device) <= free]
-    text = probe(dataset, device, taken.backend, taken.precision)
-    measured = {shape: measure_step_s(shape, vocab_size, device) for shape in shapes}
-    times = StepTimes.of_gpu if device.type == "cuda" else StepTimes.through
-    planner = Planner(text, device, times(measured, vocab_size), taken, ordered_at)
-    # On CUDA the run tries whole steps of it anyway.
-    return planner if device.type == "cuda" else planner.corrected(config)
+        return choose_backend(config, vocab_size, device).candidate
+    backend = config.train.backend if config.train.backend == "eager" else AUTO_BACKENDS[device.type][0]
+    return Candidate(backend, candidate_precisions(config.train.precision, device)[0])
 
 
-def timed_shape(config: RunConfig, shortest: int, n_layer: int, d_model: int, times: int = 1) -> RunConfig:
-    """What is timed where the size is open: this one, as far as the settings leave it open, with steps of so many
-    `times` the fewest tokens."""
+def benchmark_config(
+    config: RunConfig, shortest: int, n_layer: int, d_model: int, batch_multiple: int = 1
+) -> RunConfig:
+    """`config` with this size and batch where it leaves them open; `shortest` is the tokens of the shorter text."""
     auto, model = config.train.auto, config.model
     n_layer = n_layer if "n_layer" in auto else model.n_layer
     d_model = d_model if "d_model" in auto else model.d_model
-    return choices.stepped(choices.shaped(config, n_layer, d_model), shortest, times * STEP_TOKENS)
+    return with_batch(with_size(config, n_layer, d_model), shortest, batch_multiple * BASE_BATCH_TOKENS)

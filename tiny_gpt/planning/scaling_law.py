@@ -1,10 +1,18 @@
-"""How good a model will become, in bits per byte, and how sure that is.
+"""The scaling law: predicts the validation loss of a training run in bits per byte, with an 80% prediction interval.
 
-What a model lacks falls with the tokens that it has read and with its size, each by a power (arXiv 2203.15556); tokens
-read again and again count for less (arXiv 2305.16264). How hard a text is, a small model tells after a few steps of it
-(probe.py). The weights in law.json, and how far off they are, are fitted by `python -m benchmarks.forecast` to runs on
-texts of several kinds, so that the interval is that of a text which was not among them; its other constants
-stand there with their reasons.
+Like Chinchilla's law (arXiv 2203.15556), the part of the loss that training can remove falls as a power of the model's
+parameters N and of the training tokens D. Repeated tokens count for less, as in Muennighoff et al. (arXiv 2305.16264):
+
+    D_eff = U + U R* (1 - exp(-R / R*))          U unique tokens, R repetitions (data epochs - 1)
+    S     = (D0 / D_eff)^a + (N0 / N_eff)^a      reducible loss, in units of its own
+    ln(bits per byte) = c0 + c1 ln h + c2 ln S + c3 min(ln h, HARDEST) ln S
+
+N counts only the weights of matrix products, and N_eff is N up to a limit that grows with the text, beyond which more
+parameters did not help. h is the loss of the pilot run (pilot_run.py), which says how hard the text is; the last term
+says that the easier a text, the faster its loss falls later in training. The coefficients c0 to c3, their covariance
+and the residual error are fitted by `python -m benchmarks.forecast` to 78 runs on 13 texts and stored in
+scaling_law.json; the residual error is that of texts left out of the fit. The other constants, with their reasons, are
+in benchmarks/forecast.py.
 """
 
 import functools
@@ -22,96 +30,112 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.types import Forecast, TextStats
 
-# Tokens of a step; longer runs have larger ones, by a power of their tokens.
-STEP_TOKENS, STEP_TOKENS_FROM, STEP_TOKENS_POWER = 2048, 3_000_000, 0.4
-# Steps of so many times the best's tokens need twice the tokens for the same; those up to so many times, no more.
-CRITICAL_TIMES, NO_WASTE_TIMES = 1.5, 1.5
-# No run was of a text harder than this, as the logarithm of `pilot_bits_per_byte`.
+FILE = Path(__file__).with_name("scaling_law.json")
+# The best batch size in tokens: BASE_BATCH_TOKENS for runs of up to BASE_RUN_TOKENS, growing beyond that as a power of
+# the run's tokens. From runs of 60 and 240 s on the standard library's source (docs/log/recipe.md).
+BASE_BATCH_TOKENS, BASE_RUN_TOKENS, BATCH_EXPONENT = 2048, 3_000_000, 0.4
+# Multiples of the best batch size: at CRITICAL_RATIO, tokens are worth half of what they are in tiny batches; up to
+# FREE_RATIO the loss in efficiency is too small to count.
+CRITICAL_RATIO, FREE_RATIO = 1.5, 1.5
+# The largest ln(pilot bits per byte) of the fitted runs: the interaction term is not extrapolated beyond it.
 HARDEST = 1.2
-# The cost of characters where pieces of words were probed.
-CHARACTERS = "tokenizer char"
-# Of normally distributed errors, eight of ten lie within so many standard deviations.
-EIGHT_OF_TEN = 1.2816
+# The penalty of a character tokenizer, for a text whose pilot run used BPE.
+CHAR_PENALTY = "tokenizer char"
+# 80% of a normal distribution lies within this many standard deviations of its mean.
+Z_80 = 1.2816
 
 
 @dataclass(frozen=True)
-class Law:
-    """The fit: ln(bits per byte) is a sum of `features`, each times its weight."""
+class ScalingLaw:
+    """The constants of the law in the module docstring."""
 
-    tokens: float
-    """Tokens that leave a shortfall of one,"""
-    parameters: float
-    """as many parameters, in products with weights, as leave another;"""
-    power: float
-    """both fall by this power of them."""
-    readings: float
-    """Readings of a text after which a further one has lost most of its worth."""
-    parameters_per_token: float
-    """More of them for each token of the text are of no use,"""
-    always_useful: float
-    """but for so many."""
-    weights: tuple[float, ...]
+    token_scale: float
+    """D0: effective tokens at which their term is 1."""
+    parameter_scale: float
+    """N0: parameters at which their term is 1."""
+    exponent: float
+    """a, the same for tokens and parameters."""
+    repetition_decay: float
+    """R*: repetitions after which a further one is worth 1/e of a first reading."""
+    max_parameters_per_token: float
+    """Parameters beyond this many per training token do not help,"""
+    min_parameter_limit: float
+    """except that this many always do."""
+    coefficients: tuple[float, ...]
+    """c0 to c3."""
     covariance: tuple[tuple[float, ...], ...]
-    """How unsure the weights are."""
-    deviation: float
-    """How far ln(bits per byte) is off for texts that the fit has not seen, as a standard deviation."""
-    costs: Mapping[str, float]
-    """What choices other than the recipe's add to ln(bits per byte)."""
+    """Of the coefficients' estimates."""
+    residual_std: float
+    """Standard deviation of ln(bits per byte) around the law for texts outside the fit."""
+    penalties: Mapping[str, float]
+    """Added to ln(bits per byte) for settings other than the recipe's: {"optimizer adamw": 0.19}."""
 
-    def shortfall(self, n_parameters: float, n_tokens: float, train_tokens: float) -> float:
-        """What a model lacks that has read so many tokens of a text of `train_tokens`."""
-        again = max(0.0, n_tokens / train_tokens - 1)
-        worth = min(n_tokens, train_tokens) + train_tokens * self.readings * -math.expm1(-again / self.readings)
-        useful = min(n_parameters, max(self.always_useful, self.parameters_per_token * train_tokens))
-        return (self.tokens / worth) ** self.power + (self.parameters / useful) ** self.power
+    def reducible_loss(self, n_parameters: float, n_tokens: float, train_tokens: float) -> float:
+        """S after `n_tokens` of training on a text of `train_tokens` tokens."""
+        repetitions = max(0.0, n_tokens / train_tokens - 1)
+        repeated_worth = train_tokens * self.repetition_decay * -math.expm1(-repetitions / self.repetition_decay)
+        effective_tokens = min(n_tokens, train_tokens) + repeated_worth
+        limit = max(self.min_parameter_limit, self.max_parameters_per_token * train_tokens)
+        effective_parameters = min(n_parameters, limit)
+        token_term = (self.token_scale / effective_tokens) ** self.exponent
+        return token_term + (self.parameter_scale / effective_parameters) ** self.exponent
 
-    def features(self, text: TextStats, shortfall: float) -> NDArray[np.float64]:
-        """What the logarithm of the loss is a sum of. The easier a text, the more is learned of it later on."""
-        hard, lacks = math.log(text.pilot_bits_per_byte), math.log(shortfall)
-        return np.array([1.0, hard, lacks, min(hard, HARDEST) * lacks])
+    def features(self, text: TextStats, reducible: float) -> NDArray[np.float64]:
+        """The terms of ln(bits per byte), to be multiplied by the coefficients."""
+        ln_h, ln_s = math.log(text.pilot_bits_per_byte), math.log(reducible)
+        return np.array([1.0, ln_h, ln_s, min(ln_h, HARDEST) * ln_s])
 
 
 @functools.cache
-def law() -> Law:
-    """The fit that stands beside this file."""
-    return Law(**json.loads((Path(__file__).parent / "scaling_law.json").read_text(encoding="utf-8")))
+def load_scaling_law() -> ScalingLaw:
+    """The fitted law."""
+    return ScalingLaw(**json.loads(FILE.read_text(encoding="utf-8")))
 
 
-def shortfall(config: RunConfig, text: TextStats, steps: int, fit: Law | None = None) -> float:
-    """What the model of `config` lacks after so many steps, by `law` unless told another: the smaller, the better it
-    is, whatever the text."""
-    a_step = config.train.batch_size * config.model.block_size
-    worth = steps * a_step / waste(a_step, steps * a_step)
-    return (fit or law()).shortfall(n_multiplied(config.model, text.vocab_size), worth, text.train_tokens)
+def reducible_loss(config: RunConfig, text: TextStats, steps: int, law: ScalingLaw | None = None) -> float:
+    """S of a run of `config` with `steps` steps: the smaller, the better the model, whatever the text."""
+    batch_tokens = config.train.batch_size * config.model.block_size
+    n_tokens = steps * batch_tokens
+    efficient_tokens = n_tokens / batch_inefficiency(batch_tokens, n_tokens)
+    n_parameters = n_multiplied(config.model, text.vocab_size)
+    return (law or load_scaling_law()).reducible_loss(n_parameters, efficient_tokens, text.train_tokens)
 
 
-def best_step_tokens(n_tokens: float) -> float:
-    """Tokens of a step in a run of so many: what is best grows slowly with them."""
-    return STEP_TOKENS * max(1.0, n_tokens / STEP_TOKENS_FROM) ** STEP_TOKENS_POWER
+def best_batch_tokens(n_tokens: float) -> float:
+    """Tokens per step that learn the most in a run of `n_tokens`."""
+    return BASE_BATCH_TOKENS * max(1.0, n_tokens / BASE_RUN_TOKENS) ** BATCH_EXPONENT
 
 
-def waste(step_tokens: int, n_tokens: float) -> float:
-    """How many times the tokens a run of `n_tokens` needs for what the best steps learn from them: large steps learn
-    less from each (arXiv 1812.06162)."""
-    times = step_tokens / best_step_tokens(n_tokens)
-    return max(1.0, (CRITICAL_TIMES + times) / (CRITICAL_TIMES + NO_WASTE_TIMES))
+def batch_inefficiency(batch_tokens: int, n_tokens: float) -> float:
+    """How many times more tokens a run needs with batches of `batch_tokens` than with the best ones.
+
+    McCandlish et al. (arXiv 1812.06162): the tokens needed grow as 1 + batch / critical batch. At least 1.
+    """
+    ratio = batch_tokens / best_batch_tokens(n_tokens)
+    return max(1.0, (CRITICAL_RATIO + ratio) / (CRITICAL_RATIO + FREE_RATIO))
 
 
 def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
-    """The bits per byte to expect of a run of `config` with so many steps."""
-    fit = law()
-    features = fit.features(text, shortfall(config, text, steps))
-    middle = float(features @ np.array(fit.weights)) + sum(fit.costs.get(choice, 0.0) for choice in others(config))
-    spread = EIGHT_OF_TEN * math.sqrt(fit.deviation**2 + float(features @ np.array(fit.covariance) @ features))
-    return Forecast(math.exp(middle), math.exp(middle - spread), math.exp(middle + spread))
+    """The loss to expect from a run of `config` with `steps` steps.
+
+    The variance of a prediction is that of the residual plus x' C x for the covariance C of the coefficients.
+    """
+    law = load_scaling_law()
+    features = law.features(text, reducible_loss(config, text, steps))
+    penalty = sum(law.penalties.get(setting, 0.0) for setting in _penalized_settings(config))
+    mean = float(features @ np.array(law.coefficients)) + penalty
+    variance = law.residual_std**2 + float(features @ np.array(law.covariance) @ features)
+    spread = Z_80 * math.sqrt(variance)
+    return Forecast(math.exp(mean), math.exp(mean - spread), math.exp(mean + spread))
 
 
-def others(config: RunConfig) -> list[str]:
-    """The choices in `config` that cost something where they are not the recipe's, by their names in `Law.costs`."""
-    flat: dict[str, Any] = config.to_flat()
-    return [f"{name} {flat[name]}" for name in ("optimizer", "architecture")]
+def _penalized_settings(config: RunConfig) -> list[str]:
+    """Settings of `config` as keys of ScalingLaw.penalties."""
+    values: dict[str, Any] = config.to_flat()
+    return [f"{name} {values[name]}" for name in ("optimizer", "architecture")]
 
 
-def useful_tokens(text: TextStats) -> float:
-    """After so many tokens, reading the same text again hardly helps any more."""
-    return text.train_tokens * (1 + 2 * law().readings)
+def saturation_tokens(text: TextStats) -> float:
+    """Tokens of training after which reading the text again hardly helps: 1 + 2 R* passes, where repetition has given
+    86% of what it can."""
+    return text.train_tokens * (1 + 2 * load_scaling_law().repetition_decay)

@@ -1,4 +1,4 @@
-"""Training steps on random text, to see whether and how fast a machine does them."""
+"""Whole training steps on random tokens, to find out whether a machine can do them and how fast."""
 
 from dataclasses import replace
 
@@ -14,15 +14,16 @@ from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.schedule import learning_rate_at
 from tiny_gpt.training.step import train_step
 
-# A run of so many steps is rehearsed, whose last one is repeated.
+# The benchmark is a run of this many steps, of which the last is repeated.
 STEPS = 50
 
 
 class StepBenchmark:
-    """Whole steps of a run whose path and precision are settled."""
+    """A model, an optimizer and one random batch, for a config whose backend and precision are chosen."""
 
     def __init__(self, config: RunConfig, vocab_size: int, device: torch.device) -> None:
         train = config.train
+        # A counted budget: with a timed one the learning rate would depend on the clock.
         self.config = replace(config, train=replace(train, for_="", until="", tokens=0, data_epochs=0.0, steps=STEPS))
         self.model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
         self.optimizer, self.guard = make_optimizer(self.model, train), Guard(device)
@@ -32,7 +33,7 @@ class StepBenchmark:
         self.n_done = 0
 
     def step(self) -> None:
-        """One more; a GPU has it in its queue then."""
+        """Run one step; on a GPU, put it into the queue."""
         step = min(self.n_done, STEPS - 1)
         train = self.config.train
         train_step(
@@ -47,8 +48,8 @@ class StepBenchmark:
         )
         self.n_done += 1
 
-    def first_steps(self) -> None:
-        """Those that take longer than all others: what is done once is done in them."""
+    def warm_up(self) -> None:
+        """Run the first steps, which compile, allocate and record CUDA graphs."""
         self.step()
         while self.cuda_graph is not None and not self.cuda_graph.is_recorded:
             self.step()

@@ -1,7 +1,10 @@
-"""How fast this machine trains: whole steps of two or three models are timed, and others follow from their arithmetic.
+"""How fast this machine trains: steps of two or three models are timed, and a model of the step time predicts the rest.
 
-On a processor a step takes time in proportion to its arithmetic, and some in any case: a line through two measurements
-has both. A GPU also takes its time to start the kernels of each layer, and to move the numbers between them.
+On a CPU the time of a step is linear in its floating-point operations (FLOPs). On a GPU a step also spends time on
+launching the kernels of each layer and on moving activations through memory:
+
+    CPU: step_s = fixed_s + s_per_flop * FLOPs
+    GPU: step_s = s_per_layer * layers + s_per_element * elements moved + s_per_flop * FLOPs
 """
 
 import itertools
@@ -22,44 +25,49 @@ from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.muon import N_ITERATIONS
 from tiny_gpt.training.optimizer import parts_of
 
-# Steps of one model are timed for so long, so many at least and at most.
-MEASURED_S, FEWEST_STEPS, MOST_STEPS = 1.0, 3, 50
-# Where steps take seconds, one after the first must do.
-PATIENCE_S = 3.0
-# A GPU's steps are timed as many at once as take so long, for it has a queue of them.
-AT_ONCE_S = 0.02
-# Numbers that a layer moves for each token, as multiples of its width and of its feed-forward width.
-MOVED_WIDE, MOVED_FEED_FORWARD, MOVED_LOGITS = 30, 10, 6
+# The steps of one model are timed for this long, within these numbers of measurements.
+MEASURE_S, MIN_MEASUREMENTS, MAX_MEASUREMENTS = 1.0, 3, 50
+# Where steps take seconds, fewer measurements must do: none is started after this long.
+MAX_MEASURE_S = 3.0
+# A GPU runs a queue of steps, so that several are timed together: as many as take this long.
+GPU_GROUP_S = 0.02
+# Elements that a training step reads and writes outside of matrix products, per token: in each layer as multiples of
+# d_model and of d_ff, and once as a multiple of the vocabulary. Counted from the operations of a block, forward and
+# backward; only their proportion matters, since s_per_element is fitted.
+MOVED_PER_D_MODEL, MOVED_PER_D_FF, MOVED_PER_LOGIT = 30, 10, 6
 
 
 @dataclass(frozen=True)
-class StepTimes:
-    """Seconds of a training step: `fixed_s` in any case, `s_per_flop` of its arithmetic, and what a GPU adds."""
+class StepTimeModel:
+    """Predicts the seconds of a training step from its config; the coefficients are those of the module docstring."""
 
     fixed_s: float
     s_per_flop: float
     vocab_size: int
     s_per_layer: float = 0.0
-    s_per_number: float = 0.0
-    """Of those that `moved_numbers` counts."""
+    s_per_element: float = 0.0
 
     def __call__(self, config: RunConfig) -> float:
-        layers = self.s_per_layer * config.model.n_layer + self.s_per_number * moved_numbers(config, self.vocab_size)
-        return self.fixed_s + layers + self.s_per_flop * step_flops(config, self.vocab_size)
+        gpu_s = self.s_per_layer * config.model.n_layer + self.s_per_element * moved_elements(config, self.vocab_size)
+        return self.fixed_s + gpu_s + self.s_per_flop * step_flops(config, self.vocab_size)
 
-    def corrected(self, times: float) -> "StepTimes":
-        """Where each step takes so many times as long as this has it."""
+    def scaled(self, factor: float) -> "StepTimeModel":
+        """A model that predicts `factor` times as long for every step."""
         return replace(
             self,
-            fixed_s=times * self.fixed_s,
-            s_per_flop=times * self.s_per_flop,
-            s_per_layer=times * self.s_per_layer,
-            s_per_number=times * self.s_per_number,
+            fixed_s=factor * self.fixed_s,
+            s_per_flop=factor * self.s_per_flop,
+            s_per_layer=factor * self.s_per_layer,
+            s_per_element=factor * self.s_per_element,
         )
 
     @classmethod
-    def through(cls, measured: Mapping[RunConfig, float], vocab_size: int) -> "StepTimes":
-        """The line through the smallest and the largest of what was `measured`, nowhere below zero."""
+    def fit_cpu(cls, measured: Mapping[RunConfig, float], vocab_size: int) -> "StepTimeModel":
+        """The line through the smallest and the largest of the `measured` models.
+
+        Noise must not make larger models look free: the slope is at least a tenth of the largest model's seconds per
+        FLOP, and at most all of it, so that `fixed_s` is never negative.
+        """
         by_flops = sorted((step_flops(config, vocab_size), seconds) for config, seconds in measured.items())
         (flops, seconds), (most_flops, most_s) = by_flops[0], by_flops[-1]
         slope = (most_s - seconds) / (most_flops - flops) if most_flops > flops else most_s / most_flops
@@ -67,72 +75,93 @@ class StepTimes:
         return cls(max(0.0, most_s - slope * most_flops), slope, vocab_size)
 
     @classmethod
-    def of_gpu(cls, measured: Mapping[RunConfig, float], vocab_size: int) -> "StepTimes":
-        """The shares, none of them below zero, that come closest to what was `measured`: by least squares of the
-        relative errors."""
+    def fit_gpu(cls, measured: Mapping[RunConfig, float], vocab_size: int) -> "StepTimeModel":
+        """Non-negative least squares of the relative errors.
+
+        With three coefficients all 2^3 subsets can be tried: each is solved without constraint, and the best solution
+        without a negative coefficient is the constrained optimum.
+        """
         costs = np.array(
             [
-                (config.model.n_layer, moved_numbers(config, vocab_size), step_flops(config, vocab_size))
+                (config.model.n_layer, moved_elements(config, vocab_size), step_flops(config, vocab_size))
                 for config in measured
             ]
         )
-        relative = costs / np.array(list(measured.values()))[:, None]
-        best, shares = math.inf, np.zeros(3)
-        for kept in itertools.product((False, True), repeat=3):
-            found = np.zeros(3)
-            found[list(kept)] = np.linalg.lstsq(relative[:, kept], np.ones(len(relative)), rcond=None)[0]
-            error = float(np.square(relative @ found - 1).sum())
-            if (found >= 0).all() and error < best:
-                best, shares = error, found
-        s_per_layer, s_per_number, s_per_flop = shares.tolist()
-        return cls(0.0, s_per_flop, vocab_size, s_per_layer, s_per_number)
+        relative_costs = costs / np.array(list(measured.values()))[:, None]  # times coefficients: predicted / measured
+        best_error, best = math.inf, np.zeros(3)
+        for subset in itertools.product((False, True), repeat=3):
+            coefficients = np.zeros(3)
+            solution = np.linalg.lstsq(relative_costs[:, subset], np.ones(len(relative_costs)), rcond=None)[0]
+            coefficients[list(subset)] = solution
+            error = float(np.square(relative_costs @ coefficients - 1).sum())
+            if (coefficients >= 0).all() and error < best_error:
+                best_error, best = error, coefficients
+        s_per_layer, s_per_element, s_per_flop = best.tolist()
+        return cls(0.0, s_per_flop, vocab_size, s_per_layer, s_per_element)
 
 
-def moved_numbers(config: RunConfig, vocab_size: int) -> float:
-    """About how many numbers a training step reads and writes between its products."""
+def moved_elements(config: RunConfig, vocab_size: int) -> float:
+    """Approximate number of elements that a training step reads and writes outside of its matrix products."""
     model, n_tokens = config.model, config.train.batch_size * config.model.block_size
-    a_layer = MOVED_WIDE * model.d_model + MOVED_FEED_FORWARD * model.d_ff
-    return n_tokens * (model.n_layer * a_layer + MOVED_LOGITS * vocab_size)
+    per_layer = MOVED_PER_D_MODEL * model.d_model + MOVED_PER_D_FF * model.d_ff
+    return n_tokens * (model.n_layer * per_layer + MOVED_PER_LOGIT * vocab_size)
 
 
 def step_flops(config: RunConfig, vocab_size: int) -> float:
-    """Multiplications and additions of a training step: products with weights, attention, Muon's products."""
+    """FLOPs of a training step: weight products, attention and Muon's own matrix products.
+
+    A weight costs 6 FLOPs per token: a multiplication and an addition in the forward pass and in both products of the
+    backward pass (arXiv 2001.08361). Attention's scores and weighted sums cost 12 * T^2 * d_model per layer and block
+    in the same way, of which causal masking leaves half.
+    """
     model, train = config.model, config.train
     n_tokens = train.batch_size * model.block_size
-    products = 6 * n_tokens * n_multiplied(model, vocab_size)
+    weight_products = 6 * n_tokens * n_multiplied(model, vocab_size)
     attention = 6 * n_tokens * model.n_layer * model.n_head * model.dim_per_head * model.block_size
-    muon = 0
-    if train.optimizer == "muon":
-        for name, (n_rows, n_columns) in product_shapes(model, vocab_size).items():
-            if name.startswith("blocks."):
-                n_parts = parts_of(name)
-                p, q = sorted((n_rows // n_parts, n_columns))
-                muon += n_parts * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
-    return products + attention + muon
+    muon = _muon_flops(config, vocab_size) if train.optimizer == "muon" else 0
+    return weight_products + attention + muon
+
+
+def _muon_flops(config: RunConfig, vocab_size: int) -> int:
+    """FLOPs of one Muon update, which orthogonalizes every matrix in the blocks by Newton-Schulz iterations.
+
+    An iteration of a (p, q) matrix X, p <= q, computes A = XX', A^2 and a product of those with X.
+    """
+    flops = 0
+    for name, (n_rows, n_columns) in product_shapes(config.model, vocab_size).items():
+        if name.startswith("blocks."):  # embeddings and the head are AdamW's
+            n_parts = parts_of(name)  # q, k and v are stored as one matrix and orthogonalized separately
+            p, q = sorted((n_rows // n_parts, n_columns))
+            flops += n_parts * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
+    return flops
 
 
 def measure_step_s(
     config: RunConfig, vocab_size: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of a training step with these settings, path and precision among them; random text will do."""
+    """Median seconds of a training step of `config`, whose backend and precision are chosen, on random tokens.
+
+    The random state is left untouched.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         start = clock()
-        rehearsal = StepBenchmark(config, vocab_size, device)
-        rehearsal.first_steps()
+        benchmark = StepBenchmark(config, vocab_size, device)
+        benchmark.warm_up()
         synchronize(device)
         seconds: list[float] = []
-        n_at_once = 1
-        while len(seconds) < MOST_STEPS:
+        group_size = 1
+        while len(seconds) < MAX_MEASUREMENTS:
             before = clock()
-            limit_s = PATIENCE_S if len(seconds) < FEWEST_STEPS else MEASURED_S
+            limit_s = MAX_MEASURE_S if len(seconds) < MIN_MEASUREMENTS else MEASURE_S
             if seconds and before - start >= limit_s:
                 break
-            for _ in range(n_at_once):
-                rehearsal.step()
+            for _ in range(group_size):
+                benchmark.step()
             synchronize(device)
-            seconds.append((clock() - before) / n_at_once)
+            seconds.append((clock() - before) / group_size)
             if device.type != "cpu":
-                n_at_once = min(max(1, int(AT_ONCE_S / seconds[-1])), GUARD_INTERVAL)
-    del rehearsal
+                # No more than the guard lets into the queue at once.
+                group_size = min(max(1, int(GPU_GROUP_S / seconds[-1])), GUARD_INTERVAL)
+    del benchmark
     release_memory(device)
     return statistics.median(seconds)

@@ -139,7 +139,7 @@ def _plan(
     if planner is not None:
         # On a GPU whole steps were tried.
         step_s = choice.seconds.get(str(choice.candidate)) if planner.device.type != "cpu" else None
-        return planner.plan_of(config, step_s or planner.step_times(config))
+        return planner.plan_of(config, step_s or planner.step_time(config))
     if is_same:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             plan = Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))

@@ -1,4 +1,4 @@
-"""A plan in words: for the first screen of a training, for its end, and the whole of `tiny-gpt plan`."""
+"""Plans as text: for the first screen of a training run, for its end, and for `tiny-gpt plan`."""
 
 import math
 from collections.abc import Iterator
@@ -12,116 +12,112 @@ from tiny_gpt.duration import clock_time_in, format_duration, format_millisecond
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.planning.heuristics import SIZES
 from tiny_gpt.planning.planner import Planner
-from tiny_gpt.planning.scaling_law import CHARACTERS, law
-from tiny_gpt.planning.types import Plan
+from tiny_gpt.planning.scaling_law import CHAR_PENALTY, load_scaling_law
+from tiny_gpt.planning.types import Forecast, Plan
 from tiny_gpt.ui.terminal import LABEL
 
-TIMES = ("5m", "1h", "6h", "24h")
-# What a person could choose instead, beside the size.
-CHOICES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
+# The columns of the table: time budgets.
+BUDGETS = ("5m", "1h", "6h", "24h")
+# Rows of the table: settings that the user could choose instead, beside another size and a character tokenizer.
+ALTERNATIVES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
+LABEL_WIDTH, COLUMN_WIDTH = 32, 16
 
 
 def describe_model(model: ModelConfig, n_parameters: str) -> str:
-    """Its shape."""
+    """qwen3, 1.2 M parameters: 4 layers, 3 heads, width 192, block 256"""
     layers, heads = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((model.n_layer, "layer"), (model.n_head, "head")))
     width = f"width {model.d_model}, block {model.block_size}"
     return f"{model.architecture}, {n_parameters} parameters: {layers}, {heads}, {width}"
 
 
 def describe_training(model: ModelConfig, train: TrainConfig) -> str:
-    """How it learns."""
+    """muon, 8 blocks per step, learning rate 0.0025, dropout 0.1, weight decay 0.3, token noise 0"""
     return (
-        f"{train.optimizer}, {train.batch_size} blocks a step, learning rate {train.learning_rate:g}, dropout "
+        f"{train.optimizer}, {train.batch_size} blocks per step, learning rate {train.learning_rate:g}, dropout "
         f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}"
     )
 
 
 def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    """What a training is going to be, as labels and texts."""
-    yield (
-        "plan",
-        f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: "
-        f"{_times(plan.data_epochs)} the text",
-    )
+    """Labels and texts: steps, memory and expected loss."""
+    epochs = plan.data_epochs
+    passes = f"{epochs:,.1f} epochs over the text" if epochs >= 0.95 else f"{epochs:.0%} of the text"
+    yield "plan", f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {passes}"
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
-    yield "expected", f"{_bits(plan)}"
+    forecast = plan.forecast
+    yield "expected", f"{forecast.bits_per_byte:.2f} bits per byte; 8 of 10 runs end between {_interval(forecast)}"
     if plan.saturation_s < plan.seconds:
-        after = f"after {format_duration(plan.saturation_s)} " if plan.saturation_s >= 1 else ""
-        yield "", f"{after}more time hardly helps: more text would"
+        after = f"after {format_duration(plan.saturation_s)}, " if plan.saturation_s >= 1 else ""
+        yield "", f"{after}more time hardly helps; more text would"
 
 
 def forecast_versus_actual(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int) -> str:
-    """The plan beside what came true."""
-    expected = plan.forecast
-    within = "within" if expected.low <= bits_per_byte <= expected.high else "outside"
+    """The plan's predictions beside the figures of the finished run."""
+    forecast = plan.forecast
+    within = "within" if forecast.low <= bits_per_byte <= forecast.high else "outside"
     return (
-        f"{expected.bits_per_byte:.3f} bits per byte, came {bits_per_byte:.3f} ({within} {expected.low:.2f} to "
-        f"{expected.high:.2f}); {_count(plan.tokens)} tokens, came {_count(n_tokens)}; "
-        f"{plan.memory_bytes / 2**30:.1f} GiB, came {memory_bytes / 2**30:.1f}"
+        f"predicted {forecast.bits_per_byte:.3f} bits per byte, actual {bits_per_byte:.3f} ({within} "
+        f"{forecast.low:.2f} to {forecast.high:.2f}); {_count(plan.tokens)} tokens, actual {_count(n_tokens)}; "
+        f"{plan.memory_bytes / 2**30:.1f} GiB, actual {memory_bytes / 2**30:.1f}"
     )
 
 
-def report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[str]:
-    """The lines of `tiny-gpt plan`."""
+def plan_report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[str]:
+    """The lines that `tiny-gpt plan` prints."""
     chosen, plan = planner.plan(config)
     model, train = chosen.model, chosen.train
     yield _row("device", f"{describe_device(planner.device)}")
     text = planner.text
     yield _row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters")
-    kind = dataset.tokenizer.to_dict()["type"]
-    yield _row("tokens", f"{kind}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} to learn from")
+    tokenizer = dataset.tokenizer.to_dict()["type"]
+    yield _row("tokens", f"{tokenizer}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} training tokens")
     yield _row("model", describe_model(model, _count(plan.n_parameters)))
-    until = f"{format_duration(plan.seconds)}, until {clock_time_in(plan.seconds)} if it began now"
+    until = f"{format_duration(plan.seconds)}, until {clock_time_in(plan.seconds)} if started now"
     yield _row("training", f"{describe_training(model, train)}; {until}")
     for label, words in plan_rows(plan):
         yield _row(label, words)
     yield ""
-    yield from table(config, planner, is_bpe=kind == "bpe")
+    yield from budget_table(config, planner, is_bpe=tokenizer == "bpe")
 
 
-def table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:
-    """What other times and other choices would give, in bits per byte."""
-    yield f"{'bits per byte after':<32}" + "".join(f"{time:>16}" for time in TIMES)
-    plans = [planner.plan(lasting(config, time)) for time in TIMES]
-    yield f"{'as chosen':<32}" + "".join(f"{plan.forecast.bits_per_byte:>16.2f}" for _, plan in plans)
-    yield f"{'  8 of 10 runs between':<32}" + "".join(f"{_short(plan):>16}" for _, plan in plans)
-    yield f"{'  its model':<32}" + "".join(f"{_size(chosen):>16}" for chosen, _ in plans)
-    yield f"{'  times through the text':<32}" + "".join(f"{plan.data_epochs:>16,.1f}" for _, plan in plans)
+def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:
+    """The expected loss of other time budgets (columns) and other settings (rows)."""
+    plans = [planner.plan(with_duration(config, time)) for time in BUDGETS]
+    losses = [plan.forecast.bits_per_byte for _, plan in plans]
+    yield _table_row("bits per byte after", BUDGETS)
+    yield _table_row("with this plan's settings", _two_digits(losses))
+    yield _table_row("  8 of 10 runs between", [_interval(plan.forecast) for _, plan in plans])
+    yield _table_row("  layers x width", [f"{best.model.n_layer} x {best.model.d_model}" for best, _ in plans])
+    yield _table_row("  epochs over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
     if is_bpe:
-        times = math.exp(law().costs[CHARACTERS])
-        yield f"{'--tokenizer char':<32}" + "".join(
-            f"{times * plan.forecast.bits_per_byte:>16.2f}" for _, plan in plans
-        )
-    for words, others in _otherwise(config, planner):
-        middles = [
-            planner.plan(lasting(other, time))[1].forecast.bits_per_byte
-            for other, time in zip(others, TIMES, strict=True)
-        ]
-        yield f"{words:<32}" + "".join(f"{middle:>16.2f}" for middle in middles)
+        factor = math.exp(load_scaling_law().penalties[CHAR_PENALTY])
+        yield _table_row("with --tokenizer char", _two_digits([factor * loss for loss in losses]))
+    for label, configs in _alternatives(config, [chosen.model for chosen, _ in plans]):
+        others = [planner.plan(with_duration(other, time))[1] for other, time in zip(configs, BUDGETS, strict=True)]
+        yield _table_row(label, _two_digits([plan.forecast.bits_per_byte for plan in others]))
 
 
-def _otherwise(config: RunConfig, planner: Planner) -> Iterator[tuple[str, list[RunConfig]]]:
-    """What a person could choose instead: its flags, and the config for each of TIMES."""
-    for name, values in CHOICES.items():
+def _alternatives(config: RunConfig, chosen: list[ModelConfig]) -> Iterator[tuple[str, list[RunConfig]]]:
+    """What the user could choose instead: a label, and the config for each of BUDGETS, whose models are `chosen`."""
+    for name, values in ALTERNATIVES.items():
         for value in values:
-            other = with_choice(config, name, value)
+            other = with_setting(config, name, value)
             if other is not None:
-                yield f"{flag(name)} {value}", [other] * len(TIMES)
-    chosen = [planner.plan(lasting(config, time))[0].model for time in TIMES]
+                yield f"with {flag(name)} {value}", [other] * len(BUDGETS)
     if {"n_layer", "d_model", "n_head"} <= set(config.train.auto):
-        for step, words in ((-1, "a smaller model"), (1, "a larger model")):
-            sizes = [neighbour(model.n_layer, model.d_model, step) for model in chosen]
+        for step, label in ((-1, "with a smaller model"), (1, "with a larger model")):
+            sizes = [neighbor_size(model.n_layer, model.d_model, step) for model in chosen]
             yield (
-                words,
+                label,
                 [
-                    with_choice(with_choice(config, "n_layer", n_layer) or config, "d_model", d_model) or config
+                    with_setting(with_setting(config, "n_layer", n_layer) or config, "d_model", d_model) or config
                     for n_layer, d_model in sizes
                 ],
             )
 
 
-def with_choice(config: RunConfig, name: str, value: Any) -> RunConfig | None:
-    """`config` as if a person had given this setting; None where it is so already or cannot be."""
+def with_setting(config: RunConfig, name: str, value: Any) -> RunConfig | None:
+    """`config` as if the user had given this setting; None where it is set already or impossible."""
     if config.to_flat()[name] == value and name not in config.train.auto:
         return None
     try:
@@ -132,41 +128,35 @@ def with_choice(config: RunConfig, name: str, value: Any) -> RunConfig | None:
     return replace(other, train=replace(other.train, auto=auto))
 
 
-def lasting(config: RunConfig, time: str) -> RunConfig:
-    """`config` with this budget instead of its own."""
+def with_duration(config: RunConfig, time: str) -> RunConfig:
+    """`config` with this time budget instead of its own."""
     return replace(config, train=replace(config.train.without_budget(), for_=time))
 
 
-def neighbour(n_layer: int, d_model: int, step: int) -> tuple[int, int]:
-    """The next smaller or larger size."""
-    at = SIZES.index((n_layer, d_model)) + step
-    return SIZES[min(max(at, 0), len(SIZES) - 1)]
+def neighbor_size(n_layer: int, d_model: int, step: int) -> tuple[int, int]:
+    """The size `step` places after this one in SIZES, or the last one there."""
+    index = SIZES.index((n_layer, d_model)) + step
+    return SIZES[min(max(index, 0), len(SIZES) - 1)]
 
 
 def _row(label: str, text: str) -> str:
     return LABEL.format(label) + text
 
 
-def _bits(plan: Plan) -> str:
-    low, high = plan.forecast.low, plan.forecast.high
-    return f"{plan.forecast.bits_per_byte:.2f} bits per byte, in 8 of 10 runs between {low:.2f} and {high:.2f}"
+def _table_row(label: str, cells: list[str] | tuple[str, ...]) -> str:
+    return f"{label:<{LABEL_WIDTH}}" + "".join(f"{cell:>{COLUMN_WIDTH}}" for cell in cells)
 
 
-def _short(plan: Plan) -> str:
-    expected = plan.forecast
-    return f"{expected.low:.2f} and {expected.high:.2f}"
+def _two_digits(values: list[float]) -> list[str]:
+    return [f"{value:.2f}" for value in values]
 
 
-def _size(config: RunConfig) -> str:
-    return f"{config.model.n_layer} x {config.model.d_model}"
-
-
-def _times(readings: float) -> str:
-    return f"{readings:,.1f} times" if readings >= 0.95 else f"{readings:.0%} of"
+def _interval(forecast: Forecast) -> str:
+    return f"{forecast.low:.2f} and {forecast.high:.2f}"
 
 
 def _count(n: float) -> str:
-    """1234567 -> 1.2 M."""
+    """1234567 -> 1.23 M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= size:
             return f"{n / size:,.3g} {unit}"

@@ -1,0 +1,44 @@
+"""What is printed about a plan."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tests.planning.support import FIVE_MINUTES, make_planner
+from tiny_gpt.planning.types import Forecast
+from tiny_gpt.ui.plan_report import budget_table, forecast_versus_actual, plan_rows
+
+
+@pytest.mark.parametrize("is_bpe", [True, False])
+def test_the_table_compares_other_settings(is_bpe):
+    rows = {}
+    for line in budget_table(FIVE_MINUTES, make_planner(), is_bpe):
+        label, *cells = re.split(" {2,}", line.strip())
+        rows[label] = cells
+    chosen = [float(loss) for loss in rows["with this plan's settings"]]
+    assert ("with --tokenizer char" in rows) == is_bpe
+    for label in {"with --tokenizer char", "with --optimizer adamw", "with --architecture gpt2"} & set(rows):
+        assert all(float(loss) > best for loss, best in zip(rows[label], chosen, strict=True)), label
+    larger = [float(loss) for loss in rows["with a larger model"]]
+    assert all(loss >= best - 0.02 for loss, best in zip(larger, chosen, strict=True))
+    assert rows["bits per byte after"] == ["5m", "1h", "6h", "24h"]
+
+
+def test_a_long_run_on_a_small_text_names_its_saturation():
+    _, plan = make_planner().plan(FIVE_MINUTES)
+    texts = " ".join(text for _, text in plan_rows(replace(plan, saturation_s=120.0)))
+    assert "after 2 min 00 s, more time hardly helps" in texts
+    texts = " ".join(text for _, text in plan_rows(replace(plan, saturation_s=1e6)))
+    assert "hardly helps" not in texts
+
+
+def test_a_finished_run_stands_beside_its_plan():
+    _, plan = make_planner().plan(FIVE_MINUTES)
+    plan = replace(plan, tokens=2_000_000, memory_bytes=1 << 30, forecast=Forecast(0.87, 0.8, 0.95))
+    line = forecast_versus_actual(plan, 2_500_000, 0.89, 3 << 29)
+    assert line == (
+        "predicted 0.870 bits per byte, actual 0.890 (within 0.80 to 0.95); 2 M tokens, actual 2.5 M; "
+        "1.0 GiB, actual 1.5"
+    )
+    assert "outside 0.80 to 0.95" in forecast_versus_actual(plan, 2_500_000, 0.99, 3 << 29)

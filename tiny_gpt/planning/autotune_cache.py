@@ -1,0 +1,71 @@
+"""The cache of autotuning: one small JSON file for each machine, code version, workload and set of candidates.
+
+The file's name is a hash of everything that the choice may depend on, so a stale choice is never found again. A file
+that is missing, damaged or cannot be written only means that the next start measures again.
+"""
+
+import contextlib
+import functools
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiny_gpt.device import describe_device, processor_name
+from tiny_gpt.errors import OutOfResourcesError
+from tiny_gpt.files import atomic_write, cache_folder, sha256_of, sha256_of_json
+from tiny_gpt.planning.types import BackendChoice, Candidate
+
+FOLDER = "backends"
+
+
+def cache_file(device: torch.device, candidates: list[Candidate], workload: list[Any]) -> Path:
+    """The file for a choice among `candidates` for `workload`, which is plain JSON values."""
+    key = {
+        "processor": processor_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": describe_device(device),
+        "versions": [torch.__version__, _package_version("numba"), code_fingerprint(device.type)],
+        "candidates": [str(candidate) for candidate in candidates],
+        "workload": workload,
+    }
+    return cache_folder() / FOLDER / f"{sha256_of_json(key)[:32]}.json"
+
+
+def read(file: Path, candidates: list[Candidate]) -> BackendChoice | None:
+    """The choice in `file`; None where there is none or it makes no sense."""
+    try:
+        values: Any = json.loads(file.read_text(encoding="utf-8"))
+        chosen = next(candidate for candidate in candidates if str(candidate) == values["candidate"])
+        seconds = {str(name): float(fastest) for name, fastest in values["seconds"].items()}
+        failures = {str(name): str(reason) for name, reason in values["failures"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
+        return None
+    return BackendChoice(chosen, seconds, failures) if seconds else None
+
+
+def write(file: Path, choice: BackendChoice) -> None:
+    """Store `choice`, if the disk allows it."""
+    values = {"candidate": str(choice.candidate), "seconds": choice.seconds, "failures": choice.failures}
+    with contextlib.suppress(OSError, OutOfResourcesError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as stream:
+            stream.write(json.dumps(values, indent=1).encode() + b"\n")
+
+
+@functools.cache
+def code_fingerprint(device_type: str) -> str:
+    """A hash of the source files whose speed is measured."""
+    package = Path(__file__).parent.parent
+    folders = ("model", "kernels") if device_type == "cpu" else ("model", "training")
+    files = sorted(path for folder in folders for path in (package / folder).rglob("*.py"))
+    return sha256_of_json([sha256_of(path) for path in (package / "backends.py", *files)])
+
+
+def _package_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
