@@ -39,7 +39,7 @@ class ModelConfig:
     dropout: float = 0.15
     """Fraction of attention weights and feed-forward outputs set to zero at random in training; reduces overfitting."""
     head_dim: int = 0
-    """Width of each attention head ; 0 means d_model / n_head, the only choice of gpt2."""
+    """Width of each attention head; 0 means d_model / n_head, the only choice of gpt2."""
     rope_theta: float = 10_000.0
     """Base of the rotary position embeddings' frequencies. Models with a long context use a larger one."""
 

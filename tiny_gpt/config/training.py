@@ -54,13 +54,12 @@ class TrainConfig:
     """Steps of linear warm-up; at most half of the run, or 5% of its time if it is timed."""
     optimizer: OptimizerName = "adamw"
     """adamw: AdamW for all weights.
-    muon: Muon for the matrices inside the blocks, AdamW for the rest.
-    muon needs about half as many steps, and a larger learning rate, such as 2e-3."""
+    muon: Muon for the matrices inside the blocks, AdamW for the rest. Needs about half as many steps.
+    Use a larger learning rate with it, such as 2e-3."""
     weight_decay: float = 0.01
     """Weight decay of all matrices, including the embeddings."""
     token_noise: float = 0.0
-    """Fraction of input tokens replaced by random ones during training.
-    Reduces overfitting on text that is read many times."""
+    """Fraction of input tokens replaced by random ones in training; reduces overfitting on text read many times."""
     beta2: float = 0.999
     """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
     grad_clip: float = 1.0
