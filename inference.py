@@ -11,6 +11,6 @@ ensure_environment()
 if __name__ == "__main__":
     import sys
 
-    from tiny_gpt.cli.main import inference_script
+    from tiny_gpt.cli.generate import inference_script
 
     sys.exit(inference_script())

@@ -36,6 +36,6 @@ SETTINGS = dict(
 if __name__ == "__main__":
     import sys
 
-    from tiny_gpt.cli.main import train_script
+    from tiny_gpt.cli.train import train_script
 
     sys.exit(train_script(SETTINGS))

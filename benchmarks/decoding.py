@@ -4,9 +4,9 @@ llama-cpp-python is installed, llama.cpp; the same weights in all, interleaved i
 python -m benchmarks.decoding [--rounds 5] [--sizes guide 10m 124m] [--json FILE]
 """
 
-from tiny_gpt.cli.main import let_waiting_threads_sleep
+from tiny_gpt.cli.process import limit_thread_spinning
 
-let_waiting_threads_sleep()
+limit_thread_spinning()
 
 import json
 import statistics

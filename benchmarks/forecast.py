@@ -6,9 +6,9 @@ python -m benchmarks.forecast record RUN...    score finished runs on their whol
                                                each to forecast_runs.jsonl; give similar texts the same `source` by hand
 """
 
-from tiny_gpt.cli.main import let_waiting_threads_sleep
+from tiny_gpt.cli.process import limit_thread_spinning
 
-let_waiting_threads_sleep()
+limit_thread_spinning()
 
 import json
 import math

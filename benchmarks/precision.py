@@ -3,9 +3,9 @@
 python -m benchmarks.precision --data FILE [--seeds 3] [--steps 2000] [--batch-size 16] [any model flag]
 """
 
-from tiny_gpt.cli.main import let_waiting_threads_sleep
+from tiny_gpt.cli.process import limit_thread_spinning
 
-let_waiting_threads_sleep()
+limit_thread_spinning()
 
 import json
 import time

@@ -7,9 +7,9 @@ python -m benchmarks.training_step --shapes all      # a line for each of 24 sha
 Ratios are taken within a round and then their median, for the machine's speed drifts from round to round.
 """
 
-from tiny_gpt.cli.main import let_waiting_threads_sleep
+from tiny_gpt.cli.process import limit_thread_spinning
 
-let_waiting_threads_sleep()
+limit_thread_spinning()
 
 import json
 import statistics

@@ -118,4 +118,4 @@ def test_help_and_the_bare_package_do_not_load_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "tiny-gpt COMMAND" in done.stdout and "--iters-per-epoch" in done.stdout and "--top-k" in done.stdout
-    assert done.stderr == "tiny-gpt: there is no command 'nonsense'; try tiny-gpt --help\n"
+    assert done.stderr == "tiny-gpt: unknown command 'nonsense'; see tiny-gpt --help\n"

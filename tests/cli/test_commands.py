@@ -17,8 +17,11 @@ import pytest
 import torch
 
 from tiny_gpt.bootstrap import ROOT
-from tiny_gpt.cli import main as cli
-from tiny_gpt.cli import train as train_command
+from tiny_gpt.cli import launch
+from tiny_gpt.cli import session as train_command
+from tiny_gpt.cli.generate import inference_script
+from tiny_gpt.cli.main import main
+from tiny_gpt.cli.train import train_script
 from tiny_gpt.model_io import model_file
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run import start as run_module
@@ -90,12 +93,12 @@ def text(tmp_path_factory):
 def command(capsys, monkeypatch):
     """`command("tiny-gpt", ...)`, and so train.py and inference.py, inside this process."""
 
-    monkeypatch.setattr(cli, "is_watched", lambda: True)
+    monkeypatch.setattr(launch, "is_watched", lambda: True)
 
     programs = {
-        "tiny-gpt": cli.main,
-        "train.py": lambda: cli.train_script({"out_dir": "."}),
-        "inference.py": cli.inference_script,
+        "tiny-gpt": main,
+        "train.py": lambda: train_script({"out_dir": "."}),
+        "inference.py": inference_script,
     }
 
     def run(program, *args):
@@ -124,7 +127,7 @@ def trained(text, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["train.py", "--data", str(text), *flags(**TINY)])
-        assert cli.train_script({"out_dir": "."}) == 0
+        assert train_script({"out_dir": "."}) == 0
     return folder, out.getvalue()
 
 
@@ -155,7 +158,7 @@ class TestTraining:
         for form, line in zip(forms, lines[start : start + len(forms)], strict=True):
             assert re.fullmatch(form, line), line
         assert any(line.startswith("A sample from the best model (epoch 2)") for line in lines)
-        assert lines[-1] == 'Write more with: python3 inference.py --prompt "The" --temperature 0.8'
+        assert lines[-1] == 'Generate text: python3 inference.py --prompt "The" --temperature 0.8'
 
     def test_writes_four_files_and_nothing_else(self, trained):
         assert names(trained[0]) == OUR_FILES
@@ -197,7 +200,7 @@ class TestTraining:
     def test_settings_of_train_py_are_defaults_that_flags_change(self, text, tmp_path, monkeypatch):
         settings = TINY | {"data": [str(text)], "seed": 5}
         monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "6", "--out-dir", str(tmp_path)])
-        assert cli.train_script(settings) == 0
+        assert train_script(settings) == 0
         saved = json.loads((tmp_path / "config.json").read_text())
         assert saved["seed"] == 6 and saved["n_layer"] == 1 and saved["data"] == [str(text)]
 
@@ -229,7 +232,7 @@ class TestTraining:
         monkeypatch.setattr(train_command, "compile_engine", lambda model, precision: order.append("compiled"))
         trainer = run_module.Trainer
         monkeypatch.setattr(run_module, "Trainer", lambda *args: order.append("clock") or trainer(*args))
-        assert train().out.startswith("compiling what writes text for this processor") and order == [
+        assert train().out.startswith("compiling the decoder for this CPU") and order == [
             "compiled",
             "clock",
         ]
@@ -246,12 +249,12 @@ class TestTraining:
         monkeypatch.setattr(consumer, "consume", fail_at_first_evaluation)
         done = train()
         assert done.code == 0 and names(tmp_path) == OUR_FILES
-        assert f"{consumer.__name__} stopped working and is left out from now on: gone" in done.err
+        assert f"{consumer.__name__} failed and is no longer used: gone" in done.err
 
     def test_metrics_that_cannot_be_written_do_not_stop_it(self, train, tmp_path):
         (tmp_path / "metrics.jsonl").mkdir()
         done = train()
-        assert done.code == 0 and "MetricsFile stopped working" in done.err
+        assert done.code == 0 and "MetricsFile failed" in done.err
         assert load(tmp_path / "tiny_gpt_final.pt").progress.step == 12
 
     def test_a_folder_of_texts_tells_what_it_skipped(self, command, text, tmp_path):
@@ -314,7 +317,7 @@ class TestStopping:
     def test_a_second_signal_ends_at_once(self, train, send, tmp_path):
         send((signal.SIGINT, self.step(8)), (signal.SIGINT, lambda event: isinstance(event, Stopping)))
         done = train()
-        assert done.code == 130 and "What was saved before is whole" in done.err
+        assert done.code == 130 and "Everything already saved is intact" in done.err
         self.assert_whole(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt", "train.log")
         assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
 
@@ -356,7 +359,7 @@ class TestGenerating:
         done = command("inference.py", "--max-tokens", 5)
         assert done.code == 0
         assert re.findall(r"--- (\d) of 3 ---\nThe", done.out) == ["1", "2", "3"]
-        seed = re.fullmatch(r"\(--seed (\d+) writes the same again\)\n", done.err).group(1)
+        seed = re.fullmatch(r"\(--seed (\d+) generates the same text again\)\n", done.err).group(1)
         again = command("inference.py", "--max-tokens", 5, "--seed", seed)
         assert (again.out, again.err) == (done.out, "")
         assert command("tiny-gpt", "generate", "--max-tokens", 5, "--seed", seed).out == done.out
@@ -571,8 +574,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("args", "words"),
         [
-            ("a --checkpoint b", "a and --checkpoint b: give one of them"),
-            ("--prompt a --prompt-file good.txt", "--prompt and --prompt-file: give one of them"),
+            ("a --checkpoint b", "a and --checkpoint b: give only one of them"),
+            ("--prompt a --prompt-file good.txt", "--prompt and --prompt-file: give only one of them"),
             ("--interactive --num-samples 2", "leave out --num-samples 2"),
             ("--interactive --prompt-file good.txt", "leave out --prompt-file good.txt"),
         ],
@@ -589,13 +592,13 @@ class TestBadInput:
     def test_no_command_and_an_unknown_one_lead_to_help(self, command):
         assert "train" in command("tiny-gpt").out
         done = command("tiny-gpt", "trian")
-        assert done.code == 2 and "no command 'trian'; try tiny-gpt --help" in done.err
+        assert done.code == 2 and "unknown command 'trian'; see tiny-gpt --help" in done.err
 
     @pytest.mark.parametrize(
         ("failure", "code", "words"),
         [
             (KeyError("x"), 1, "This is a bug in tiny_gpt; --debug shows where."),
-            (MemoryError(), 5, "out of memory: reduce the batch size (--batch-size 32)"),
+            (MemoryError(), 5, "out of memory: reduce --batch-size"),
             (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), 5, "out of memory"),
             (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 5, "out of memory"),
             (OSError(28, "No space left on device"), 5, "no space left on the disk"),
@@ -675,7 +678,7 @@ def test_ctrl_c_on_a_narrow_terminal_without_utf8_ends_in_good_order(text, tmp_p
     bars = [line.removesuffix("^C") for line in lines if line.startswith("Epoch")]  # the terminal echoes the key
     assert bars and max(map(len, bars)) <= 60
     assert any(line.startswith("* Saved best model") for line in lines)
-    assert any(line.startswith("Write more with: python3 inference.py --checkpoint") for line in lines)
+    assert any(line.startswith("Generate text: python3 inference.py --checkpoint") for line in lines)
     assert names(tmp_path) == OUR_FILES
     step = rows(tmp_path)[-1]["step"]
     for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tiny_gpt.bootstrap import ROOT
-from tiny_gpt.cli.arguments import SCRIPT
+from tiny_gpt.cli.generate import SCRIPT_DEFAULTS
 from tiny_gpt.config import (
     DataConfig,
     EvalConfig,
@@ -67,7 +67,7 @@ class TestDefaults:
         assert RunConfig().with_flat(settings, "train.py") == RunConfig() == RECIPES["overnight"]
 
     def test_inference_py_has_the_guides_values(self):
-        sample = SCRIPT.sample
+        sample = SCRIPT_DEFAULTS.sampling
         assert (sample.checkpoint, sample.prompt, sample.temperature) == ("tiny_gpt_best.pt", "The", 0.8)
         assert (sample.max_tokens, sample.num_samples) == (200, 3)
 

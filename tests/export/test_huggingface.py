@@ -14,8 +14,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny_gpt.cli.arguments import ExportCommand
-from tiny_gpt.cli.export import name_of
+from tiny_gpt.cli.export import ExportCommand, model_name
 from tiny_gpt.cli.main import main
 from tiny_gpt.config import CONFIG_FILE, ModelConfig, RunConfig, SampleConfig
 from tiny_gpt.config.architectures import ARCHITECTURES
@@ -309,7 +308,11 @@ def test_the_command_names_the_folder_after_the_run_and_tells_what_to_type(tmp_p
 
 def test_names_of_models(tmp_path: Path) -> None:
     (tmp_path / "bard").mkdir()
-    assert name_of(tmp_path / "bard" / "tiny_gpt_best.pt") == "tiny_gpt_best"
+    assert model_name(tmp_path / "bard" / "tiny_gpt_best.pt") == "tiny_gpt_best"
     (tmp_path / "bard" / CONFIG_FILE).touch()
-    assert name_of(tmp_path / "bard" / "tiny_gpt_best.pt") == name_of(tmp_path / "bard" / "tiny_gpt_final.pt") == "bard"
-    assert name_of(tmp_path / "bard") == "bard" and name_of(tmp_path / "bard" / "other.pt") == "other"
+    assert (
+        model_name(tmp_path / "bard" / "tiny_gpt_best.pt")
+        == model_name(tmp_path / "bard" / "tiny_gpt_final.pt")
+        == "bard"
+    )
+    assert model_name(tmp_path / "bard") == "bard" and model_name(tmp_path / "bard" / "other.pt") == "other"

@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from tiny_gpt.cli import main as cli
-from tiny_gpt.cli import train as train_command
+from tiny_gpt.cli import session as train_command
 from tiny_gpt.run import clock, trainer
 from tiny_gpt.ui import samples
 

@@ -57,7 +57,7 @@ def stops(trial: Trial) -> list[str]:
         problems.append("it ended with another code")
     if is_training and whole_steps(folder)[:1] != [ended.done]:
         problems.append(f"it has done {ended.done} steps, and has the checkpoints {whole_steps(folder)}")
-    if is_training and "Go on where it stopped" not in ended.out:
+    if is_training and "Resume training" not in ended.out:
         problems.append("how to go on is not told")
     return problems + to_the_end(trial.world, twin, folder, was_stopped=True)
 

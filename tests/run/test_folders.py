@@ -14,10 +14,13 @@ import psutil
 import pytest
 import torch
 
+from tiny_gpt.cli import launch
 from tiny_gpt.cli import main as cli
-from tiny_gpt.cli import train as train_command
+from tiny_gpt.cli import session as train_command
+from tiny_gpt.cli.train import train_script
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, RunConfig, TrainConfig
 from tiny_gpt.errors import TinyGPTError
+from tiny_gpt.host import watchdog
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run import clock
 from tiny_gpt.run.checkpoint_store import CheckpointStore
@@ -43,7 +46,7 @@ def text(tmp_path):
 def tiny_gpt(tmp_path, monkeypatch, capfd, text):
     """`tiny_gpt(words...)` in this process, in a folder of its own: (exit code, what it printed)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "is_watched", lambda: True)
+    monkeypatch.setattr(launch, "is_watched", lambda: True)
 
     def call(*words):
         code = cli.main([str(word) for word in words])
@@ -76,15 +79,15 @@ def stopped(tiny_gpt, monkeypatch):
 
         patch.setattr(train_command, "deliver", deliver_and_stop)
         code, shown = tiny_gpt(*train_words())
-    assert code == 143 and "Go on where it stopped with:" in shown and "resume runs/text" in shown
-    assert re.search(r"Or let it come to a good end soon with: .*resume runs/text --for 1m --cooldown 1\n", shown)
+    assert code == 143 and "Resume training:" in shown and "resume runs/text" in shown
+    assert re.search(r"Or finish it soon: .*resume runs/text --for 1m --cooldown 1\n", shown)
     return Path("runs/text")
 
 
 def test_the_same_command_in_a_folder_with_an_unfinished_run_wants_to_know(tiny_gpt, stopped):
     code, shown = tiny_gpt(*train_words())
     assert code == 2
-    assert "runs/text holds an unfinished run: epoch 1 of 2, step 4 of 12; give --resume to go on" in shown
+    assert "runs/text holds an unfinished run: epoch 1 of 2, step 4 of 12; give --resume to resume it" in shown
     code, shown = tiny_gpt(*train_words(), "--resume")
     assert code == 0 and "after step 4 of 12" in shown
     assert load_model(stopped / FINAL_FILE, CPU).progress.step == 12
@@ -104,7 +107,7 @@ def test_resume_finds_the_run(tiny_gpt, stopped, name):
     code, shown = tiny_gpt("resume", *name)
     assert code == 0 and "after step 4 of 12" in shown and not unfinished(stopped)
     code, shown = tiny_gpt("resume", "text")
-    assert code == 2 and "runs/text is finished; to train it further give more time" in shown
+    assert code == 2 and "runs/text is finished; to train it further, give more time" in shown
     code, shown = tiny_gpt("resume", "text", "--epochs", 3)
     assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step == 18
 
@@ -114,7 +117,7 @@ def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more
     assert code == 0 and "the budget was --epochs 2, is now --for 2s" in shown
     assert "asked      --for 2s: this is" in shown and not unfinished(stopped)
     n_steps = load_model(stopped / FINAL_FILE, CPU).progress.step
-    assert re.search(r"Train it further, overnight, with: .*resume runs/text --for 8h", shown)
+    assert re.search(r"Train it further, overnight: .*resume runs/text --for 8h", shown)
     code, shown = tiny_gpt("resume", "text")
     assert code == 2 and "is finished" in shown and "--for 1h" in shown
     code, shown = tiny_gpt("resume", "text", "--for", "1s")
@@ -126,8 +129,8 @@ def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more
 
 def test_the_stop_says_how_to_end_well(tiny_gpt, stopped, monkeypatch):
     commands_to_type = train_command.NextCommands("", "", "tiny-gpt resume runs/text")
-    assert commands_to_type.cool_down(5 * 3600) == "tiny-gpt resume runs/text --for 30m --cooldown 1"
-    assert commands_to_type.cool_down(20) == "tiny-gpt resume runs/text --for 1m --cooldown 1"
+    assert commands_to_type.finish_soon(5 * 3600) == "tiny-gpt resume runs/text --for 30m --cooldown 1"
+    assert commands_to_type.finish_soon(20) == "tiny-gpt resume runs/text --for 1m --cooldown 1"
 
 
 def test_of_a_run_that_a_clock_ends_its_share_of_the_time_is_told(tiny_gpt, monkeypatch):
@@ -149,9 +152,9 @@ def test_of_a_run_that_a_clock_ends_its_share_of_the_time_is_told(tiny_gpt, monk
 def test_a_resumed_training_that_is_started_again_goes_on_with_the_same_run(
     tiny_gpt, stopped, monkeypatch, words, named
 ):
-    monkeypatch.setattr(cli, "is_watched", lambda: False)
+    monkeypatch.setattr(launch, "is_watched", lambda: False)
     started = []
-    monkeypatch.setattr(cli, "watch", lambda first, again, *_: started.append((first, again)) or 0)
+    monkeypatch.setattr(watchdog, "watch", lambda first, again, *_: started.append((first, again)) or 0)
     assert tiny_gpt("resume", *words, "--epochs", 3)[0] == 0
     expected = [sys.executable, "-m", "tiny_gpt", "resume", *words, "--epochs", "3", *named]
     assert started == [(expected, expected)]
@@ -166,9 +169,9 @@ def test_resume_says_what_there_is_not(tiny_gpt, stopped):
     code, shown = tiny_gpt("resume", "text", "--n-layer", 2)
     assert code == 3 and "--n-layer was 1, is now 2" in shown
     code, shown = tiny_gpt(*train_words(), "--resume", "--new")
-    assert code == 2 and "--resume and --new: give one of them" in shown
+    assert code == 2 and "--resume and --new: give only one of them" in shown
     code, shown = tiny_gpt(*train_words(), "--out-dir", "empty", "--resume")
-    assert code == 2 and "empty holds no checkpoint; leave --resume out" in shown
+    assert code == 2 and "empty has no checkpoint; leave out --resume" in shown
 
 
 @pytest.mark.parametrize(("answers", "goes_on"), [([""], True), (["what?", "Y"], True), (["n"], False)])
@@ -187,7 +190,7 @@ def test_train_py_resumes_beside_itself(tiny_gpt, stopped, monkeypatch):
     monkeypatch.chdir("here")
     settings = {"out_dir": ".", "data": [str(Path("../text.txt"))]}
     monkeypatch.setattr(sys, "argv", ["train.py", "--resume", *train_words()[4:]])
-    assert cli.train_script(settings) == 0
+    assert train_script(settings) == 0
     assert load_model(Path(FINAL_FILE), CPU).progress.step == 12
 
 

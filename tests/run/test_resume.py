@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tiny_gpt.cli import main as cli
+from tiny_gpt.cli.process import to_known_error
 from tiny_gpt.config import (
     BEST_FILE,
     CONFIG_FILE,
@@ -413,7 +413,7 @@ def test_where_not_even_one_block_fits_it_ends(config, monkeypatch):
     out_of_memory_above(monkeypatch, 0, MemoryError())
     with pytest.raises(MemoryError):
         list(run(config))
-    assert isinstance(cli.foreseen(MemoryError()), OutOfResourcesError)
+    assert isinstance(to_known_error(MemoryError()), OutOfResourcesError)
 
 
 def test_on_a_low_battery_it_saves_pauses_and_goes_on_when_plugged_in(config, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tiny_gpt.cli import launch
 from tiny_gpt.cli import main as cli
 from tiny_gpt.config import (
     BEST_FILE,
@@ -316,7 +317,7 @@ def test_going_on_with_another_shape_or_tokenizer_is_refused(config, change, wor
 
 
 def test_from_the_command_line_to_text(config, model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "is_watched", lambda: True)
+    monkeypatch.setattr(launch, "is_watched", lambda: True)
     out_dir = config.train.out_dir
     small = "--epochs 1 --iters-per-epoch 4 --batch-size 4 --eval-interval 2 --device cpu --no-watchdog --no-keep-awake"
     words = ["train", str(tmp_path / "french.txt"), "--start-from", str(model), "--out-dir", out_dir, *small.split()]
@@ -331,7 +332,7 @@ def test_from_the_command_line_to_text(config, model, tmp_path, monkeypatch, cap
 
 
 def test_a_runs_name_is_enough(config, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "is_watched", lambda: True)
+    monkeypatch.setattr(launch, "is_watched", lambda: True)
     monkeypatch.chdir(tmp_path)
     named = tmp_path / "runs" / "animals" / BEST_FILE
     named.parent.mkdir(parents=True)

@@ -101,7 +101,7 @@ def test_of_a_saved_config_and_a_flag_the_flag_is_the_budget(tmp_path, monkeypat
     path = tmp_path / "config.json"
     path.write_text(json.dumps(RunConfig(train=TrainConfig(for_="6h")).to_flat()))
     seen = []
-    monkeypatch.setattr(cli, "_train", lambda config, *_: seen.append(config.train) or 0)
+    monkeypatch.setattr("tiny_gpt.cli.train.launch_training", lambda config, *_: seen.append(config.train) or 0)
     for words in ([], ["--steps", "7"], ["--until", "07:00"], ["--epochs", "3"]):
         assert cli.main(["train", "text.txt", "--config", str(path), *words]) == 0
     assert [(train.budget, getattr(train, train.budget)) for train in seen] == [
@@ -114,7 +114,7 @@ def test_of_a_saved_config_and_a_flag_the_flag_is_the_budget(tmp_path, monkeypat
 
 def test_with_no_budget_a_training_takes_five_minutes_and_the_guides_recipe_its_epochs(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_train", lambda config, *_: seen.append(config.train) or 0)
+    monkeypatch.setattr("tiny_gpt.cli.train.launch_training", lambda config, *_: seen.append(config.train) or 0)
     for words in ([], ["--recipe", "overnight"], ["--epochs", "80"]):
         assert cli.main(["train", "text.txt", *words]) == 0
     auto = RECIPES["auto"].train

@@ -1,34 +1,79 @@
-"""`tiny-gpt eval`: how well a model does on a text."""
+"""`tiny-gpt eval`: the loss of a model on a text, in the units in which models are compared."""
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import Positional, arg
+
+from tiny_gpt.cli.arguments import parse
 from tiny_gpt.config import DataConfig, EvalConfig
-from tiny_gpt.data.corpus import read_corpus
-from tiny_gpt.data.readers.base import ReadOptions
-from tiny_gpt.data.sources.resolve import resolve
-from tiny_gpt.data.token_store import encode_to_file, temporary_build_folder
-from tiny_gpt.device import pick_device
-from tiny_gpt.errors import BadInputError
-from tiny_gpt.evaluation import FixedWindows, bits_per_byte
+from tiny_gpt.config.checks import OPTIONAL
+from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import cache_folder
-from tiny_gpt.model_io.open_model import open_path
-from tiny_gpt.training.step import micro_batch_size
-from tiny_gpt.ui.preparation import shown
+from tiny_gpt.run.folders import find_model
 
 
-def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: bool) -> int:
-    """Print the loss of a model over a whole text in the units that people compare. Returns the exit code."""
+@dataclass(frozen=True)
+class EvalCommand:
+    """Score a trained model on a text: loss, perplexity and bits per byte."""
+
+    eval: EvalConfig
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """A run, a model file or an exported folder."""
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE ..."), OPTIONAL]
+    """Text to score, given as for `tiny-gpt train`."""
+    json: Annotated[bool, OPTIONAL] = False
+    """Print JSON."""
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Score a model on a text, in bits per byte and other units."""
+    command = parse(EvalCommand, "tiny-gpt eval", args)
+    if not command.sources:
+        raise UsageError("name a text to score the model on: tiny-gpt eval MODEL my_text.txt", code="text-not-named")
+    path = find_model(command.model)
+    scores, block_size = score(path, command.sources, command.eval)
+    if command.json:
+        print(json.dumps({"model": str(path), "sources": list(command.sources), **scores}))
+        return 0
+    for name, value in scores.items():
+        print(f"{name.removeprefix('n_').replace('_', ' '):<20}{value:{',' if isinstance(value, int) else ',.4f'}}")
+    print(f"(each block of {block_size} tokens is scored on its own, as for val_loss)")
+    return 0
+
+
+def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dict[str, float | int], int]:
+    """({"nats_per_token": ..., "bits_per_byte": ..., ...}, the model's block size) for the whole text of `sources`.
+
+    Raises BadInputError for a text of fewer than two tokens.
+    """
+    # torch takes seconds to import, so --help must not reach these.
+    from tiny_gpt.data.corpus import read_corpus
+    from tiny_gpt.data.readers.base import ReadOptions
+    from tiny_gpt.data.sources.resolve import resolve
+    from tiny_gpt.data.token_store import encode_to_file, temporary_build_folder
+    from tiny_gpt.device import pick_device
+    from tiny_gpt.evaluation import FixedWindows, bits_per_byte
+    from tiny_gpt.model_io.open_model import open_path
+    from tiny_gpt.training.step import micro_batch_size
+    from tiny_gpt.ui.preparation import shown
+
     device = pick_device(config.device)
     loaded = open_path(path, device)
     data = DataConfig(sources, text_field=config.text_field, encoding=config.encoding)
-    with temporary_build_folder(cache_folder() / "tokens" / "eval") as place:
+    with temporary_build_folder(cache_folder() / "tokens" / "eval") as folder:
         files = shown(resolve(data.data)).files
-        text = shown(read_corpus(files, place / "text", ReadOptions(data.text_field, data.encoding or None))).text
-        tokens = shown(encode_to_file(place / "ids", text.whole(), loaded.tokenizer))
+        text = shown(read_corpus(files, folder / "text", ReadOptions(data.text_field, data.encoding or None))).text
+        tokens = shown(encode_to_file(folder / "ids", text.whole(), loaded.tokenizer))
         if len(tokens) < 2:
-            raise BadInputError(f"{', '.join(sources)}: a single token has nothing to predict; give more text")
+            raise BadInputError(
+                f"{', '.join(sources)}: a text of one token has nothing to predict; give more text",
+                code="text-too-short-to-score",
+            )
         block_size = loaded.model.config.block_size
         n_blocks = micro_batch_size(config.batch_size, 1, block_size, device)
         windows = FixedWindows(tokens.ids, block_size, n_blocks, len(tokens))
@@ -42,11 +87,5 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig, as_json: boo
             "n_characters": text.n_characters,
             "n_bytes": tokens.n_bytes,
         }
-        del tokens, windows  # Windows does not delete what is still mapped
-    if as_json:
-        print(json.dumps({"model": str(path), "sources": list(sources), **scores}))
-        return 0
-    for name, value in scores.items():
-        print(f"{name.removeprefix('n_').replace('_', ' '):<20}{value:{',' if isinstance(value, int) else ',.4f'}}")
-    print(f"(each block of {block_size} tokens read anew, as val_loss is)")
-    return 0
+        del tokens, windows  # Windows cannot delete the folder while its files are mapped
+    return scores, block_size

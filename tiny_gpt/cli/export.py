@@ -1,70 +1,109 @@
-"""`tiny-gpt export` and `tiny-gpt import`: the way to other tools and from them."""
+"""`tiny-gpt export` and `tiny-gpt import`: models to and from other tools."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import torch
+from tyro.conf import Positional, arg
 
-from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE
+from tiny_gpt.cli.arguments import ModelArgument, parse
+from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, ExportFormat
+from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.export.export import export, refuse_existing
 from tiny_gpt.files import user_path
-from tiny_gpt.model_io.bounded_json import shown
-from tiny_gpt.model_io.hf_folder import read_folder
-from tiny_gpt.model_io.model_file import save_loaded
-from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.ui.terminal import printable, quoted
 
-CPU = torch.device("cpu")
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a trained model as a folder that other tools read."""
+
+    to: ExportFormat
+    """hf: for transformers and mlx-lm.
+    gguf: for llama.cpp, Ollama and LM Studio.
+    safetensors: tiny_gpt's own tensor names, with its config.json."""
+    model: ModelArgument = ""
+    """A run, a model file or an exported folder. Without it, the best model of the newest run."""
+    out: Annotated[str, arg(metavar="FOLDER"), OPTIONAL] = ""
+    """Folder to write; must not exist yet. Without it, NAME-hf, NAME-gguf or NAME-safetensors in this folder."""
 
 
-def export_model(name: str, to: str, out: str) -> int:
-    """Write the model called `name` as a folder in the format `to`, and tell how to use it. Returns the exit code."""
-    path = find_model(name)
-    target = user_path(out) if out else Path(f"{name_of(path)}-{to}")
+@dataclass(frozen=True)
+class ImportCommand:
+    """Convert a model in Hugging Face's format to a model file of tiny_gpt."""
+
+    folder: Annotated[Positional[str], arg(metavar="FOLDER")]
+    """Folder with config.json, model.safetensors and tokenizer.json."""
+    out: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
+    """Model file to write; must not exist yet. Without it, NAME.pt in this folder, named after FOLDER."""
+
+
+def export_model(args: Sequence[str]) -> int:
+    """Write a model for other tools: transformers, mlx-lm, llama.cpp, Ollama."""
+    command = parse(ExportCommand, "tiny-gpt export", args)
+    import torch
+
+    from tiny_gpt.export.export import export, refuse_existing
+    from tiny_gpt.model_io.open_model import open_path
+
+    path = find_model(command.model)
+    target = user_path(command.out) if command.out else Path(f"{model_name(path)}-{command.to}")
     refuse_existing(target)
-    notes = export(open_path(path, CPU), to, target)
-    print(f"{path} is now also the folder {target}, with")
+    notes = export(open_path(path, torch.device("cpu")), command.to, target)
+    print(printable(f"Exported {path} to the folder {target}:"))
     for file in sorted(target.iterdir()):
-        print(f"  {file.name:<26}{size_text(file.stat().st_size):>10}")
+        print(f"  {file.name:<26}{format_size(file.stat().st_size):>10}")
     print("Inside that folder:")
     for note in notes:
         print(f"  {note}")
     return 0
 
 
-def name_of(path: Path) -> str:
-    """A short name for a model: its run's if it lies in a run's folder, else its own without .pt."""
-    whole = path.resolve()
-    if whole.is_dir():
-        return whole.name
-    is_of_a_run = path.name in (BEST_FILE, FINAL_FILE) and (whole.parent / CONFIG_FILE).is_file()
-    return whole.parent.name if is_of_a_run else path.stem
+def import_model(args: Sequence[str]) -> int:
+    """Convert a GPT-2, Qwen3 or similar model from Hugging Face's format."""
+    command = parse(ImportCommand, "tiny-gpt import", args)
+    import torch
 
+    from tiny_gpt.export.export import refuse_existing
+    from tiny_gpt.model_io.bounded_json import shown
+    from tiny_gpt.model_io.hf_folder import read_folder
+    from tiny_gpt.model_io.model_file import save_loaded
 
-def import_model(folder: str, out: str) -> int:
-    """Make a model file of a folder in Hugging Face's form. Returns the exit code."""
-    source = user_path(folder)
+    source = user_path(command.folder)
     name = source.resolve().name
-    target = user_path(out) if out else Path(f"{name}.pt")
-    if not name and not out:
-        raise BadInputError(f"{shown(source)} has no name to call the model file by; give one with --out")
+    target = user_path(command.out) if command.out else Path(f"{name}.pt")
+    if not name and not command.out:
+        raise BadInputError(
+            f"{shown(source)} has no name that the model file could get; name the file with --out",
+            code="model-name-missing",
+        )
     refuse_existing(target)
-    loaded = read_folder(source, CPU)
+    loaded = read_folder(source, torch.device("cpu"))
     save_loaded(target, loaded)
     config = loaded.model.config
     for note in loaded.run_config["import_notes"]:
         print(printable(note))
     print(
         printable(
-            f"{source} is now also the model file {target}: {config.architecture}, {loaded.model.n_parameters:,} "
-            f"parameters, {loaded.model.vocab_size:,} tokens, {config.block_size:,} seen at once"
+            f"Imported {source} as the model file {target}: {config.architecture}, {loaded.model.n_parameters:,} "
+            f"parameters, {loaded.model.vocab_size:,} tokens in the vocabulary, context of {config.block_size:,} tokens"
         )
     )
-    print(printable(f'Write with it: tiny-gpt generate --checkpoint {quoted(str(target))} --prompt "The"'))
+    print(printable(f'Generate text: tiny-gpt generate --checkpoint {quoted(str(target))} --prompt "The"'))
     return 0
 
 
-def size_text(n_bytes: int) -> str:
+def model_name(path: Path) -> str:
+    """A short name for a model: its run's if it is in a run's folder, otherwise its own without .pt."""
+    absolute = path.resolve()
+    if absolute.is_dir():
+        return absolute.name
+    is_in_run = path.name in (BEST_FILE, FINAL_FILE) and (absolute.parent / CONFIG_FILE).is_file()
+    return absolute.parent.name if is_in_run else path.stem
+
+
+def format_size(n_bytes: int) -> str:
     """12345678 -> "12.3 MB"."""
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"

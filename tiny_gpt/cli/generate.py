@@ -1,100 +1,168 @@
-"""`tiny-gpt generate` and inference.py: from a prompt, a file or a conversation to text on the screen.
+"""`tiny-gpt generate` and inference.py: text from a model, for a prompt, a file or prompts typed one by one.
 
-What goes to standard output is the text alone (or JSON); all remarks go to standard error.
+Standard output gets the text alone (or JSON), so that it can be piped; everything else goes to standard error.
 """
 
 import json
 import random
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tiny_gpt.config import OutputConfig, SampleConfig
-from tiny_gpt.errors import BadInputError
+from tiny_gpt.cli.arguments import ModelArgument, parse
+from tiny_gpt.cli.process import run_command
+from tiny_gpt.config import BEST_FILE, OutputConfig, SampleConfig
+from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import user_path
-from tiny_gpt.inference.engine import Engine, open_engine
-from tiny_gpt.inference.generate import Text, write
+from tiny_gpt.run.folders import find_model
 from tiny_gpt.ui.terminal import error, printable
 
-# Texts that are written at once; each takes a cache of its own.
-BATCH = 32
-# Of a longer prompt the screen shows the end only.
-SHOWN_PROMPT = 2000
+if TYPE_CHECKING:  # they import numpy, which --help must not
+    from tiny_gpt.inference.engine import Engine
+    from tiny_gpt.inference.generate import Text
+
+# Samples generated at once; each needs a KV cache of its own.
+MAX_BATCH_SIZE = 32
+# Characters of a long prompt that are printed: its end.
+MAX_PROMPT_SHOWN = 2000
 MAX_SEED = 2**63
 
 
-def write_samples(path: Path, config: SampleConfig, manner: OutputConfig) -> int:
-    """Write `config.num_samples` texts with the model at `path`, or as many as a person asks for. The exit code."""
-    if manner.prompt_file:
-        config = replace(config, prompt=read_prompt(manner.prompt_file))
-    writer = open_engine(path, config.device)
-    if writer.must_compile:
-        error("(compiling the decoder for this processor: some seconds, once)")
+@dataclass(frozen=True)
+class GenerateScript:
+    """Generate text with a trained model."""
+
+    sampling: SampleConfig = field(default_factory=SampleConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class GenerateCommand(GenerateScript):
+    """Generate text with a trained model."""
+
+    model: ModelArgument = ""
+    """A run, a model file or an exported folder; the same as --checkpoint."""
+
+
+# inference.py uses the model that train.py saves in the same folder.
+SCRIPT_DEFAULTS = GenerateScript(SampleConfig(checkpoint=BEST_FILE))
+
+
+def generate(args: Sequence[str]) -> int:
+    """Generate text with a trained model."""
+    command = parse(GenerateCommand, "tiny-gpt generate", args)
+    if command.model and command.sampling.checkpoint:
+        raise UsageError(
+            f"{command.model} and --checkpoint {command.sampling.checkpoint}: give only one of them", code="two-models"
+        )
+    return _generate(command, command.model or command.sampling.checkpoint)
+
+
+def inference_script() -> int:
+    """`python3 inference.py`."""
+
+    def run(args: Sequence[str]) -> int:
+        command = parse(GenerateScript, "inference.py", args, SCRIPT_DEFAULTS)
+        return _generate(command, command.sampling.checkpoint)
+
+    return run_command(run, sys.argv[1:])
+
+
+def _generate(command: GenerateScript, model: str) -> int:
+    sampling, output, default = command.sampling, command.output, SampleConfig()
+    if output.prompt_file and sampling.prompt != default.prompt:
+        raise UsageError("--prompt and --prompt-file: give only one of them", code="two-prompts")
+    if output.interactive and sampling.num_samples != default.num_samples:
+        raise UsageError(
+            f"--interactive writes one sample per prompt: leave out --num-samples {sampling.num_samples}",
+            code="interactive-with-num-samples",
+        )
+    return print_samples(find_model(model), sampling, output)
+
+
+def print_samples(path: Path, config: SampleConfig, output: OutputConfig) -> int:
+    """Print `config.num_samples` samples of the model at `path`, or one for each line typed. Returns the exit code."""
+    from tiny_gpt.inference.engine import open_engine
+    from tiny_gpt.inference.generate import write
+
+    if output.prompt_file:
+        config = replace(config, prompt=read_prompt(output.prompt_file))
+    engine = open_engine(path, config.device)
+    if engine.must_compile:
+        error("(compiling the decoder for this CPU: takes some seconds, only once)")
     seed = config.seed
     if seed is None:
         seed = random.SystemRandom().randrange(2**31)
         if config.temperature > 0:
-            error(f"(--seed {seed} writes the same again)")
-    if manner.interactive:
-        converse(writer, config, seed, manner)
+            error(f"(--seed {seed} generates the same text again)")
+    if output.interactive:
+        _converse(engine, config, seed, output)
         return 0
     seeds = [(seed + i) % MAX_SEED for i in range(config.num_samples)]
-    for start in range(0, len(seeds), BATCH):
-        batch = write(writer, config, seeds[start : start + BATCH])
-        if manner.json:
-            show_json(config, batch)
+    for start in range(0, len(seeds), MAX_BATCH_SIZE):
+        batch = write(engine, config, seeds[start : start + MAX_BATCH_SIZE])
+        if output.json:
+            _print_json(config, batch)
         else:
-            show(config, batch, not manner.no_stream, start)
+            _print_batch(config, batch, not output.no_stream, start)
     return 0
 
 
 def read_prompt(name: str) -> str:
-    """The text of a file or of standard input, without the line feed that ends it. Raises BadInputError."""
+    """The text of a file, or of standard input for "-", without its last newline. Raises BadInputError."""
     try:
         content = sys.stdin.buffer.read() if name == "-" else user_path(name).read_bytes()
     except OSError as failure:
         raise BadInputError(
-            f"--prompt-file {name}: {failure.strerror}; name a text file, or - for standard input"
+            f"--prompt-file {name}: {failure.strerror}; name a text file, or - for standard input",
+            code="prompt-file-unreadable",
         ) from None
     try:
         return content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as failure:
-        raise BadInputError(f"--prompt-file {name} is not UTF-8 (byte {failure.start}); save it as UTF-8") from None
+        raise BadInputError(
+            f"--prompt-file {name} is not UTF-8 (byte {failure.start}); save it as UTF-8", code="prompt-file-not-utf8"
+        ) from None
 
 
-def show(config: SampleConfig, batch: Iterator[list[Text]], streams: bool, n_before: int) -> None:
-    """The first text of a batch as it grows, the others, which grow beside it, after it."""
+def _print_batch(config: SampleConfig, batch: Iterator[list["Text"]], streams: bool, n_before: int) -> None:
+    """Print the first sample while it grows, then the others, which were generated beside it.
+
+    `n_before` samples have been printed already.
+    """
     texts: list[Text] = []
     for n_steps, texts in enumerate(batch):
         if n_steps == 0:
-            head(config, n_before)
+            _print_head(config, n_before)
         if streams:
-            tell_more(texts[0])
-    for number, text in enumerate(texts):
-        if number > 0:
-            head(config, n_before + number)
-        tell_more(text)
+            _print_new(texts[0])
+    for i, text in enumerate(texts):
+        if i > 0:
+            _print_head(config, n_before + i)
+        _print_new(text)
         print()
 
 
-def head(config: SampleConfig, number: int) -> None:
-    """What stands before a text: its number where there are several, and its prompt."""
+def _print_head(config: SampleConfig, index: int) -> None:
+    """Print what precedes sample number `index`: its number if there are several, and the prompt."""
     if config.num_samples > 1:
-        print(f"{'' if number == 0 else chr(10)}--- {number + 1} of {config.num_samples} ---")
+        print(f"{'' if index == 0 else chr(10)}--- {index + 1} of {config.num_samples} ---")
     prompt = config.prompt
-    if len(prompt) > SHOWN_PROMPT:
-        prompt = "…" + prompt[-SHOWN_PROMPT:]
+    if len(prompt) > MAX_PROMPT_SHOWN:
+        prompt = "…" + prompt[-MAX_PROMPT_SHOWN:]
     print(printable(prompt), end="", flush=True)
 
 
-def tell_more(text: Text) -> None:
+def _print_new(text: "Text") -> None:
+    """Print what `text` has grown by since the last call."""
     if piece := text.take():
         print(printable(piece), end="", flush=True)
 
 
-def show_json(config: SampleConfig, batch: Iterator[list[Text]]) -> list[Text]:
-    """A line for each text: its prompt, what follows it, its seed, its length, and whether a stop text ended it."""
+def _print_json(config: SampleConfig, batch: Iterator[list["Text"]]) -> list["Text"]:
+    """Print one JSON object per finished sample; returns the samples."""
     texts = list(batch)[-1]
     for text in texts:
         line = {
@@ -108,34 +176,36 @@ def show_json(config: SampleConfig, batch: Iterator[list[Text]]) -> list[Text]:
     return texts
 
 
-def converse(writer: Engine, config: SampleConfig, seed: int, manner: OutputConfig) -> None:
-    """Continue one line after the other, until the input ends. Ctrl+C ends a text only."""
-    decoder = writer.make_decoder(1, config.precision)
-    asks = sys.stdin.isatty()
-    if asks:
-        error("Type a prompt. An empty line goes on with the text, Ctrl+C stops it, Ctrl+D ends.")
+def _converse(engine: "Engine", config: SampleConfig, seed: int, output: OutputConfig) -> None:
+    """Continue each line typed, until the input ends. Ctrl+C ends only the current sample."""
+    from tiny_gpt.inference.generate import write
+
+    decoder = engine.make_decoder(1, config.precision)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        error("Type a prompt. An empty line continues the text, Ctrl+C stops it, Ctrl+D quits.")
     so_far = ""
-    while line := _next_line(asks):
+    while line := _next_line(is_terminal):
         config = replace(config, prompt=line.rstrip("\r\n") or so_far, num_samples=1)
-        batch = write(writer, config, [seed], decoder)
-        if not asks and not manner.json:  # nobody has seen it typed
-            head(config, 0)
+        batch = write(engine, config, [seed], decoder)
+        if not is_terminal and not output.json:  # a terminal has shown the prompt as it was typed
+            _print_head(config, 0)
         so_far = config.prompt
         seed = (seed + 1) % MAX_SEED
-        if manner.json:
-            so_far += show_json(config, batch)[-1].text
+        if output.json:
+            so_far += _print_json(config, batch)[-1].text
             continue
         try:
             for (text,) in batch:
                 so_far = config.prompt + text.text
-                if not manner.no_stream or text.is_done:
-                    tell_more(text)
+                if not output.no_stream or text.is_done:
+                    _print_new(text)
         except KeyboardInterrupt:
             pass
-        print("" if asks else "\n", flush=True)
+        print("" if is_terminal else "\n", flush=True)
 
 
-def _next_line(asks: bool) -> str:
-    if asks:
+def _next_line(is_terminal: bool) -> str:
+    if is_terminal:
         print("> ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline()

@@ -1,101 +1,114 @@
-"""`tiny-gpt train`, `resume` and train.py: a run, those who listen to it, and what to type next."""
+"""`tiny-gpt train`, `tiny-gpt resume` and train.py: their arguments, turned into one training to launch."""
 
-import contextlib
 import os
 import sys
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
-from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig, SampleConfig
-from tiny_gpt.data.progress import Notice
-from tiny_gpt.data.sources.catalog import DATASETS
+from tyro.conf import Positional, arg
+
+from tiny_gpt.cli.arguments import SourcesArgument
+from tiny_gpt.cli.launch import ResumeMode, launch_training, program_name
+from tiny_gpt.cli.overrides import (
+    given_budget,
+    parse_run,
+    peek_flags,
+    recipe_config,
+    run_settings,
+    without_given_choices,
+)
+from tiny_gpt.cli.process import run_command
+from tiny_gpt.config import RecipeName, RunConfig, load_config
+from tiny_gpt.config.checks import OPTIONAL
+from tiny_gpt.config.recipes import RECIPES
+from tiny_gpt.errors import UsageError
 from tiny_gpt.files import user_path
-from tiny_gpt.inference.engine import compile_engine, must_compile
-from tiny_gpt.planning.types import Plan
-from tiny_gpt.run.events import Event, Finished, Prepared
-from tiny_gpt.run.start import run
-from tiny_gpt.training.budget import RunRequest
-from tiny_gpt.ui.console import Console
-from tiny_gpt.ui.log import LogFile
-from tiny_gpt.ui.metrics import MetricsFile
-from tiny_gpt.ui.samples import Samples, sample_text
-from tiny_gpt.ui.terminal import error, printable, quoted
-
-
-class Consumer(Protocol):
-    """Anything that listens to a run."""
-
-    def consume(self, event: Event) -> None: ...
+from tiny_gpt.run.folders import config_of, find_run, unfinished
 
 
 @dataclass(frozen=True)
-class NextCommands:
-    """What to type after a training, as this person calls the program."""
+class RunOrigin(ResumeMode):
+    """Where settings come from, and what to do with an unfinished run in the same folder. Without a flag, you are asked
+    about it."""
 
-    generate: str
-    train: str
-    resume: str
-
-    def cool_down(self, elapsed_s: float) -> str:
-        """What ends a stopped run well, in a tenth of the time that it has had."""
-        return f"{self.resume} --for {max(1, round(elapsed_s / 600))}m --cooldown 1"
-
-
-def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, commands: NextCommands) -> int:
-    """Train, then show what the best model writes and the commands to type next. Returns the exit code."""
-    plan, finished = None, None
-    out_dir = user_path(config.train.out_dir)
-    with contextlib.closing(Console(config, sys.stdout)) as console:
-        consumers: list[Consumer] = [
-            console,
-            MetricsFile(out_dir / METRICS_FILE),
-            LogFile(config, out_dir / LOG_FILE),
-            Samples(config, out_dir / SAMPLES_FOLDER),
-        ]
-        for number, event in enumerate(run(config, resume, request)):
-            deliver(event, consumers)
-            if number == 0 and must_compile(config.model):  # before a clock runs
-                deliver(Notice("compiling what writes text for this processor: about 15 seconds, once"), [console])
-                compile_engine(config.model, SampleConfig().precision)
-            if isinstance(event, Prepared):
-                plan = event.plan
-            if isinstance(event, Finished):
-                finished = event
-    assert finished is not None, "a run that ends without an error has finished"
-    try:
-        _say_what_is_next(finished, plan, config, commands)
-        sys.stdout.flush()
-    except OSError:  # whoever was to read this has left; the night was not for nothing
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it on its way out
-    return 0 if finished.stopped_by is None else 128 + finished.stopped_by
+    recipe: RecipeName = "auto"
+    """auto: chooses what you don't set from your text, the length of the run and the speed of this machine.
+    overnight: the fixed settings of the guide."""
+    config: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
+    """Use the settings of a saved config.json instead of a recipe."""
 
 
-def _say_what_is_next(finished: Finished, plan: Plan | None, config: RunConfig, commands: NextCommands) -> None:
-    if finished.stopped_by is None:
-        sample = replace(SampleConfig(), seed=config.train.seed)
-        at = f"step {finished.best_step:,}" if config.train.is_timed else f"epoch {finished.best_epoch}"
-        print(f"\nA sample from the best model ({at}), temperature {sample.temperature}:\n")
-        print(printable(sample_text(finished.best_path, sample)))
-    best_path = str(finished.best_path)
-    checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {quoted(best_path)}"
-    print(f'\nWrite more with: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
-    if finished.stopped_by is not None:
-        print(f"Go on where it stopped with: {commands.resume}")
-        print(f"Or let it come to a good end soon with: {commands.cool_down(finished.elapsed_s)}", flush=True)
-        return
-    if plan is not None and plan.saturation_s < finished.elapsed_s:
-        print("More time would hardly help with this text, more text would: name further files beside it.")
-    elif config.train.is_timed:
-        print(f"Train it further, overnight, with: {commands.resume} --for 8h")
-    if all(name in DATASETS for source in config.data.data for name in source.split("|")):
-        print(f"Train a night on your own text with: {commands.train}")
+@dataclass(frozen=True)
+class TrainCommand(RunConfig):
+    """Train a model on your text; all files of the run go to runs/NAME."""
+
+    sources: SourcesArgument = ()
+    """Training text: files, folders, glob patterns, - for standard input, URLs or dataset names. The same as --data."""
+    run: RunOrigin = field(default_factory=RunOrigin)
 
 
-def deliver(event: Event, consumers: list[Consumer]) -> None:
-    """Hand an event to every consumer. One that fails is dropped and named: it must not end a night."""
-    for consumer in list(consumers):
-        try:
-            consumer.consume(event)
-        except Exception as failure:
-            consumers.remove(consumer)
-            error(f"{type(consumer).__name__} stopped working and is left out from now on: {failure}")
+@dataclass(frozen=True)
+class ResumeCommand(RunConfig):
+    """Resume a stopped run or extend a finished one; flags override its settings."""
+
+    run: Annotated[Positional[str], arg(metavar="[RUN]"), OPTIONAL] = ""
+    """Folder of the run, or its name in runs/. Without it, the most recent unfinished run."""
+
+
+@dataclass(frozen=True)
+class ScriptCommand(RunConfig):
+    """Train a model with the settings at the top of train.py, which are the defaults below."""
+
+    config: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
+    """Use the settings of a saved config.json instead of those in train.py."""
+    run: ResumeMode = field(default_factory=ResumeMode)
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a model on your text."""
+    origin = peek_flags(args, "recipe", "config")
+    if origin["config"]:
+        base = load_config(user_path(origin["config"]), RunConfig())
+        # A new run with the same settings, not in the folder of the run that they come from.
+        base = replace(base, train=replace(base.train, out_dir=""))
+    else:
+        name = origin["recipe"] or "auto"
+        base = recipe_config(name, args) if name in RECIPES else RunConfig()  # the parser explains an unknown name
+    command = parse_run(TrainCommand, "tiny-gpt train", args, base)
+    config = run_settings(command, command.sources)
+    return launch_training(config, command.run, [sys.executable, "-m", "tiny_gpt", "train", *args], program_name())
+
+
+def resume(args: Sequence[str]) -> int:
+    """Resume a stopped run or extend a finished one."""
+    name = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), is_of_run=True).run
+    folder = find_run(name)
+    base = without_given_choices(config_of(folder), args)
+    config = run_settings(parse_run(ResumeCommand, "tiny-gpt resume", args, base))
+    extends = given_budget(args) is not None and config.train.is_timed
+    if not extends and not unfinished(folder, config.train.total_steps):
+        raise UsageError(
+            f"{folder} is finished; to train it further, give more time (--for 1h), or a larger total (--epochs or "
+            "--steps)",
+            code="run-finished",
+        )
+    config = replace(config, train=replace(config.train, out_dir=str(folder)))
+    # The folder is named, so that a restart resumes this run even if another one is the most recent by then.
+    restart = [sys.executable, "-m", "tiny_gpt", "resume", *args, *([] if name else [str(folder)])]
+    return launch_training(config, ResumeMode(resume=True), restart, program_name(), extends)
+
+
+def train_script(settings: Mapping[str, Any]) -> int:
+    """`python3 train.py`: trains with the `settings` in that file, changed by flags."""
+
+    def run(args: Sequence[str]) -> int:
+        base = RunConfig().with_flat(settings, "train.py")
+        saved = peek_flags(args, "config")["config"]
+        if saved:
+            base = load_config(user_path(saved), base)
+        command = parse_run(ScriptCommand, "train.py", args, base)
+        restart = [sys.executable, os.path.abspath(sys.argv[0]), *args]
+        return launch_training(run_settings(command), command.run, restart, program="")
+
+    return run_command(run, sys.argv[1:])

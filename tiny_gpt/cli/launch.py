@@ -1,0 +1,145 @@
+"""From parsed settings to a training process: which folder, resumed or new, and under the watchdog or not.
+
+Unless --no-watchdog is given, `launch` runs twice. The first process decides where the run goes, asking the user if
+need be, and becomes the watchdog. It starts the same command again as a child process, which finds the decision in an
+environment variable and trains.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Self
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.config.checks import OPTIONAL
+from tiny_gpt.errors import UsageError
+from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
+from tiny_gpt.run.folders import find_model, folder_for, newest_step, unfinished
+from tiny_gpt.ui.terminal import error, quoted
+
+# Holds a Launch as JSON, for the child process.
+LAUNCH_VARIABLE = "TINY_GPT_LAUNCH"
+
+
+@dataclass(frozen=True)
+class ResumeMode:
+    """What to do with an unfinished run in the same folder. Without a flag, you are asked."""
+
+    resume: Annotated[bool, OPTIONAL] = False
+    """Resume it."""
+    new: Annotated[bool, OPTIONAL] = False
+    """Keep it and start a new run."""
+
+    def __post_init__(self) -> None:
+        if self.resume and self.new:
+            raise UsageError("--resume and --new: give only one of them", code="resume-and-new")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was decided about a training before it started; a watchdog hands it to its child process."""
+
+    run_dir: str
+    is_resumed: bool
+    extends: bool
+    """Whether the budget comes on top of what the run has had."""
+    requested_at: float
+    """When the user gave the command, as time.time(): the start of a timed budget."""
+    program: str
+    """How the user calls `tiny-gpt`; "" for train.py."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+
+def launch_training(
+    config: RunConfig, mode: ResumeMode, restart_command: Sequence[str], program: str, extends: bool = False
+) -> int:
+    """Train `config` under the watchdog, or in this process. Returns the exit code.
+
+    `restart_command` starts the same training again. `program` and `extends` are those of Launch.
+    """
+    from_parent = os.environ.pop(LAUNCH_VARIABLE, None)
+    if from_parent is None:
+        run_dir, is_resumed = resolve_run_dir(config, mode)
+        # More time for a finished run comes on top; for an unfinished one it is the time of the whole.
+        extends = extends or (is_resumed and config.train.is_timed and unfinished(run_dir) is None)
+        decided = Launch(str(run_dir), is_resumed, extends, time.time(), program)
+    else:
+        decided = Launch.from_json(from_parent)
+        if restart_reason():  # the first child began it
+            decided = replace(decided, is_resumed=True)
+    if config.reliability.watchdog and not is_watched():
+        return _watch(decided, restart_command)
+    return _train(config, decided)
+
+
+def _watch(decided: Launch, command: Sequence[str]) -> int:
+    from tiny_gpt.host.watchdog import watch
+
+    os.environ[LAUNCH_VARIABLE] = decided.to_json()
+    sys.stdout.flush()  # before the child writes to the same file
+    try:
+        return watch(command, command, lambda: newest_step(Path(decided.run_dir)), error)
+    finally:
+        del os.environ[LAUNCH_VARIABLE]
+
+
+def _train(config: RunConfig, decided: Launch) -> int:
+    heartbeat()  # before torch is imported, which takes seconds: see Heartbeat
+    from tiny_gpt.cli.session import NextCommands, train_and_sample
+    from tiny_gpt.training.budget import RunRequest
+
+    start_from = config.train.start_from
+    if start_from and not decided.is_resumed:  # a resumed run has its weights
+        start_from = str(find_model(start_from))
+    config = replace(config, train=replace(config.train, out_dir=decided.run_dir, start_from=start_from))
+    return train_and_sample(
+        config,
+        decided.is_resumed,
+        RunRequest(decided.requested_at, decided.extends, is_restart=bool(restart_reason())),
+        NextCommands.of(decided.program, decided.run_dir),
+    )
+
+
+def resolve_run_dir(config: RunConfig, mode: ResumeMode) -> tuple[Path, bool]:
+    """The folder of the run, and whether the run in it is to be resumed. Asks the user where flags leave it open.
+
+    Raises UsageError if there is nothing to resume, or an unfinished run and no user to ask.
+    """
+    folder = folder_for(config, is_new=mode.new)
+    found = unfinished(folder, config.train.total_steps if mode.resume else 0)
+    if mode.resume:
+        is_begun = newest_step(folder) >= 0
+        if found is None and not (is_begun and config.train.is_timed):
+            state = "is finished" if is_begun else "has no checkpoint"
+            raise UsageError(f"--resume: {folder} {state}; leave out --resume to start a new run", code="not-resumable")
+        return folder, True
+    if found is None or mode.new:
+        return folder, False
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(f"{found}; give --resume to resume it, or --new to start a new run", code="run-unfinished")
+    while True:
+        answer = input(f"{found}.\nResume it? [Y]es, [n]ew run: ").strip().lower()
+        if answer in ("", "y", "yes"):
+            return folder, True
+        if answer in ("n", "new", "no"):
+            return folder_for(config, is_new=True), False
+
+
+def program_name() -> str:
+    """How the user called `tiny-gpt`, ready to be typed again: by its name if it is on PATH."""
+    if shutil.which("tiny-gpt"):
+        return "tiny-gpt"
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{quoted(sys.orig_argv[0])} -m tiny_gpt"
+    return sys.argv[0]

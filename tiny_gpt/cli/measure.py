@@ -1,0 +1,48 @@
+"""Arguments of `tiny-gpt plan` and `tiny-gpt doctor`, which measure this machine; see plan.py and doctor.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
+
+from tiny_gpt.cli.arguments import SourcesArgument, parse
+from tiny_gpt.cli.overrides import parse_run, recipe_config, run_settings
+from tiny_gpt.config import RunConfig
+from tiny_gpt.config.checks import OPTIONAL
+
+
+@dataclass(frozen=True)
+class PlanCommand(RunConfig):
+    """Predict a training run: model, time, memory, loss. Measures this machine."""
+
+    sources: SourcesArgument = ()
+    """Training text, given as for `tiny-gpt train`."""
+    json: Annotated[bool, OPTIONAL] = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Check this machine's arithmetic and which settings are safe for training."""
+
+    device: Annotated[str, arg(metavar="{all,auto,cpu,mps,cuda,cuda:N}")] = "all"
+    """Device to check."""
+    json: Annotated[bool, OPTIONAL] = False
+    """Print JSON."""
+
+
+def plan(args: Sequence[str]) -> int:
+    """Predict a training run: model, time, memory, loss."""
+    command = parse_run(PlanCommand, "tiny-gpt plan", args, recipe_config("auto", args))
+    from tiny_gpt.cli.plan import show_plan
+
+    return show_plan(run_settings(command, command.sources), command.json)
+
+
+def doctor(args: Sequence[str]) -> int:
+    """Check that this machine computes correctly and what it can do."""
+    command = parse(DoctorCommand, "tiny-gpt doctor", args)
+    from tiny_gpt.cli.doctor import examine
+
+    return examine(command.device, command.json)

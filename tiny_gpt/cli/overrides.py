@@ -1,0 +1,116 @@
+"""The settings of a run from their three sources: a recipe, a saved config or the run itself; then the flags.
+
+Flags win. Some of them must be known before all can be parsed, because they decide what the defaults of the others
+are: --recipe, --config, the budget, and those that the recipe `auto` would choose.
+"""
+
+import argparse
+import contextlib
+import inspect
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import fields, make_dataclass, replace
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from tyro.conf import arg
+
+from tiny_gpt.cli.arguments import parse
+from tiny_gpt.config import BUDGETS, DEFAULT_HEAD_DIM, RunConfig, flag
+from tiny_gpt.config.recipes import RECIPES
+from tiny_gpt.config.training import more_than_one_budget
+from tiny_gpt.errors import UsageError
+
+# Length of a run for which the user gave none: enough for a first impression; `resume RUN --for 8h` extends it.
+DEFAULT_DURATION = "5m"
+
+RunArguments = TypeVar("RunArguments", bound=RunConfig)
+
+
+def recipe_config(name: str, args: Sequence[str]) -> RunConfig:
+    """The recipe called `name`, without what `args` set themselves; `auto` trains for DEFAULT_DURATION."""
+    base = RECIPES[name]
+    if name == "auto":
+        base = replace(base, train=replace(base.train, for_=DEFAULT_DURATION))
+    return without_given_choices(base, args)
+
+
+def without_given_choices(config: RunConfig, args: Sequence[str]) -> RunConfig:
+    """`config` with those settings taken off `train.auto` that `args` give, so that they are not chosen."""
+    given = peek_flags(args, *config.train.auto)
+    auto = tuple(name for name in config.train.auto if given[name] is None)
+    model, n_head = config.model, given.get("n_head")
+    if n_head and n_head.isdecimal() and "d_model" in auto:
+        # A width that this many heads divide, so that the config is valid until a width is chosen.
+        model = replace(model, d_model=DEFAULT_HEAD_DIM * max(1, int(n_head)))
+    return replace(config, model=model, train=replace(config.train, auto=auto))
+
+
+def parse_run(
+    arguments: type[RunArguments], prog: str, args: Sequence[str], base: RunConfig, is_of_run: bool = False
+) -> RunArguments:
+    """`base` with the settings that `args` give. Raises SystemExit after --help.
+
+    `is_of_run`: `base` stands for the settings of a run that is not known yet, so --help names no values.
+    """
+    description = inspect.getdoc(arguments) or ""
+    if given_budget(args):
+        base = replace(base, train=base.train.without_budget())
+    if {"-h", "--help"} & set(args):
+        if is_of_run:
+            base = with_help_default(base, base.to_flat(), "as in the run")
+        elif base.train.auto:
+            description += '\n\nSettings marked "chosen" depend on the text, the time and this machine.'
+            base = with_help_default(base, base.train.auto, "chosen")
+            if base.train.budget != "epochs":
+                base = with_help_default(base, ["epochs"], "")
+    default = arguments(base.model, base.data, base.train, base.reliability)
+    return parse(arguments, prog, args, default, description)
+
+
+def run_settings(arguments: RunConfig, sources: tuple[str, ...] = ()) -> RunConfig:
+    """The settings alone, without a command's other arguments; `sources` replace --data."""
+    data = replace(arguments.data, data=sources) if sources else arguments.data
+    return RunConfig(arguments.model, data, arguments.train, arguments.reliability)
+
+
+def given_budget(args: Sequence[str]) -> str | None:
+    """Which of BUDGETS is among the flags; raises UsageError for more than one, and for a budget of zero."""
+    values = {name: value for name, value in peek_flags(args, *BUDGETS).items() if value is not None}
+    if len(values) > 1:
+        raise UsageError(more_than_one_budget(list(values)), code="several-budgets")
+    for name, value in values.items():
+        if not value.strip("0."):
+            raise UsageError(f"{flag(name)} {value}: must be greater than 0", code="budget-zero")
+        return name
+    return None
+
+
+def peek_flags(args: Sequence[str], *names: str) -> dict[str, str | None]:
+    """{name: value or None} of a few flags, before the others can be parsed. Errors are left to the real parser."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(flag(name), dest=name)
+    with_hyphens = [re.sub("^--[a-z_]+", lambda found: found[0].replace("_", "-"), arg) for arg in args]
+    with contextlib.suppress(argparse.ArgumentError):
+        return vars(parser.parse_known_args(with_hyphens)[0])
+    return dict.fromkeys(names)
+
+
+def with_help_default(config: RunConfig, names: Collection[str], text: str) -> RunConfig:
+    """`config` for --help: the settings called `names` show "(default: `text`)" instead of their value,
+    or nothing if `text` is empty."""
+    sections = {section.name: getattr(config, section.name) for section in fields(config)}
+    return replace(config, **{name: _with_help_default(part, names, text) for name, part in sections.items()})
+
+
+def _with_help_default(section: Any, names: Collection[str], text: str) -> Any:
+    # A subclass that only replaces the annotations which make the help text.
+    kind, hint = type(section), arg(help_behavior_hint=f"(default: {text})" if text else "")
+    types = get_type_hints(kind, include_extras=True)
+    replaced = [
+        (setting.name, Annotated[types[setting.name], hint], setting.default)
+        for setting in fields(section)
+        if setting.name in names
+    ]
+    subclass = make_dataclass(kind.__name__, replaced, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=True)
+    return subclass(**{setting.name: getattr(section, setting.name) for setting in fields(section)})

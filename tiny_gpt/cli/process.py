@@ -1,0 +1,95 @@
+"""What every command runs in: errors become messages and exit codes, and torch's threads wait politely.
+
+| exit code | meaning                                        |
+|-----------|------------------------------------------------|
+| 0         | success                                        |
+| 1         | unexpected error                               |
+| 2         | invalid argument or setting                    |
+| 3         | unusable text, config or model file            |
+| 4         | training diverged                              |
+| 5         | no disk space, no memory, or not writable      |
+| 130, 143  | stopped by Ctrl+C or SIGTERM; progress is kept |
+"""
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError, UsageError
+from tiny_gpt.ui.terminal import error, make_safe
+
+Command = Callable[[Sequence[str]], int]
+
+
+def run_command(command: Command, args: Sequence[str]) -> int:
+    """Run `command` with `args`; returns the exit code. Every error becomes a line or two on standard error.
+
+    --debug adds the traceback and the error's code; with --json the error is also a JSON object on standard output.
+    """
+    debug, as_json = "--debug" in args, "--json" in args
+    make_safe(sys.stdout)
+    limit_thread_spinning()
+    try:
+        return command([arg for arg in args if arg != "--debug"])
+    except SystemExit as leaving:  # from the argument parser: --help, or a usage error that it has explained
+        return leaving.code if isinstance(leaving.code, int) else UsageError.exit_code
+    except KeyboardInterrupt:
+        error("\nInterrupted. Everything already saved is intact.")
+        return 130
+    except BrokenPipeError:  # the reader has closed, as `| head` does
+        discard_output()
+        return 0
+    except Exception as failure:
+        if debug:
+            traceback.print_exc()
+        known = to_known_error(failure)
+        if as_json:
+            print(json.dumps({"error": {"code": known.code, "message": str(known), "exit_code": known.exit_code}}))
+        error(f"error [{known.code}]: {known}" if debug else f"error: {known}")
+        return known.exit_code
+
+
+def to_known_error(failure: Exception) -> TinyGPTError:
+    """`failure` as an error with a message for the user: our own as it is, the system's translated."""
+    if isinstance(failure, TinyGPTError):
+        return failure
+    if isinstance(failure, MemoryError) or "out of memory" in str(failure) or "can't allocate memory" in str(failure):
+        return OutOfResourcesError(
+            "out of memory: reduce --batch-size (such as 32) or --block-size (such as 64), or split each batch "
+            "(--grad-accum-steps 2)",
+            code="out-of-memory",
+        )
+    if isinstance(failure, OSError) and failure.errno is not None:
+        return _known_os_error(failure)
+    message = f"{type(failure).__name__}: {failure}\nThis is a bug in tiny_gpt; --debug shows where."
+    return TinyGPTError(message, code="unexpected")
+
+
+def _known_os_error(failure: OSError) -> TinyGPTError:
+    where = f" ({failure.filename})" if failure.filename else ""
+    reason = failure.strerror or str(failure)
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfResourcesError(f"no space left on the disk{where}; free some and try again", code="disk-full")
+    if failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutOfResourcesError(f"access denied{where}: {reason}; check permissions", code="access-denied")
+    if failure.filename:
+        return BadInputError(f"cannot use {failure.filename}: {reason}", code="path-unusable")
+    return TinyGPTError(f"the operating system reports: {reason}", code="system-error")
+
+
+def discard_output() -> None:
+    """Send standard output nowhere, once its reader has gone: the interpreter still flushes it when it exits."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def limit_thread_spinning() -> None:
+    """Have torch's CPU threads spin for microseconds when they wait for one another, then sleep.
+
+    Call it before torch is imported. With longer spinning, a step took three times as long while another program used
+    one of two cores; without any, a small model's step took half as long again on an idle machine (docs/log/training-step.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")

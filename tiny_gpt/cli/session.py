@@ -1,0 +1,115 @@
+"""One training in this process: the run, the consumers of its events, and what to type next.
+
+Imports torch; `launch` starts it.
+"""
+
+import contextlib
+import sys
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+from tiny_gpt.cli.process import discard_output
+from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig, SampleConfig
+from tiny_gpt.data.progress import Notice
+from tiny_gpt.data.sources.catalog import DATASETS
+from tiny_gpt.files import user_path
+from tiny_gpt.inference.engine import compile_engine, must_compile
+from tiny_gpt.planning.types import Plan
+from tiny_gpt.run.events import Event, Finished, Prepared
+from tiny_gpt.run.start import run
+from tiny_gpt.training.budget import RunRequest
+from tiny_gpt.ui.console import Console
+from tiny_gpt.ui.log import LogFile
+from tiny_gpt.ui.metrics import MetricsFile
+from tiny_gpt.ui.samples import Samples, sample_text
+from tiny_gpt.ui.terminal import error, printable, quoted
+
+
+class Consumer(Protocol):
+    """Anything that receives the events of a run."""
+
+    def consume(self, event: Event) -> None: ...
+
+
+@dataclass(frozen=True)
+class NextCommands:
+    """What to type after a training, spelled as this user calls the program."""
+
+    generate: str
+    train: str
+    resume: str
+
+    @classmethod
+    def of(cls, program: str, run_dir: str) -> Self:
+        """`program` is how `tiny-gpt` was called, or "" for train.py."""
+        folder = quoted(run_dir)
+        if program:
+            return cls(f"{program} generate", f"{program} train my_text.txt --for 8h", f"{program} resume {folder}")
+        out_dir = "" if run_dir == "." else f" --out-dir {folder}"
+        return cls("python3 inference.py", "python3 train.py --data my_text.txt", f"python3 train.py --resume{out_dir}")
+
+    def finish_soon(self, elapsed_s: float) -> str:
+        """Resumes a stopped run only to decay its learning rate to zero, in a tenth of the time it has had."""
+        return f"{self.resume} --for {max(1, round(elapsed_s / 600))}m --cooldown 1"
+
+
+def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, commands: NextCommands) -> int:
+    """Train, then print a sample of the best model and the commands to type next. Returns the exit code."""
+    plan, finished = None, None
+    out_dir = user_path(config.train.out_dir)
+    with contextlib.closing(Console(config, sys.stdout)) as console:
+        consumers: list[Consumer] = [
+            console,
+            MetricsFile(out_dir / METRICS_FILE),
+            LogFile(config, out_dir / LOG_FILE),
+            Samples(config, out_dir / SAMPLES_FOLDER),
+        ]
+        for i, event in enumerate(run(config, resume, request)):
+            deliver(event, consumers)
+            if i == 0 and must_compile(config.model):  # before the time of the run starts
+                deliver(Notice("compiling the decoder for this CPU: about 15 seconds, only once"), [console])
+                compile_engine(config.model, SampleConfig().precision)
+            if isinstance(event, Prepared):
+                plan = event.plan
+            if isinstance(event, Finished):
+                finished = event
+    assert finished is not None, "a run ends with Finished or raises"
+    try:
+        _print_sample_and_next_commands(finished, plan, config, commands)
+        sys.stdout.flush()
+    except OSError:  # the reader has closed; the training is complete all the same
+        discard_output()
+    return 0 if finished.stopped_by is None else 128 + finished.stopped_by
+
+
+def _print_sample_and_next_commands(
+    finished: Finished, plan: Plan | None, config: RunConfig, commands: NextCommands
+) -> None:
+    if finished.stopped_by is None:
+        sampling = replace(SampleConfig(), seed=config.train.seed)
+        at = f"step {finished.best_step:,}" if config.train.is_timed else f"epoch {finished.best_epoch}"
+        print(f"\nA sample from the best model ({at}), temperature {sampling.temperature}:\n")
+        print(printable(sample_text(finished.best_path, sampling)))
+    best_path = str(finished.best_path)
+    checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {quoted(best_path)}"
+    print(f'\nGenerate text: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
+    if finished.stopped_by is not None:
+        print(f"Resume training: {commands.resume}")
+        print(f"Or finish it soon: {commands.finish_soon(finished.elapsed_s)}", flush=True)
+        return
+    if plan is not None and plan.saturation_s < finished.elapsed_s:
+        print("More training time would hardly improve this model. More text would: add files.")
+    elif config.train.is_timed:
+        print(f"Train it further, overnight: {commands.resume} --for 8h")
+    if all(name in DATASETS for source in config.data.data for name in source.split("|")):
+        print(f"Train on your own text: {commands.train}")
+
+
+def deliver(event: Event, consumers: list[Consumer]) -> None:
+    """Pass an event to every consumer. One that raises is dropped with a message, since it must not end a training."""
+    for consumer in list(consumers):
+        try:
+            consumer.consume(event)
+        except Exception as failure:
+            consumers.remove(consumer)
+            error(f"{type(consumer).__name__} failed and is no longer used: {failure}")
