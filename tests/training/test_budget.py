@@ -32,9 +32,10 @@ from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.evaluator import Examiner
 from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StepDone
 from tiny_gpt.run.start import run
-from tiny_gpt.training import budget
-from tiny_gpt.training.budget import RunRequest, TimedBudget, TimedBudgetState, begin_budget, resolved
+from tiny_gpt.training import timed_budget
+from tiny_gpt.training.budget import RunRequest, resolve_steps
 from tiny_gpt.training.schedule import learning_rate, schedule_point
+from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, start_timed_budget
 
 NOON = time.mktime((2026, 6, 1, 12, 0, 0, 0, 0, -1))
 PEAK = TrainConfig().learning_rate
@@ -129,9 +130,9 @@ def test_tokens_and_readings_are_so_many_steps():
         (dict(steps=3), 3),
         (dict(tokens=1), 1),
     ):
-        found = resolved(replace(config, train=replace(config.train, **settings)), train_tokens=2560)
+        found = resolve_steps(replace(config, train=replace(config.train, **settings)), train_tokens=2560)
         assert found.train.budget == "steps" and found.train.total_steps == steps
-    assert resolved(config, 2560) == config
+    assert resolve_steps(config, 2560) == config
 
 
 # --- schedules ---
@@ -168,11 +169,11 @@ class Machine:
         self.step_s, self.end_s = step_s, end_s
         self.random = random.Random(0)
 
-    def budget(self, config, state=None, steps_at_once=1):
-        state = state or begin_budget(config, RunRequest(NOON), NOON + self.now)
+    def budget(self, config, state=None, measure_every=1):
+        state = state or start_timed_budget(config, RunRequest(NOON), NOON + self.now)
         clocks = Clocks(wall=lambda: NOON + self.now, elapsed=lambda: 1e6 + self.now)
-        budget = TimedBudget(config, state, lambda: self.train_s, steps_at_once, clocks)
-        budget.end_s = lambda step_s: self.end_s
+        budget = TimedBudget(config, state, lambda: self.train_s, measure_every, clocks)
+        budget.reserved_s = lambda: self.end_s
         return budget
 
     def pass_time(self, seconds):
@@ -183,12 +184,12 @@ class Machine:
         """(rates as parts of the peak, the step after the last)"""
         rates = []
         while not budget.is_over(step) and self.now < stop_at:
-            point = budget.begin(step)
+            point = budget.begin_step(step)
             before_step(step)
             self.pass_time(self.step_s * self.random.uniform(0.9, 1.2))
             if step % 50 == 0:
                 self.now += 3 * self.step_s  # an evaluation
-            budget.end(step)
+            budget.end_step(step)
             step += 1
             rates.append(learning_rate(point, config) / config.learning_rate)
         if budget.is_over(step):
@@ -236,14 +237,14 @@ def test_a_gpu_that_works_off_its_queue_now_and_then_ends_on_time_too(asked_s, s
     """Sixteen steps seem to take no time, then all of it passes at once; at first each step is waited for, and towards
     the end. The first ones compile."""
     config, machine = TrainConfig(for_=f"{asked_s}s"), Machine(step_s)
-    budget, queue, rates, step = machine.budget(config, steps_at_once=16), 0, [], 0
+    budget, queue, rates, step = machine.budget(config, measure_every=16), 0, [], 0
     while not budget.is_over(step):
-        point = budget.begin(step)
+        point = budget.begin_step(step)
         queue += 1
         if budget.is_measured(step) or budget.steps_left < 32:
             machine.pass_time(queue * machine.step_s + (step < 3))
             queue = 0
-        budget.end(step)
+        budget.end_step(step)
         step += 1
         rates.append(learning_rate(point, config) / PEAK)
     machine.now += machine.end_s
@@ -256,9 +257,9 @@ def test_a_step_back_is_no_reason_to_end_late():
     budget = machine.budget(config)
     kept, step = {}, 0
     while not budget.is_over(step):
-        budget.begin(step)
+        budget.begin_step(step)
         machine.pass_time(machine.step_s)
-        budget.end(step)
+        budget.end_step(step)
         step += 1
         if step == 200:
             kept = budget.to_dict()
@@ -309,7 +310,7 @@ def test_more_time_begins_at_the_rate_that_was_and_a_cool_down_from_it():
     config = TrainConfig(for_="100s")
     for share, cooldown, first, highest in ((1.0, 0.6, 1.0, 1.0), (0.6, 1.0, 0.6, 0.6), (0.1, 0.6, 0.1, 1.0)):
         machine, train = Machine(), replace(config, cooldown=cooldown)
-        state = begin_budget(train, RunRequest(NOON), NOON, step=900, share=share)
+        state = start_timed_budget(train, RunRequest(NOON), NOON, step=900, rate_fraction=share)
         rates, _ = machine.train(train, machine.budget(train, state), step=900)
         assert rates[0] == pytest.approx(first, abs=0.01) and max(rates) == pytest.approx(highest)
         assert rates[-1] == 0
@@ -318,8 +319,8 @@ def test_more_time_begins_at_the_rate_that_was_and_a_cool_down_from_it():
 
 
 def test_a_budgets_state_from_elsewhere_is_refused():
-    for values in (dict(progress=-1.0), dict(spent_s=True), dict(top="1"), dict(asked_s=float("nan"))):
-        with pytest.raises(ValueError, match="odd"):
+    for values in (dict(progress=-1.0), dict(spent_s=True), dict(peak_fraction="1"), dict(total_s=float("nan"))):
+        with pytest.raises(ValueError, match="budget's state"):
             TimedBudgetState.from_dict(values)
     with pytest.raises(TypeError):
         TimedBudgetState.from_dict(dict(unknown=1))
@@ -353,7 +354,7 @@ def config(tmp_path):
 def made_up(monkeypatch):
     """A clock that a tenth of a second passes on at each step; checkpoints as often as one likes."""
     machine = Machine()
-    monkeypatch.setattr(budget, "system_clocks", lambda: Clocks(elapsed=lambda: machine.now))
+    monkeypatch.setattr(timed_budget, "system_clocks", lambda: Clocks(elapsed=lambda: machine.now))
     monkeypatch.setattr(clock.StepClock, "train_s", property(lambda _: machine.train_s))
     monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
     return machine
@@ -425,7 +426,7 @@ def test_more_time_goes_on_from_there_and_a_crash_in_it_does_not_begin_it_again(
     before = max(event.step for event in steps if event.learning_rate == config.train.learning_rate)
     store = CheckpointStore(Path(config.train.out_dir))
     state_before = weights(store.verified(before).path)
-    request = RunRequest(NOON, is_more=True)
+    request = RunRequest(NOON, adds_time=True)
 
     states = []
 
@@ -452,7 +453,7 @@ def test_what_was_stopped_cools_down_from_the_rate_where_it_is(config, made_up):
     stopped = events_of(config, made_up, until=lambda event: isinstance(event, Checkpointed) and event.step == 30)
     last = of(StepDone, stopped)[-1]
     config = with_train(config, for_="3s", cooldown=1.0)
-    events = events_of(config, made_up, True, RunRequest(NOON, is_more=True))
+    events = events_of(config, made_up, True, RunRequest(NOON, adds_time=True))
     steps = of(StepDone, events)
     assert 0.3 < share(last, config) < 0.7 and steps[0].step == 31
     assert share(steps[0], config) == pytest.approx(share(last, config), abs=0.05)

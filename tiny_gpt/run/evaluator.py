@@ -11,8 +11,8 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens
 from tiny_gpt.run.state import Learner
-from tiny_gpt.training.budget import LATE_S, TimedBudget
 from tiny_gpt.training.schedule import SchedulePoint
+from tiny_gpt.training.timed_budget import LATE_S, TimedBudget
 
 # An evaluation that takes so many times what its arithmetic does was stopped in between, by a sleep or the like.
 STOPPED_TIMES = 5

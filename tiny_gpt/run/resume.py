@@ -85,14 +85,14 @@ class SavedRun:
             return False
         had, now = self.asked.train, asked.train
         is_other = any(getattr(had, name) != getattr(now, name) for name in BUDGETS)
-        return is_other or (request.is_more and self.ordered_at != request.at)
+        return is_other or (request.adds_time and self.requested_at != request.at)
 
     @property
-    def ordered_at(self) -> float | None:
+    def requested_at(self) -> float | None:
         """When the timed budget that it is in was asked for."""
         run = read_state(self.checkpoint).get("run")
         budget = run.get("budget") if isinstance(run, dict) else None
-        return budget.get("ordered_at") if isinstance(budget, dict) else None
+        return budget.get("requested_at", budget.get("ordered_at")) if isinstance(budget, dict) else None
 
     def choose_backend(self, config: RunConfig, vocab_size: int, device: torch.device) -> BackendChoice:
         """The path and the precision that the run had or was told to take now, or others where it finds itself on a

@@ -49,7 +49,7 @@ from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore, D
 from tiny_gpt.run.events import Event, Prepared
 from tiny_gpt.run.resume import SavedRun, find_beginning, prepare_again, this_machine
 from tiny_gpt.run.trainer import Trainer
-from tiny_gpt.training.budget import RunRequest, resolved
+from tiny_gpt.training.budget import RunRequest, resolve_steps
 
 EARLIER_FOLDER = "earlier"
 LOCK_FILE = ".lock"
@@ -86,7 +86,7 @@ def run(config: RunConfig, resume: bool = False, request: RunRequest | None = No
         if saved is None and config.train.auto:
             planner = yield from measure_machine_and_text(config, dataset, device, request.at)
             config, _ = planner.plan(config)
-        config = resolved(config, len(dataset.train))
+        config = resolve_steps(config, len(dataset.train))
         config, choice = yield from _resolve(config, dataset, device, saved)
         plan = _plan(out_dir, config, planner, choice, is_same=saved is not None and not has_more)
         reset_peak_memory(device)  # that of what was tried
@@ -277,6 +277,6 @@ def _prepared(
         steps_done=trainer.learner.state.step,
         history=list(trainer.learner.history),
         total_steps=config.train.total_steps,
-        left_s=trainer.learner.budget.left_s(),
+        left_s=trainer.learner.budget.remaining_s(),
         plan=plan,
     )

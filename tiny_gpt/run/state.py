@@ -17,12 +17,13 @@ from tiny_gpt.run.checkpoint import (
 from tiny_gpt.run.checkpoint_store import Checkpoint, DamagedError
 from tiny_gpt.run.clock import StepClock
 from tiny_gpt.run.events import Evaluated
-from tiny_gpt.training.budget import RunRequest, StepBudget, TimedBudget, TimedBudgetState, TrainingBudget, begin_budget
+from tiny_gpt.training.budget import RunRequest, StepBudget, TrainingBudget
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling
 from tiny_gpt.training.step import micro_batch_size
+from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, start_timed_budget
 
 
 class Learner:
@@ -70,7 +71,7 @@ class Learner:
             budget.is_measured(self.state.step) or budget.steps_left < 2 * GUARD_INTERVAL
         ):
             synchronize(self.model.device)
-        budget.end(self.state.step)
+        budget.end_step(self.state.step)
         self.state.step += 1
         self.state.rate_share = scheduled_rate / self.config.train.learning_rate
         self.is_cooling = is_cooling(point, self.config.train)
@@ -149,7 +150,7 @@ class Learner:
         train, state = self.config.train, self.state
         if not train.is_timed:
             return StepBudget(train.total_steps, train.warmup_steps)
-        return self._timed(begin_budget(train, self.request, time.time(), state.step, min(1.0, state.rate_share)))
+        return self._timed(start_timed_budget(train, self.request, time.time(), state.step, min(1.0, state.rate_share)))
 
     def _saved_budget(self) -> TrainingBudget:
         """The budget of the checkpoint. After a crash the same command has gone on, and so has its time."""
@@ -161,5 +162,5 @@ class Learner:
         return self._timed(budget)
 
     def _timed(self, budget: TimedBudgetState) -> TrainingBudget:
-        steps_at_once = 1 if self.model.device.type == "cpu" else GUARD_INTERVAL
-        return TimedBudget(self.config.train, budget, lambda: self.clock.train_s, steps_at_once)
+        measure_every = 1 if self.model.device.type == "cpu" else GUARD_INTERVAL
+        return TimedBudget(self.config.train, budget, lambda: self.clock.train_s, measure_every)

@@ -32,10 +32,11 @@ from tiny_gpt.run.events import (
     Warned,
 )
 from tiny_gpt.run.state import Learner
-from tiny_gpt.training.budget import RunRequest, TimedBudget
+from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate
 from tiny_gpt.training.step import StepResult, train_step
+from tiny_gpt.training.timed_budget import TimedBudget
 
 Result = TypeVar("Result")
 
@@ -100,7 +101,7 @@ class Trainer:
         first_step = learner.state.step
         learner.clock.start_lap(first_step)
         while not learner.budget.is_over(learner.state.step):
-            point = learner.budget.begin(learner.state.step)
+            point = learner.budget.begin_step(learner.state.step)
             yield from self._before_cooldown(point)
             scheduled_rate = learning_rate(point, train)
             rate = scheduled_rate * learner.state.rate_factor
@@ -121,7 +122,7 @@ class Trainer:
                 yield Stopping(stopping)
             evaluates = is_regular or stopping is not None
             batch_loss = loss.item() if evaluates or step == 1 else None
-            yield StepDone(step, batch_loss, rate, point.progress, learner.budget.left_s())
+            yield StepDone(step, batch_loss, rate, point.progress, learner.budget.remaining_s())
             if (seconds := learner.clock.measure_once(step - first_step, self.model.device)) is not None:
                 yield (speed := self._speed(step, seconds))
                 if speed.remaining_s > LONG_S and monitor.keep_awake_problem:
@@ -225,9 +226,9 @@ class Trainer:
     def _end_takes_time(self) -> None:
         """Have a timed budget set the time aside that is needed after the last step."""
         if isinstance(self.learner.budget, TimedBudget):
-            self.learner.budget.end_s = self._end_s
+            self.learner.budget.reserved_s = self._reserved_s
 
-    def _end_s(self, step_s: float) -> float:
+    def _reserved_s(self) -> float:
         """The last evaluation, checkpoint and model files, the best model's last score, a sample."""
         return self.examiner.end_s() + 2 * self.keeper.write_s + AFTERWARDS_S
 
@@ -243,7 +244,7 @@ class Trainer:
         reason, restart = monitor.pause_reason(), monitor.restart_requested
         interval_s = 0 if epoch_ends else 60 * self.config.reliability.checkpoint_minutes
         if isinstance(budget := self.learner.budget, TimedBudget):
-            interval_s = min(interval_s, CHECKPOINT_SHARE * budget.state.asked_s)
+            interval_s = min(interval_s, CHECKPOINT_SHARE * budget.state.total_s)
         if restart:
             yield from self._told(self.keeper.catch_up(at_last=True))
         if reason or restart or self.keeper.is_due(interval_s):
@@ -325,7 +326,7 @@ class Trainer:
         val_loss, scored_tokens = best.val_loss, self.examiner.val_windows.n_tokens
         windows = None
         if monitor.stop.signal_number is None:
-            left_s = learner.budget.left_s()
+            left_s = learner.budget.remaining_s()
             windows = self.examiner.final_windows(None if left_s is None else left_s - AFTERWARDS_S)
         if windows is not None:
             try:
@@ -351,7 +352,7 @@ class Trainer:
             peak_memory_bytes=peak_memory_bytes(self.model.device),
             stopped_by=monitor.stop.signal_number,
             incidents=[*learner.state.incidents, *monitor.summary()],
-            left_s=learner.budget.left_s(),
+            left_s=learner.budget.remaining_s(),
         )
 
     # --- figures and words ---
@@ -360,7 +361,7 @@ class Trainer:
         train = self.config.train
         examiner = self.examiner
         overhead = 1 + examiner.n_tokens / 3 / self.tokens_per_step / examiner.steps_between
-        left_s = self.learner.budget.left_s()
+        left_s = self.learner.budget.remaining_s()
         if left_s is None:
             left_s = (train.total_steps - step) * seconds_per_step * overhead
         return SpeedMeasured(tokens_per_s=self.tokens_per_step / seconds_per_step, remaining_s=max(0.0, left_s))

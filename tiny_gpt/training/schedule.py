@@ -1,8 +1,13 @@
-"""Progress to learning rate, pure: a linear warm-up, then what SCHEDULES holds.
+"""Learning rate schedules: pure functions from a point in the budget to a learning rate.
 
-Half a cosine (arXiv 1608.03983) must know from the start how long the run is, and what it ends with cannot be trained
-further without a jump. A wsd (constant, then a straight line to zero: arXiv 2405.18392) can: from the state
-before its cool-down.
+Every schedule begins with a linear warm-up and goes on with a row of SCHEDULES:
+
+- cosine (arXiv 1608.03983): half a cosine down to `min_learning_rate`. It must know the length of the run from the
+  start, and a model that has reached its end cannot be trained further without a jump of the rate.
+- wsd, warmup-stable-decay (arXiv 2404.06395, 2405.18392): constant, then a straight line to zero over the last
+  `cooldown` of the run. Training can be continued for any time from a checkpoint before the cool-down.
+
+To add one, write its function and add a row to SCHEDULES.
 """
 
 import math
@@ -14,60 +19,66 @@ from tiny_gpt.config import TrainConfig
 
 @dataclass(frozen=True)
 class SchedulePoint:
-    """Where a step stands in its budget."""
+    """Where a step stands in its budget. Step budgets and timed ones both lead here (budget.py)."""
 
     progress: float
     """0 at the budget's first step, 1 at its last."""
-    rise: tuple[float, float]
-    """How much of the warm-up is done, of how much; over when it is more than that."""
-    fall: float
-    """0 at the warm-up's end, 1 at the last step."""
+    warmup_done: float
+    """How much of the warm-up is done with this step, in the unit of `warmup_length`."""
+    warmup_length: float
+    """The warm-up is over where `warmup_done` is greater; 0 for none."""
+    decay_progress: float
+    """0 at the end of the warm-up, 1 at the last step."""
     is_last: bool
-    top: float = 1.0
-    """The part of the peak rate that the warm-up leads to."""
+    peak_fraction: float = 1.0
+    """What the warm-up leads to, as a fraction of `learning_rate`; below 1 in a run that cools down from where it is.
+    """
 
 
 def schedule_point(step: int, total_steps: int, warmup_steps: int) -> SchedulePoint:
-    """Where `step`, counted from 0, stands in a run of so many steps; the warm-up takes at most half of them.
+    """Where `step`, counted from 0, stands in a run of `total_steps`. The warm-up takes at most half of them.
 
-    The first step has a rate above zero, the warm-up's last one the peak's, and the last one the schedule's end (in
-    runs of three steps or more).
+    The first step has a rate above zero, the warm-up's last step has the peak rate, and the run's last step the lowest
+    (in runs of at least three steps).
     """
     warmup_steps = min(warmup_steps, total_steps // 2)
     return SchedulePoint(
         progress=step / max(1, total_steps - 1),
-        rise=(step + 1, warmup_steps),
-        fall=max(0, step - warmup_steps) / max(1, total_steps - 1 - warmup_steps),
+        warmup_done=step + 1,
+        warmup_length=warmup_steps,
+        decay_progress=max(0, step - warmup_steps) / max(1, total_steps - 1 - warmup_steps),
         is_last=step >= total_steps - 1,
     )
 
 
+def learning_rate(point: SchedulePoint, config: TrainConfig) -> float:
+    """The learning rate of the step at `point`."""
+    peak = config.learning_rate * point.peak_fraction
+    if point.warmup_done <= point.warmup_length:
+        return peak * point.warmup_done / point.warmup_length
+    return SCHEDULES[config.resolved_schedule](point.decay_progress, peak, config)
+
+
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of `step`, counted from 0, where the number of steps is known."""
+    """The learning rate of `step`, counted from 0, in a run whose number of steps is known."""
     return learning_rate(schedule_point(step, config.total_steps, config.warmup_steps), config)
 
 
-def learning_rate(at: SchedulePoint, config: TrainConfig) -> float:
-    """The rate of the step at `at`."""
-    peak = config.learning_rate * at.top
-    done, whole = at.rise
-    if done <= whole:
-        return peak * done / whole
-    return SCHEDULES[config.resolved_schedule](at.fall, peak, config)
+def is_cooling(point: SchedulePoint, config: TrainConfig) -> bool:
+    """Whether the rate has begun to fall. A checkpoint from before that can be trained further for any time."""
+    if config.resolved_schedule != "wsd":
+        return True
+    return point.decay_progress > 1 - config.cooldown or point.peak_fraction < 1
 
 
-def is_cooling(at: SchedulePoint, config: TrainConfig) -> bool:
-    """Whether the rate has begun to fall: a state from before that can be trained on for any time."""
-    return config.resolved_schedule != "wsd" or at.fall > 1 - config.cooldown or at.top < 1
-
-
-def _cosine(fall: float, peak: float, config: TrainConfig) -> float:
+def _cosine(decay_progress: float, peak: float, config: TrainConfig) -> float:
     floor = min(peak, config.min_learning_rate)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * fall)) / 2
+    return floor + (peak - floor) * (1 + math.cos(math.pi * decay_progress)) / 2
 
 
-def _wsd(fall: float, peak: float, config: TrainConfig) -> float:
-    return peak * min(1.0, (1 - fall) / config.cooldown)
+def _wsd(decay_progress: float, peak: float, config: TrainConfig) -> float:
+    return peak * min(1.0, (1 - decay_progress) / config.cooldown)
 
 
+# Each takes (decay_progress, peak learning rate, config).
 SCHEDULES: dict[str, Callable[[float, float, TrainConfig], float]] = {"cosine": _cosine, "wsd": _wsd}
