@@ -1,4 +1,4 @@
-"""Files are complete or absent, and every failure to write tells a person what to do."""
+"""Files: writes are atomic, and failures to write say what to do."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from tiny_gpt.files import atomic_write, cache_folder, ensure_writable_folder, s
 
 @pytest.fixture(params=[None, b"the old content"], ids=["new", "existing"])
 def old(request, tmp_path):
-    """A path, and what stands there before."""
+    """A path, and the content of the file there, if there is one."""
     path = tmp_path / "file.bin"
     if request.param is not None:
         path.write_bytes(request.param)
@@ -31,7 +31,7 @@ def failing_with(number):
     return fail
 
 
-def test_the_whole_content_takes_the_name_at_the_end(old):
+def test_new_content_replaces_old_at_the_end(old):
     path, content = old
     with atomic_write(path) as file:
         file.write(b"new ")
@@ -42,7 +42,7 @@ def test_the_whole_content_takes_the_name_at_the_end(old):
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, MemoryError, SystemExit])
-def test_a_writer_that_fails_leaves_the_old_file_and_nothing_beside(old, failure):
+def test_failing_writer_leaves_only_the_old_file(old, failure):
     path, content = old
     with pytest.raises(failure), atomic_write(path) as file:
         file.write(b"half of it")
@@ -52,17 +52,17 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_beside(old, failure
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "write"])
 @pytest.mark.parametrize(
-    ("number", "words"),
+    ("number", "code", "reason"),
     [
-        (errno.ENOSPC, "no space left to write .*file.bin: free some"),
-        (errno.EACCES, "cannot write .*file.bin: Permission denied; choose another folder"),
-        (errno.EIO, "cannot write .*file.bin: Input/output error"),
+        (errno.ENOSPC, "no-space-to-write", ""),
+        (errno.EACCES, "not-writable", "Permission denied"),
+        (errno.EIO, "not-writable", "Input/output error"),
     ],
     ids=["full", "forbidden", "broken"],
 )
-def test_a_disk_that_fails_leaves_the_old_file_and_says_what_to_do(old, monkeypatch, step, number, words):
+def test_failing_disk_leaves_only_the_old_file(old, monkeypatch, step, number, code, reason):
     path, content = old
-    with monkeypatch.context() as patch, pytest.raises(OutOfResourcesError, match=words) as caught:
+    with monkeypatch.context() as patch, pytest.raises(OutOfResourcesError, match=r"file\.bin") as error:
         if step == "fsync":
             patch.setattr(files, "sync_to_disk", failing_with(number))
         elif step == "replace":
@@ -71,21 +71,23 @@ def test_a_disk_that_fails_leaves_the_old_file_and_says_what_to_do(old, monkeypa
             file.write(b"new content")
             if step == "write":
                 failing_with(number)()
-    assert caught.value.exit_code == 5
+    assert (error.value.exit_code, error.value.code) == (5, code)
+    assert reason in str(error.value) and "another folder" in str(error.value)
     assert_untouched(path, content)
 
 
-def test_a_disk_that_fills_up_on_the_way_leaves_the_old_file(old, fill_disk):
+def test_disk_that_fills_up_leaves_only_the_old_file(old, fill_disk):
     path, content = old
     fill_disk(files, 10)
-    with pytest.raises(OutOfResourcesError, match="no space left"), atomic_write(path) as file:
+    with pytest.raises(OutOfResourcesError) as error, atomic_write(path) as file:
         file.write(b"123456")
         file.write(b"123456")
+    assert error.value.code == "no-space-to-write"
     assert_untouched(path, content)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no fsync of folders")
-def test_a_drive_that_cannot_sync_folders_is_no_failure(old, monkeypatch):
+def test_drive_that_cannot_sync_folders_is_accepted(old, monkeypatch):
     path, _ = old
     fsync = os.fsync
 
@@ -101,7 +103,7 @@ def test_a_drive_that_cannot_sync_folders_is_no_failure(old, monkeypatch):
     assert_untouched(path, b"new content")
 
 
-def test_the_content_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+def test_content_is_flushed_before_the_rename(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(files, "sync_to_disk", lambda descriptor: calls.append(("sync", os.fstat(descriptor).st_size)))
     replace = os.replace
@@ -113,28 +115,30 @@ def test_the_content_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["nosuch/file.bin", "file/file.bin"])
-def test_a_folder_that_is_none_is_told(tmp_path, name):
+def test_missing_folder_is_an_error(tmp_path, name):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutOfResourcesError, match="cannot write"), atomic_write(tmp_path / name) as file:
+    with pytest.raises(OutOfResourcesError) as error, atomic_write(tmp_path / name) as file:
         file.write(b"x")
+    assert error.value.code == "not-writable"
 
 
-def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+def test_writable_folder_is_created_and_left_empty(tmp_path):
     folder = ensure_writable_folder(tmp_path / "a" / "b", "--out-dir")
     assert folder.is_dir() and list(folder.iterdir()) == []
 
 
-def test_an_unwritable_folder_is_told_by_its_flag(tmp_path, monkeypatch):
+def test_unwritable_folder_is_named_with_its_flag(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OutOfResourcesError, match=f"^--out-dir {folder}: cannot write there"):
+        with pytest.raises(OutOfResourcesError, match=f"^--out-dir {folder}: ") as error:
             ensure_writable_folder(folder, "--out-dir")
+        assert error.value.code == "folder-not-writable"
     monkeypatch.setattr(files.Path, "touch", failing_with(errno.EROFS))
-    with pytest.raises(OutOfResourcesError, match=r"cannot write there \(Read-only file system\)"):
+    with pytest.raises(OutOfResourcesError, match="Read-only file system"):
         ensure_writable_folder(tmp_path, "--out-dir")
 
 
-def test_the_cache_is_where_the_user_or_the_system_says(monkeypatch, tmp_path):
+def test_cache_folder_follows_the_user_then_the_system(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("TINY_GPT_CACHE", "~/mine")
@@ -150,10 +154,10 @@ def test_the_cache_is_where_the_user_or_the_system_says(monkeypatch, tmp_path):
         assert cache_folder() == tmp_path / "xdg" / "tiny_gpt"
 
 
-def test_an_unknown_user_s_home_is_a_path_like_any_other():
+def test_unknown_user_in_a_path_is_kept():
     assert str(user_path("~nosuchuser/x")) == os.path.join("~nosuchuser", "x")
 
 
-def test_sha256_is_the_standard_one(tmp_path):
+def test_sha256_matches_a_published_digest(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,7 +1,8 @@
-"""Which device computes, in which precision, how much at once, and how much memory that took.
+"""Devices: which to compute on, in which precision, and how much memory was used.
 
-Order of preference: cuda, mps, cpu. bf16 only where it is measured (CPU) or known (CUDA) to be faster; MPS stays
-in fp32, where bf16 brought no speed (nanochat's log) and wrong numbers on some chips (pytorch#181936).
+`auto` prefers cuda, then mps, then cpu. It uses bf16 only where that is measured (CPU) or known (CUDA) to be faster. On
+MPS it uses fp32, because bf16 was no faster there (nanochat's log) and gave wrong results on some chips
+(pytorch#181936).
 """
 
 import contextlib
@@ -21,39 +22,45 @@ import torch
 from tiny_gpt.errors import UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# A CPU with bf16 units multiplies 4 to 12 times as fast as in fp32 (AVX512-bf16 to AMX); one without is slower,
+# CPUs with bf16 units multiply 4 to 12 times as fast in bf16 as in fp32 (AVX512-bf16, AMX). Others are slower in bf16.
 BF16_MIN_SPEEDUP = 1.5
-# and may be so much slower that one small product tells.
+# A CPU that takes this long for one small product is slow in that precision, so it is not measured again.
 PATIENCE_S = 0.1
-# MPS has returned wrong gradients, without a word, of more tokens at once after it had seen another shape
-# (pytorch#177116).
+# With more tokens at once, MPS has silently returned wrong gradients after a change of shape (pytorch#177116).
 MPS_MAX_TOKENS = 32_768
 
 
 def available_devices() -> list[str]:
-    """Devices this machine and this torch can use, the preferred first."""
+    """The devices that this machine and this version of torch support, in the order in which `auto` prefers them."""
     devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     devices = (["cuda"] if devices else []) + devices
     return devices + (["mps"] if torch.backends.mps.is_available() else []) + ["cpu"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes the best there is. Raises UsageError naming those that exist."""
+    """The device called `name`, or the preferred one for "auto". Raises UsageError, listing those that exist."""
     available = available_devices()
     if name == "auto":
         return torch.device(available[0])
     if name not in available:
-        raise UsageError(f"--device {name}: not on this machine; here are {', '.join(available)} (or auto)")
+        raise UsageError(
+            f"--device {name}: not on this machine; available: auto, {', '.join(available)}",
+            code="device-unavailable",
+        )
     return torch.device(name)
 
 
 def candidate_precisions(name: str, device: torch.device) -> list[str]:
-    """Those that `name` leaves, the likely fastest first; "auto" keeps off those that would be slow for sure.
+    """The precisions that --precision `name` allows, the likely fastest first; "auto" excludes those known to be slow.
 
-    On a CPU whose products are faster in bf16 a whole step may not be, so there both are left. Raises UsageError.
+    For a CPU with fast bf16 products it allows both, because a whole training step may still be faster in fp32.
+    Raises UsageError for a precision that the device lacks.
     """
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UsageError(f"--precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
+        raise UsageError(
+            f"--precision bf16: {torch.cuda.get_device_name(device)} does not support it; use fp32",
+            code="bf16-unsupported",
+        )
     if name != "auto":
         return [name]
     if not _bf16_is_faster(device):
@@ -62,33 +69,37 @@ def candidate_precisions(name: str, device: torch.device) -> list[str]:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations and matrix products; "auto" takes bf16 where its products are the faster ones."""
+    """The dtype of activations and matrix products; "auto" is bf16 if its products are faster."""
     return PRECISIONS[candidate_precisions(name, device)[0]]
 
 
 def max_blocks_at_once(block_size: int, device: torch.device) -> int | None:
-    """Windows of `block_size` tokens that `device` computes right together; None where only its memory counts."""
+    """The most blocks that `device` computes correctly in one batch; None if only its memory limits them."""
     return max(1, MPS_MAX_TOKENS // block_size) if device.type == "mps" else None
 
 
 def configure_torch(device: torch.device, deterministic: bool = False) -> None:
-    """Settings of torch that only make it faster; `deterministic` makes a GPU give the same numbers every time."""
+    """Set what makes torch faster on `device`; `deterministic` makes GPU results reproducible."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA reads it when it starts
         torch.backends.cudnn.benchmark = False
-    if torch.are_deterministic_algorithms_enabled() != deterministic:  # saying so loads torch's compiler: 0.8 s
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports torch's compiler: 0.8 s
         torch.use_deterministic_algorithms(deterministic)
     if device.type == "cpu":
-        torch.set_flush_denormal(True)  # Adam's second moments of unused ids fade into denormals, 20 times slower
+        torch.set_flush_denormal(True)  # Adam's moments of unused tokens decay to denormals: 20 times slower
         _keep_freed_memory()
     elif device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse the activations' memory instead of fetching zeroed pages for each: 13% of a guide step."""
-    m_trim_threshold, m_mmap_threshold, never = -1, -3, 2**31 - 1  # malloc.h
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems have no mallopt
+    """Have glibc reuse freed memory instead of returning it to the system, which costs 13% of a default step on Linux.
+
+    By default, glibc gets large blocks with mmap and unmaps them when freed. So each step's activations are new pages,
+    which the kernel must fill with zeros.
+    """
+    m_trim_threshold, m_mmap_threshold, never = -1, -3, 2**31 - 1  # constants of malloc.h, and the largest int
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(m_mmap_threshold, never)
         mallopt(m_trim_threshold, never)
@@ -103,10 +114,10 @@ def _bf16_is_faster(device: torch.device) -> bool:
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
-    """Fastest of a few (512, 512) x (512, 512) products on the CPU, in seconds."""
+    """Seconds of the fastest of six (512, 512) by (512, 512) products on the CPU."""
     a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     best = float("inf")
-    for _ in range(6):  # the first ones pay for starting the threads
+    for _ in range(6):  # the first ones also start the threads
         start = time.perf_counter()
         a @ b
         best = min(best, time.perf_counter() - start)
@@ -116,14 +127,14 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def processor_name() -> str:
-    """What kind of CPU this is: "Apple M4", or on Linux "AMD EPYC 26 2" with its family and model as numbers."""
+    """The CPU's model: "Apple M4", or on Linux "AMD EPYC 26 2", with its family and model numbers."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if sys.platform == "linux":
             first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-            told = dict(re.findall(r"^(.+?)\s*:\s*(.+)$", first, re.MULTILINE))
-            names = ("model name", "cpu family", "model", "CPU implementer", "CPU part")  # the latter on ARM
-            if kind := " ".join(told[name] for name in names if name in told):
-                return kind
+            cpu = dict(re.findall(r"^(.+?)\s*:\s*(.+)$", first, re.MULTILINE))
+            names = ("model name", "cpu family", "model", "CPU implementer", "CPU part")  # the last two on ARM
+            if model := " ".join(cpu[name] for name in names if name in cpu):
+                return model
         elif sys.platform == "darwin":
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
             if brand := subprocess.run(command, capture_output=True, timeout=5).stdout.decode(errors="replace").strip():
@@ -132,7 +143,7 @@ def processor_name() -> str:
 
 
 def describe_device(device: torch.device) -> str:
-    """A line for people: `cpu (2 threads)`, `cuda (NVIDIA H200)`."""
+    """For messages: "cpu (2 threads)", "cuda (NVIDIA H200)"."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "mps":
@@ -142,12 +153,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU's `x` on `device`; CUDA fetches it while the host goes on."""
+    """Copy `x`, a tensor on the CPU, to `device`; to CUDA asynchronously."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all queued work, so that a clock read afterwards tells the truth."""
+    """Wait for all queued work, so that a clock read afterwards measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -155,7 +166,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nothing uses any more and torch keeps."""
+    """Free memory that torch has cached and nothing uses."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -172,13 +183,13 @@ def is_out_of_memory(failure: BaseException) -> bool:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Have `peak_memory_bytes` count from here, where it can."""
+    """Start `peak_memory_bytes` anew; only CUDA supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held at once so far: the GPU's for cuda, this process's resident set elsewhere."""
+    """The most memory used at once so far: of the GPU for cuda, otherwise this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     memory = psutil.Process().memory_info()

@@ -1,23 +1,23 @@
-"""What can go wrong for a user, each with the exit code a shell sees and a stable code that tests and tools can match.
+"""The errors that users can cause or meet, each with an exit code for the shell and a code for programs and tests.
 
-A message says what is wrong, what was given and what to do, in a line or two. Anything else that escapes
-is a bug of ours.
+A message says what is wrong, what was given and what to do, in one or two lines. Any other exception that reaches the
+user is a bug.
 """
 
 
 class TinyGPTError(Exception):
-    """An error we foresaw; its text is for the person who typed the command."""
+    """An anticipated error; its text is for the user."""
 
     exit_code = 1
 
     def __init__(self, message: str, code: str = "") -> None:
-        """`code` is a short slug such as "text-too-short": it stays the same when the wording changes."""
+        """`code` is a short slug such as "text-too-short"; it stays the same when the wording changes."""
         super().__init__(message)
         self.code = code
 
 
 class UsageError(TinyGPTError):
-    """A setting or flag with an impossible value."""
+    """An invalid flag or setting."""
 
     exit_code = 2
 
@@ -35,12 +35,12 @@ class DivergedError(TinyGPTError):
 
 
 class OutOfResourcesError(TinyGPTError):
-    """No disk, no permission to write, or no memory."""
+    """Out of disk space or memory, or no permission to write."""
 
     exit_code = 5
 
 
 class RestartRequestedError(TinyGPTError):
-    """The watchdog asked the training to save and to exit, so that a fresh process can resume it."""
+    """The watchdog has asked the training process to save and exit; a fresh process then resumes it."""
 
     exit_code = 75

@@ -1,6 +1,7 @@
-"""Files that are complete or absent: write beside, flush to the disk, rename.
+"""Atomic writes, paths and hashes of files.
 
-A reader never sees a half-written file, whatever ends the writer: the old content stays until the new is whole.
+A file is written under a temporary name in the same folder, flushed to the disk, then renamed. So a reader sees the old
+content or the new, never a part of it, even if the writer is killed or the power fails.
 """
 
 import contextlib
@@ -24,48 +25,48 @@ class Writable(Protocol):
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the name `path` only once it is whole and on the disk.
+    """Open a temporary binary file that replaces `path` when the `with` block ends without an exception.
 
-    Raises OutOfResourcesError when the disk is full or the folder cannot be written; `path` is untouched then.
+    Raises OutOfResourcesError if the disk is full or the folder not writable; `path` is then unchanged.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             sync_to_disk(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # gone by its new name, or it never came to be
-            beside.unlink()
+        with contextlib.suppress(OSError):  # it has been renamed, or was never created
+            temporary.unlink()
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Delete what killed writers have left in `folder`. Only where no other process writes."""
-    for left in folder.glob(".*.*.part"):
+    """Delete the temporary files of writers that were killed. No other process may be writing to `folder`."""
+    for path in folder.glob(".*.*.part"):
         with contextlib.suppress(OSError):
-            left.unlink()
+            path.unlink()
 
 
 def sync_to_disk(descriptor: int) -> None:
-    """fsync that also empties the drive's own cache on macOS, where plain fsync does not (fcntl(2))."""
+    """fsync that also flushes the drive's own cache on macOS, where plain fsync does not: see fcntl(2)."""
     if sys.platform == "darwin":
         import fcntl
 
-        with contextlib.suppress(OSError):  # some network drives refuse it; plain fsync remains
+        with contextlib.suppress(OSError):  # some network drives do not support it; fsync then has to do
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` outlive a power cut, where the system can. Windows has no such call."""
+    """Flush the folder's entries, so that a rename survives a power failure. Windows has no such call."""
     if os.name == "nt":
         return
-    with contextlib.suppress(OSError):  # some network drives refuse it; the rename itself has been done
+    with contextlib.suppress(OSError):  # some network drives do not support it; the rename is done anyway
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -73,19 +74,20 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-CACHE_REMEDY = "name another folder for tiny_gpt's cache in the environment variable TINY_GPT_CACHE"
+# Remedy for `write_error` where the folder is the cache.
+CACHE_REMEDY = "set the environment variable TINY_GPT_CACHE to another folder for tiny_gpt's cache"
 
 
 def write_error(path: Path, error: OSError, remedy: str = "choose another folder") -> OutOfResourcesError:
-    """The error that tells a person why `path` could not be written and what to do."""
+    """The error to raise for an OSError while writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutOfResourcesError(f"no space left to write {path}: free some, or {remedy}")
+        return OutOfResourcesError(f"no space left to write {path}: free some, or {remedy}", code="no-space-to-write")
     reason = error.strerror or str(error)
-    return OutOfResourcesError(f"cannot write {path}: {reason}; {remedy}")
+    return OutOfResourcesError(f"cannot write {path}: {reason}; {remedy}", code="not-writable")
 
 
 def ensure_writable_folder(folder: Path, flag: str) -> Path:
-    """`folder`, made if need be and proven writable by writing; raises OutOfResourcesError naming `flag`."""
+    """`folder`, created if missing. Raises OutOfResourcesError, naming `flag`, if a test file cannot be written."""
     probe = folder / f".probe.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,18 +96,19 @@ def ensure_writable_folder(folder: Path, flag: str) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutOfResourcesError(
-            f"{flag} {folder}: cannot write there ({reason}); name a folder that you may write to"
+            f"{flag} {folder}: cannot write there ({reason}); choose a folder that you may write to",
+            code="folder-not-writable",
         ) from error
     return folder
 
 
 def user_path(name: str) -> Path:
-    """The path that a person named; ~ is their home, and an unknown ~user stays as it is."""
+    """A path as the user typed it, with ~ expanded; an unknown ~user stays as it is."""
     return Path(os.path.expanduser(name))
 
 
 def cache_folder() -> Path:
-    """The user's cache: TINY_GPT_CACHE, else the system's own place (XDG, ~/Library/Caches, %LOCALAPPDATA%)."""
+    """TINY_GPT_CACHE if it is set, otherwise tiny_gpt/ in the system's cache folder."""
     if chosen := os.environ.get("TINY_GPT_CACHE"):
         return user_path(chosen)
     if sys.platform == "darwin":
@@ -118,11 +121,11 @@ def cache_folder() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(values: Any) -> str:
-    """Hex digest of plain JSON types, whatever the order of their keys."""
+    """SHA-256, in hex, of plain JSON values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
