@@ -1,4 +1,4 @@
-"""Learning-rate schedule, evaluation and the training loop, each against a hand-written reference."""
+"""The training loop against a loop written out by hand, and what it does when training goes wrong."""
 
 import itertools
 import math
@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_gpt.config import BEST_FILE, FINAL_FILE, DataConfig, ModelConfig, RunConfig, TrainConfig
-from tiny_gpt.data.dataloader import Batch, BatchLoader
+from tests.support import MODEL, VOCAB_SIZE, mean_loss, random_model
+from tiny_gpt.config import BEST_FILE, FINAL_FILE, DataConfig, RunConfig, TrainConfig
+from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import Notice, StageProgress, finish
 from tiny_gpt.errors import DivergedError
-from tiny_gpt.evaluation import FixedWindows, bits_per_byte
+from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.model.gpt import GPT
@@ -35,324 +36,13 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.start import run
 from tiny_gpt.run.trainer import Trainer
-from tiny_gpt.training import cuda_graph
-from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
+from tiny_gpt.training.optimizer import OPTIMIZERS
 from tiny_gpt.training.schedule import learning_rate_at
-from tiny_gpt.training.step import freeze_next_step, micro_batch_size, train_step
 
 CPU = torch.device("cpu")
-VOCAB_SIZE = 256
-MODEL = ModelConfig(n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=8, dropout=0.0)
-# A step that changes weights by the gradient itself: no warm-up, no clipping.
-PLAIN = TrainConfig(batch_size=8, learning_rate=1024.0, min_learning_rate=1024.0, warmup_steps=0, grad_clip=0.0)
-
 LEARNABLE = "abcdefghijklmnopqrstuvwxyz\n" * 55
 # Validation, the last tenth, shares no character with what is learned: its loss only rises.
 MISLEADING = "abcd" * 450 + "WXYZ" * 50
-
-
-def random_model(config: ModelConfig = MODEL) -> GPT:
-    torch.manual_seed(0)
-    model = GPT(config, VOCAB_SIZE)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
-
-
-def random_tokens(n: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(VOCAB_SIZE, size=n).astype(np.uint8)
-
-
-# --- schedule ---
-
-
-def rates(config: TrainConfig) -> list[float]:
-    return [learning_rate_at(step, config) for step in range(config.total_steps)]
-
-
-@pytest.mark.parametrize("warmup_steps", [0, 1, 10, 50])
-def test_rate_rises_to_the_peak_and_falls_to_the_minimum(warmup_steps: int) -> None:
-    config = TrainConfig(epochs=10, iters_per_epoch=10, warmup_steps=warmup_steps)
-    all_rates = rates(config)
-    rise, fall = all_rates[:warmup_steps], all_rates[max(0, warmup_steps - 1) :]
-    assert all_rates[0] > 0
-    assert max(all_rates) == fall[0] == config.learning_rate
-    assert all_rates[-1] == pytest.approx(config.min_learning_rate, rel=1e-12)
-    assert rise == sorted(set(rise))
-    assert fall == sorted(fall, reverse=True)
-
-
-def test_warmup_takes_at_most_half_of_the_run() -> None:
-    short = TrainConfig(epochs=1, iters_per_epoch=10, warmup_steps=200)
-    assert rates(short) == rates(replace(short, warmup_steps=5))
-
-
-def test_rate_equals_torch_schedulers() -> None:
-    config = TrainConfig(epochs=6, iters_per_epoch=50, warmup_steps=40)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
-    linear = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 40, total_iters=39)
-    expected = []
-    for _ in range(40):
-        expected += linear.get_last_lr()
-        optimizer.step()
-        linear.step()
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=259, eta_min=config.min_learning_rate)
-    for _ in range(260):
-        expected += cosine.get_last_lr()
-        optimizer.step()
-        cosine.step()
-    assert rates(config) == pytest.approx(expected, rel=1e-9)
-
-
-# --- evaluation ---
-
-
-def mean_loss(model: GPT, tokens: np.ndarray) -> float:
-    """Every target once, each seen from the start of its block, summed in fp64."""
-    ids, block_size = torch.from_numpy(tokens.astype(np.int64)), model.config.block_size
-    total = 0.0
-    with torch.no_grad():
-        for start in range(0, len(ids) - 1, block_size):
-            window = ids[start : start + block_size + 1]
-            log_probabilities_TV = model(window[None, :-1])[0].double().log_softmax(-1)
-            total -= log_probabilities_TV[torch.arange(len(window) - 1), window[1:]].sum().item()
-    return total / (len(ids) - 1)
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
-@pytest.mark.parametrize("n_tokens", [9, 10, 16, 17, 18, 321, 327])
-def test_loss_over_the_whole_text_counts_every_target_once(n_tokens: int, architecture: Any) -> None:
-    model = random_model(replace(MODEL, architecture=architecture)).eval()
-    tokens = random_tokens(n_tokens)
-    windows = FixedWindows(tokens, MODEL.block_size, batch_size=3, max_tokens=n_tokens)
-    assert windows.n_tokens == n_tokens - 1
-    assert windows.loss(model) == pytest.approx(mean_loss(model, tokens), rel=1e-6)
-
-
-@pytest.mark.parametrize("max_tokens", [1, 8, 100, 333, 990])
-def test_a_subset_is_evenly_spaced_within_the_limit_and_always_the_same(max_tokens: int) -> None:
-    tokens = random_tokens(1000)
-    windows = FixedWindows(tokens, MODEL.block_size, batch_size=4, max_tokens=max_tokens)
-    assert windows.n_tokens == max(1, max_tokens // 8) * 8
-    assert len(set(windows.starts)) * 8 == windows.n_tokens
-    assert windows.starts[0] == 0 and windows.starts[-1] + 8 < len(tokens)
-    if len(windows.starts) > 1:
-        gaps = np.diff(windows.starts)
-        assert gaps.max() - gaps.min() <= 8 and len(tokens) - windows.starts[-1] <= 24, "to within a block, to the end"
-    model = random_model().eval()
-    expected = [mean_loss(model, tokens[start : start + 9]) for start in windows.starts]
-    assert windows.loss(model) == pytest.approx(np.mean(expected), rel=1e-6)
-    again = FixedWindows(tokens, MODEL.block_size, batch_size=4, max_tokens=max_tokens)
-    assert again.loss(model) == windows.loss(model)
-
-
-def test_evaluation_uses_no_dropout_and_restores_the_mode() -> None:
-    model = random_model(replace(MODEL, dropout=0.5))
-    windows = FixedWindows(random_tokens(100), MODEL.block_size, batch_size=4, max_tokens=100)
-    loss = windows.loss(model.eval())
-    assert not any(module.training for module in model.modules())
-    assert windows.loss(model.train()) == loss
-    assert all(module.training for module in model.modules())
-
-
-def test_bits_per_byte_is_total_bits_over_bytes() -> None:
-    # Two bits a token, 30 tokens, 40 bytes: 60 bits in 40 bytes.
-    assert bits_per_byte(loss=2 * math.log(2), n_tokens=30, n_bytes=40) == pytest.approx(1.5)
-
-
-# --- one step ---
-
-
-def update(config: RunConfig, step: int = 0) -> tuple[float, float, dict[str, torch.Tensor]]:
-    """Loss, gradient norm, and what one step of plain gradient descent adds to each weight, per learning rate."""
-    model = random_model(config.model).train()
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    batch = BatchLoader(random_tokens(500), MODEL.block_size, config.train.batch_size, seed=3).batch(step)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e9)  # the step sets the schedule's rate
-    loss, grad_norm = train_step(model, optimizer, batch, config.train, step, learning_rate_at(step, config.train))
-    rate = learning_rate_at(step, config.train)
-    changes = {name: (parameter.detach() - before[name]) / rate for name, parameter in model.named_parameters()}
-    return loss.item(), grad_norm.item(), changes
-
-
-def length(changes: dict[str, torch.Tensor]) -> float:
-    return torch.cat([change.flatten() for change in changes.values()]).double().norm().item()
-
-
-def test_a_step_goes_down_the_gradient_of_the_batchs_mean_loss() -> None:
-    model = random_model()
-    batch = BatchLoader(random_tokens(500), MODEL.block_size, 8, seed=3).batch(0)
-    expected = torch.nn.functional.cross_entropy(model(batch.inputs_BT).flatten(0, 1), batch.targets_BT.flatten())
-    expected.backward()
-    loss, grad_norm, changes = update(RunConfig(MODEL, train=PLAIN))
-    assert loss == pytest.approx(expected.item(), rel=1e-6)
-    assert grad_norm == pytest.approx(length(changes), rel=1e-5)
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        torch.testing.assert_close(changes[name], -parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
-
-
-@pytest.mark.parametrize("n_micro_batches", [2, 4, 8])
-def test_computing_a_batch_in_parts_changes_nothing(n_micro_batches: int) -> None:
-    """Gradients within 1e-6 of the largest."""
-    whole = update(RunConfig(MODEL, train=PLAIN))
-    parts = update(RunConfig(MODEL, train=replace(PLAIN, grad_accum_steps=n_micro_batches)))
-    assert parts[:2] == pytest.approx(whole[:2], rel=1e-6)
-    largest = max(change.abs().max().item() for change in whole[2].values())
-    for name, change in whole[2].items():
-        torch.testing.assert_close(parts[2][name], change, rtol=0, atol=1e-6 * largest, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "n_micro_batches", "block_size", "n_blocks"),
-    [
-        (64, 1, 128, 64),
-        (64, 1, 512, 64),
-        (64, 1, 513, 32),
-        (64, 1, 2048, 16),
-        (6, 1, 8192, 3),
-        (7, 1, 8192, 1),
-        (10, 4, 128, 2),
-        (64, 1, 40_000, 1),
-        (3, 5, 128, 1),
-    ],
-)
-def test_a_mac_computes_equal_parts_of_at_most_32768_tokens(
-    batch_size: int, n_micro_batches: int, block_size: int, n_blocks: int
-) -> None:
-    assert micro_batch_size(batch_size, n_micro_batches, block_size, torch.device("mps")) == n_blocks
-    assert batch_size % n_blocks == 0 and (n_blocks * block_size <= 32_768 or n_blocks == 1)
-    assert micro_batch_size(batch_size, n_micro_batches, block_size, CPU) == math.ceil(batch_size / n_micro_batches)
-
-
-def test_a_run_on_a_device_with_a_limit_keeps_to_it_and_its_losses_stay(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = replace(config, model=replace(config.model, dropout=0.0))
-    expected = [e for e in run(with_train(config, out_dir=str(tmp_path / "twin"))) if isinstance(e, Evaluated)]
-    losses, shapes = GPT.losses, set()
-
-    def seen(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        shapes.add(tuple(ids_BT.shape))
-        return losses(model, ids_BT, targets_BT)
-
-    monkeypatch.setattr("tiny_gpt.training.step.max_blocks_at_once", lambda block_size, device: 3)
-    monkeypatch.setattr(GPT, "losses", seen)
-    found = [e for e in run(config) if isinstance(e, Evaluated)]
-    assert shapes == {(2, MODEL.block_size)}, "equal parts, in training and in evaluation"
-    for one, other in zip(found, expected, strict=True):
-        figures = [(e.train_loss, e.val_loss, e.batch_loss, e.grad_norm) for e in (one, other)]
-        assert figures[0] == pytest.approx(figures[1], rel=1e-4)
-
-
-@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
-@pytest.mark.parametrize("n_micro_batches", [1, 4])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
-def test_updates_in_memory_that_stays_are_the_plain_ones(
-    monkeypatch: pytest.MonkeyPatch, optimizer_name: Any, n_micro_batches: int, dtype: torch.dtype, tolerance: float
-) -> None:
-    """What a GPU records, without the recording."""
-    monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", lambda graph: graph._work())
-    train = replace(PLAIN, optimizer=optimizer_name, learning_rate=1e-2, min_learning_rate=0.0, grad_clip=1.0)
-    architecture: Any = "qwen3" if optimizer_name == "muon" else "gpt2"
-    config = RunConfig(replace(MODEL, dropout=0.3, architecture=architecture), train=train)
-    batches = BatchLoader(random_tokens(500), MODEL.block_size, PLAIN.batch_size, seed=3)
-    figures = []
-    for stays in (False, True):
-        model = random_model(config.model).train()
-        model.compute_dtype = dtype
-        optimizer, guard = make_optimizer(model, config.train), Guard(model.device)
-        updates = cuda_graph.CudaGraphUpdate(model, optimizer, train, guard) if stays else None
-        losses = []
-        for step in range(6):
-            result = train_step(
-                model,
-                optimizer,
-                batches.batch(step),
-                train,
-                step,
-                learning_rate_at(step, train),
-                n_micro_batches=n_micro_batches,
-                guard=guard,
-                cuda_graph=updates,
-            )
-            losses += [figure.item() for figure in result]
-            if updates and step == 3:
-                updates.forget()
-        figures.append([*losses, *(parameter.norm().item() for parameter in model.parameters())])
-    assert figures[1] == pytest.approx(figures[0], rel=tolerance)
-
-
-@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
-@pytest.mark.parametrize("skips", [0.0, 1.0])
-def test_where_an_optimizer_cannot_skip_a_step_its_weights_are_left_alone_all_the_same(
-    skips: float, optimizer_name: Any
-) -> None:
-    def weights(*, with_found_inf: bool) -> list[torch.Tensor]:
-        model = random_model()
-        optimizer = make_optimizer(model, TrainConfig(weight_decay=0.5, optimizer=optimizer_name))
-        for step in range(3):
-            for parameter in model.parameters():
-                parameter.grad = torch.full_like(parameter, math.nan if skips and step == 1 else 0.1 * (step + 1))
-            for group in optimizer.param_groups:
-                group["lr"] = 0.01
-            if with_found_inf:
-                optimizer.found_inf = torch.tensor(skips if step == 1 else 0.0)  # type: ignore[attr-defined]
-            else:
-                freeze_next_step(optimizer, torch.tensor(skips if step == 1 else 0.0))
-            before = [parameter.detach().clone() for parameter in model.parameters()]
-            optimizer.step()
-            moved = [not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
-            assert all(moved) if not (skips and step == 1) else not any(moved)
-        return list(model.parameters())
-
-    for held, expected in zip(weights(with_found_inf=False), weights(with_found_inf=True), strict=True):
-        torch.testing.assert_close(held, expected, rtol=0, atol=0.01 if skips else 0)  # a step at most
-
-
-def test_gradients_are_clipped_to_the_given_length_and_not_at_all_for_zero() -> None:
-    _, grad_norm, changes = update(RunConfig(MODEL, train=replace(PLAIN, grad_clip=0.01)))
-    assert grad_norm > 0.1
-    assert length(changes) == pytest.approx(0.01, rel=1e-3)
-    _, loose_norm, loose_changes = update(RunConfig(MODEL, train=replace(PLAIN, grad_clip=100.0)))
-    _, unclipped_norm, unclipped_changes = update(RunConfig(MODEL, train=PLAIN))
-    assert length(loose_changes) == length(unclipped_changes) == pytest.approx(grad_norm, rel=1e-5)
-    assert loose_norm == unclipped_norm == grad_norm
-
-
-@pytest.mark.parametrize("n_micro_batches", [1, 2])
-def test_dropout_of_a_step_depends_on_seed_and_step_alone(n_micro_batches: int) -> None:
-    config = RunConfig(replace(MODEL, dropout=0.5), train=replace(PLAIN, grad_accum_steps=n_micro_batches))
-    one_row = Batch(*(ids_BT[:1].repeat(8, 1) for ids_BT in BatchLoader(random_tokens(500), 8, 1, seed=0).batch(0)))
-
-    def loss(step: int, config: RunConfig, earlier_seed: int) -> float:
-        model = random_model(config.model).train()
-        torch.manual_seed(earlier_seed)
-        return train_step(model, torch.optim.SGD(model.parameters()), one_row, config.train, step, 1e-3)[0].item()
-
-    assert loss(5, config, earlier_seed=1) == loss(5, config, earlier_seed=2)
-    other_seed = replace(config, train=replace(config.train, seed=config.train.seed + 1))
-    assert len({loss(5, config, 1), loss(6, config, 1), loss(5, other_seed, 1)}) == 3
-
-
-def test_every_part_of_a_step_draws_its_own_dropout() -> None:
-    """Two parts with the same tokens: were the masks the same, one part's loss would be that of both."""
-    row = BatchLoader(random_tokens(500), 8, 1, seed=0).batch(0)
-    config = RunConfig(replace(MODEL, dropout=0.5), train=replace(PLAIN, batch_size=2, grad_accum_steps=2))
-    alone = replace(config, train=replace(config.train, grad_accum_steps=1))
-
-    def loss(config: RunConfig, n_rows: int) -> float:
-        model = random_model(config.model).train()
-        batch = Batch(*(ids_BT.repeat(n_rows, 1) for ids_BT in row))
-        return train_step(model, torch.optim.SGD(model.parameters()), batch, config.train, 0, 1e-3)[0].item()
-
-    assert loss(config, n_rows=2) != pytest.approx(loss(alone, n_rows=1), rel=1e-6)
-
-
-# --- whole runs ---
 
 
 @pytest.fixture
@@ -492,7 +182,7 @@ def test_events_come_in_order_and_files_are_whole_when_announced(config: RunConf
     assert isinstance(events[1], Checkpointed), "before the first step it shows that the disk takes a checkpoint"
     assert [event.step for event in events if isinstance(event, Checkpointed)][-1] == 24
     rates_told = [event.learning_rate for event in events if isinstance(event, StepDone)]
-    assert rates_told == rates(config.train)
+    assert rates_told == [learning_rate_at(step, config.train) for step in range(config.train.total_steps)]
 
 
 def summary(event: Event) -> tuple[Any, ...]:
@@ -627,3 +317,23 @@ def test_a_run_asked_to_stop_ends_the_step_evaluates_and_saves(config: RunConfig
     assert (finished.last_step, finished.stopped_by) == (last_step, 15)
     assert load_model(finished.final_path, CPU).progress.step == last_step
     assert load_model(finished.best_path, CPU).progress.step <= last_step
+
+
+def test_a_device_limit_on_blocks_changes_no_loss(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    expected = [e for e in run(with_train(config, out_dir=str(tmp_path / "twin"))) if isinstance(e, Evaluated)]
+    losses, shapes = GPT.losses, set()
+
+    def seen(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        shapes.add(tuple(ids_BT.shape))
+        return losses(model, ids_BT, targets_BT)
+
+    monkeypatch.setattr("tiny_gpt.training.step.max_blocks_at_once", lambda block_size, device: 3)
+    monkeypatch.setattr(GPT, "losses", seen)
+    found = [e for e in run(config) if isinstance(e, Evaluated)]
+    assert shapes == {(2, MODEL.block_size)}, "equal parts, in training and in evaluation"
+    for one, other in zip(found, expected, strict=True):
+        figures = [(e.train_loss, e.val_loss, e.batch_loss, e.grad_norm) for e in (one, other)]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-4)

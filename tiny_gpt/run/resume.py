@@ -85,7 +85,7 @@ class SavedRun:
             return False
         had, now = self.asked.train, asked.train
         is_other = any(getattr(had, name) != getattr(now, name) for name in BUDGETS)
-        return is_other or (request.adds_time and self.requested_at != request.at)
+        return is_other or (request.extends and self.requested_at != request.at)
 
     @property
     def requested_at(self) -> float | None:

@@ -92,7 +92,7 @@ class RunRequest:
 
     at: float = field(default_factory=time.time)
     """When they gave it, by time.time()."""
-    adds_time: bool = False
+    extends: bool = False
     """Whether its time comes on top of what the run has had: `tiny-gpt resume RUN --for 3h`."""
     is_restart: bool = False
     """Whether this is the same command again after a crash: the time since the last checkpoint then counts as used."""
