@@ -1,4 +1,4 @@
-"""Token ids on disk: found again without encoding, rebuilt when damaged, whole or absent whatever goes wrong."""
+"""Token ids on disk: found again without encoding, rebuilt when damaged, complete or absent."""
 
 import errno
 import json
@@ -6,15 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
-import psutil
 import pytest
 
+from tests.data.support import write_documents
 from tiny_gpt.data import token_store
 from tiny_gpt.data.progress import finish
-from tiny_gpt.data.text_file import SEPARATOR, TextWriter
+from tiny_gpt.data.text_file import SEPARATOR
 from tiny_gpt.data.token_store import build_store, open_store, store_folder, temporary_build_folder
 from tiny_gpt.errors import OutOfResourcesError
 from tiny_gpt.tokenizer.base import decode
@@ -24,7 +23,7 @@ TRAIN, VAL = ["Some text. é", "More of it: 中."], ["Held out ñ."]
 
 
 class CountingTokenizer(ByteTokenizer):
-    """Knows how many texts it has encoded."""
+    """Counts the texts that it encodes."""
 
     def __init__(self):
         self.n_encoded = 0
@@ -34,21 +33,13 @@ class CountingTokenizer(ByteTokenizer):
         return super().encode_utf8(utf8)
 
 
-def written(path, texts):
-    writer = TextWriter(path)
-    for text in texts:
-        writer.begin_document()
-        writer.write(text)
-        writer.end_document()
-    return writer.close().whole()
-
-
 def open_or_build(folder, train, val, tokenizer):
-    """What preparing a text does with a store."""
+    """What `prepare` does with a store."""
     if open_store(folder) is None:
-        with temporary_build_folder(folder) as place:
-            parts = written(place / "text", train), written(place / "val-text", val)
-            finish(build_store(place, folder, *parts, tokenizer, {"n": 1}))
+        with temporary_build_folder(folder) as build_folder:
+            texts = {"text": train, "val-text": val}
+            splits = [write_documents(build_folder / name, documents).whole() for name, documents in texts.items()]
+            finish(build_store(build_folder, folder, *splits, tokenizer, {"n": 1}))
     store = open_store(folder)
     assert store.about == {"n": 1} and store.tokenizer.to_dict() == tokenizer.to_dict()
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "train.bin", "val.bin"]
@@ -68,7 +59,7 @@ def assert_nothing_left(folder):
 @pytest.mark.parametrize(
     ("n_characters", "dtype"), [(0, "uint8"), (1, "uint16"), (65_536 - 256, "uint16"), (65_537 - 256, "uint32")]
 )
-def test_ids_are_stored_as_narrowly_as_the_vocabulary_allows(tmp_path, n_characters, dtype):
+def test_ids_have_the_smallest_type_that_fits(tmp_path, n_characters, dtype):
     tokenizer = CharTokenizer("".join(map(chr, range(0x10000, 0x10000 + n_characters))))
     last = tokenizer.characters[-1:] or "z"
     train, val = open_or_build(tmp_path / "store", [last, "a"], [last], tokenizer)
@@ -77,7 +68,7 @@ def test_ids_are_stored_as_narrowly_as_the_vocabulary_allows(tmp_path, n_charact
     assert not train.ids.flags.owndata and not train.ids.flags.writeable, "mapped, not read"
 
 
-def test_a_second_opening_encodes_nothing(tmp_path):
+def test_second_opening_encodes_nothing(tmp_path):
     tokenizer = CountingTokenizer()
     for _ in range(2):
         train, val = open_or_build(tmp_path / "store", TRAIN, VAL, tokenizer)
@@ -87,21 +78,21 @@ def test_a_second_opening_encodes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_an_empty_split_is_stored_too(tmp_path):
+def test_empty_split_is_stored(tmp_path):
     for _ in range(2):
         train, val = open_or_build(tmp_path / "store", ["abc"], [], ByteTokenizer())
         assert len(train) == 3 and len(val) == val.n_bytes == 0
 
 
-def test_another_identity_has_another_folder(tmp_path):
-    identities = [("a", "b"), ("ab", ""), ("a", "c"), ("a", "b", 0), ("a", "b", "0")]
-    assert len({store_folder(tmp_path, *identity) for identity in identities}) == len(identities)
+def test_another_key_has_another_folder(tmp_path):
+    keys = [("a", "b"), ("ab", ""), ("a", "c"), ("a", "b", 0), ("a", "b", "0")]
+    assert len({store_folder(tmp_path, *key) for key in keys}) == len(keys)
     assert store_folder(tmp_path, "a", "b") == store_folder(tmp_path, "a", "b")
 
 
-def flip(path, place):
+def flip(path, position):
     raw = bytearray(path.read_bytes())
-    raw[place] ^= 1
+    raw[position] ^= 1
     path.write_bytes(raw)
 
 
@@ -125,7 +116,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
-def test_damage_is_noticed_and_the_store_rebuilt(tmp_path, damage):
+def test_damaged_store_is_rebuilt(tmp_path, damage):
     folder, tokenizer = tmp_path / "store", CountingTokenizer()
     open_or_build(folder, TRAIN, VAL, tokenizer)
     damage(folder)
@@ -137,22 +128,22 @@ def test_damage_is_noticed_and_the_store_rebuilt(tmp_path, damage):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_no_single_flipped_bit_in_the_manifest_goes_unnoticed(tmp_path):
+def test_every_flipped_bit_of_the_manifest_is_noticed(tmp_path):
     folder, tokenizer = tmp_path / "store", CountingTokenizer()
     open_or_build(folder, TRAIN, VAL, tokenizer)
     whole = (folder / "manifest.json").read_bytes()
     content = json.loads(whole)
-    for place in range(len(whole)):
-        flip(folder / "manifest.json", place)
+    for position in range(len(whole)):
+        flip(folder / "manifest.json", position)
         found = open_store(folder)
-        # A flip between the values, such as a space to a NUL-like blank, may leave the content as it was.
+        # A flip between the values, such as of a space, may leave the content as it was.
         if found is not None:
             assert json.loads((folder / "manifest.json").read_bytes()) == content
         (folder / "manifest.json").write_bytes(whole)
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, RuntimeError("a bug")])
-def test_a_build_that_is_interrupted_leaves_nothing_and_the_next_one_succeeds(tmp_path, failure):
+def test_interrupted_build_leaves_nothing(tmp_path, failure):
     class Failing(ByteTokenizer):
         def encode_utf8(self, utf8):
             if utf8 == VAL[0].encode():
@@ -167,12 +158,12 @@ def test_a_build_that_is_interrupted_leaves_nothing_and_the_next_one_succeeds(tm
 
 
 @pytest.mark.parametrize("call", ["rename", "fsync"])
-def test_a_build_whose_last_steps_fail_leaves_nothing(tmp_path, monkeypatch, call):
+def test_build_that_fails_at_the_end_leaves_nothing(tmp_path, monkeypatch, call):
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
     folder = tmp_path / "tokens" / "store"
-    with monkeypatch.context() as patch, pytest.raises(OutOfResourcesError, match=r"put error.*TINY_GPT_CACHE"):
+    with monkeypatch.context() as patch, pytest.raises(OutOfResourcesError, match="TINY_GPT_CACHE"):
         if call == "rename":
             patch.setattr(token_store.os, "rename", fail)
         else:
@@ -182,17 +173,17 @@ def test_a_build_whose_last_steps_fail_leaves_nothing(tmp_path, monkeypatch, cal
 
 
 @pytest.mark.parametrize("n_bytes", [0, 20, 40])
-def test_a_full_disk_is_told_with_the_way_out_and_leaves_nothing(tmp_path, fill_disk, n_bytes):
+def test_full_disk_names_the_cache_variable(tmp_path, fill_disk, n_bytes):
     fill_disk(token_store, n_bytes)
     folder = tmp_path / "tokens" / "store"
-    with pytest.raises(OutOfResourcesError, match=r"no space left.*TINY_GPT_CACHE"):
+    with pytest.raises(OutOfResourcesError, match="TINY_GPT_CACHE"):
         open_or_build(folder, ["0123456789" * 3, "0123456789" * 3], VAL, ByteTokenizer())
     assert_nothing_left(folder)
 
 
-def test_a_cache_that_cannot_be_a_folder_is_told_with_the_way_out(tmp_path):
+def test_unusable_cache_names_the_cache_variable(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutOfResourcesError, match=r"cannot write.*TINY_GPT_CACHE"):
+    with pytest.raises(OutOfResourcesError, match="TINY_GPT_CACHE"):
         open_or_build(tmp_path / "file" / "store", TRAIN, VAL, ByteTokenizer())
 
 
@@ -201,9 +192,9 @@ import sys, time
 from pathlib import Path
 from tests.data.test_token_store import open_or_build
 from tiny_gpt.tokenizer.byte_char import ByteTokenizer
-base, mine, other = map(Path, sys.argv[1:])
+base, own, other = map(Path, sys.argv[1:])
 for i in range(40):
-    (mine / str(i)).touch()
+    (own / str(i)).touch()
     while not (other / str(i)).exists():
         time.sleep(0)
     train, val = open_or_build(base / str(i), ["some text"] * 20, ["held out"], ByteTokenizer())
@@ -211,7 +202,7 @@ for i in range(40):
 """
 
 
-def test_two_processes_that_build_the_same_store_at_once_both_get_it(tmp_path):
+def test_two_processes_can_build_the_same_store(tmp_path):
     sides = [tmp_path / "left", tmp_path / "right"]
     for side in sides:
         side.mkdir()
@@ -227,38 +218,3 @@ def test_two_processes_that_build_the_same_store_at_once_both_get_it(tmp_path):
             process.communicate()
     assert errors == [b"", b""]
     assert sorted(path.name for path in (tmp_path / "stores").iterdir()) == sorted(map(str, range(40)))
-
-
-ENCODE = """
-import sys
-from pathlib import Path
-from tests.data.test_token_store import open_or_build
-from tiny_gpt.tokenizer.byte_char import ByteTokenizer
-if __name__ == "__main__":
-    train, _ = open_or_build(Path(sys.argv[1]) / "store", ["0123456789 " * 2_000_000], ["held out"], ByteTokenizer())
-    print(len(train))
-"""
-
-
-@pytest.mark.skipif(
-    len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) < 2,
-    reason="one processor encodes alone",
-)
-def test_encoding_on_all_processors_can_be_killed_and_started_again(tmp_path):
-    """The processes of a killed program end, and what it left is cleared away by the next."""
-    script = tmp_path / "encode.py"
-    script.write_text(ENCODE)
-    command = [sys.executable, str(script), str(tmp_path / "tokens")]
-    program = subprocess.Popen(command)
-    deadline = time.monotonic() + 30
-    while not (children := psutil.Process(program.pid).children(recursive=True)) or len(children) < 2:
-        assert time.monotonic() < deadline and program.poll() is None
-        time.sleep(0.01)
-    program.kill()
-    program.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
-    assert [path.name[0] for path in (tmp_path / "tokens").iterdir()] == ["."]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout == "22000000\n", done.stderr
-    assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["store"]

@@ -1,4 +1,4 @@
-"""A tokenizer read from its text is the library's own, and what might do harm is not built."""
+"""Untrusted tokenizer JSON: loaded exactly, or refused if it could do harm."""
 
 import json
 import random
@@ -36,7 +36,7 @@ KNOWN = {
     "BLOOM": r" ?[^(\s|[.,!?…。，、।۔،])]+",
     "digits": r"\p{N}{1,3}",
 }
-ENDLESS = [
+UNSAFE = [
     *(r"(a+)+b", r"(a|a)*b", r"(?:a|a)+b", r"(?:a?){30}b", r"(a*)*\1", r"(?:(?:a*)*)*b", r"(?i:a)**", r"(?i:\w+)+"),
     *(r"\s*\s*\s*x", r"\s*\s*x", "a++b++c", r"a?a?a?a?a?a?b", r"\p{N}{1,3}+", r"a{1,1000}", "(((a{9}){9}){9}){9}"),
     *(r"(?<=a+)b", r"(?!a+)b", r"(?=(a+))b", r"\X+", r"\R+", r"\g<0>", r"(?<n>a\g<n>)", r"(?~a)", r"\K"),
@@ -45,16 +45,16 @@ ENDLESS = [
 
 
 @pytest.mark.parametrize("pattern", KNOWN.values(), ids=list(KNOWN))
-def test_patterns_of_known_tokenizers_are_harmless(pattern):
+def test_patterns_of_known_tokenizers_are_safe(pattern):
     assert SAFE_PATTERN.fullmatch(pattern)
 
 
-@pytest.mark.parametrize("pattern", ENDLESS)
-def test_patterns_that_can_run_away_are_not(pattern):
+@pytest.mark.parametrize("pattern", UNSAFE)
+def test_patterns_that_backtrack_are_not_safe(pattern):
     assert not SAFE_PATTERN.fullmatch(pattern)
 
 
-def test_whatever_passes_as_harmless_is_quick_on_texts_made_to_be_slow():
+def test_safe_patterns_are_fast_on_adversarial_texts():
     rng = random.Random(0)
     pieces = r"\s \S a b . [ab] [^a] \p{L} [a-c&&[^b]] ' ? + * ++ {1,3} {9} | | (?!\S) (?i:a|b) (?i:a|b)? $".split(" ")
     texts = ["a" * 300, " " * 300, "ab" * 150, "a" * 299 + "b", " " * 299 + "a"]
@@ -66,7 +66,7 @@ def test_whatever_passes_as_harmless_is_quick_on_texts_made_to_be_slow():
         n_passed += 1
         try:
             split = pre_tokenizers.Split(Regex(pattern), "isolated")
-        except Exception:  # not every one is a pattern to the library
+        except Exception:  # the library rejects some of them
             continue
         started = time.process_time()
         for text in texts:
@@ -74,7 +74,7 @@ def test_whatever_passes_as_harmless_is_quick_on_texts_made_to_be_slow():
         assert time.process_time() - started < 0.5, pattern
 
 
-def test_telling_harmless_patterns_takes_no_time_either():
+def test_checking_a_pattern_is_fast():
     for pattern in (
         "a" * 1000,
         "a|" * 500,
@@ -89,8 +89,8 @@ def test_telling_harmless_patterns_takes_no_time_either():
         assert time.process_time() - started < 0.1
 
 
-def brought():
-    """A tokenizer as others publish them: a cut of its own, quotation marks in tokens, tokens added in every way."""
+def published_tokenizer():
+    """Like published ones: its own split pattern, quotation marks in tokens, tokens added in every way."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("h", "e"), ("t", "he"), ('"', "]"), ("[", '"'), ("\\", '"'), ('"]', ","), ('"],', '["')]
     tokens = dict.fromkeys([*alphabet, "<|in|>", *(left + right for left, right in merges)])
@@ -108,8 +108,10 @@ def brought():
     return library
 
 
-@pytest.mark.parametrize("make", [brought, lambda: BpeTokenizer.train(["the cat sat on the mat " * 9], 300)._library])
-def test_a_tokenizer_read_from_its_text_is_the_same(make):
+@pytest.mark.parametrize(
+    "make", [published_tokenizer, lambda: BpeTokenizer.train(["the cat sat on the mat " * 9], 300)._library]
+)
+def test_loaded_tokenizer_is_the_same(make):
     library = make()
     again = load_untrusted_tokenizer(library.to_str())
     assert again.to_str() == library.to_str()
@@ -117,19 +119,20 @@ def test_a_tokenizer_read_from_its_text_is_the_same(make):
     assert again.encode(text).ids == library.encode(text).ids
 
 
-def test_a_persons_own_tokenizer_that_no_model_file_could_carry_is_refused_at_once(tmp_path):
-    library = brought()
+def test_own_tokenizer_with_an_unsafe_pattern_is_refused(tmp_path):
+    library = published_tokenizer()
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"(?:\w+\s?){3}"), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     library.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(BadInputError, match=r"tokenizer\.json: .*may take forever.*--tokenizer bpe"):
+    with pytest.raises(BadInputError, match=r"tokenizer\.json: .*--tokenizer bpe") as error:
         BpeTokenizer.from_file(tmp_path / "tokenizer.json")
+    assert error.value.code == "tokenizer-pattern-unsafe"
 
 
 @pytest.mark.parametrize("key", ["version", "added_tokens", "pre_tokenizer", "decoder"])
-def test_settings_that_are_missing_or_odd_are_refused(key):
-    settings = json.loads(brought().to_str())
+def test_missing_or_unknown_settings_are_refused(key):
+    settings = json.loads(published_tokenizer().to_str())
     for change in ({key: 7}, {key: [[]]}, {key: {"a": {}}}, {"more": 1}):
         with pytest.raises(BadInputError):
             load_untrusted_tokenizer(json.dumps(settings | change, separators=(",", ":"), ensure_ascii=False))

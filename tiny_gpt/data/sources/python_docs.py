@@ -1,7 +1,7 @@
-"""The corpus that every user already has: the manual and the docstrings of their own Python, about 2 MB of English.
+"""The dataset that needs no network: the manual and the docstrings of the user's Python, about 2 MB of English.
 
-Read from `pydoc_data.topics` and the standard library's source, in a fixed order and without importing any of it, so
-the same Python gives the same text. Tests, vendored packages and whatever was installed later stay out.
+Read from `pydoc_data.topics` and the source of the standard library, in a fixed order and without importing any of it,
+so the same Python gives the same text. Tests, vendored packages and installed packages are left out.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 from tiny_gpt.errors import BadInputError
 
 NAME = "python-docs"
-# A Python without its docstrings has some kilobytes left; the whole is about 2 MB.
+# A Python that was stripped of its docstrings has some kilobytes left.
 MIN_CHARACTERS = 200_000
 SKIPPED_FOLDERS = {
     "site-packages",
@@ -30,20 +30,22 @@ SKIPPED_FOLDERS = {
 
 
 def read_python_docs() -> list[str]:
-    """The documents: one for each topic of the manual, one for each module that has docstrings.
+    """One document for each topic of the manual, and one for each module that has docstrings.
 
-    Raises BadInputError on a Python that was stripped of them.
+    Raises BadInputError if this Python was installed without them.
     """
     documents = [*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))]
     if sum(map(len, documents)) < MIN_CHARACTERS:
         raise BadInputError(
             f"{NAME}: this Python was installed without its documentation; "
-            "name a text of your own instead: tiny-gpt train FILE, or python3 train.py --data FILE"
+            "name a text of your own instead: tiny-gpt train FILE, or python3 train.py --data FILE",
+            code="python-docs-missing",
         )
     return documents
 
 
 def _topics() -> Iterator[str]:
+    """The topics of `help()`, such as "LISTS"; the module holds one dict literal."""
     spec = importlib.util.find_spec("pydoc_data.topics") if importlib.util.find_spec("pydoc_data") else None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return
@@ -55,7 +57,7 @@ def _topics() -> Iterator[str]:
 
 
 def _docstrings(stdlib: Path) -> Iterator[str]:
-    """One document a module: its own docstring, then each class's and function's under its name."""
+    """One document per module: its docstring, then that of each class and function, below its name."""
     paths = (path.relative_to(stdlib) for path in stdlib.rglob("*.py"))
     seen: set[str] = set()
     for path in sorted(path for path in paths if not SKIPPED_FOLDERS.intersection(path.parts)):
@@ -72,7 +74,7 @@ def _docstrings(stdlib: Path) -> Iterator[str]:
 
 
 def _parse(path: Path) -> ast.Module:
-    """The syntax tree of a file; an empty one where it is none, as for the deliberately broken files of a library."""
+    """The syntax tree of a file; an empty one if it is not valid Python, as some test files are on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,0 +1,40 @@
+"""The corpus that every Python brings along."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.data.support import write_file
+from tiny_gpt.data.progress import finish
+from tiny_gpt.data.sources import python_docs
+from tiny_gpt.data.sources.resolve import resolve
+from tiny_gpt.errors import BadInputError
+
+
+def test_it_is_over_a_megabyte_of_english():
+    documents = python_docs.read_python_docs()
+    text = "\n".join(documents)
+    assert len(text.encode()) > 1_000_000 and all(documents)
+    words = text.split()
+    assert sum(words.count(word) for word in ("the", "a", "is", "of", "to")) > len(words) / 15
+    assert len(set(documents)) == len(documents)
+
+
+def test_it_does_not_depend_on_the_order_of_directory_entries(tmp_path, monkeypatch):
+    for name in ("b.py", "a/__init__.py", "a/c.py", "a/test/t.py", "site-packages/s.py"):
+        write_file(tmp_path / name, f'"""Module {name}."""\ndef f():\n    """Function of {name}."""\n'.encode())
+    write_file(tmp_path / "broken.py", b"def (:\n\0")
+    expected = [f"Module {name}.\n\nf\nFunction of {name}." for name in ("a/__init__.py", "a/c.py", "b.py")]
+    assert list(python_docs._docstrings(tmp_path)) == expected
+    paths = sorted(tmp_path.rglob("*.py"), reverse=True)
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: iter(paths))
+    assert list(python_docs._docstrings(tmp_path)) == expected
+
+
+def test_python_without_documentation_says_what_to_use_instead(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(python_docs.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(python_docs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInputError, match="--data FILE") as error:
+        finish(resolve([python_docs.NAME]))
+    assert error.value.code == "python-docs-missing" and python_docs.NAME in str(error.value)
