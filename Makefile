@@ -1,21 +1,21 @@
-# Works with GNU make 3.81, which is what macOS has.
+# Written for GNU make 3.81, the version on macOS.
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 
 SETUP = command -v $(PYTHON) >/dev/null || \
-	{ echo "$(PYTHON) is not on this machine; install Python 3.11 or newer, then repeat." >&2; exit 1; }; \
+	{ echo "$(PYTHON) is not installed; install Python 3.11 or newer, then try again." >&2; exit 1; }; \
 	$(PYTHON) scripts/setup.py
 
-.PHONY: help setup train test lint bench torture
+.PHONY: help setup train test lint bench faults torture
 
 help:
-	@echo "make train   train a first small GPT for five minutes and print what it writes"
+	@echo "make train   train a small model for 5 minutes and print a sample"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
-	@echo "make bench   measure training steps and decoding on this machine, beside others'"
-	@echo "make torture kill, starve and damage runs for an hour, and see what holds"
-	@echo "make setup   only prepare .venv; the others do it when needed"
-	@echo "Another Python: make setup PYTHON=python3.12"
+	@echo "make bench   measure training steps and decoding on this machine, beside other programs"
+	@echo "make faults  inject faults into training runs for an hour: kills, full disks, damaged files"
+	@echo "make setup   only create .venv; the others do so if needed"
+	@echo "To use another Python: make setup PYTHON=python3.12"
 
 setup:
 	@$(SETUP)
@@ -39,6 +39,9 @@ bench:
 	$(VENV_PYTHON) -m benchmarks.training_step
 	$(VENV_PYTHON) -m benchmarks.decoding
 
-torture:
+faults:
 	@$(SETUP) test
 	$(VENV_PYTHON) -m tests.faults
+
+# The former name.
+torture: faults

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write text with the model that train.py made: python3 inference.py --prompt "In the year" --temperature 0.7
+"""Generate text with the model that train.py trained: python3 inference.py --prompt "In the year" --temperature 0.7
 
 All flags: python3 inference.py --help
 """

@@ -1,8 +1,7 @@
-"""What a failed set-up printed → the plain words for it.
+"""Explains a failed setup from what pip printed.
 
-pip says the same, "No matching distribution", of a package that does not exist for this computer and of one
-whose versions it could not look up. In the second case the versions that it lists are none, and its warnings
-name the connection.
+pip prints "No matching distribution" both for a package that does not exist for this computer and for one whose
+versions it could not look up. In the second case it lists no versions, and warns about the connection.
 """
 
 import platform
@@ -11,7 +10,7 @@ import sys
 from pathlib import Path
 
 FULL_EXIT_CODE = 5
-# On a full disk not even the reason can be written to the log.
+# With less free space than this the disk is the cause, although the log may have had no room for the reason.
 FULL_GB = 0.02
 
 FULL_SIGNS = r"Errno 28|No space left|WinError 112|not enough space"
@@ -25,7 +24,7 @@ LIBRARY_SIGNS = r"DLL load failed|WinError 126|WinError 1114"
 
 
 class SetupError(Exception):
-    """What is wrong and what to do, in a line or two."""
+    """A failure, explained in a line or two."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -33,41 +32,44 @@ class SetupError(Exception):
 
 
 def explain(output: str, version: str, free_gb: float, log: Path | None = None) -> SetupError:
-    """What venv, pip or `import torch` printed, .venv's Python version, the room on its disk → the error"""
+    """The error for `output`, which venv, pip or `import torch` printed.
+
+    `version` is that of .venv's Python; `log`, if given, has the whole output.
+    """
     missing = re.search(r"No matching distribution found for ([\w.-]+)", output)
     versions_listed = re.search(r"from versions: \d", output)
     if re.search(FULL_SIGNS, output) or free_gb < FULL_GB:
         return SetupError(full_disk(free_gb), FULL_EXIT_CODE)
     if re.search(CERTIFICATE_SIGNS, output) and not versions_listed:
         return SetupError(
-            "The package server's certificate was not accepted. Check this computer's clock; behind a proxy\n"
-            "that opens connections, name its certificate in PIP_CERT. Then repeat."
+            "The package server's certificate was rejected. Check this computer's clock. Behind a proxy that inspects\n"
+            "HTTPS, set PIP_CERT to the proxy's certificate. Then try again."
         )
     if re.search(NETWORK_SIGNS, output) and not versions_listed:
-        return SetupError("The package server does not answer. Check network and proxy, then repeat.")
+        return SetupError("The package server does not answer. Check the network and proxy, then try again.")
     if missing:
         return SetupError(no_build(missing.group(1), version, log))
     if re.search(LIBRARY_SIGNS, output):
-        return SetupError("PyTorch needs Microsoft's Visual C++ Redistributable (x64): install it and repeat.")
+        return SetupError("PyTorch needs Microsoft's Visual C++ Redistributable (x64). Install it, then try again.")
     end = "\n  ".join(output.strip().splitlines()[-8:])
-    where = f" (all of it: {log})" if log else ""
+    where = f" (full log: {log})" if log else ""
     return SetupError(
-        f"The set-up failed. Its last lines{where}:\n  {end}\nShould it fail again: delete .venv and repeat."
+        f"The setup failed. Its last lines{where}:\n  {end}\nIf it fails again, delete .venv and try again."
     )
 
 
 def full_disk(free_gb: float) -> str:
-    return f"The disk is full ({free_gb:.1f} GB free). Make room, then repeat."
+    return f"The disk is full ({free_gb:.1f} GB free). Free some space, then try again."
 
 
 def no_build(package: str, version: str, log: Path | None) -> str:
-    """Why pip has nothing to install, and what does work"""
+    """The message for a package that pip cannot find for this Python and computer."""
     fact = f"pip finds no {package} for Python {version} on {platform.platform()}"
     if package != "torch":
-        return f"{fact} (all of it: {log})\nFor another Python: delete .venv, then `make setup PYTHON=python3.12`."
+        return f"{fact} (full log: {log})\nTo use another Python: delete .venv, then `make setup PYTHON=python3.12`."
     if sys.platform == "darwin" and platform.machine() == "x86_64":
-        return f"{fact}.\nPyTorch has left Intel Macs; a Mac with Apple silicon needs a Python made for that."
+        return f"{fact}.\nPyTorch no longer supports Intel Macs. A Mac with Apple silicon needs a Python built for it."
     return (
-        f"{fact}.\nThere is one for Python 3.11 to 3.14 on 64-bit Linux, Windows (x64), and macOS 14 or newer."
-        "\nTo take another Python: delete .venv, then `make setup PYTHON=python3.12`."
+        f"{fact}.\nPyTorch supports Python 3.11 to 3.14 on 64-bit Linux, Windows (x64), and macOS 14 or newer."
+        "\nTo use another Python: delete .venv, then `make setup PYTHON=python3.12`."
     )

@@ -1,10 +1,10 @@
-"""Makes .venv and installs tiny_gpt in it: python3 scripts/setup.py [test]
+"""Creates .venv and installs tiny_gpt in it: python3 scripts/setup.py [test]
 
-With `test`, what `make test` and `make lint` need as well. Done already, it ends at once; interrupted, the
-next call goes on.
+`test` also installs what `make test` and `make lint` need. A complete setup is left as it is; an interrupted one is
+continued.
 
-Any Python may start it. This file only finds one that is new enough: this one, else .venv's, else the newest
-on PATH. environment.py does the work. So this file keeps to old syntax, for its first check even Python 2's.
+Any Python can start this file. It finds one that is new enough (this one, .venv's or the newest on PATH), with which
+environment.py does the work. So it uses old syntax, up to its first check even that of Python 2.
 """
 
 import sys
@@ -18,9 +18,9 @@ import shutil
 import subprocess
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from tiny_gpt.bootstrap import OLDEST_PYTHON, become, venv_python
+from tiny_gpt.bootstrap import OLDEST_PYTHON, replace_process, venv_python
 
-# The newest Python for which pip finds the torch of constraints.txt.
+# The newest Python for which PyPI has the torch of constraints.txt.
 NEWEST_PYTHON = (3, 14)
 
 
@@ -28,21 +28,21 @@ def main():
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         python = find_python()
         if python:
-            become([python, os.path.abspath(__file__)] + sys.argv[1:])
+            replace_process([python, os.path.abspath(__file__)] + sys.argv[1:])
     if sys.version_info < OLDEST_PYTHON:
-        found = "{} is {}, and PATH has no newer one".format(sys.executable, platform.python_version())
-        sys.exit("tiny_gpt needs Python 3.11 or newer: {}.\n{}, then repeat.".format(found, how_to_get_python()))
+        found = "{} is {}, and there is no newer one on PATH".format(sys.executable, platform.python_version())
+        sys.exit("tiny_gpt needs Python 3.11 or newer: {}.\n{}, then try again.".format(found, how_to_get_python()))
     import environment
 
     sys.exit(environment.main(sys.argv[1:]))
 
 
 def find_python():
-    """The path of a Python that will do, "" if there is none."""
+    """The path of a suitable Python, or ""."""
     commands = [[venv_python()]]
     for minor in range(NEWEST_PYTHON[1], OLDEST_PYTHON[1] - 1, -1):
         commands.append(["py", "-3.%d" % minor] if os.name == "nt" else ["python3.%d" % minor])
-    # Asked, not only looked up: a file of that name may be a wrapper without a Python behind it.
+    # Run, not only looked up: a file of that name may be a wrapper that has no Python to start.
     code = "import sys; print(sys.version_info[0], sys.version_info[1], sys.executable)"
     for command in commands:
         try:
@@ -61,7 +61,7 @@ def how_to_get_python():
     if os.name == "nt":
         return "Run `winget install Python.Python.3.13`, or the installer from python.org"
     if shutil.which("apt-get"):
-        return "Run `sudo apt install python3.11 python3.11-venv` (or 3.12, 3.13: what apt has)"
+        return "Run `sudo apt install python3.11 python3.11-venv` (or 3.12 or 3.13, whichever apt has)"
     return "Install one from your system's packages, or with pyenv or uv"
 
 

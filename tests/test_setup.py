@@ -1,6 +1,6 @@
-"""The way from any Python to a running tiny_gpt: scripts/ and tiny_gpt/bootstrap.py, with faults put in.
+"""From any Python to a working tiny_gpt: scripts/ and tiny_gpt/bootstrap.py, with injected faults.
 
-No test makes a real environment or asks the network: .venv's Python and pip are stand-ins.
+No test creates a real environment or uses the network: .venv's Python, pip and uv are fakes.
 """
 
 import ast
@@ -25,12 +25,12 @@ ROOT = Path(bootstrap.ROOT)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUCCEEDING_PIP = [sys.executable, "-c", "print('Successfully installed')"]
 
-posix_only = pytest.mark.skipif(os.name == "nt", reason="the stand-in for a Python is a shell script")
+posix_only = pytest.mark.skipif(os.name == "nt", reason="the fake Python is a shell script")
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder with the project's two set-up files, in which pip succeeds and .venv is an empty folder."""
+    """A folder with the two files that setup reads. pip succeeds, uv is missing, and .venv is an empty folder."""
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("ROOT", "VENV", "STAMP", "LOG", "DOWNLOADS"):
@@ -38,18 +38,19 @@ def checkout(tmp_path, monkeypatch):
         monkeypatch.setattr(environment, name, here)
     venv = environment.VENV
     monkeypatch.setattr(bootstrap, "venv_python", lambda: sys.executable)
-    monkeypatch.setattr(environment, "look_into_venv", lambda: ("3.11.7", "") if venv.exists() else ("", ""))
+    monkeypatch.setattr(environment, "inspect_venv", lambda: ("3.11.7", "") if venv.exists() else ("", ""))
     monkeypatch.setattr(environment, "check_venv_module", lambda: None)
-    monkeypatch.setattr(environment, "make_venv", lambda: venv.mkdir() or "3.11.7")
+    monkeypatch.setattr(environment, "create_venv", lambda: venv.mkdir() or "3.11.7")
     monkeypatch.setattr(environment, "free_space", lambda: 100.0)
     monkeypatch.setattr(environment, "TORCH_CHECK", "pass")
-    monkeypatch.setattr(environment, "COMPILING", "pass")
-    let_pip(monkeypatch, SUCCEEDING_PIP)
+    monkeypatch.setattr(environment, "COMPILE_KERNELS", "pass")
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    fake_pip(monkeypatch, SUCCEEDING_PIP)
     return tmp_path
 
 
-def let_pip(monkeypatch, command):
-    """Puts a stand-in for pip. Returns the list of extras that it is called with."""
+def fake_pip(monkeypatch, command):
+    """Replaces pip by `command`. Returns a list that gets the extras of each call."""
     calls = []
     monkeypatch.setattr(environment, "pip_install", lambda extras: calls.append(extras) or command)
     return calls
@@ -59,10 +60,10 @@ def failing_pip(output):
     return [sys.executable, "-c", f"print({output!r}); raise SystemExit(1)"]
 
 
-# scripts/setup.py: which Python
+# scripts/setup.py: finding a Python
 
 
-def test_too_old_python_without_a_newer_one_exits_with_what_to_do(monkeypatch):
+def test_old_python_without_a_newer_one_says_what_to_do(monkeypatch):
     monkeypatch.setattr(setup, "OLDEST_PYTHON", (9, 0))
     monkeypatch.setattr(setup, "find_python", lambda: "")
     with pytest.raises(SystemExit) as stopped:
@@ -70,14 +71,14 @@ def test_too_old_python_without_a_newer_one_exits_with_what_to_do(monkeypatch):
     lines = stopped.value.code.splitlines()
     assert len(lines) == 2
     assert "3.11 or newer" in lines[0] and sys.executable in lines[0]
-    assert "then repeat" in lines[1]
+    assert "then try again" in lines[1]
 
 
-def test_too_old_python_goes_on_with_a_newer_one(monkeypatch):
+def test_old_python_is_replaced_by_a_newer_one(monkeypatch):
     commands = []
     monkeypatch.setattr(setup, "OLDEST_PYTHON", (9, 0))
     monkeypatch.setattr(setup, "find_python", lambda: "/newer/python")
-    monkeypatch.setattr(setup, "become", lambda command: commands.append(command) or sys.exit(0))
+    monkeypatch.setattr(setup, "replace_process", lambda command: commands.append(command) or sys.exit(0))
     monkeypatch.setattr(sys, "argv", ["setup.py", "test"])
     with pytest.raises(SystemExit):
         setup.main()
@@ -85,7 +86,7 @@ def test_too_old_python_goes_on_with_a_newer_one(monkeypatch):
 
 
 @posix_only
-def test_newer_python_on_path_is_asked_before_it_is_taken(tmp_path, monkeypatch):
+def test_python_on_path_is_run_before_it_is_chosen(tmp_path, monkeypatch):
     executable(tmp_path / "python3.14", "echo 'command not found' >&2; exit 127")
     executable(tmp_path / "python3.13", "echo 3 10 /really/3.10")
     executable(tmp_path / "python3.12", "echo 3 12 /with a space/python")
@@ -94,24 +95,24 @@ def test_newer_python_on_path_is_asked_before_it_is_taken(tmp_path, monkeypatch)
     assert setup.find_python() == "/with a space/python"
 
 
-def test_python_without_venv_module_is_told_the_package(monkeypatch):
+def test_missing_venv_module_names_its_package(monkeypatch):
     monkeypatch.setattr(environment, "ask_python", lambda *_: None)
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: "/usr/bin/" + name)
     with pytest.raises(failures.SetupError, match=r"sudo apt install python3\.\d+-venv"):
         environment.check_venv_module()
 
 
 @pytest.mark.parametrize("version", ["3.9.18", None])
-def test_venv_of_an_old_or_absent_python_counts_as_missing(monkeypatch, version):
+def test_venv_of_an_old_or_missing_python_is_missing(monkeypatch, version):
     monkeypatch.setattr(environment, "ask_python", lambda *_: [version, "2.13.0"] if version else None)
-    assert environment.look_into_venv() == ("", "")
+    assert environment.inspect_venv() == ("", "")
 
 
 # scripts/environment.py: the installation
 
 
-def test_set_up_is_done_once_until_something_changes(checkout, monkeypatch):
-    calls = let_pip(monkeypatch, SUCCEEDING_PIP)
+def test_setup_is_done_once_until_something_changes(checkout, monkeypatch):
+    calls = fake_pip(monkeypatch, SUCCEEDING_PIP)
     assert [environment.main([]), environment.main([])] == [0, 0]
     assert calls == [[]]
     with (checkout / "constraints.txt").open("a") as file:
@@ -121,7 +122,7 @@ def test_set_up_is_done_once_until_something_changes(checkout, monkeypatch):
 
 
 def test_test_extra_is_added_and_kept(checkout, monkeypatch):
-    calls = let_pip(monkeypatch, SUCCEEDING_PIP)
+    calls = fake_pip(monkeypatch, SUCCEEDING_PIP)
     for arguments in ([], ["test"], ["test"], []):
         assert environment.main(arguments) == 0
     assert calls == [[], ["test"]]
@@ -131,30 +132,30 @@ def test_test_extra_is_added_and_kept(checkout, monkeypatch):
     assert calls == [[], ["test"], ["test"]]
 
 
-def test_interrupted_set_up_leaves_no_stamp_and_is_repeated(checkout, monkeypatch, capsys):
+def test_interrupted_setup_leaves_no_stamp(checkout, monkeypatch, capsys):
     def interrupt(process):
         raise KeyboardInterrupt
 
     started = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(environment, "show_progress", interrupt)
-        let_pip(patch, [sys.executable, "-c", "import time; time.sleep(60)"])
+        fake_pip(patch, [sys.executable, "-c", "import time; time.sleep(60)"])
         assert environment.main([]) == 130
     assert time.monotonic() - started < 30, "pip was left running"
-    assert "Stopped" in capsys.readouterr().err
+    assert "Interrupted" in capsys.readouterr().err
     assert not environment.STAMP.exists() and not environment.DOWNLOADS.exists()
     assert environment.main([]) == 0
     assert environment.STAMP.is_file()
 
 
-def test_failed_update_withdraws_the_stamp(checkout, monkeypatch):
+def test_failed_update_removes_the_stamp(checkout, monkeypatch):
     assert environment.main([]) == 0
-    let_pip(monkeypatch, failing_pip("ERROR: no"))
+    fake_pip(monkeypatch, failing_pip("ERROR: no"))
     assert environment.main(["test"]) == 1
     assert not environment.STAMP.exists()
 
 
-def test_torch_that_cannot_be_imported_fails_the_set_up(checkout, monkeypatch, capsys):
+def test_torch_that_fails_to_import_fails_the_setup(checkout, monkeypatch, capsys):
     monkeypatch.setattr(environment, "TORCH_CHECK", "raise OSError('[WinError 126] c10.dll')")
     assert environment.main([]) == 1
     assert "Visual C++" in capsys.readouterr().err
@@ -167,7 +168,7 @@ def test_usage_error_exits_with_2(capsys):
 
 
 def test_too_little_space_stops_before_pip(checkout, monkeypatch, capsys):
-    calls = let_pip(monkeypatch, SUCCEEDING_PIP)
+    calls = fake_pip(monkeypatch, SUCCEEDING_PIP)
     monkeypatch.setattr(environment, "free_space", lambda: 0.7)
     assert environment.main([]) == failures.FULL_EXIT_CODE
     message = capsys.readouterr().err
@@ -177,20 +178,44 @@ def test_too_little_space_stops_before_pip(checkout, monkeypatch, capsys):
     assert environment.main([]) == 0
 
 
-def test_little_space_is_enough_where_a_fitting_torch_is_installed(monkeypatch):
+def test_installed_torch_needs_little_space(monkeypatch):
     monkeypatch.setattr(environment, "free_space", lambda: 0.7)
     environment.check_space(environment.pinned_torch() + "+cpu")
     with pytest.raises(failures.SetupError):
         environment.check_space("2.2.2")
 
 
-def test_disk_that_fills_up_outside_pip_is_named(checkout, monkeypatch, capsys):
+def test_disk_full_outside_pip_is_reported(checkout, monkeypatch, capsys):
     def fill_up():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(environment, "make_venv", fill_up)
+    monkeypatch.setattr(environment, "create_venv", fill_up)
     assert environment.main([]) == failures.FULL_EXIT_CODE
     assert "disk is full" in capsys.readouterr().err
+
+
+def fake_uv(monkeypatch, folder, shell_code):
+    executable(folder / "uv", shell_code)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: str(folder / "uv"))
+
+
+@posix_only
+def test_uv_installs_if_it_is_there(checkout, monkeypatch):
+    calls = fake_pip(monkeypatch, SUCCEEDING_PIP)
+    fake_uv(monkeypatch, checkout / "bin", f'echo "$@" > {checkout}/arguments')
+    assert environment.main(["test"]) == 0 and not calls
+    assert (checkout / "arguments").read_text().split() == [
+        *("pip", "install", "--python", sys.executable, "-c", "constraints.txt", "-e", ".[test]")
+    ]
+
+
+@posix_only
+def test_pip_installs_if_uv_fails(checkout, monkeypatch, capsys):
+    calls = fake_pip(monkeypatch, failing_pip("ERROR: a surprise"))
+    fake_uv(monkeypatch, checkout / "bin", "echo uv failed; exit 2")
+    assert environment.main([]) == 1 and calls == [[]]
+    message = capsys.readouterr().err
+    assert "a surprise" in message and "uv failed" not in message
 
 
 # scripts/failures.py
@@ -210,8 +235,8 @@ PIP_OUTPUTS = {
 
 
 @pytest.mark.parametrize(("output", "words", "exit_code"), PIP_OUTPUTS.values(), ids=PIP_OUTPUTS)
-def test_pip_failure_is_told_in_plain_words(checkout, monkeypatch, capsys, output, words, exit_code):
-    let_pip(monkeypatch, failing_pip(output))
+def test_pip_failure_is_explained(checkout, monkeypatch, capsys, output, words, exit_code):
+    fake_pip(monkeypatch, failing_pip(output))
     assert environment.main([]) == exit_code
     message = capsys.readouterr().err
     assert re.search(words, message)
@@ -219,7 +244,7 @@ def test_pip_failure_is_told_in_plain_words(checkout, monkeypatch, capsys, outpu
     assert not environment.STAMP.exists()
 
 
-def test_nearly_no_space_explains_a_failure_that_has_no_words():
+def test_full_disk_explains_a_failure_without_output():
     assert failures.explain("", "3.11.7", free_gb=0.0).exit_code == failures.FULL_EXIT_CODE
 
 
@@ -243,13 +268,13 @@ def executable(path, shell_code):
     path.chmod(0o755)
 
 
-def test_python_that_has_everything_is_left_alone(monkeypatch):
+def test_suitable_python_continues(monkeypatch):
     monkeypatch.setenv(bootstrap.LAUNCHED, "1")
     bootstrap.ensure_environment()
     assert bootstrap.LAUNCHED not in os.environ
 
 
-def test_without_an_environment_the_launcher_says_what_to_do(tmp_path):
+def test_missing_environment_says_what_to_do(tmp_path):
     done = run_script(tmp_path)
     assert done.returncode == 1 and not done.stdout
     first, second = done.stderr.splitlines()
@@ -258,7 +283,7 @@ def test_without_an_environment_the_launcher_says_what_to_do(tmp_path):
 
 
 @posix_only
-def test_launcher_goes_on_with_the_environment(tmp_path):
+def test_environment_runs_the_same_command(tmp_path):
     executable(tmp_path / ".venv/bin/python", f'echo "${bootstrap.LAUNCHED}" "$@"; exit 7')
     (tmp_path / ".venv/setup-complete").touch()
     done = run_script(tmp_path, "--prompt", "two words")
@@ -268,14 +293,14 @@ def test_launcher_goes_on_with_the_environment(tmp_path):
 
 
 @posix_only
-def test_launcher_ignores_an_unfinished_environment(tmp_path):
+def test_incomplete_environment_is_not_used(tmp_path):
     executable(tmp_path / ".venv/bin/python", "echo started")
     done = run_script(tmp_path)
     assert done.returncode == 1 and "make setup" in done.stderr and not done.stdout
 
 
 @posix_only
-def test_environment_that_lacks_a_package_is_started_once_only(tmp_path):
+def test_broken_environment_is_started_only_once(tmp_path):
     executable(tmp_path / ".venv/bin/python", f'echo again; exec {sys.executable} "$@"')
     (tmp_path / ".venv/setup-complete").touch()
     done = run_script(tmp_path)
@@ -284,30 +309,30 @@ def test_environment_that_lacks_a_package_is_started_once_only(tmp_path):
 
 
 @posix_only
-def test_without_exec_ctrl_c_is_left_to_the_program(monkeypatch):
-    # The program interrupts the waiting parent, as Windows does both at once, and ends in its own way.
+def test_without_exec_the_program_handles_ctrl_c(monkeypatch):
+    # The program interrupts its waiting parent, as Ctrl+C on Windows interrupts both, and exits in its own way.
     program = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5); sys.exit(9)"
     parent = (
         "import os; from tiny_gpt import bootstrap; os.name = 'nt'; "
-        f"bootstrap.become([{sys.executable!r}, '-c', {program!r}])"
+        f"bootstrap.replace_process([{sys.executable!r}, '-c', {program!r}])"
     )
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (9, "")
 
 
-def test_torch_version_is_read_without_importing_it(tmp_path):
+def test_torch_version_is_read_without_import(tmp_path):
     torch_file = tmp_path / "__init__.py"
     assert bootstrap.torch_version(str(torch_file)) == bootstrap.OLDEST_TORCH
     (tmp_path / "version.py").write_text("__version__ = '2.2.2+cu121'\n")
     assert bootstrap.torch_version(str(torch_file)) == (2, 2)
 
 
-# What stands in two places, because one of them is read by a Python that has nothing yet
+# What is repeated, because a Python without any package reads one of the two
 
 
-def test_launcher_and_constraints_agree_with_pyproject():
+def test_bootstrap_and_constraints_match_pyproject():
     required = {re.split(r"[>=<]", line)[0]: line for line in PROJECT["dependencies"]}
-    assert set(bootstrap.NEEDED) == set(required)
+    assert set(bootstrap.REQUIRED) == set(required)
     assert required["torch"].endswith(">={}.{}".format(*bootstrap.OLDEST_TORCH))
     assert PROJECT["requires-python"] == ">={}.{}".format(*bootstrap.OLDEST_PYTHON)
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
@@ -317,11 +342,11 @@ def test_launcher_and_constraints_agree_with_pyproject():
 @pytest.mark.parametrize(
     "path", ["scripts/setup.py", "tiny_gpt/__init__.py", "tiny_gpt/bootstrap.py", *ROOT.glob("*.py")]
 )
-def test_what_an_old_python_opens_it_can_read(path):
+def test_files_that_old_pythons_open_have_old_syntax(path):
     ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 7))
 
 
-def test_python_2_can_read_setup_as_far_as_its_version_check():
+def test_python_2_reaches_the_version_check_of_setup():
     source = (ROOT / "scripts/setup.py").read_text(encoding="utf-8")
     assert source.isascii()
     later_than_2 = (ast.JoinedStr, ast.AnnAssign, ast.Starred, ast.Nonlocal, ast.arg)

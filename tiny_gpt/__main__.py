@@ -1,4 +1,4 @@
-"""`python -m tiny_gpt` is `tiny-gpt`."""
+"""`python -m tiny_gpt` runs `tiny-gpt`."""
 
 import sys
 
