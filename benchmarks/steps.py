@@ -85,7 +85,7 @@ class OurStep:
         synchronize(self.model.device)  # else reading would be charged with the computation it waits for
         computed = time.perf_counter()
         loss.item()
-        self.guard.is_beyond_skipping()
+        self.guard.needs_rollback()
         self.beside_s.append(got_batch - start + time.perf_counter() - computed)
 
 

@@ -24,7 +24,7 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run import trainer
 from tiny_gpt.run.checkpoint import optimizer_tensors
-from tiny_gpt.training.guard import MAX_STREAK, MIN_KNOWN
+from tiny_gpt.training.guard import MAX_STREAK, MIN_HISTORY
 
 CALM_KINDS = [kind for kind in KINDS if kind != "overfitted"]
 TOUCHED_CODE = 99
@@ -131,7 +131,7 @@ def for_a_few_steps(trial: Trial) -> list[str]:
 
 def jumps(trial: Trial) -> list[str]:
     """Twenty times the loss, after enough steps to know what is usual."""
-    first, n = trial.rng.randint(MIN_KNOWN + 1, 46), trial.rng.randint(1, 5)
+    first, n = trial.rng.randint(MIN_HISTORY + 1, 46), trial.rng.randint(1, 5)
     return bad_and_killed(trial, BadBatches("x 20", first, first + n), n)
 
 

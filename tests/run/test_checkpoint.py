@@ -300,7 +300,7 @@ def test_a_learner_comes_back_to_the_bit(store, architecture):
         ours.optimizer.step()
     ours.state.step, ours.state.rate_factor, ours.state.incidents = 3, 0.5, ["out of memory"]
     ours.history, ours.best = [evaluated(1), evaluated(2, 1.4)], evaluated(2, 1.4)
-    ours.guard.judge(0, torch.tensor(1.1), torch.tensor(0.1))
+    ours.guard.should_skip(0, torch.tensor(1.1), torch.tensor(0.1))
     checkpoint = store.write(3, ours.files(), ours.summary())
     twin.resume(checkpoint)
     assert (twin.state, twin.history, twin.best) == (ours.state, ours.history, ours.best)

@@ -254,10 +254,10 @@ def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoi
     events = training.train(monitor())
     next(event for event in events if isinstance(event, StepDone) and event.step == 8)
     training.keeper.checkpoint()
-    training.learner.guard.is_calm = lambda: False  # type: ignore[method-assign]
+    training.learner.guard.is_healthy = lambda: False  # type: ignore[method-assign]
     next(event for event in events if isinstance(event, StepDone) and event.step == 10)
     training.keeper.checkpoint()
-    del training.learner.guard.is_calm
+    del training.learner.guard.is_healthy
     assert training.keeper.store.steps() == [10, 8, 0]
     with torch.no_grad():
         training.model.head.weight[0, 0] = math.nan

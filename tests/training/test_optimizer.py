@@ -8,7 +8,7 @@ from torch import nn
 
 from tiny_gpt.config import ModelConfig, TrainConfig
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.training.muon import orthogonal
+from tiny_gpt.training.muon import orthogonalize
 from tiny_gpt.training.optimizer import make_optimizer
 
 # Matrices of all kinds: square, tall and wide, queries, keys and values with more rows than columns each.
@@ -36,7 +36,7 @@ def is_hidden(name: str, parameter: torch.Tensor) -> bool:
     return name.startswith("blocks.") and parameter.ndim == 2
 
 
-def test_adamw_follows_its_definition_and_decays_matrices_only() -> None:
+def test_adamw_follows_its_definition() -> None:
     model = random_model(GPT2)
     expected = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
     means = {name: torch.zeros_like(value) for name, value in expected.items()}
@@ -58,10 +58,8 @@ def test_adamw_follows_its_definition_and_decays_matrices_only() -> None:
 
 
 @pytest.mark.parametrize("config", [GPT2, MODEL], ids=["gpt2", "qwen3"])
-def test_muon_is_torchs_for_hidden_matrices_and_adamw_for_the_rest(
-    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch's by products of fp32 where it would take bf16; queries, keys and values are three matrices."""
+def test_muon_equals_torch_muon_plus_adamw(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's Muon computes in fp32 here instead of bf16. Queries, keys and values are three matrices."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     model = random_model(config)
     hidden: dict[str, list[nn.Parameter]] = {}
@@ -111,16 +109,16 @@ def test_muon_is_torchs_for_hidden_matrices_and_adamw_for_the_rest(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(24, 24), (24, 60), (60, 24)])
-def test_all_that_is_not_next_to_nothing_becomes_about_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_orthogonalize_sets_singular_values_to_about_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     n = min(shape)
     left_N, right_N = (torch.linalg.qr(torch.randn(2, size, n))[0] for size in shape)
     x_NRC = left_N @ torch.diag(torch.logspace(-1.5, 1, n)) @ right_N.mT
-    found_NRC = orthogonal(x_NRC, dtype)
+    found_NRC = orthogonalize(x_NRC, dtype)
     assert found_NRC.dtype == dtype and found_NRC.shape == x_NRC.shape
     own = left_N.mT @ found_NRC.float() @ right_N
     assert own.diagonal(dim1=1, dim2=2).min() > 0.6 and own.diagonal(dim1=1, dim2=2).max() < 1.25
     own.diagonal(dim1=1, dim2=2).zero_()
-    assert own.abs().max() < (1e-4 if dtype == torch.float32 else 0.1), "directions stay"
-    torch.testing.assert_close(orthogonal(1e6 * x_NRC, dtype), found_NRC, rtol=0, atol=1e-4)
-    assert not orthogonal(torch.zeros_like(x_NRC), dtype).any()
+    assert own.abs().max() < (1e-4 if dtype == torch.float32 else 0.1), "singular vectors stay"
+    torch.testing.assert_close(orthogonalize(1e6 * x_NRC, dtype), found_NRC, rtol=0, atol=1e-4)
+    assert not orthogonalize(torch.zeros_like(x_NRC), dtype).any()

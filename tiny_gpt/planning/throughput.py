@@ -23,7 +23,7 @@ from tiny_gpt.model.shapes import n_multiplied, product_shapes
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.muon import N_ITERATIONS
-from tiny_gpt.training.optimizer import parts_of
+from tiny_gpt.training.optimizer import n_stacked_matrices
 
 # The steps of one model are timed for this long, within these numbers of measurements.
 MEASURE_S, MIN_MEASUREMENTS, MAX_MEASUREMENTS = 1.0, 3, 50
@@ -130,9 +130,9 @@ def _muon_flops(config: RunConfig, vocab_size: int) -> int:
     flops = 0
     for name, (n_rows, n_columns) in product_shapes(config.model, vocab_size).items():
         if name.startswith("blocks."):  # embeddings and the head are AdamW's
-            n_parts = parts_of(name)  # q, k and v are stored as one matrix and orthogonalized separately
-            p, q = sorted((n_rows // n_parts, n_columns))
-            flops += n_parts * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
+            n_stacked = n_stacked_matrices(name)  # q, k and v are stored as one matrix and orthogonalized separately
+            p, q = sorted((n_rows // n_stacked, n_columns))
+            flops += n_stacked * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
     return flops
 
 

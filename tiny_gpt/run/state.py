@@ -103,7 +103,7 @@ class Learner:
             "is_cooling": self.is_cooling,
             "iters_per_epoch": self.config.train.iters_per_epoch,
             "val_loss": self.history[-1].val_loss if is_evaluated else None,
-            "is_calm": self.guard.is_calm(),
+            "is_calm": self.guard.is_healthy(),
             **self.origin,
         }
 

@@ -262,12 +262,12 @@ class Trainer:
         step = self.learner.state.step
         if self.model.device.type != "cpu" and step % GUARD_INTERVAL and not point.is_last:
             return False
-        n_skipped = self.learner.guard.n_skipped_in_all()
+        n_skipped = self.learner.guard.total_skipped()
         if n_new := n_skipped - self._n_told_skips:
             self._n_told_skips = n_skipped
             steps = f"{n_new} steps" if n_new > 1 else "a step"
             self.note(f"skipped {steps} up to step {step:,}, whose loss or gradient was out of all bounds")
-        return self.learner.guard.is_beyond_skipping()
+        return self.learner.guard.needs_rollback()
 
     def _step_back(self, trouble: str) -> Iterator[Event]:
         """Go back to the last healthy checkpoint, past the batches since then, at half the rate."""
@@ -292,7 +292,7 @@ class Trainer:
             before.n_micro_batches,
             before.incidents,
         )
-        learner.guard.calm_down()
+        learner.guard.reset_counts()
         learner.clock.start_lap(target.step)
         self.examiner.resume()
         self.note(

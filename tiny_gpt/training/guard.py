@@ -1,10 +1,10 @@
-"""Judges every step before it touches the weights: a loss or gradient that is no number, or a jump, is skipped.
+"""Skips steps that would damage the weights: a NaN or infinite loss or gradient, and spikes of the loss.
 
-The judgement is made of tensors on the training device, so that a GPU need not wait for the host; the host reads the
-counts when it likes. A jump is a loss more than SIGMAS standard deviations above the mean of the last WINDOW steps, as
-OLMo and Levanter have it, and at least MIN_RISE above that mean: where a text is nearly known by heart the deviation
-is next to nothing. A value that is no number never enters the window; a jump does, so that a text whose losses are
-that uneven soon stops being taken for trouble.
+A spike is a loss more than SIGMAS standard deviations above the mean of the last WINDOW losses, as in OLMo-core and
+Levanter (window 128, 6 sigma), and at least MIN_RISE above that mean.
+
+All state lies in tensors on the training device. So a GPU's queue is never interrupted for a decision, and a CUDA graph
+can record it; the host reads the counts only now and then.
 """
 
 import math
@@ -13,67 +13,75 @@ from typing import Any
 import torch
 
 WINDOW = 128
-MIN_KNOWN = 32
+# Losses in the window before spikes are looked for: fewer make a poor estimate of the deviation.
+MIN_HISTORY = 32
+# For normally distributed losses a false alarm has a probability of 1e-9 per step, so none in a run. Real spikes, from
+# a broken batch or a loss that diverges, lie far above.
 SIGMAS = 6.0
+# Where the model has nearly memorized the text the losses barely scatter, and 6 sigma is next to nothing. There a loss
+# must also exceed the mean by this fraction of it.
 MIN_RISE = 0.1
-# Trouble that skipping does not cure.
+# Beyond these, skipping does not help and the run rolls back: so many skipped steps in a row, or so many of the last
+# SKIPS_WINDOW.
 MAX_STREAK = 3
-MAX_SKIPPED, SKIPPED_WITHIN = 10, 200
-# Steps between two looks at the guard on a GPU, where each look waits for all queued work.
+MAX_SKIPPED, SKIPS_WINDOW = 10, 200
+# Steps between two reads of the counts on a GPU, where each read waits for all queued work.
 GUARD_INTERVAL = 16
 
 
 class Guard:
-    """What the last steps were like."""
+    """The losses of the last steps, and which of them were skipped."""
 
     def __init__(self, device: torch.device) -> None:
+        # Ring buffers, indexed by step modulo their length; NaN is a loss that is not known.
         self._losses = torch.full((WINDOW,), math.nan, device=device)
-        self._skipped = torch.zeros(SKIPPED_WITHIN, device=device)
-        self._places, self._skip_places = (torch.arange(n, device=device) for n in (WINDOW, SKIPPED_WITHIN))
+        self._skipped = torch.zeros(SKIPS_WINDOW, device=device)
+        self._loss_slots, self._skip_slots = (torch.arange(n, device=device) for n in (WINDOW, SKIPS_WINDOW))
         self._streak = torch.zeros((), device=device)
         self._longest_streak = torch.zeros((), device=device)
+        """Since `needs_rollback` was last called."""
         self._n_skipped = torch.zeros((), device=device)
 
-    def judge(self, step: int | torch.Tensor, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
-        """1.0 if `step` is to be skipped, else 0.0; a tensor with one element on the device.
+    def should_skip(self, step: int | torch.Tensor, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        """1.0 if `step` must not change the weights, else 0.0; a scalar on the device.
 
-        All that is remembered stays in the same memory, so that this can be recorded (cuda_graph.py).
+        The state is updated in place, never replaced, so that this can be recorded as a CUDA graph.
         """
         known = self._losses.isfinite()
         mean = self._losses.nanmean()
         deviation = (self._losses - mean).square().nanmean().sqrt()
         limit = torch.maximum(mean + SIGMAS * deviation, mean + MIN_RISE * mean.abs())
-        is_number = loss.isfinite() & grad_norm.isfinite()
-        jumps = (known.sum() >= MIN_KNOWN) & (loss > limit)
-        skips = (~is_number | jumps).float()
-        is_place = self._places == step % WINDOW
-        self._losses.copy_(torch.where(is_place & loss.isfinite(), loss, self._losses))
-        is_place = self._skip_places == step % SKIPPED_WITHIN
-        self._skipped.copy_(torch.where(is_place, skips, self._skipped))
+        is_finite = loss.isfinite() & grad_norm.isfinite()
+        is_spike = (known.sum() >= MIN_HISTORY) & (loss > limit)
+        skips = (~is_finite | is_spike).float()
+        # A spike enters the window, so that a text whose losses scatter that much soon counts as normal. NaN does not.
+        is_slot = self._loss_slots == step % WINDOW
+        self._losses.copy_(torch.where(is_slot & loss.isfinite(), loss, self._losses))
+        is_slot = self._skip_slots == step % SKIPS_WINDOW
+        self._skipped.copy_(torch.where(is_slot, skips, self._skipped))
         self._n_skipped += skips
         self._streak.add_(1).mul_(skips)
         self._longest_streak.copy_(torch.maximum(self._longest_streak, self._streak))
         return skips
 
-    def is_beyond_skipping(self) -> bool:
-        """Whether the steps since this was last asked hold trouble that skipping does not cure.
+    # --- for the host; all of these wait for the device ---
 
-        Waits for the device, as all that follows.
-        """
-        worst, n_skipped = self._longest_streak.item(), self._skipped.sum().item()
+    def needs_rollback(self) -> bool:
+        """Whether skipping has not helped in the steps since the last call."""
+        longest, n_skipped = self._longest_streak.item(), self._skipped.sum().item()
         self._longest_streak.copy_(self._streak)
-        return worst >= MAX_STREAK or n_skipped >= MAX_SKIPPED
+        return longest >= MAX_STREAK or n_skipped >= MAX_SKIPPED
 
-    def n_skipped_in_all(self) -> int:
+    def total_skipped(self) -> int:
         """How many steps were skipped since this guard was made."""
         return int(self._n_skipped.item())
 
-    def is_calm(self) -> bool:
-        """Whether the last step was taken: a checkpoint made now is worth stepping back to."""
+    def is_healthy(self) -> bool:
+        """Whether the last step was not skipped: only then is a checkpoint worth rolling back to."""
         return self._streak.item() == 0
 
-    def calm_down(self) -> None:
-        """Forget the troubles, after stepping back from them."""
+    def reset_counts(self) -> None:
+        """Forget the skipped steps, after rolling back from them; the losses stay."""
         self._skipped.zero_()
         self._streak.zero_()
         self._longest_streak.zero_()
@@ -84,11 +92,11 @@ class Guard:
         return {"losses": losses, "skipped": self._skipped.tolist(), "streak": self._streak.item()}
 
     def load_dict(self, values: dict[str, Any]) -> None:
-        """Take over what `to_dict` gave; raises ValueError, TypeError or KeyError for anything else."""
+        """Restore what `to_dict` returned. Raises ValueError, TypeError or KeyError for anything else."""
         losses = [math.nan if loss is None else float(loss) for loss in values["losses"]]
         skipped = [float(skip) for skip in values["skipped"]]
-        if len(losses) != WINDOW or len(skipped) != SKIPPED_WITHIN:
-            raise ValueError("the guard's window has another length")
+        if len(losses) != WINDOW or len(skipped) != SKIPS_WINDOW:
+            raise ValueError("the guard's windows have other lengths")
         self._losses.copy_(torch.tensor(losses))
         self._skipped.copy_(torch.tensor(skipped))
         self._streak.fill_(float(values["streak"]))

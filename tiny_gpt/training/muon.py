@@ -1,11 +1,17 @@
-"""Muon: each hidden matrix moves by its momentum made orthogonal, so that all its directions learn equally fast.
+"""Muon: the momentum of each hidden matrix is orthogonalized before it is added, so all its directions learn equally.
 
-Keller Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the size of a step as Moonlight has it (arXiv
-2502.16982), so that one learning rate serves AdamW too. torch.optim.Muon takes one matrix after the other, by products
-of bf16 whatever the processor; here those of one shape become orthogonal together, in the precision of the training,
-and what is no hidden matrix is AdamW's.
+    momentum = 0.95 momentum + 0.05 gradient
+    update   = U V^T, where U S V^T is the singular value decomposition of (0.95 momentum + 0.05 gradient)
+    weight   = (1 - lr decay) weight - lr 0.2 sqrt(max(rows, columns)) update
 
-Letters: N matrices of a shape, R rows, C columns.
+The gradient of a matrix is dominated by a few directions; setting its singular values to 1 gives the rare ones the same
+step. Sources: Keller Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the factor 0.2 sqrt(max(rows, columns)) is
+Moonlight's (arXiv 2502.16982). Our measurements (docs/log) found it to need about half of AdamW's steps.
+
+torch.optim.Muon processes one matrix after another, in bf16 on every processor. Here all matrices of one shape are
+orthogonalized together by batched products, in the precision of the training.
+
+Letters: N matrices of one shape, R rows, C columns.
 """
 
 import math
@@ -17,18 +23,20 @@ import torch
 from torch import nn
 
 MOMENTUM = 0.95
-# A matrix with orthogonal rows moves as far, in root mean square, as AdamW moves one.
+# An orthogonal R x C matrix has entries of root mean square 1 / sqrt(max(R, C)). Multiplied by sqrt(max(R, C)) and
+# this, an update is as large as AdamW's typically are, so one learning rate and one weight decay serve both.
 RMS_OF_ADAMW = 0.2
 EPS = 1e-7
-# x -> a x + b x^3 + c x^5, five times, takes singular values to between 0.68 and 1.21, those of 0.0015 and more of the
-# matrix's length.
+# The quintic a x + b x^3 + c x^5 of Keller Jordan's post, applied N_ITERATIONS times to the singular values. Its slope
+# at 0 is large (3.4445^5 = 485), so small values rise fast; the price is that it does not converge to 1 but scatters
+# them between 0.68 and 1.21, which training does not notice. Values below 0.0015 of the matrix's norm stay lower.
 COEFFICIENTS, N_ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Two optimizers in one: Muon for hidden matrices, and an AdamW for the rest, whose groups and state are here too.
+    """Muon for hidden matrices and AdamW for the rest, as one optimizer: it shares AdamW's groups and state.
 
-    Moments are there from the start. Where an attribute `found_inf` is 1.0, a step changes nothing.
+    Moments exist from the start. Where the attribute `found_inf` is 1.0, a step changes nothing.
     """
 
     found_inf: torch.Tensor | None = None
@@ -41,53 +49,63 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         dtype: torch.dtype,
     ) -> None:
-        """`matrices` with how many each consists of, one on top of the other; `dtype` is that of the products."""
+        """`matrices` maps each hidden matrix to the number of equal matrices stacked in it, as queries, keys and values
+        are; each of those is orthogonalized by itself. `dtype` is that of the products.
+        """
         super().__init__([{"params": list(matrices)}], {"lr": learning_rate, "weight_decay": weight_decay})
         self._adamw, self._dtype = adamw, dtype
         self.param_groups += adamw.param_groups
         self.state = adamw.state
-        alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-        for matrix, n_parts in matrices.items():
-            alike[matrix.shape[0] // n_parts, matrix.shape[1]].append(matrix)
-        self._alike = [(of_a_shape, n_rows, self._begin(of_a_shape)) for (n_rows, _), of_a_shape in alike.items()]
+        groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        for matrix, n_stacked in matrices.items():
+            groups[matrix.shape[0] // n_stacked, matrix.shape[1]].append(matrix)
+        self._groups = [(group, n_rows, self._make_momentum(group)) for (n_rows, _), group in groups.items()]
 
-    def _begin(self, matrices: list[nn.Parameter]) -> torch.Tensor:
-        """The momentum of all of them, on top of one another in one tensor; the state of each is its part of that."""
+    def _make_momentum(self, matrices: list[nn.Parameter]) -> torch.Tensor:
+        """One tensor with the momentum of all `matrices`, their rows on top of one another.
+
+        The state of each matrix is a view of its part, so a checkpoint stores them by name.
+        """
         momentum = torch.cat([torch.zeros_like(matrix) for matrix in matrices])
-        for matrix, part in zip(matrices, _split(momentum, matrices), strict=True):
+        for matrix, part in zip(matrices, _split_rows(momentum, matrices), strict=True):
             self.state[matrix] = {"momentum": part}
         return momentum
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update."""
-        for matrices, n_rows, momentum in self._alike:
-            self._step_alike(matrices, n_rows, momentum)
+        """One update of all weights."""
+        for matrices, n_rows, momentum in self._groups:
+            self._update_matrices(matrices, n_rows, momentum)
         self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self._adamw.step()
 
-    def _step_alike(self, matrices: list[nn.Parameter], n_rows: int, momentum: torch.Tensor) -> None:
-        rate, weight_decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+    def _update_matrices(self, matrices: list[nn.Parameter], n_rows: int, momentum: torch.Tensor) -> None:
+        """Update all matrices of one shape; `momentum` has their rows on top of one another."""
+        learning_rate, weight_decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         grad = torch.cat([_grad(matrix) for matrix in matrices])
         if self.found_inf is not None:
-            rate = rate * (1.0 - self.found_inf)
-            grad = torch.where(self.found_inf == 0, grad, momentum)  # towards itself it does not move
+            # A skipped step: no learning rate, and a momentum that is averaged with itself.
+            learning_rate = learning_rate * (1.0 - self.found_inf)
+            grad = torch.where(self.found_inf == 0, grad, momentum)
         momentum.lerp_(grad, 1 - MOMENTUM)
-        directions_NRC = grad.lerp_(momentum, MOMENTUM).unflatten(0, (-1, n_rows))  # Nesterov's
-        distance = rate * RMS_OF_ADAMW * math.sqrt(max(directions_NRC.shape[1:]))
-        update = orthogonal(directions_NRC, self._dtype).flatten(0, 1).to(momentum.dtype) * distance
+        # Nesterov's momentum: the average as it would be after the same gradient again.
+        direction_NRC = grad.lerp_(momentum, MOMENTUM).unflatten(0, (-1, n_rows))
+        length = learning_rate * RMS_OF_ADAMW * math.sqrt(max(direction_NRC.shape[1:]))
+        update = orthogonalize(direction_NRC, self._dtype).flatten(0, 1).to(momentum.dtype) * length
         weights = [matrix.detach() for matrix in matrices]
-        torch._foreach_mul_(weights, 1 - rate * weight_decay)
-        torch._foreach_sub_(weights, list(_split(update, matrices)))
+        torch._foreach_mul_(weights, 1 - learning_rate * weight_decay)
+        torch._foreach_sub_(weights, list(_split_rows(update, matrices)))
 
 
-def orthogonal(x_NRC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Each matrix with its singular values made about 1, as far as they are not next to nothing; computed in `dtype`.
+def orthogonalize(x_NRC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Each matrix with its singular values set to about 1 (see COEFFICIENTS) and its singular vectors kept.
 
-    Newton's and Schulz's iteration: three batched products a step.
+    The Newton-Schulz iteration: a polynomial of odd powers, X -> (a + b X X^T + c (X X^T)^2) X, acts on the singular
+    values alone. It needs no decomposition, only three batched products per iteration, computed in `dtype`.
     """
-    if x_NRC.shape[1] > x_NRC.shape[2]:
-        return orthogonal(x_NRC.mT, dtype).mT
+    if x_NRC.shape[1] > x_NRC.shape[2]:  # X X^T is smaller for a wide matrix
+        return orthogonalize(x_NRC.mT, dtype).mT
+    # The polynomial needs singular values of at most 1; the Frobenius norm is at least the largest of them.
     norm_N11 = torch.linalg.vector_norm(x_NRC, dim=(1, 2), keepdim=True)
     x_NRC = (x_NRC / (norm_N11 + EPS)).to(dtype)
     a, b, c = COEFFICIENTS
@@ -103,6 +121,6 @@ def _grad(matrix: nn.Parameter) -> torch.Tensor:
     return matrix.grad
 
 
-def _split(stacked: torch.Tensor, matrices: list[nn.Parameter]) -> tuple[torch.Tensor, ...]:
-    """What of a tensor with the rows of all `matrices` belongs to each."""
+def _split_rows(stacked: torch.Tensor, matrices: list[nn.Parameter]) -> tuple[torch.Tensor, ...]:
+    """The parts of `stacked`, which has the rows of all `matrices` on top of one another."""
     return stacked.split([len(matrix) for matrix in matrices])

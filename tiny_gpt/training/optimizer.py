@@ -1,7 +1,9 @@
-"""The optimizer that a config names, over the parameter groups that it needs.
+"""The optimizers, each over the parameter groups that it needs.
 
-Moments are there from the start, so that no later step takes memory and every checkpoint holds the same names. Where an
-attribute `found_inf` of an optimizer is 1.0, a step changes nothing.
+Their moments are allocated here instead of in the first step: so no later step needs more memory, and every checkpoint
+holds the same tensors. Where an optimizer's attribute `found_inf` is 1.0, a step changes nothing (guard.py sets it).
+
+To add one, write a function that makes it and add a row to OPTIMIZERS.
 """
 
 from collections.abc import Callable
@@ -15,20 +17,24 @@ from tiny_gpt.training.muon import Muon
 
 
 def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.Optimizer:
-    """What moves the weights of `model`."""
+    """The optimizer named by `config.optimizer`, over all weights of `model`."""
     return OPTIMIZERS[config.optimizer](model, config)
 
 
-def _adamw(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
+def _make_adamw(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
     return _adamw_over(list(model.parameters()), config)
 
 
-def _muon(model: GPT, config: TrainConfig) -> Muon:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases."""
+def _make_muon(model: GPT, config: TrainConfig) -> Muon:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases.
+
+    An embedding is a table of rows that are looked up, not a map between hidden vectors: orthogonalizing it would move
+    the rows of tokens that did not occur.
+    """
     matrices, rest = {}, []
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and parameter.ndim == 2:
-            matrices[parameter] = parts_of(name)
+            matrices[parameter] = n_stacked_matrices(name)
         else:
             rest.append(parameter)
     adamw = _adamw_over(rest, config)
@@ -37,20 +43,20 @@ def _muon(model: GPT, config: TrainConfig) -> Muon:
     return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype)
 
 
-def parts_of(name: str) -> int:
-    """How many matrices stand on top of one another in the weight of this name: queries, keys and values do."""
+def n_stacked_matrices(name: str) -> int:
+    """How many matrices the parameter of this name holds, on top of one another: 3 for queries, keys and values."""
     return 3 if name.endswith("qkv.weight") else 1
 
 
 def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) that decays matrices and leaves biases and norm weights alone, as GPT-3 did."""
+    """AdamW (arXiv 1711.05101) with weight decay for matrices only, not for biases and norm weights, as in GPT-3."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    can_be_recorded = parameters[0].is_cuda
+    is_cuda = parameters[0].is_cuda  # capturable: a CUDA graph needs the step count on the device
     optimizer = torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True, capturable=can_be_recorded
+        groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True, capturable=is_cuda
     )
     for p in parameters:
         optimizer.state[p] = {
@@ -61,4 +67,7 @@ def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.op
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[GPT, TrainConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "muon": _muon}
+OPTIMIZERS: dict[str, Callable[[GPT, TrainConfig], torch.optim.Optimizer]] = {
+    "adamw": _make_adamw,
+    "muon": _make_muon,
+}

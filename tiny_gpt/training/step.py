@@ -108,7 +108,7 @@ def update_weights(
     clipping."""
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     if guard is not None:
-        skips = guard.judge(step, loss, grad_norm)
+        skips = guard.should_skip(step, loss, grad_norm)
         # torch's fused and capturable optimizers, and our Muon, change nothing where `found_inf` is 1.0. GradScaler
         # sets the same attribute. The host does not read it, so a GPU's queue is never waited for.
         optimizer.found_inf = skips  # type: ignore[attr-defined]
