@@ -1,4 +1,4 @@
-"""The house stands as drawn: imports run one way, few files print, and what must be quick does not load torch."""
+"""The architecture: imports go one way, few modules print, files are short, and what must start fast loads no torch."""
 
 import ast
 import graphlib
@@ -10,27 +10,41 @@ import pytest
 
 from tiny_gpt.bootstrap import ROOT
 
-# Each unit may import from the floors below its own. A new file or folder gets its floor here.
-FLOORS = [
-    {"tiny_gpt", "errors", "bootstrap", "duration"},
-    {"files"},
-    {"config", "host"},
-    {"device", "model", "tokenizer"},
-    {"data", "kernels", "model_io"},
-    {"backends"},
-    {"evaluation", "training", "inference"},
+# The packages and modules of tiny_gpt, from the bottom up. Each imports only from layers before its own.
+LAYERS = [
+    # Errors, durations and the search for a suitable Python: standard library only.
+    {"tiny_gpt", "errors", "duration", "bootstrap"},
+    # The settings, the file system, the devices, and the machine that a run shares with others.
+    {"config", "files", "device", "host"},
+    # The network in plain torch, and text to tokens.
+    {"model", "tokenizer"},
+    # Text to batches, models to and from files, and what numba compiles.
+    {"data", "model_io", "kernels"},
+    # A model's loss with or without our kernels, and generation.
+    {"backends", "inference"},
+    # The training step, the loss on a validation text, and files for other tools.
+    {"training", "evaluation", "export"},
+    # What a machine can do: backends, throughput and predictions; whether its arithmetic is right.
     {"planning", "numerics"},
-    {"run", "export"},
-    {"ui"},
-    {"api", "cli"},
-    {"train.py", "inference.py", "__main__"},
+    # One training from its start or a checkpoint to its end.
+    {"run"},
+    # What is printed and logged, and the Python interface.
+    {"ui", "api"},
+    # The commands.
+    {"cli"},
+    # The programs.
+    {"__main__", "train.py", "inference.py"},
 ]
-FLOOR_OF = {unit: number for number, units in enumerate(FLOORS) for unit in units}
+LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 PRINTING = {"ui", "cli"}
+
+MAX_LINES, MAX_FUNCTION_LINES = 400, 60
+# A kernel is one loop over memory; calls inside would pass a dozen arrays on.
+LONG_FUNCTIONS = {"tiny_gpt.kernels.training.attention.backward"}
 
 
 def sources():
-    """Every module of the package by its dotted name, and the two root scripts by their file name."""
+    """(name, path) of every module of the package, and of the two root scripts by their file names."""
     package = Path(ROOT) / "tiny_gpt"
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
@@ -49,7 +63,7 @@ def unit_of(module):
 
 
 def imports_of(module):
-    """What a module imports of this package, also inside functions."""
+    """What a module imports, also inside functions."""
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
@@ -65,16 +79,16 @@ PACKAGE_IMPORTS = {
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_run_one_way(module):
+def test_imports_come_from_lower_layers(module):
     unit = unit_of(module)
-    assert unit in FLOOR_OF, f"give {unit} a floor in FLOORS"
+    assert unit in LAYER_OF, f"give {unit} a place in LAYERS"
     for imported in PACKAGE_IMPORTS[module]:
-        assert imported in MODULES, f"{module} imports {imported}, which is not there"
-        below = FLOOR_OF[unit_of(imported)] < FLOOR_OF[unit]
-        assert below or unit_of(imported) == unit, f"{module} imports {imported} from its own floor or above"
+        assert imported in MODULES, f"{module} imports {imported}, which does not exist"
+        is_lower = LAYER_OF[unit_of(imported)] < LAYER_OF[unit]
+        assert is_lower or unit_of(imported) == unit, f"{module} imports {imported} from its own layer or a higher one"
 
 
-def test_no_imports_run_in_a_circle():
+def test_imports_have_no_cycles():
     graphlib.TopologicalSorter(PACKAGE_IMPORTS).prepare()
 
 
@@ -88,23 +102,34 @@ def test_no_imports_run_in_a_circle():
         ("tiny_gpt", set()),
     ],
 )
-def test_what_must_know_little_imports_little(module, allowed):
+def test_independent_modules_import_little(module, allowed):
     assert {unit_of(name) for name in PACKAGE_IMPORTS[module]} <= allowed
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_the_screens_files_print(module):
+def test_only_ui_and_cli_print(module):
     calls = [node.func for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)]
     prints = any(isinstance(called, ast.Name) and called.id == "print" for called in calls)
     assert not prints or unit_of(module) in PRINTING
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("tiny_gpt")])
-def test_every_module_says_what_it_is_for(module):
+def test_every_module_has_a_docstring(module):
     assert ast.get_docstring(MODULES[module])
 
 
-def test_help_and_the_bare_package_do_not_load_torch():
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_functions_are_short(module):
+    lines = dict(sources())[module].read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_LINES, f"{module} has {lines} lines: split it by idea"
+    functions = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        n_lines = function.end_lineno - function.lineno + 1
+        name = f"{module}.{function.name}"
+        assert n_lines <= MAX_FUNCTION_LINES or name in LONG_FUNCTIONS, f"{name} has {n_lines} lines"
+
+
+def test_help_and_the_package_load_no_torch():
     program = """if True:
         import sys
         import tiny_gpt
