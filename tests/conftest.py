@@ -32,9 +32,9 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def torture(request, world, tmp_path_factory):
-    """Where its tests are among those that are run: `python -m tests.faults` in a process of its own, beside the others
-    from the first one on, and the file that its outcomes go to. It takes one core for minutes."""
+def fault_injection(request, world, tmp_path_factory):
+    """Runs `python -m tests.faults --short` in its own process, beside the other tests from the first one on, if
+    test_faults.py is among them. Yields the process and the file of outcomes. It takes one core for minutes."""
     tests = [item for item in request.session.items if item.path.name == "test_faults.py"]
     if not tests:
         yield None

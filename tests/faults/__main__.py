@@ -19,9 +19,9 @@ from tests.faults.world import World
 def main() -> int:
     options = parse()
     outcomes = []
-    # In memory where there is a place for it: fsync costs nothing there, and a kill loses nothing that was written.
+    # In memory if possible: fsync is free there, and a kill loses nothing that was written.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="torture-", dir=memory, ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="faults-", dir=memory, ignore_cleanup_errors=True) as folder:
         world = World(Path(folder))
         for name in options.only or GROUPS:
             if options.short and not GROUPS[name].n_short:
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Does a night survive?")
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Do runs survive faults?")
     parser.add_argument("--short", action="store_true", help="a few trials of each group, as make test runs them")
     parser.add_argument("--seed", type=int, default=0, help="all that the trials draw comes from it")
     parser.add_argument("--only", nargs="+", choices=[*GROUPS], metavar="GROUP", help=f"of {', '.join(GROUPS)}")
@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Markdown, with a line that names the machine."""
+    """A Markdown table, and a line that names the machine."""
     head = "| group | trials | what must hold | held | failed | seconds |\n|---|---|---|---|---|---|"
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,4 +1,4 @@
-"""Every call by which a program changes what is below a folder: named, counted, and free to be stopped or to fail.
+"""Intercepts every call that changes files below a folder: each is named and counted, and can be made to fail.
 
 The calls are Python's own: `open`, `write`, `os.fsync`, `os.rename`, ... What a C library writes by itself is not seen;
 tiny_gpt's files are all written from Python.
@@ -17,24 +17,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """A call that is about to be made."""
+    """A file system call that is about to be made."""
 
     kind: str
     """open, write, fsync, rename, mkdir, unlink or rmdir."""
     path: str
-    """Below the folder."""
+    """Path below the folder."""
     target: str = ""
-    """Of a rename."""
+    """Target of a rename."""
     data: Any = b""
-    """Of a write: bytes or a text."""
+    """Data of a write: bytes or text."""
     is_first: bool = False
-    """Whether a write is the first into its file, or an open begins it anew."""
+    """Whether a write is the first to its file, or an open truncates it."""
     half: Callable[[], None] = lambda: None
-    """Does a half of a write, all the way to the file, and nothing of any other call."""
+    """Perform half of a write and flush it; do nothing for any other call."""
 
     @property
     def what(self) -> str:
-        """Its file, numbers as N: checkpoints/.step-N.N.part/state.json."""
+        """Its path with numbers replaced by N: checkpoints/.step-N.N.part/state.json."""
         return re.sub(r"\d+", "N", self.path)
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ Visit = Callable[[Call], None]
 
 
 def visit_calls(folder: Path, visit: Visit) -> None:
-    """From now on, in this process, `visit` is called before each of them; what it raises, the call raises."""
+    """From now on, call `visit` before each such call in this process; what it raises, the call raises."""
     _Calls(folder, visit)
 
 
@@ -69,7 +69,7 @@ class _Calls:
             setattr(os, kind, self.renamed(getattr(os, kind)))
 
     def about(self, kind: str, path: str, target: str = "", **more: Any) -> None:
-        """Tell of a call, if it is one below the folder; what `visit` itself does is not told."""
+        """Report a call if it is below the folder; calls made by `visit` itself are not reported."""
         if self.is_busy or not Path(path).is_relative_to(self.folder):
             return
         self.is_busy = True
@@ -121,7 +121,7 @@ class _Calls:
 
 
 class _File:
-    """A file open for writing that tells of each write."""
+    """A file opened for writing that reports each write."""
 
     def __init__(self, calls: _Calls, file: Any, name: str) -> None:
         self._calls, self._file, self._name, self._is_new = calls, file, name, True

@@ -1,4 +1,4 @@
-"""A training in a process of its own, which can be killed: forked, since importing torch anew takes seconds."""
+"""A training in a forked process that can be killed. Forking avoids importing torch again, which takes seconds."""
 
 import faulthandler
 import mmap
@@ -20,7 +20,7 @@ from tiny_gpt.ui import samples
 
 TIMEOUT_S = 60.0
 BROKEN_STDOUT_CODE = 120
-"""What CPython exits with where it could not flush stdout."""
+"""CPython's exit code when it cannot flush stdout."""
 N_WORDS = 2
 BEGUN, DONE = range(N_WORDS)
 
@@ -30,23 +30,23 @@ class Ended:
     """How a training ended."""
 
     code: int
-    """Its exit code, or minus the signal that ended it."""
+    """Exit code, or minus the signal number."""
     out: str
     err: str
     begun: int
-    """The step it had begun last, counted from 1."""
+    """The last step it had started, counted from 1."""
     done: int
-    """The step it had done last."""
+    """The last step it had finished."""
     seconds: float
     hung: bool = False
-    """It was still there after TIMEOUT_S and had to be killed; `err` tells where it was."""
+    """It was still running after TIMEOUT_S and was killed; `err` shows where."""
 
     @property
     def text(self) -> str:
         return self.out + self.err
 
     def has_words(self) -> bool:
-        """Whether it failed as a program should: a line or two, no traceback, nothing unforeseen."""
+        """Whether it failed cleanly: one or two lines, no traceback, no unexpected error."""
         return bool(self.err.strip()) and "Traceback" not in self.err and "bug in tiny_gpt" not in self.err
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Ended:
 
 
 class Child:
-    """`tiny-gpt ARGS`, begun when made. `faults` is called in it, with this object, before the first line of ours."""
+    """`tiny-gpt ARGS`, started on construction. The child first calls `faults` with this object."""
 
     def __init__(
         self, args: Sequence[str], faults: Callable[["Child"], None] | None = None, stdout: int | None = None
@@ -79,7 +79,7 @@ class Child:
         return self._words[DONE]
 
     def send(self, number: int) -> None:
-        """A signal; one that comes too late changes nothing."""
+        """Send a signal; one that comes too late is ignored."""
         if not self.has_ended():
             os.kill(self.pid, number)
 
@@ -145,7 +145,7 @@ class Child:
 
 
 def before_steps(act: Callable[[int], object]) -> None:
-    """In the child: `act` is called with the number of each step, counted from 1, before it begins."""
+    """In the child: call `act` with the number of each step, counted from 1, before it starts."""
     train_step = trainer.train_step
 
     def acting(model, optimizer, batch, config, step, *args, **more):  # type: ignore[no-untyped-def]
@@ -156,7 +156,7 @@ def before_steps(act: Callable[[int], object]) -> None:
 
 
 def be_quick() -> None:
-    """A checkpoint after every step, however long that takes; samples of a few words."""
+    """Write a checkpoint after every step regardless of its cost, and short samples."""
     clock.MAX_SHARE = 1e9
     few = partial(replace, samples.SampleConfig(), max_tokens=8)
     samples.SampleConfig = train_command.SampleConfig = few  # type: ignore[misc, assignment]

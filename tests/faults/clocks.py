@@ -1,4 +1,4 @@
-"""Clocks that are set during a run, and machines that sleep: without any effect, and a sleep is reported."""
+"""The clock is set, or the machine sleeps, during a run: the result stays the same, and a sleep is reported."""
 
 import time
 
@@ -15,11 +15,11 @@ NOON = 1.8e9
 
 
 STEP_S = 10.0
-"""That a step seems to take, so that every one is followed by a look at the clocks."""
+"""Apparent duration of a step, so that the clocks are checked after each."""
 
 
 class Moved:
-    """Clocks that go by steps, and are set and put to sleep by hand."""
+    """Clocks that advance with each step, and that a test can set or suspend."""
 
     def __init__(self) -> None:
         self.step, self.set_s, self.slept_s = 0, 0.0, 0.0
@@ -38,11 +38,14 @@ class Moved:
 
 
 def clock_jumps(trial: Trial) -> list[str]:
-    """Some jumps and some sleeps of minutes to hours, at random steps. time.time itself jumps too."""
+    """Random jumps and sleeps of minutes to hours at random steps; time.time jumps too."""
     rng = trial.rng
-    twin = trial.world.twin(rng.choice([*KINDS]))
+    reference = trial.world.reference(rng.choice([*KINDS]))
     events = {
-        rng.randint(2, twin.result.step - 2): (rng.choice(("set", "slept")), rng.uniform(2 * MIN_SLEEP_S, 30 * HOUR_S))
+        rng.randint(2, reference.result.step - 2): (
+            rng.choice(("set", "slept")),
+            rng.uniform(2 * MIN_SLEEP_S, 30 * HOUR_S),
+        )
         for _ in range(rng.randint(1, 3))
     }
     events = {step: (what, -s if what == "set" and rng.random() < 0.5 else s) for step, (what, s) in events.items()}
@@ -60,16 +63,18 @@ def clock_jumps(trial: Trial) -> list[str]:
 
         before_steps(act)
 
-    ended = Child(trial.world.command(twin.kind, folder), faults).wait()
-    trial.note(f"{twin.kind}, {events}: {ended}")
+    ended = Child(trial.world.command(reference.kind, folder), faults).wait()
+    trial.note(f"{reference.kind}, {events}: {ended}")
     if ended.code != 0:
         return ["it did not go on to the end"]
     n_sleeps = sum(what == "slept" for what, _ in events.values())
     n_reported = ended.out.count(": the machine slept")
     problems = [] if n_reported == n_sleeps else [f"{n_reported} sleeps reported of {n_sleeps}"]
-    return problems + differences(folder, twin) + leftovers(folder)
+    return problems + differences(folder, reference) + leftovers(folder)
 
 
 GROUPS = {
-    "clock-jumps": Group("exit 0, the end equal to the twin's, told as what it was", clock_jumps, times(30), 1),
+    "clock-jumps": Group(
+        "exit 0, result equal to the reference run's, clock changes reported", clock_jumps, times(30), 1
+    ),
 }

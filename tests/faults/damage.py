@@ -1,4 +1,4 @@
-"""Bytes that changed on the disk, and files that were cut short: noticed, and the run goes on all the same."""
+"""Flipped bytes and truncated files: the damage is detected, and the run continues from an earlier checkpoint."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from tests.faults.child import Child
-from tests.faults.kills import FIRST_LIVES, first_life
+from tests.faults.kills import FIRST_PROCESSES, first_process
 from tests.faults.trial import Group, Trial, times
-from tests.faults.world import World, differences, go_on, leftovers, sha256_of_weights, to_the_end
+from tests.faults.world import World, differences, leftovers, resume_and_compare, resume_run, sha256_of_weights
 from tiny_gpt.config import BEST_FILE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model_io.model_file import LoadedModel, load_model
@@ -24,11 +24,11 @@ SMALL = dict(n_layer=1, n_head=1, d_model=2, d_ff=2, block_size=4)
 STRIDE_SHORT = 97
 
 
-def a_byte_flips(trial: Trial) -> list[str]:
-    """In a run that was stopped or killed half-way, one byte of one file changes; then the run goes on."""
+def byte_flip(trial: Trial) -> list[str]:
+    """Flip one byte of one file of a run that was stopped or killed half-way, then resume it."""
     rng = trial.rng
-    kind, how = rng.choice(KINDS_CUT), rng.choice([*FIRST_LIVES])
-    twin = trial.world.twin(kind)
+    kind, how = rng.choice(KINDS_CUT), rng.choice([*FIRST_PROCESSES])
+    reference = trial.world.reference(kind)
     folder = trial.folder / "run"
     shutil.copytree(half_run(trial.world, kind, how), folder)
     path = rng.choice([path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size])
@@ -39,25 +39,25 @@ def a_byte_flips(trial: Trial) -> list[str]:
     if is_noticed is False:
         problems.append("the damage was not noticed")
     must_tell = is_noticed and is_needed(path, folder)
-    ended = go_on(trial.world, twin, folder)
+    ended = resume_run(trial.world, reference, folder)
     if ended.code != 0:
         return [*problems, f"it could not be brought to its end: {ended}"]
     name = path.name if path.name == BEST_FILE else path.parent.name
     if must_tell and not any("damaged" in line and name in line for line in ended.text.splitlines()):
-        problems.append(f"the damage was not told: {ended.text}")
-    # What Ctrl+C had evaluated may have been better than all that comes after it.
-    return problems + differences(folder, twin, how == "stopped") + leftovers(folder)
+        problems.append(f"the damage was not reported: {ended.text}")
+    # The evaluation after Ctrl+C may have been the best of the whole run.
+    return problems + differences(folder, reference, how == "stopped") + leftovers(folder)
 
 
 @cache
 def half_run(world: World, kind: str, how: str) -> Path:
     folder = world.folder / f"half-{kind}-{how}"
-    Child(world.command(kind, folder), first_life(how, folder)).wait()
+    Child(world.command(kind, folder), first_process(how, folder)).wait()
     return folder
 
 
 def flip(path: Path, rng: random.Random) -> int:
-    """Give one byte of a file another value; returns its place."""
+    """Change one byte of a file; returns its offset."""
     content = bytearray(path.read_bytes())
     place = rng.randrange(len(content))
     content[place] ^= rng.randint(1, 255)
@@ -66,7 +66,7 @@ def flip(path: Path, rng: random.Random) -> int:
 
 
 def known(path: Path) -> object:
-    """What a program reads out of a file that must not change unnoticed; None of the others."""
+    """The content of a file that must not change undetected; None for other files."""
     if path.suffix == ".pt":
         return essence(load_model(path, torch.device("cpu")))
     if path.parent.name.startswith("step-"):
@@ -85,7 +85,7 @@ def essence(loaded: LoadedModel) -> tuple[object, ...]:
 
 
 def noticed(path: Path, before: object) -> bool | None:
-    """Whether the program finds the damage; None where the file says the same as before, or nothing that counts."""
+    """Whether the damage is detected; None where the content that matters is unchanged."""
     if before is None:
         return None
     try:
@@ -98,13 +98,13 @@ def noticed(path: Path, before: object) -> bool | None:
 
 
 def is_needed(path: Path, folder: Path) -> bool:
-    """Whether a run that goes on looks at this file; older checkpoints it leaves alone until they are needed."""
+    """Whether resuming reads this file; older checkpoints are read only when needed."""
     store = CheckpointStore(folder)
     return path.name == BEST_FILE or path.parent == store.folder / f"step-{store.steps()[0]:08}"
 
 
-def cut_short(trial: Trial) -> list[str]:
-    """At every length of a file of the newest checkpoint: never taken for whole; the one before it is found."""
+def truncate_everywhere(trial: Trial) -> list[str]:
+    """Truncate a file of the newest checkpoint at every length: it never verifies, and the previous one is used."""
     store, step = small_store(trial)
     path = store.folder / f"step-{step:08}" / trial.case
     lengths = range(path.stat().st_size - 1, -1, -STRIDE_SHORT if trial.is_short else -1)
@@ -115,8 +115,8 @@ def cut_short(trial: Trial) -> list[str]:
     return problems
 
 
-def every_byte_flips(trial: Trial) -> list[str]:
-    """Each byte of a file of the newest checkpoint in turn."""
+def every_byte_flip(trial: Trial) -> list[str]:
+    """Flip each byte of a file of the newest checkpoint in turn."""
     store, step = small_store(trial)
     path = store.folder / f"step-{step:08}" / trial.case
     whole, before = path.read_bytes(), known(path)
@@ -130,9 +130,9 @@ def every_byte_flips(trial: Trial) -> list[str]:
 
 
 def odd_checkpoint(trial: Trial) -> list[str]:
-    """The newest checkpoint has become something that nobody writes; the run goes on from the one before it."""
-    how, kind = trial.rng.choice([*FIRST_LIVES]), trial.rng.choice(KINDS_CUT)
-    twin = trial.world.twin(kind)
+    """Replace the newest checkpoint by something malformed; the run resumes from the previous one."""
+    how, kind = trial.rng.choice([*FIRST_PROCESSES]), trial.rng.choice(KINDS_CUT)
+    reference = trial.world.reference(kind)
     folder = trial.folder / "run"
     shutil.copytree(half_run(trial.world, kind, how), folder)
     store = CheckpointStore(folder)
@@ -140,7 +140,7 @@ def odd_checkpoint(trial: Trial) -> list[str]:
     file = path / trial.rng.choice([entry.name for entry in sorted(path.iterdir())])
     trial.note(f"{kind}, {how}: {trial.case}, {file.name}")
     ODDITIES[trial.case](file)
-    return to_the_end(trial.world, twin, folder, was_stopped=how == "stopped")
+    return resume_and_compare(trial.world, reference, folder, was_stopped=how == "stopped")
 
 
 def missing(file: Path) -> None:
@@ -182,17 +182,17 @@ def of_another_step(file: Path) -> None:
 
 
 def missed(store: CheckpointStore, step: int, what: str) -> list[str]:
-    """Put the newest checkpoint, which is damaged, to the test; it is in its place again afterwards."""
+    """Check that the damaged newest checkpoint is rejected, then restore it."""
     found, notes = store.newest()
     if found is None or found.step >= step or len(notes) != 1:
-        return [f"{what}: the newest is now {found}, told as {notes}"]
+        return [f"{what}: the newest is now {found}, reported as {notes}"]
     os.rename(store.folder / "set-aside" / f"step-{step:08}", store.folder / f"step-{step:08}")
     return []
 
 
 def small_store(trial: Trial) -> tuple[CheckpointStore, int]:
     """A copy of a small run's checkpoints, and the newest step."""
-    shutil.copytree(trial.world.twin("gpt2", **SMALL).folder, trial.folder / "run")
+    shutil.copytree(trial.world.reference("gpt2", **SMALL).folder, trial.folder / "run")
     store = CheckpointStore(trial.folder / "run")
     return store, store.steps()[0]
 
@@ -210,10 +210,15 @@ ODDITIES: dict[str, Callable[[Path], None]] = {
 }
 NOTICED = "noticed, and the checkpoint before it taken"
 GROUPS = {
-    "byte-flips": Group("noticed or harmless; told; the end equal to the twin's", a_byte_flips, times(1000), 3),
-    "every-byte-flips": Group(NOTICED, every_byte_flips, lambda _: FILES, len(FILES)),
-    "cut-at-every-length": Group(NOTICED, cut_short, lambda _: FILES, len(FILES)),
+    "byte-flips": Group(
+        "detected or harmless; reported; result equal to the reference run's", byte_flip, times(1000), 3
+    ),
+    "every-byte-flips": Group(NOTICED, every_byte_flip, lambda _: FILES, len(FILES)),
+    "cut-at-every-length": Group(NOTICED, truncate_everywhere, lambda _: FILES, len(FILES)),
     "odd-checkpoints": Group(
-        "the end equal to the twin's", odd_checkpoint, lambda _: [oddity for oddity in ODDITIES for _ in range(5)], 2
+        "result equal to the reference run's",
+        odd_checkpoint,
+        lambda _: [oddity for oddity in ODDITIES for _ in range(5)],
+        2,
     ),
 }

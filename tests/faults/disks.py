@@ -1,4 +1,4 @@
-"""Disks that are full, that fail at any one call or from it on, that turn read-only, or whose folder is gone."""
+"""Disks that are full, fail at one call or from one call on, turn read-only, or lose the run's folder."""
 
 import contextlib
 import errno
@@ -21,12 +21,12 @@ from tests.faults.trial import Group, Trial, times
 from tests.faults.world import (
     KINDS,
     Faults,
-    Twin,
+    ReferenceRun,
     World,
     damaged_steps,
     differences,
-    to_the_end,
-    whole_steps,
+    resume_and_compare,
+    valid_steps,
 )
 from tiny_gpt.config import BEST_FILE
 from tiny_gpt.run.checkpoint_store import CheckpointStore
@@ -43,11 +43,11 @@ ROOMY = 64 << 20
 
 @dataclass(frozen=True)
 class Failing:
-    """The `number`-th call (from 0) that changes something fails, and all after it if it is `for_good`."""
+    """The `number`-th call (from 0) that changes something fails, and all after it if it is `permanent`."""
 
     number: int
     errno: int
-    for_good: bool
+    permanent: bool
 
     def faults(self, folder: Path) -> Faults:
         n_calls = 0
@@ -55,7 +55,7 @@ class Failing:
         def visit(call: Call) -> None:
             nonlocal n_calls
             n_calls += 1
-            if n_calls - 1 == self.number or (self.for_good and n_calls > self.number):
+            if n_calls - 1 == self.number or (self.permanent and n_calls > self.number):
                 if n_calls - 1 == self.number:
                     print(f"({call} fails: {errno.errorcode[self.errno]})", file=sys.stderr, flush=True)
                 call.half()
@@ -64,50 +64,50 @@ class Failing:
         return lambda _: visit_calls(folder, visit)
 
 
-def a_call_fails(trial: Trial) -> list[str]:
-    """A short run with a fault, then what a person does once it is mended."""
+def call_fails(trial: Trial) -> list[str]:
+    """A short run with a fault, then a resume after the fault is fixed."""
     failing: Failing = trial.case
-    twin = trial.world.twin("overfitted", **SHORT_RUN)
+    reference = trial.world.reference("overfitted", **SHORT_RUN)
     folder = trial.folder / "run"
-    ended = Child(trial.world.command(twin.kind, folder, **twin.more), failing.faults(folder)).wait()
+    ended = Child(trial.world.command(reference.kind, folder, **reference.more), failing.faults(folder)).wait()
     trial.note(f"with the fault: {ended}")
     problems = after_a_fault(folder, ended)
-    if ended.begun and not whole_steps(folder):
+    if ended.begun and not valid_steps(folder):
         problems.append("no checkpoint is left")
-    # What failed to be deleted when nothing came after it is still there.
-    return problems + to_the_end(trial.world, twin, folder, allows_leftovers=ended.code == 0)
+    # A file whose deletion failed last is still there.
+    return problems + resume_and_compare(trial.world, reference, folder, allows_leftovers=ended.code == 0)
 
 
 @cache
 def every_call(world: World) -> Sequence[Failing]:
-    """Each of them once and for good, with the errors in turn."""
-    twin = world.twin("overfitted", **SHORT_RUN)
+    """Each call, failing once and permanently, cycling through the errors."""
+    reference = world.reference("overfitted", **SHORT_RUN)
     folder = world.folder / "calls"
-    n_calls = count_calls(folder, world.command(twin.kind, folder, **twin.more))
-    cases = [(number, for_good) for for_good in (False, True) for number in range(n_calls)]
-    return [Failing(number, ERRORS[(number + for_good) % len(ERRORS)], for_good) for number, for_good in cases]
+    n_calls = count_calls(folder, world.command(reference.kind, folder, **reference.more))
+    cases = [(number, permanent) for permanent in (False, True) for number in range(n_calls)]
+    return [Failing(number, ERRORS[(number + permanent) % len(ERRORS)], permanent) for number, permanent in cases]
 
 
-def a_call_fails_in_a_second_life(trial: Trial) -> list[str]:
-    """A run that was killed goes on from its checkpoint, and makes its damaged best model anew, with a fault."""
+def call_fails_after_resume(trial: Trial) -> list[str]:
+    """A killed run resumes and rewrites its damaged best model, with a fault meanwhile."""
     failing: Failing = trial.case
-    twin = trial.world.twin("overfitted")
+    reference = trial.world.reference("overfitted")
     folder = half_run_without_best(trial.world, trial.folder / "run")
     ended = Child(["resume", str(folder)], failing.faults(folder)).wait()
     trial.note(f"with the fault: {ended}")
     problems = after_a_fault(folder, ended)
-    if not whole_steps(folder):
+    if not valid_steps(folder):
         problems.append("no checkpoint is left")
-    return problems + to_the_end(trial.world, twin, folder, allows_leftovers=ended.code == 0)
+    return problems + resume_and_compare(trial.world, reference, folder, allows_leftovers=ended.code == 0)
 
 
 @cache
-def every_call_of_a_second_life(world: World) -> Sequence[Failing]:
-    """Those until the first new checkpoint is made, once and for good, with the errors in turn."""
-    folder = half_run_without_best(world, world.folder / "calls-of-a-second-life")
+def every_call_after_resume(world: World) -> Sequence[Failing]:
+    """Each call up to the first new checkpoint, failing once and permanently, cycling through the errors."""
+    folder = half_run_without_best(world, world.folder / "calls-after-resume")
     n_calls = count_calls(folder, ["resume", str(folder)], until_step=24)
-    cases = [(number, for_good) for for_good in (False, True) for number in range(n_calls)]
-    return [Failing(number, ERRORS[(number + for_good) % len(ERRORS)], for_good) for number, for_good in cases]
+    cases = [(number, permanent) for permanent in (False, True) for number in range(n_calls)]
+    return [Failing(number, ERRORS[(number + permanent) % len(ERRORS)], permanent) for number, permanent in cases]
 
 
 def half_run_without_best(world: World, folder: Path) -> Path:
@@ -118,7 +118,7 @@ def half_run_without_best(world: World, folder: Path) -> Path:
 
 
 def count_calls(folder: Path, args: Sequence[str], until_step: float = math.inf) -> int:
-    """How many calls a run makes that change something, up to the beginning of a step."""
+    """Number of modifying calls that a run makes before a step starts."""
     counted = folder.parent / "n_calls"
     counted.unlink(missing_ok=True)
 
@@ -137,12 +137,12 @@ def count_calls(folder: Path, args: Sequence[str], until_step: float = math.inf)
 
 
 def after_a_fault(folder: Path, ended: Ended) -> list[str]:
-    """It went on to the end, or ended with words; what bears a checkpoint's name is whole."""
+    """It finished or failed with a message, and every file named as a checkpoint is valid."""
     problems = damaged_steps(folder)
     if ended.hung or ended.code not in (0, 5):
         problems.append(f"it should have gone on or ended with 5: {ended}")
     if "Traceback" in ended.err or "bug in tiny_gpt" in ended.err or (ended.code and not ended.has_words()):
-        problems.append(f"its words are none for a person: {ended}")
+        problems.append(f"it failed without a clear message: {ended}")
     return problems
 
 
@@ -151,17 +151,17 @@ def after_a_fault(folder: Path, ended: Ended) -> list[str]:
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of a certain size at `folder`."""
+    """A disk of limited size at `folder`."""
 
     folder: Path
     faults: Faults | None
-    """For a training on it; None where the system itself keeps the size."""
+    """Enforces the limit in a training; None if the file system does."""
     grow: Callable[[], object]
 
 
 @contextlib.contextmanager
 def small_disk(place: Path, n_bytes: int) -> Iterator[Disk]:
-    """A tmpfs where the system lets us mount one, else a folder in whose files writes find so much room."""
+    """A tmpfs if we may mount one, else a folder whose writes fail beyond the limit."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(place)]
     if shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0:
@@ -177,7 +177,7 @@ def small_disk(place: Path, n_bytes: int) -> Iterator[Disk]:
 
 
 def quota(folder: Path, n_bytes: int) -> Faults:
-    """Writes find room for so much in all files of `folder`."""
+    """Limit the total size of all files in `folder`."""
 
     def visit(call: Call) -> None:
         used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -188,38 +188,38 @@ def quota(folder: Path, n_bytes: int) -> Faults:
 
 
 def full_disk(trial: Trial) -> list[str]:
-    """A run on a disk too small for it, then with enough room."""
+    """A run on a disk that is too small, then on one that is large enough."""
     kind, number = trial.case
-    twin = trial.world.twin(kind)
-    all_sizes, enough = sizes(twin)
+    reference = trial.world.reference(kind)
+    all_sizes, enough = sizes(reference)
     n_bytes = all_sizes[number]
     with small_disk(trial.folder / "disk", n_bytes) as disk:
         folder = disk.folder / "run"
         ended = Child(trial.world.command(kind, folder), disk.faults).wait()
-        trial.note(f"{n_bytes:,} bytes, where it kept the checkpoints {whole_steps(folder)}: {ended}")
+        trial.note(f"{n_bytes:,} bytes, where it kept the checkpoints {valid_steps(folder)}: {ended}")
         problems = after_a_fault(folder, ended)
-        if ended.begun and not whole_steps(folder):
+        if ended.begun and not valid_steps(folder):
             problems.append("no checkpoint is left")
         if n_bytes >= enough and ended.code != 0:
             problems.append("the room was enough")
         disk.grow()
-        return problems + to_the_end(trial.world, twin, folder)
+        return problems + resume_and_compare(trial.world, reference, folder)
 
 
-def sizes(twin: Twin) -> tuple[list[int], int]:
-    """From just below one checkpoint to three with both model files, in N_SIZES equal steps; and what is enough.
+def sizes(reference: ReferenceRun) -> tuple[list[int], int]:
+    """Sizes from just below one checkpoint to three plus both model files, in equal steps; and one that suffices.
 
     Enough is room for a checkpoint and a model file beside the newest checkpoint and both model files.
     """
-    checkpoint = size_of(CheckpointStore(twin.folder).verified(twin.result.step).path)
-    models = sum(size_of(path) for path in twin.folder.glob("*.pt"))
+    checkpoint = size_of(CheckpointStore(reference.folder).verified(reference.result.step).path)
+    models = sum(size_of(path) for path in reference.folder.glob("*.pt"))
     low, high = checkpoint - PAGE, 3 * checkpoint + models
     found = [int(low + (high - low) * number / (N_SIZES - 1)) // PAGE * PAGE for number in range(N_SIZES)]
     return found, 2 * checkpoint + 3 * models // 2 + 16 * PAGE
 
 
 def size_of(path: Path) -> int:
-    """In whole pages, as tmpfs counts."""
+    """Rounded to pages, as tmpfs counts."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(-(-file.stat().st_size // PAGE) * PAGE for file in files)
 
@@ -227,10 +227,10 @@ def size_of(path: Path) -> int:
 # --- a disk that changes under the run ---
 
 
-def read_only_for_a_while(trial: Trial) -> list[str]:
-    """As an external drive with a loose cable; nothing of it may be seen in the end, if the end is not in it."""
-    twin = trial.world.twin(trial.rng.choice([*KINDS]))
-    first = trial.rng.randint(2, twin.result.step - 8)
+def temporarily_read_only(trial: Trial) -> list[str]:
+    """Like an external drive with a loose cable; the final result must not show it unless it lasts to the end."""
+    reference = trial.world.reference(trial.rng.choice([*KINDS]))
+    first = trial.rng.randint(2, reference.result.step - 8)
     last = first + trial.rng.randint(0, 6)
     folder = trial.folder / "run"
 
@@ -241,49 +241,49 @@ def read_only_for_a_while(trial: Trial) -> list[str]:
 
         visit_calls(folder, visit)
 
-    ended = Child(trial.world.command(twin.kind, folder), faults).wait()
-    trial.note(f"{twin.kind}, read-only from the end of step {first} to that of {last}: {ended}")
+    ended = Child(trial.world.command(reference.kind, folder), faults).wait()
+    trial.note(f"{reference.kind}, read-only from the end of step {first} to that of {last}: {ended}")
     problems = after_a_fault(folder, ended) + ([] if ended.code == 0 else ["it did not go on"])
-    return problems + to_the_end(trial.world, twin, folder)
+    return problems + resume_and_compare(trial.world, reference, folder)
 
 
 def file_size_limit(trial: Trial) -> list[str]:
-    """`ulimit -f`, from less than a manifest to more than the moments."""
-    twin = trial.world.twin(trial.rng.choice([*KINDS]))
-    largest = max(path.stat().st_size for path in twin.folder.rglob("*") if path.is_file())
+    """`ulimit -f`, from less than a manifest to more than the optimizer file."""
+    reference = trial.world.reference(trial.rng.choice([*KINDS]))
+    largest = max(path.stat().st_size for path in reference.folder.rglob("*") if path.is_file())
     limit = trial.rng.randint(100, int(1.1 * largest))
     folder = trial.folder / "run"
     faults: Faults = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))  # noqa: E731
-    ended = Child(trial.world.command(twin.kind, folder), faults).wait()
-    trial.note(f"{twin.kind}, files of {limit:,} bytes: {ended}")
-    return after_a_fault(folder, ended) + to_the_end(trial.world, twin, folder)
+    ended = Child(trial.world.command(reference.kind, folder), faults).wait()
+    trial.note(f"{reference.kind}, files of {limit:,} bytes: {ended}")
+    return after_a_fault(folder, ended) + resume_and_compare(trial.world, reference, folder)
 
 
 def removed(trial: Trial) -> list[str]:
-    """Somebody deletes the run's folder while it trains: from there on all is saved again."""
-    twin = trial.world.twin(trial.rng.choice([*KINDS]))
-    step = trial.rng.randint(1, twin.result.step)
+    """The run's folder is deleted while it trains: everything is saved again from then on."""
+    reference = trial.world.reference(trial.rng.choice([*KINDS]))
+    step = trial.rng.randint(1, reference.result.step)
     folder = trial.folder / "run"
     faults: Faults = lambda _: before_steps(lambda begun: begun == step and shutil.rmtree(folder))  # noqa: E731
-    ended = Child(trial.world.command(twin.kind, folder), faults).wait()
-    trial.note(f"{twin.kind}, removed before step {step}: {ended}")
+    ended = Child(trial.world.command(reference.kind, folder), faults).wait()
+    trial.note(f"{reference.kind}, removed before step {step}: {ended}")
     problems = after_a_fault(folder, ended)
     if ended.code != 0:
         return [*problems, "it did not go on"]
     if not (folder / BEST_FILE).exists():  # no better one has come since
-        shutil.copy(twin.folder / BEST_FILE, folder)
+        shutil.copy(reference.folder / BEST_FILE, folder)
     names = {"best_weights", "best_val_loss"}
-    return problems + [line for line in differences(folder, twin) if line.split()[0] not in names]
+    return problems + [line for line in differences(folder, reference) if line.split()[0] not in names]
 
 
-TOLD = "exit 0, or 5 with words; what was saved stays whole; after mending, the end equal to the twin's"
+CLEAN_FAILURE = "exit 0, or 5 with a message; saved files stay valid; then result equal to the reference run's"
 GROUPS = {
-    "every-call-fails": Group(TOLD, a_call_fails, every_call, 3),
-    "every-call-fails-in-second-lives": Group(TOLD, a_call_fails_in_a_second_life, every_call_of_a_second_life, 2),
+    "every-call-fails": Group(CLEAN_FAILURE, call_fails, every_call, 3),
+    "every-call-fails-after-resume": Group(CLEAN_FAILURE, call_fails_after_resume, every_call_after_resume, 2),
     "full-disk": Group(
-        TOLD, full_disk, lambda _: [(kind, n) for kind in ("gpt2", "overfitted") for n in range(N_SIZES)], 2
+        CLEAN_FAILURE, full_disk, lambda _: [(kind, n) for kind in ("gpt2", "overfitted") for n in range(N_SIZES)], 2
     ),
-    "read-only-for-a-while": Group("exit 0, the end equal to the twin's", read_only_for_a_while, times(20), 1),
-    "file-size-limit": Group(TOLD, file_size_limit, times(20), 1),
-    "folder-removed": Group("exit 0, all that came later saved as the twin's", removed, times(20), 1),
+    "temporarily-read-only": Group("exit 0, result equal to the reference run's", temporarily_read_only, times(20), 1),
+    "file-size-limit": Group(CLEAN_FAILURE, file_size_limit, times(20), 1),
+    "folder-removed": Group("exit 0, everything later saved as in the reference run", removed, times(20), 1),
 }

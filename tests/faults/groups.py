@@ -1,4 +1,4 @@
-"""The whole list. To add a group: write a trial, and add a row to GROUPS in its file."""
+"""All groups. To add one, write a trial and add a row to GROUPS in its file."""
 
 from tests.faults import clocks, damage, disks, kills, losses, memory, powercuts, signals, watched
 from tests.faults.trial import Group

@@ -1,4 +1,4 @@
-"""SIGKILL: at random moments, at every named point of the writers, again and again in one run, and in second lives."""
+"""SIGKILL: at random times, at every call of the writers, many times in one run, and after a resume."""
 
 import signal
 import time
@@ -13,87 +13,89 @@ import torch
 from tests.faults.calls import Call, die, visit_calls
 from tests.faults.child import Child, Ended
 from tests.faults.trial import Group, Trial, times
-from tests.faults.world import KINDS, Faults, World, damaged_steps, to_the_end, whole_steps
+from tests.faults.world import KINDS, Faults, World, damaged_steps, resume_and_compare, valid_steps
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model_io.model_file import load_model
 
 N_STEPS_EACH = 5
-"""Steps at which a training is killed at each named point."""
+"""Steps at which a training is killed at each call."""
 PATIENCE_S = 30
 MIN_KILLS = 10
 
 
 class Point(NamedTuple):
-    """The `occurrence`-th time (from 0) that a training comes to a call of this name, in a certain kind of run."""
+    """The `occurrence`-th call (from 0) of this name in a run of this kind."""
 
     kind: str
     name: str
     occurrence: int
     step: int
-    """The step begun last by then."""
+    """The step in which it happens."""
 
 
-def at_a_random_moment(trial: Trial) -> list[str]:
-    """A kill at any time from the first line of ours to the last."""
-    twin = trial.world.twin(trial.rng.choice([*KINDS]))
+def kill_at_random_time(trial: Trial) -> list[str]:
+    """Kill at a uniformly random time of the run."""
+    reference = trial.world.reference(trial.rng.choice([*KINDS]))
     folder = trial.folder / "run"
-    child = Child(trial.world.command(twin.kind, folder))
-    moment_s = trial.rng.uniform(0, twin.seconds)
+    child = Child(trial.world.command(reference.kind, folder))
+    moment_s = trial.rng.uniform(0, reference.seconds)
     time.sleep(moment_s)
     child.send(signal.SIGKILL)
     ended = child.wait()
-    trial.note(f"{twin.kind}, killed after {moment_s:.3f} of {twin.seconds:.3f} s, in step {ended.begun}")
-    return after_a_kill(folder, ended) + to_the_end(trial.world, twin, folder)
+    trial.note(f"{reference.kind}, killed after {moment_s:.3f} of {reference.seconds:.3f} s, in step {ended.begun}")
+    return after_a_kill(folder, ended) + resume_and_compare(trial.world, reference, folder)
 
 
-def many_in_one_run(trial: Trial) -> list[str]:
-    """Each life gets a few steps further, and is killed in the middle of one or of a save."""
-    twin = trial.world.twin(trial.case)
+def kill_many_times(trial: Trial) -> list[str]:
+    """Each process gets a few steps further and is killed during a step or a save."""
+    reference = trial.world.reference(trial.case)
     folder, problems, n_kills, step = trial.folder / "run", list[str](), 0, 0
-    child = Child(trial.world.command(twin.kind, folder))
+    child = Child(trial.world.command(reference.kind, folder))
     while True:
-        goal = step + trial.rng.randint(1, 2 * twin.result.step // (3 * MIN_KILLS))
+        goal = step + trial.rng.randint(1, 2 * reference.result.step // (3 * MIN_KILLS))
         wait_until(child, goal)
         time.sleep(trial.rng.uniform(0, 0.02))
         child.send(signal.SIGKILL)
         ended = child.wait()
-        trial.note(f"life {n_kills} ended in step {ended.begun}")
+        trial.note(f"process {n_kills} ended in step {ended.begun}")
         if ended.code != -signal.SIGKILL:
             break
         step, n_kills = max(step, ended.begun), n_kills + 1
         problems += after_a_kill(folder, ended)
         child = Child(["resume", str(folder)])
     if ended.code not in (0, 2):
-        problems.append(f"the last life failed: {ended}")
+        problems.append(f"the last process failed: {ended}")
     if n_kills < MIN_KILLS:
         problems.append(f"it was killed only {n_kills} times")
-    return problems + to_the_end(trial.world, twin, folder)
+    return problems + resume_and_compare(trial.world, reference, folder)
 
 
 def wait_until(child: Child, step: int) -> None:
-    """Until `step` is begun or the child has ended, for PATIENCE_S at most: a busy machine takes long to begin."""
+    """Wait until `step` starts or the child ends, at most PATIENCE_S: a busy machine starts slowly."""
     end = time.monotonic() + PATIENCE_S
     while child.begun < step and not child.has_ended() and time.monotonic() < end:
         time.sleep(0.0005)
 
 
-def at_a_point(trial: Trial) -> list[str]:
-    """The first life ends at a point, the second one brings the run to its end."""
+def kill_at_call(trial: Trial) -> list[str]:
+    """The first process is killed at a call, the second one finishes the run."""
     point: Point = trial.case
-    twin = trial.world.twin(point.kind)
+    reference = trial.world.reference(point.kind)
     folder = trial.folder / "run"
-    ended = Child(trial.world.command(twin.kind, folder), kill_at(folder, point)).wait()
-    return after_a_kill_at(folder, ended) + to_the_end(trial.world, twin, folder)
+    ended = Child(trial.world.command(reference.kind, folder), kill_at(folder, point)).wait()
+    return after_a_kill_at(folder, ended) + resume_and_compare(trial.world, reference, folder)
 
 
-def in_a_second_life(trial: Trial) -> list[str]:
-    """The run is stopped by Ctrl+C or killed, then killed again at a point of going on or of ending."""
+def kill_resumed_run(trial: Trial) -> list[str]:
+    """The run is stopped by Ctrl+C or killed, then killed again while it resumes or finishes."""
     first, point = trial.case
-    twin = trial.world.twin(point.kind)
+    reference = trial.world.reference(point.kind)
     folder = trial.folder / "run"
-    Child(trial.world.command(twin.kind, folder), first_life(first, folder)).wait()
+    Child(trial.world.command(reference.kind, folder), first_process(first, folder)).wait()
     ended = Child(["resume", str(folder)], kill_at(folder, point)).wait()
-    return after_a_kill_at(folder, ended) + to_the_end(trial.world, twin, folder, was_stopped=first == "stopped")
+    return after_a_kill_at(folder, ended) + resume_and_compare(
+        trial.world, reference, folder, was_stopped=first == "stopped"
+    )
 
 
 def after_a_kill_at(folder: Path, ended: Ended) -> list[str]:
@@ -103,9 +105,9 @@ def after_a_kill_at(folder: Path, ended: Ended) -> list[str]:
 
 
 def after_a_kill(folder: Path, ended: Ended) -> list[str]:
-    """Every file that bears its name is whole, and no checkpoint that had been made is missing."""
-    problems, whole = damaged_steps(folder), whole_steps(folder)
-    # A step begins only after the checkpoint of the one before it is made.
+    """Every file with a final name is valid, and no checkpoint is missing."""
+    problems, whole = damaged_steps(folder), valid_steps(folder)
+    # A step starts only after the previous step's checkpoint is written.
     if ended.begun and (not whole or whole[0] < ended.begun - 1):
         problems.append(f"killed in step {ended.begun}, it has only the checkpoints {whole}")
     if ended.begun > 1 and len(whole) < 2:
@@ -123,7 +125,7 @@ def kill_at(folder: Path, point: Point) -> Faults:
 
 
 class _Killer:
-    """Kills this process before the call that `point` names, or after a half of the write."""
+    """Kills this process before the call that `point` names, or after half of the write."""
 
     def __init__(self, point: Point) -> None:
         self.name, self.is_half, self.left = point.name.removeprefix("half of "), "half" in point.name, point.occurrence
@@ -138,12 +140,12 @@ class _Killer:
             die()
 
 
-FIRST_LIVES = {"stopped": signal.SIGINT, "killed": signal.SIGKILL}
+FIRST_PROCESSES = {"stopped": signal.SIGINT, "killed": signal.SIGKILL}
 
 
-def first_life(how: str, folder: Path) -> Faults:
-    """Ends in the middle of saving the 22nd step, which the whole run does not evaluate."""
-    signal_number = FIRST_LIVES[how]
+def first_process(how: str, folder: Path) -> Faults:
+    """Ends while saving step 22, at which the reference run does not evaluate."""
+    signal_number = FIRST_PROCESSES[how]
 
     def faults(child: Child) -> None:
         def visit(call: Call) -> None:
@@ -156,7 +158,7 @@ def first_life(how: str, folder: Path) -> Faults:
 
 
 def points(folder: Path, kind: str, args: Sequence[str]) -> dict[str, list[Point]]:
-    """Every point that a training comes to, by its name, as a dry run finds them."""
+    """All calls of a training by name, found by a dry run."""
     found: dict[str, list[Point]] = defaultdict(list)
     trace = folder.parent / f"{folder.name}.trace"
 
@@ -180,7 +182,7 @@ def points(folder: Path, kind: str, args: Sequence[str]) -> dict[str, list[Point
 
 @cache
 def points_of_a_run(world: World) -> list[Point]:
-    """Each name at a few steps; where the kinds of run differ in what they write, each has its part."""
+    """Each call at a few steps; from the second kind of run only the calls that the first does not make."""
     chosen = []
     for number, kind in enumerate(("gpt2", "overfitted")):
         folder = world.folder / f"points-{number}"
@@ -192,13 +194,13 @@ def points_of_a_run(world: World) -> list[Point]:
 
 
 @cache
-def points_of_second_lives(world: World) -> list[tuple[str, Point]]:
-    """All before the first step and after the last one, once each."""
+def points_of_resumed_runs(world: World) -> list[tuple[str, Point]]:
+    """Each call before the first step and after the last one, once."""
     chosen = []
-    for how in FIRST_LIVES:
+    for how in FIRST_PROCESSES:
         folder = world.folder / f"points-{how}"
-        Child(world.command("gpt2", folder), first_life(how, folder)).wait()
-        last = world.twin("gpt2").result.step
+        Child(world.command("gpt2", folder), first_process(how, folder)).wait()
+        last = world.reference("gpt2").result.step
         for found in points(folder, "gpt2", ["resume", str(folder)]).values():
             for step in (0, last):
                 chosen += [(how, point) for point in found if point.step == step][:1]
@@ -206,16 +208,16 @@ def points_of_second_lives(world: World) -> list[tuple[str, Point]]:
 
 
 def spread(found: list[Point], n: int) -> list[Point]:
-    """At most `n` of them, evenly spaced, the first and the last with them."""
+    """At most `n` of them, evenly spaced, including the first and the last."""
     if len(found) <= n:
         return found
     return [found[round(i * (len(found) - 1) / (n - 1))] for i in range(n)]
 
 
-SAFE = "every named checkpoint whole, at most one step lost, the end equal to the twin's to the last bit"
+SAFE = "every checkpoint valid, at most one step lost, result equal to the reference run's to the last bit"
 GROUPS = {
-    "kills-at-random-moments": Group(SAFE, at_a_random_moment, times(200), 3),
-    "kills-at-points": Group(SAFE, at_a_point, points_of_a_run, 3),
-    "kills-in-second-lives": Group(SAFE, in_a_second_life, points_of_second_lives, 2),
-    "ten-kills-in-one-run": Group(f"{MIN_KILLS} kills or more; {SAFE}", many_in_one_run, lambda _: [*KINDS], 0),
+    "kills-at-random-times": Group(SAFE, kill_at_random_time, times(200), 3),
+    "kills-at-points": Group(SAFE, kill_at_call, points_of_a_run, 3),
+    "kills-after-resume": Group(SAFE, kill_resumed_run, points_of_resumed_runs, 2),
+    "ten-kills-in-one-run": Group(f"{MIN_KILLS} kills or more; {SAFE}", kill_many_times, lambda _: [*KINDS], 0),
 }

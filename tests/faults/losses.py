@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers, or twenty times what they should be, for a step, a few, or for good."""
+"""Losses and gradients that are NaN, infinite or 20 times too large, for one step, a few steps, or permanently."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from tests.faults.calls import Call, die, visit_calls
 from tests.faults.child import Child, Ended
 from tests.faults.kills import wait_until
 from tests.faults.trial import Group, Trial, times
-from tests.faults.world import KINDS, Faults, damaged_steps, go_on, leftovers, result, rows
+from tests.faults.world import KINDS, Faults, damaged_steps, leftovers, result, resume_run, rows
 from tiny_gpt.config import BEST_FILE, FINAL_FILE
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.model.gpt import GPT
@@ -28,7 +28,7 @@ from tiny_gpt.training.guard import MAX_STREAK, MIN_HISTORY
 
 CALM_KINDS = [kind for kind in KINDS if kind != "overfitted"]
 TOUCHED_CODE = 99
-"""Exit code of a training that let a step change its weights which it should have skipped."""
+"""Exit code of a training in which a step that should be skipped changed the weights."""
 
 
 def times_nan(losses: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def times_infinity(losses: torch.Tensor) -> torch.Tensor:
 
 
 def nan_gradient(losses: torch.Tensor) -> torch.Tensor:
-    """The loss itself looks well."""
+    """The loss itself is finite."""
     if losses.requires_grad:
         losses.register_hook(times_nan)
     return losses
@@ -60,13 +60,13 @@ WAYS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class BadBatches:
-    """What some batches do to the loss, wherever in the run they are read; from `until` on all is well."""
+    """Faults of some batches' losses, wherever in the run they are read, before batch `until`."""
 
     way: str
     first: int
     until: float
     in_validation: bool = False
-    """It is the validation after these batches that goes wrong, once."""
+    """The evaluation after these batches fails once."""
 
     def faults(self, _: Child) -> None:
         losses, read, train_step = GPT.losses, BatchLoader.batch, trainer.train_step
@@ -87,7 +87,7 @@ class BadBatches:
             return WAYS[self.way](found)
 
         def checked_step(model: GPT, optimizer: torch.optim.Optimizer, *args: Any, **more: Any) -> Any:
-            # A second spike in a row may already be held for the text's own way.
+            # A second spike in a row may count as normal for this text.
             is_bad = self.first <= current < self.until and not self.in_validation
             is_bad = is_bad and (self.way != "x 20" or current == self.first)
             state = [*model.state_dict().values(), *optimizer_tensors(model, optimizer).values()]
@@ -101,7 +101,7 @@ class BadBatches:
         GPT.losses, BatchLoader.batch, trainer.train_step = bad_losses, reading, checked_step  # type: ignore[assignment]
 
     def killed_after(self, folder: Path, n_calls: int) -> Faults:
-        """A kill so many calls that change something after the run began to set checkpoints aside."""
+        """Kill after this many modifying calls since the run began to move checkpoints aside."""
 
         def faults(child: Child) -> None:
             self.faults(child)
@@ -121,7 +121,7 @@ class BadBatches:
 
 
 def for_a_few_steps(trial: Trial) -> list[str]:
-    """No numbers for one to five steps; then the same again with a kill on the way, which must change nothing."""
+    """NaN for one to five steps; then the same with a kill meanwhile, which must not change the result."""
     rng = trial.rng
     is_validation = rng.random() < 0.2
     way = rng.choice(["nan", "inf"] if is_validation else ["nan", "inf", "nan gradient"])
@@ -130,26 +130,26 @@ def for_a_few_steps(trial: Trial) -> list[str]:
 
 
 def jumps(trial: Trial) -> list[str]:
-    """Twenty times the loss, after enough steps to know what is usual."""
+    """20 times the loss, after enough steps to know the usual range."""
     first, n = trial.rng.randint(MIN_HISTORY + 1, 46), trial.rng.randint(1, 5)
     return bad_and_killed(trial, BadBatches("x 20", first, first + n), n)
 
 
 def bad_and_killed(trial: Trial, bad: BadBatches, n: int) -> list[str]:
     kind = trial.rng.choice(CALM_KINDS)
-    twin = trial.world.twin(kind)
+    reference = trial.world.reference(kind)
     folder, killed = trial.folder / "run", trial.folder / "killed"
     ended = Child(trial.world.command(kind, folder), bad.faults).wait()
     trial.note(f"{kind}, {bad}: {ended}")
     problems = after_bad_losses(folder, ended)
     if ended.code != 0:
         return [*problems, "it did not go on to the end"]
-    if [row["step"] for row in rows(folder)] != [row["step"] for row in twin.result.rows]:
+    if [row["step"] for row in rows(folder)] != [row["step"] for row in reference.result.rows]:
         problems.append("metrics.jsonl has other steps")
     is_serious = (bad.in_validation or n >= MAX_STREAK) and bad.way != "x 20"
-    told = "back to step" if is_serious else "skipped"
-    if told not in ended.out and not bad.in_validation:
-        problems.append(f"{told!r} is not told")
+    message = "back to step" if is_serious else "skipped"
+    if message not in ended.out and not bad.in_validation:
+        problems.append(f"{message!r} is not reported")
     return problems + (same_when_killed(trial, kind, bad, folder, killed) if not bad.in_validation else [])
 
 
@@ -167,15 +167,15 @@ def same_when_killed(trial: Trial, kind: str, bad: BadBatches, whole: Path, fold
         ended = child.wait()
         trial.note(f"and killed in step {ended.begun}")
     problems = damaged_steps(folder) + poisoned(folder)
-    ended = go_on(trial.world, trial.world.twin(kind), folder, bad.faults)
+    ended = resume_run(trial.world, trial.world.reference(kind), folder, bad.faults)
     problems += after_bad_losses(folder, ended)
     if ended.code == 0 and result(folder) != result(whole):
         problems.append("killed on the way, it came to another end")
     return problems
 
 
-def for_good(trial: Trial) -> list[str]:
-    """From some batch on nothing is a number any more: the end, with the best model whole."""
+def permanent(trial: Trial) -> list[str]:
+    """From one batch on every loss is NaN: the run ends with exit code 4 and a valid best model."""
     rng = trial.rng
     kind, way = rng.choice(CALM_KINDS), rng.choice(["nan", "inf", "nan gradient"])
     bad = BadBatches(way, rng.randint(0, 44), math.inf)
@@ -198,7 +198,7 @@ def after_bad_losses(folder: Path, ended: Ended) -> list[str]:
 
 
 def poisoned(folder: Path) -> list[str]:
-    """A line for each file with weights or moments that are no numbers."""
+    """A line for each file with NaN or infinite weights or moments."""
     found = []
     for path in folder.rglob("*.safetensors"):
         if ".part" in path.parent.name:  # killed while writing
@@ -218,5 +218,5 @@ HEALTHY = "no file ever holds a NaN; skipped steps leave weights and moments as 
 GROUPS = {
     "nan": Group(f"exit 0, also when killed meanwhile; {HEALTHY}", for_a_few_steps, times(30), 1),
     "spikes": Group(f"exit 0, also when killed meanwhile; {HEALTHY}", jumps, times(30), 1),
-    "nan-for-good": Group(f"exit 4 with words, the best model whole; {HEALTHY}", for_good, times(30), 1),
+    "permanent-nan": Group(f"exit 4 with a message, the best model valid; {HEALTHY}", permanent, times(30), 1),
 }

@@ -1,4 +1,4 @@
-"""Memory that runs out: the step is computed in smaller parts, and comes to the same."""
+"""Memory runs out: the step is repeated with smaller micro-batches and gives the same result."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from tests.faults.child import Child, before_steps
 from tests.faults.disks import after_a_fault
 from tests.faults.kills import after_a_kill
 from tests.faults.trial import Group, Trial, times
-from tests.faults.world import damaged_steps, go_on, leftovers, result, rows, to_the_end
+from tests.faults.world import damaged_steps, leftovers, result, resume_and_compare, resume_run, rows
 from tiny_gpt.model.gpt import GPT
 
 FAILURES: dict[str, Callable[[], Exception]] = {
@@ -28,20 +28,20 @@ FAILURES: dict[str, Callable[[], Exception]] = {
     "Python": MemoryError,
 }
 TOLERANCE = 1e-4
-"""Between losses whose sums were taken in another order."""
+"""Relative difference of losses that are summed in another order."""
 EVAL_MODE_CODE = 98
-"""Exit code of a training that came to train without dropout."""
+"""Exit code of a training that was left in evaluation mode."""
 
 
 @dataclass(frozen=True)
 class Scarce:
-    """From step `first` on, some computations of more than `limit` blocks find no memory."""
+    """From step `first` on, some computations of more than `limit` blocks run out of memory."""
 
     failure: str
     first: int
     limit: int
     share: float
-    """Of the computations that fail."""
+    """Fraction of computations that fail."""
     seed: int
 
     def faults(self, _: Child) -> None:
@@ -70,11 +70,11 @@ def scarce(rng: random.Random, limit: int) -> Scarce:
 
 
 def runs_out(trial: Trial) -> list[str]:
-    """The losses stay those of the twin; a kill on the way changes nothing."""
+    """The losses equal the reference run's; a kill meanwhile does not change them."""
     rng = trial.rng
     kind = rng.choice(["gpt2", "qwen3", "in parts"])
     more = {"dropout": 0.0} if rng.random() < 0.5 else {}
-    twin = trial.world.twin(kind, **more)
+    reference = trial.world.reference(kind, **more)
     trouble = scarce(rng, 1 if kind == "in parts" else rng.randint(1, 3))
     folder, killed = trial.folder / "run", trial.folder / "killed"
     ended = Child(trial.world.command(kind, folder, **more), trouble.faults).wait()
@@ -83,12 +83,12 @@ def runs_out(trial: Trial) -> list[str]:
         return ["it did not go on to the end"]
     problems = damaged_steps(folder) + leftovers(folder)
     if "out of memory" not in ended.out and trouble.share == 1:
-        problems.append("it is not told")
+        problems.append("it is not reported")
     if more:
-        problems += far_off(folder, twin.result.rows)
+        problems += far_off(folder, reference.result.rows)
     child = Child(trial.world.command(kind, killed, **more), killed_before(trouble, rng.randint(2, 48)))
     problems += after_a_kill(killed, child.wait())
-    ended = go_on(trial.world, twin, killed, trouble.faults)
+    ended = resume_run(trial.world, reference, killed, trouble.faults)
     if ended.code != 0 or result(killed) != result(folder):
         problems.append(f"killed on the way, it came to another end: {ended}")
     return problems
@@ -103,12 +103,12 @@ def killed_before(trouble: Scarce, step: int) -> Callable[[Child], None]:
 
 
 def far_off(folder: Path, wanted: list[dict[str, Any]]) -> list[str]:
-    """The losses that differ from the twin's by more than rounding."""
+    """The losses that differ from the reference run's by more than rounding."""
     found = rows(folder)
     if [row["step"] for row in found] != [row["step"] for row in wanted]:
         return ["metrics.jsonl has other steps"]
     return [
-        f"{name} of step {row['step']} is {row[name]}, the twin's {other[name]}"
+        f"{name} of step {row['step']} is {row[name]}, the reference run's {other[name]}"
         for row, other in zip(found, wanted, strict=True)
         for name in ("train_loss", "val_loss", "batch_loss")
         if not math.isclose(row[name], other[name], rel_tol=TOLERANCE)
@@ -116,27 +116,27 @@ def far_off(folder: Path, wanted: list[dict[str, Any]]) -> list[str]:
 
 
 def not_even_for_a_block(trial: Trial) -> list[str]:
-    """It ends with words; where there is memory again it goes on as if nothing had been."""
+    """It fails with a message, and resumes exactly once there is memory again."""
     rng = trial.rng
-    twin = trial.world.twin(rng.choice(["gpt2", "qwen3", "in parts"]))
+    reference = trial.world.reference(rng.choice(["gpt2", "qwen3", "in parts"]))
     trouble = replace(scarce(rng, 0), share=1.0)  # else it might get through in smaller parts
     folder = trial.folder / "run"
-    ended = Child(trial.world.command(twin.kind, folder), trouble.faults).wait()
-    trial.note(f"{twin.kind}, {trouble}: {ended}")
+    ended = Child(trial.world.command(reference.kind, folder), trouble.faults).wait()
+    trial.note(f"{reference.kind}, {trouble}: {ended}")
     problems = after_a_fault(folder, ended)
     if ended.code != 5 or "out of memory" not in ended.err:
         problems.append("it should have ended with 5, out of memory")
-    return problems + to_the_end(trial.world, twin, folder)
+    return problems + resume_and_compare(trial.world, reference, folder)
 
 
 GROUPS = {
     "out-of-memory": Group(
-        f"exit 0; losses within {TOLERANCE} of the twin's without dropout; a kill changes nothing",
+        f"exit 0; losses within {TOLERANCE} of the reference run's without dropout; a kill changes nothing",
         runs_out,
         times(30),
         1,
     ),
     "no-memory-at-all": Group(
-        "exit 5 with words; then the end equal to the twin's", not_even_for_a_block, times(10), 1
+        "exit 5 with a message; then result equal to the reference run's", not_even_for_a_block, times(10), 1
     ),
 }

@@ -1,4 +1,4 @@
-"""The power goes: what was not flushed may be lost, in any order. What a run calls saved must be there all the same.
+"""Power cuts: unflushed data may be lost in any order. What the run reports as saved must survive.
 
 A run's calls are recorded and played again on a disk made of dictionaries, which knows of each file and folder what it
 holds and what of that was flushed. Assumed is what POSIX promises, and one thing more, which ext4, XFS, Btrfs and APFS
@@ -22,7 +22,7 @@ from tests.faults.calls import Call, visit_calls
 from tests.faults.child import Child
 from tests.faults.disks import SHORT_RUN
 from tests.faults.trial import Group, Trial, times
-from tests.faults.world import World, to_the_end, whole_steps
+from tests.faults.world import World, resume_and_compare, valid_steps
 from tiny_gpt.config import BEST_FILE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model_io.model_file import load_model
@@ -35,7 +35,7 @@ STRIDE_SHORT = 41
 
 
 class Event(NamedTuple):
-    """A call, or what the run holds to be saved from here on: kind `checkpoint` or `best`, with a step."""
+    """A call, or a report that a `checkpoint` or `best` model of a step is saved."""
 
     kind: str
     path: str = ""
@@ -47,7 +47,7 @@ class Event(NamedTuple):
 
 @dataclass
 class File:
-    """What it holds, and what it is sure to hold after a power cut."""
+    """Current content, and the content guaranteed after a power cut."""
 
     now: bytes = b""
     flushed: bytes = b""
@@ -60,13 +60,13 @@ class Folder:
 
 
 class Disk:
-    """Files below one folder, as they are and as they were flushed."""
+    """Files below a folder, as they are and as flushed."""
 
     def __init__(self) -> None:
         self.root = Folder()
 
     def apply(self, event: Event) -> None:
-        """Make a call, which may fail."""
+        """Apply a call, which may fail."""
         with contextlib.suppress(KeyError):
             folder, name = self._place(event.path)
             match event.kind:
@@ -108,17 +108,17 @@ class Disk:
 
 
 def nothing_more(now: Any, flushed: Any) -> Any:
-    """Only what was flushed."""
+    """Keep only what was flushed."""
     return flushed
 
 
 def names_first(now: Any, flushed: Any) -> Any:
-    """All names, of the contents only what was flushed: as where data is written late."""
+    """Keep all names but only flushed contents, as with delayed allocation."""
     return now if isinstance(now, dict) else flushed
 
 
 def any_part(rng: random.Random) -> Callable[[Any, Any], Any]:
-    """Of each folder and file either; of a content perhaps the beginning."""
+    """For each folder and file, either state; perhaps only the start of a content."""
 
     def choose(now: Any, flushed: Any) -> Any:
         if isinstance(now, bytes) and now.startswith(flushed):
@@ -129,7 +129,7 @@ def any_part(rng: random.Random) -> Callable[[Any, Any], Any]:
 
 
 def after_the_cut(folder: Folder, place: Path, choose: Callable[[Any, Any], Any]) -> None:
-    """Make `place` what the disk may hold now."""
+    """Write to `place` what the disk may hold now."""
     place.mkdir()
     for name, inner in choose(folder.now, folder.flushed).items():
         if isinstance(inner, Folder):
@@ -140,7 +140,7 @@ def after_the_cut(folder: Folder, place: Path, choose: Callable[[Any, Any], Any]
 
 @cache
 def recorded(world: World) -> list[Event]:
-    """What a short run does to its disk."""
+    """The calls of a short run."""
     place = world.folder / "recorded"
     place.mkdir()
     log = world.folder / "recorded.log"
@@ -183,7 +183,7 @@ def unpickled(path: Path) -> Iterator[Event]:
 
 
 def at_every_call(trial: Trial) -> list[str]:
-    """Whatever the disk holds, what was called saved is there."""
+    """Whatever survives, everything reported as saved is there."""
     name, events = trial.case, recorded(trial.world)
     stride = STRIDE_SHORT if trial.is_short else 1
     disk, problems, trial.n_checks, checkpoint, best = Disk(), list[str](), 0, -1, -1
@@ -205,8 +205,8 @@ def at_every_call(trial: Trial) -> list[str]:
 
 
 def lost(folder: Path, checkpoint: int, best: int) -> list[str]:
-    """What was saved and is not there."""
-    whole = whole_steps(folder)
+    """What was reported as saved and is missing."""
+    whole = valid_steps(folder)
     problems = (
         [] if checkpoint < 0 or checkpoint <= max(whole, default=-1) else [f"the checkpoint of step {checkpoint}"]
     )
@@ -220,7 +220,7 @@ def lost(folder: Path, checkpoint: int, best: int) -> list[str]:
 
 
 def and_on(trial: Trial) -> list[str]:
-    """The power goes at any moment, then the run goes on."""
+    """Power is cut at a random call, then the run resumes."""
     events, rng = recorded(trial.world), trial.rng
     n, name = rng.randrange(1, len(events)), rng.choice([*WAYS])
     disk = Disk()
@@ -229,7 +229,7 @@ def and_on(trial: Trial) -> list[str]:
             disk.apply(event)
     after_the_cut(disk.root, trial.folder / "disk", WAYS[name](rng))
     trial.note(f"{name}, after {events[n - 1].kind} {events[n - 1].path}")
-    return to_the_end(trial.world, trial.world.twin(KIND, **SHORT_RUN), trial.folder / "disk" / "run")
+    return resume_and_compare(trial.world, trial.world.reference(KIND, **SHORT_RUN), trial.folder / "disk" / "run")
 
 
 WAYS: dict[str, Callable[[random.Random], Callable[[Any, Any], Any]]] = {
@@ -238,6 +238,6 @@ WAYS: dict[str, Callable[[random.Random], Callable[[Any, Any], Any]]] = {
     "any part": any_part,
 }
 GROUPS = {
-    "power-cuts": Group("what was called saved is there and whole", at_every_call, lambda _: [*WAYS], len(WAYS)),
-    "power-cuts-and-on": Group("the end equal to the twin's", and_on, times(100), 2),
+    "power-cuts": Group("everything reported as saved is there and valid", at_every_call, lambda _: [*WAYS], len(WAYS)),
+    "power-cuts-and-on": Group("result equal to the reference run's", and_on, times(100), 2),
 }

@@ -1,4 +1,4 @@
-"""INT, TERM and HUP at any time, in the middle of saving too; a second INT; a terminal that is closed."""
+"""INT, TERM and HUP at any time, also during a save; a second INT; a closed terminal."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.faults.calls import Call, visit_calls
 from tests.faults.child import Child, Ended
 from tests.faults.kills import points
 from tests.faults.trial import Group, Trial, times
-from tests.faults.world import KINDS, World, damaged_steps, differences, leftovers, to_the_end, whole_steps
+from tests.faults.world import KINDS, World, damaged_steps, differences, leftovers, resume_and_compare, valid_steps
 from tiny_gpt.config import BEST_FILE
 from tiny_gpt.model_io.model_file import load_model
 
@@ -20,7 +20,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class SignalAt:
-    """Signals that this process gets at its `places`-th calls that change something."""
+    """Raise signals in this process at its `places`-th modifying calls."""
 
     def __init__(self, folder: Path, number: int, places: tuple[int, ...]) -> None:
         self.folder, self.number, self.places = folder, number, places
@@ -45,32 +45,32 @@ def n_calls(world: World, kind: str) -> int:
 
 
 def stops(trial: Trial) -> list[str]:
-    """The step is finished and saved; then the run goes on as if nothing had been."""
+    """The step is finished and saved; then the run resumes exactly."""
     number: signal.Signals = trial.case
-    twin, folder = trial.world.twin(trial.rng.choice([*KINDS])), trial.folder / "run"
-    ended = signalled(trial, twin.kind, folder, number)
+    reference, folder = trial.world.reference(trial.rng.choice([*KINDS])), trial.folder / "run"
+    ended = signalled(trial, reference.kind, folder, number)
     trial.note(str(ended))
     problems = damaged_steps(folder) if folder.exists() else []
-    # Before the first step, and after the last one, a signal may end it at once.
-    is_training = 0 < ended.done < twin.result.step
+    # Before the first step and after the last one, a signal may end it immediately.
+    is_training = 0 < ended.done < reference.result.step
     if ended.code not in ({CODES[number]} if is_training else {CODES[number], -number, 0}):
         problems.append("it ended with another code")
-    if is_training and whole_steps(folder)[:1] != [ended.done]:
-        problems.append(f"it has done {ended.done} steps, and has the checkpoints {whole_steps(folder)}")
+    if is_training and valid_steps(folder)[:1] != [ended.done]:
+        problems.append(f"it has done {ended.done} steps, and has the checkpoints {valid_steps(folder)}")
     if is_training and "Resume training" not in ended.out:
-        problems.append("how to go on is not told")
-    return problems + to_the_end(trial.world, twin, folder, was_stopped=True)
+        problems.append("the output does not say how to resume")
+    return problems + resume_and_compare(trial.world, reference, folder, was_stopped=True)
 
 
 def signalled(trial: Trial, kind: str, folder: Path, number: int, stdout: int | None = None) -> Ended:
-    """A run that gets one signal: at a call that changes something, or at any time."""
-    twin, args = trial.world.twin(kind), trial.world.command(kind, folder)
+    """A run that gets one signal, at a modifying call or at a random time."""
+    reference, args = trial.world.reference(kind), trial.world.command(kind, folder)
     if trial.rng.random() < 0.5:
         place = trial.rng.randint(1, n_calls(trial.world, kind))
         trial.note(f"{kind}, {signal.Signals(number).name} at call {place}")
         return Child(args, SignalAt(folder, number, (place,)), stdout).wait()
-    moment_s = trial.rng.uniform(0, twin.seconds)
-    trial.note(f"{kind}, {signal.Signals(number).name} after {moment_s:.3f} of {twin.seconds:.3f} s")
+    moment_s = trial.rng.uniform(0, reference.seconds)
+    trial.note(f"{kind}, {signal.Signals(number).name} after {moment_s:.3f} of {reference.seconds:.3f} s")
     child = Child(args, None, stdout)
     time.sleep(moment_s)
     child.send(number)
@@ -78,29 +78,29 @@ def signalled(trial: Trial, kind: str, folder: Path, number: int, stdout: int | 
 
 
 def terminal_closes(trial: Trial) -> list[str]:
-    """HUP, and nobody reads what is printed any more: it goes on to the end."""
-    twin, folder = trial.world.twin(trial.rng.choice([*KINDS])), trial.folder / "run"
+    """HUP, and its output is no longer read: it runs to the end."""
+    reference, folder = trial.world.reference(trial.rng.choice([*KINDS])), trial.folder / "run"
     reading, writing = OUTPUTS[trial.case]()
     os.close(reading)
     try:
-        ended = signalled(trial, twin.kind, folder, signal.SIGHUP, writing)
+        ended = signalled(trial, reference.kind, folder, signal.SIGHUP, writing)
     finally:
         os.close(writing)
     trial.note(f"{trial.case}: {ended}")
     if ended.code == -signal.SIGHUP and ended.begun == 0:  # before the run had begun
-        return to_the_end(trial.world, twin, folder)
+        return resume_and_compare(trial.world, reference, folder)
     problems = [] if ended.code == 0 else ["it did not go on to the end"]
     log = (folder / "train.log").read_text(encoding="utf-8") if ended.begun else ""
-    if ended.done < twin.result.step - 1 and "the terminal was closed" not in log:
+    if ended.done < reference.result.step - 1 and "the terminal was closed" not in log:
         problems.append("train.log does not tell of it")
-    return problems + differences(folder, twin) + leftovers(folder)
+    return problems + differences(folder, reference) + leftovers(folder)
 
 
 def twice(trial: Trial) -> list[str]:
-    """A second INT ends it at once, and every file that was saved is whole."""
+    """A second INT ends it immediately, and every saved file is valid."""
     rng = trial.rng
     kind = rng.choice([*KINDS])
-    twin, folder = trial.world.twin(kind), trial.folder / "run"
+    reference, folder = trial.world.reference(kind), trial.folder / "run"
     n = n_calls(trial.world, kind)
     first = rng.randint(n // 10, n * 9 // 10)
     places = (first, first + rng.randint(1, 60))
@@ -111,20 +111,22 @@ def twice(trial: Trial) -> list[str]:
         problems.append("it ended with another code or without words")
     if (folder / BEST_FILE).exists():
         load_model(folder / BEST_FILE, torch.device("cpu"))
-    return problems + to_the_end(trial.world, twin, folder, was_stopped=True)
+    return problems + resume_and_compare(trial.world, reference, folder, was_stopped=True)
 
 
 OUTPUTS = {"a terminal": os.openpty, "a pipe": os.pipe}
-"""What stdout was: the end to read from, closed before anything is written, and the other one."""
+"""The two ends of the pipe that was stdout; the reading end is closed before anything is written."""
 
 
 def each(n: int) -> list[signal.Signals]:
     return [number for number in CODES for _ in range(n)]
 
 
-STOPPED = "exit 130 or 143; the very step saved; then the end equal to the twin's"
+STOPPED = "exit 130 or 143; the very step saved; then result equal to the reference run's"
 GROUPS = {
     "int-and-term": Group(STOPPED, stops, lambda _: each(20), 2),
-    "closed-terminal": Group("HUP: exit 0, the end equal to the twin's", terminal_closes, lambda _: 10 * [*OUTPUTS], 1),
-    "second-int": Group("exit 130; every file whole; then the end equal to the twin's", twice, times(20), 1),
+    "closed-terminal": Group(
+        "HUP: exit 0, result equal to the reference run's", terminal_closes, lambda _: 10 * [*OUTPUTS], 1
+    ),
+    "second-int": Group("exit 130; every file valid; then result equal to the reference run's", twice, times(20), 1),
 }

@@ -12,11 +12,11 @@ from tests.faults.groups import GROUPS
 
 
 @pytest.fixture(scope="module")
-def outcomes(torture):
-    """What came of each group that is to be tested."""
-    process, file = torture
-    _, told = process.communicate()
-    assert process.returncode in (0, 1) and file.exists(), told
+def outcomes(fault_injection):
+    """The outcome of each group."""
+    process, file = fault_injection
+    _, errors = process.communicate()
+    assert process.returncode in (0, 1) and file.exists(), errors
     return {outcome["name"]: outcome for outcome in json.loads(file.read_text())}
 
 

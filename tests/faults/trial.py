@@ -1,4 +1,4 @@
-"""One trial of a group, and what comes of all of a group's trials."""
+"""A trial, a group of trials, and the outcome of a group."""
 
 import random
 import shutil
@@ -14,19 +14,19 @@ from tests.faults.world import World
 
 @dataclass
 class Trial:
-    """What one trial may use; all that it chooses comes from `rng`, so that it can be repeated."""
+    """The inputs of one trial; all its choices come from `rng`, so it can be repeated."""
 
     world: World
     case: Any
-    """Which of the group's cases."""
+    """One of the group's cases."""
     rng: random.Random
     folder: Path
-    """Empty, and gone afterwards."""
+    """Empty at the start, deleted afterwards."""
     is_short: bool = False
     notes: list[str] = field(default_factory=list)
-    """What it did, told where it fails."""
+    """What it did; printed if it fails."""
     n_checks: int = 1
-    """Trials that this one stands for."""
+    """Number of trials that this one counts as."""
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -37,37 +37,37 @@ class Group:
     """Trials of one kind."""
 
     holds: str
-    """What must hold in each of them."""
+    """What must hold in each trial."""
     trial: Callable[[Trial], list[str]]
-    """Returns what did not hold."""
+    """Returns the problems found."""
     cases: Callable[[World], Sequence[Any]]
-    """One for each trial of the long form."""
+    """One per trial of the long form."""
     n_short: int
-    """Trials of the short form, drawn from those of the long one; 0 where that takes too long for it."""
+    """Number of trials in the short form, sampled from the long one; 0 leaves the group out."""
 
 
 @dataclass
 class Outcome:
-    """What came of a group."""
+    """The outcome of a group."""
 
     name: str
     holds: str
     n_trials: int = 0
     n_failed: int = 0
     failures: list[str] = field(default_factory=list)
-    """How, and how to repeat each."""
+    """What failed, and the command that repeats it."""
     seconds: float = 0.0
 
 
 def times(n: int) -> Callable[[World], Sequence[int]]:
-    """`cases` of a group whose trials differ only in what they draw."""
+    """`cases` of a group whose trials differ only in their random numbers."""
     return lambda _: range(n)
 
 
 def run_group(
     world: World, name: str, group: Group, seed: int, numbers: Sequence[int] | None = None, is_short: bool = False
 ) -> Outcome:
-    """All trials of a group, or those of `numbers`."""
+    """Run all trials of a group, or those numbered in `numbers`."""
     outcome = Outcome(name, group.holds)
     start = time.monotonic()
     cases = group.cases(world)

@@ -1,4 +1,4 @@
-"""Trainings that hang, leak or crash, under the watchdog: started again, and come to the twin's end."""
+"""Trainings that hang, leak memory or crash under the watchdog: restarted, with the reference run's result."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ import psutil
 
 from tests.faults.child import Child, before_steps
 from tests.faults.trial import Group, Trial, times
-from tests.faults.world import KINDS, Faults, damaged_steps, differences, leftovers, to_the_end, whole_steps
+from tests.faults.world import KINDS, Faults, damaged_steps, differences, leftovers, resume_and_compare, valid_steps
 from tiny_gpt.host import watchdog
 from tiny_gpt.host.heartbeat import heartbeat
 from tiny_gpt.host.watchdog import Limits, watch
@@ -28,11 +28,11 @@ LEAK_LIMITS = Limits(
 )
 LEAKED_BYTES = 64 << 20
 LONG_RUN = dict(iters_per_epoch=300, eval_interval=100)
-"""Seconds long, so that a kill from outside finds it in the middle."""
+"""Long enough (seconds) for a kill from outside to hit it midway."""
 
 
 class Forked:
-    """What the watchdog takes for its subprocess: forked, not started anew."""
+    """Stands in for the watchdog's subprocess: forked instead of started."""
 
     def __init__(self, faults: Faults, args: Sequence[str], env: dict[str, str]) -> None:
         self.child = Child(args, lambda child: (os.environ.update(env), faults(child)))
@@ -62,18 +62,18 @@ class Forked:
 
 
 def watched(trial: Trial, kind: str, faults: Faults, limits: Limits) -> tuple[int, list[str]]:
-    """A run under the watchdog: its exit code, and what the watchdog told."""
-    folder, told = trial.folder / "run", list[str]()
+    """A run under the watchdog: its exit code and the watchdog's messages."""
+    folder, messages = trial.folder / "run", list[str]()
     processes = SimpleNamespace(Popen=functools.partial(Forked, faults), TimeoutExpired=subprocess.TimeoutExpired)
     with mock.patch.object(watchdog, "subprocess", processes):
         first, again = trial.world.command(kind, folder), ["resume", str(folder)]
-        code = watch(first, again, lambda: newest_step(folder), told.append, limits)
-    trial.note(f"exit code {code}, told: {told}")
-    return code, told
+        code = watch(first, again, lambda: newest_step(folder), messages.append, limits)
+    trial.note(f"exit code {code}, messages: {messages}")
+    return code, messages
 
 
 def once_at(folder: Path, steps: Sequence[int], act: Callable[[], object]) -> Faults:
-    """`act` before each of these steps, only the first time that a run comes to it."""
+    """Call `act` before each of these steps, only the first time that a run reaches it."""
 
     def before(step: int) -> None:
         mark = folder / f"was-at-{step}"
@@ -90,7 +90,7 @@ def spin() -> None:
 
 
 def leak() -> None:
-    """Until somebody asks for a fresh start."""
+    """Wait until a restart is requested."""
     heart, leaked = heartbeat(), []
     assert heart is not None, "a watched process has a heartbeat"
     time.sleep(2 * LEAK_LIMITS.leak_settle_s)
@@ -115,14 +115,14 @@ CRASHES = {
 
 
 def is_mended(trial: Trial, kind: str, faults: Faults, words: str, n: int, limits: Limits = LIMITS) -> list[str]:
-    """`n` troubles, each told with these words, and the twin's end."""
-    twin, folder = trial.world.twin(kind), trial.folder / "run"
-    code, told = watched(trial, kind, faults, limits)
+    """`n` faults, each reported with these words, and the reference run's result."""
+    reference, folder = trial.world.reference(kind), trial.folder / "run"
+    code, messages = watched(trial, kind, faults, limits)
     if code != 0:
         return ["it did not go on to the end"]
-    n_told = sum(words in line for line in told)
-    problems = [] if n_told == n else [f"{words!r} is told {n_told} times, not {n}"]
-    return problems + differences(folder, twin) + leftovers(folder)
+    n_reported = sum(words in line for line in messages)
+    problems = [] if n_reported == n else [f"{words!r} is reported {n_reported} times, not {n}"]
+    return problems + differences(folder, reference) + leftovers(folder)
 
 
 def hangs(trial: Trial) -> list[str]:
@@ -139,7 +139,7 @@ def leaks(trial: Trial) -> list[str]:
 
 
 def crashes(trial: Trial) -> list[str]:
-    """Up to six times in one run, each time further on."""
+    """Up to six times in one run, at increasing steps."""
     kind, how = trial.rng.choice([*KINDS]), trial.rng.choice([*CRASHES])
     steps = sorted(trial.rng.sample(range(2, 48), trial.rng.randint(1, 6)))
     trial.note(f"{kind}, {how} before the steps {steps}")
@@ -147,27 +147,27 @@ def crashes(trial: Trial) -> list[str]:
 
 
 def crashes_always(trial: Trial) -> list[str]:
-    """At the same step each time: given up with a clear line; then, the reason gone, the twin's end."""
+    """Always at the same step: it gives up with a message; without the fault, it then ends like the reference run."""
     kind, how = trial.rng.choice([*KINDS]), trial.rng.choice([*CRASHES])
     step = trial.rng.randint(1, 47)
     trial.note(f"{kind}, {how} before step {step}, always")
     act = CRASHES[how]
-    code, told = watched(trial, kind, lambda _: before_steps(lambda begun: begun == step and act()), LIMITS)
+    code, messages = watched(trial, kind, lambda _: before_steps(lambda begun: begun == step and act()), LIMITS)
     folder, problems = trial.folder / "run", list[str]()
-    if code == 0 or not any("is not restarted" in line for line in told):
+    if code == 0 or not any("is not restarted" in line for line in messages):
         problems.append("it was not given up with a clear line")
-    n_restarts = sum("restarting it" in line for line in told)
-    # The first start makes progress of its own.
+    n_restarts = sum("restarting it" in line for line in messages)
+    # The first process makes progress.
     if step > 1 and n_restarts != LIMITS.max_restarts:
         problems.append(f"it was started again {n_restarts} times")
-    if whole_steps(folder)[:1] != [step - 1]:
-        problems.append(f"it should have kept step {step - 1}, and has {whole_steps(folder)}")
-    return problems + damaged_steps(folder) + to_the_end(trial.world, trial.world.twin(kind), folder)
+    if valid_steps(folder)[:1] != [step - 1]:
+        problems.append(f"it should have kept step {step - 1}, and has {valid_steps(folder)}")
+    return problems + damaged_steps(folder) + resume_and_compare(trial.world, trial.world.reference(kind), folder)
 
 
 def killed_from_outside(trial: Trial) -> list[str]:
-    """The real command as a person types it: its training process is killed twice."""
-    twin = trial.world.twin("gpt2", **LONG_RUN, checkpoint_minutes=3.0)
+    """The real command; its training process is killed twice."""
+    reference = trial.world.reference("gpt2", **LONG_RUN, checkpoint_minutes=3.0)
     folder = trial.folder / "run"
     args = trial.world.command("gpt2", folder, **LONG_RUN, watchdog=None)
     with open(trial.folder / "text", "w+") as text:
@@ -182,21 +182,21 @@ def killed_from_outside(trial: Trial) -> list[str]:
                     process.kill()
         code = program.wait()
         text.seek(0)
-        told = text.read()
-    n_told = told.count("restarting it from the last checkpoint")
-    trial.note(f"exit code {code}, told {n_told} times: {told[-800:]}")
-    if code != 0 or n_told != 2:
+        messages = text.read()
+    n_reported = messages.count("restarting it from the last checkpoint")
+    trial.note(f"exit code {code}, reported {n_reported} times: {messages[-800:]}")
+    if code != 0 or n_reported != 2:
         return ["it did not go on to the end, or did not tell"]
-    return differences(folder, twin) + leftovers(folder)
+    return differences(folder, reference) + leftovers(folder)
 
 
-AGAIN = "started again, told, exit 0, the end equal to the twin's"
+AGAIN = "restarted, reported, exit 0, result equal to the reference run's"
 GROUPS = {
     "hangs": Group(AGAIN, hangs, times(30), 1),
     "leaks": Group(AGAIN, leaks, times(30), 1),
     "crashes": Group(AGAIN, crashes, times(30), 1),
     "crashes-always": Group(
-        "given up with a clear line; then the end equal to the twin's", crashes_always, times(20), 1
+        "given up with a clear line; then result equal to the reference run's", crashes_always, times(20), 1
     ),
     "killed-from-outside": Group(AGAIN, killed_from_outside, times(5), 0),
 }

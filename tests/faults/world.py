@@ -1,4 +1,4 @@
-"""What all trials share: a text, kinds of runs, for each kind its uninterrupted twin, and what equals a twin."""
+"""Shared by all trials: a text, kinds of runs, a reference run of each kind, and the comparison with it."""
 
 import contextlib
 import dataclasses
@@ -35,30 +35,30 @@ KINDS: dict[str, dict[str, Any]] = {
     "in parts": dict(grad_accum_steps=2, dropout=0.1, n_layer=2),
     "bf16": dict(precision="bf16", dropout=0.1),
     "fused": dict(backend="fused", dropout=0.1),
-    # its best model is not its last
+    # the best model is not the last one
     "overfitted": dict(learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.0),
 }
 """Settings that differ from COMMON."""
-MEASURED_BY_A_CLOCK = ("tokens_per_s", "elapsed_s")
+TIMING_COLUMNS = ("tokens_per_s", "elapsed_s")
 
 
 @dataclass(frozen=True)
 class Result:
-    """All that a finished run leaves and that its seed decides."""
+    """Everything in a finished run that its seed determines."""
 
     step: int
     weights: str
-    """sha256 of the last checkpoint's, as the next three."""
+    """sha256 of the last checkpoint's weights; the next three are hashes too."""
     moments: str
     final_weights: str
     best_weights: str
     best_val_loss: float
     rows: list[dict[str, Any]]
-    """Of metrics.jsonl."""
+    """The rows of metrics.jsonl."""
 
 
 class World:
-    """Made once; sets where tiny_gpt's cache is."""
+    """Made once per process; also sets tiny_gpt's cache folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,29 +68,29 @@ class World:
         self.text.write_text("\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(480)))
         os.environ["TINY_GPT_CACHE"] = str(folder / "cache")
         torch.set_num_threads(1)
-        os.environ["OMP_NUM_THREADS"] = "1"  # so that processes under the watchdog compute as their twins do
-        configure_torch(torch.device("cpu"))  # takes seconds the first time: here, not in every child
+        os.environ["OMP_NUM_THREADS"] = "1"  # so that processes under the watchdog compute like the reference run
+        configure_torch(torch.device("cpu"))  # takes seconds the first time: here rather than in every child
         compile_all()  # likewise
-        self.twin = cache(self._twin)
+        self.reference = cache(self._reference)
 
     def command(self, kind: str, folder: Path, **more: Any) -> list[str]:
-        """The words after `tiny-gpt` that train a run of this kind in `folder`; a setting None is left alone."""
+        """Arguments of `tiny-gpt` that train a run of this kind in `folder`; a setting of None is omitted."""
         words = ["train", str(self.text), "--recipe", "overnight"]
         for name, value in (COMMON | KINDS[kind] | {"out_dir": folder} | more).items():
             name = name.replace("_", "-")
             words += [] if value is None else [f"--no-{name}"] if value is False else [f"--{name}", str(value)]
         return words
 
-    def _twin(self, kind: str, **more: Any) -> "Twin":
-        folder = self.folder / "twins" / "-".join([kind.replace(" ", "-"), *map(str, more.values())])
+    def _reference(self, kind: str, **more: Any) -> "ReferenceRun":
+        folder = self.folder / "references" / "-".join([kind.replace(" ", "-"), *map(str, more.values())])
         ended = Child(self.command(kind, folder, **more)).wait()
         assert ended.code == 0, f"the uninterrupted {kind} run failed: {ended}"
-        return Twin(kind, more, folder, ended.seconds, result(folder))
+        return ReferenceRun(kind, more, folder, ended.seconds, result(folder))
 
 
 @dataclass(frozen=True)
-class Twin:
-    """A run that nothing has disturbed."""
+class ReferenceRun:
+    """A run without faults."""
 
     kind: str
     more: dict[str, Any]
@@ -100,7 +100,7 @@ class Twin:
 
 
 def result(folder: Path) -> Result:
-    """What the finished run in `folder` has left; raises DamagedError, BadInputError, OSError or ValueError."""
+    """The result of the finished run in `folder`; raises DamagedError, BadInputError, OSError or ValueError."""
     store = CheckpointStore(folder)
     last = store.verified(store.steps()[0])
     best = load_model(folder / BEST_FILE, torch.device("cpu"))
@@ -124,34 +124,34 @@ def sha256_of_weights(model: torch.nn.Module) -> str:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock measures."""
+    """metrics.jsonl without timing columns."""
     lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if name not in MEASURED_BY_A_CLOCK} for line in lines
-    ]
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMING_COLUMNS} for line in lines]
 
 
-def differences(folder: Path, twin: Twin, was_stopped: bool = False) -> list[str]:
-    """How the finished run in `folder` differs from `twin`, a line each; none where it does not.
+def differences(folder: Path, reference: ReferenceRun, was_stopped: bool = False) -> list[str]:
+    """How the finished run in `folder` differs from `reference`, one line each.
 
-    A run that `was_stopped` was evaluated at a step where the twin was not, and may have saved a better model there.
+    A run that `was_stopped` was evaluated at one more step, and may have saved a better model there.
     """
     try:
         found = dataclasses.asdict(result(folder))
     except (DamagedError, BadInputError, OSError, ValueError, LookupError) as failure:
         return [f"the finished run cannot be read: {failure!r}"]
-    wanted = dataclasses.asdict(twin.result)
+    wanted = dataclasses.asdict(reference.result)
     if was_stopped and found["best_val_loss"] < wanted["best_val_loss"]:
         wanted |= {name: found[name] for name in ("best_val_loss", "best_weights")}
-    problems = [f"{name} differs from the twin's" for name in wanted if name != "rows" and found[name] != wanted[name]]
+    problems = [
+        f"{name} differs from the reference run's" for name in wanted if name != "rows" and found[name] != wanted[name]
+    ]
     if found["rows"] != wanted["rows"]:
         steps = [row["step"] for row in found["rows"]]
-        problems.append(f"metrics.jsonl differs from the twin's; it has the steps {steps}")
+        problems.append(f"metrics.jsonl differs from the reference run's; it has the steps {steps}")
     return problems
 
 
-def whole_steps(folder: Path) -> list[int]:
-    """The steps of all checkpoints whose every byte verifies, the newest first."""
+def valid_steps(folder: Path) -> list[int]:
+    """Steps of all valid checkpoints, newest first."""
     store, found = CheckpointStore(folder), []
     for step in store.steps():
         with contextlib.suppress(DamagedError):
@@ -160,32 +160,32 @@ def whole_steps(folder: Path) -> list[int]:
 
 
 def damaged_steps(folder: Path) -> list[str]:
-    """A line for each checkpoint that bears its name and does not verify."""
-    damaged = set(CheckpointStore(folder).steps()) - set(whole_steps(folder))
+    """One line per checkpoint that does not verify."""
+    damaged = set(CheckpointStore(folder).steps()) - set(valid_steps(folder))
     return [f"the checkpoint of step {step} bears its name and is damaged" for step in damaged]
 
 
 def leftovers(folder: Path) -> list[str]:
-    """A line for each file that a writer has left behind."""
+    """One line per temporary file left behind."""
     found = [path for path in folder.rglob("*") if path.name.endswith((".part", ".old"))]
     return [f"{path.relative_to(folder)} is left" for path in found]
 
 
-def to_the_end(
-    world: World, twin: Twin, folder: Path, was_stopped: bool = False, allows_leftovers: bool = False
+def resume_and_compare(
+    world: World, reference: ReferenceRun, folder: Path, was_stopped: bool = False, allows_leftovers: bool = False
 ) -> list[str]:
-    """Do what a person does in the morning, and hold the finished run against its twin. Returns the problems."""
-    ended = go_on(world, twin, folder)
+    """Resume the run, let it finish, and compare it with its reference run. Returns the problems."""
+    ended = resume_run(world, reference, folder)
     if ended.code != 0:
         return [f"it could not be brought to its end: {ended}"]
-    return differences(folder, twin, was_stopped) + ([] if allows_leftovers else leftovers(folder))
+    return differences(folder, reference, was_stopped) + ([] if allows_leftovers else leftovers(folder))
 
 
-def go_on(world: World, twin: Twin, folder: Path, faults: Faults | None = None) -> Ended:
-    """`tiny-gpt resume`, or where that says that there is nothing to resume, the command that started the run."""
+def resume_run(world: World, reference: ReferenceRun, folder: Path, faults: Faults | None = None) -> Ended:
+    """`tiny-gpt resume`, or the original command if there is nothing to resume."""
     ended = Child(["resume", str(folder)], faults).wait()
     if ended.code == 2 and "is finished" in ended.err:
         return dataclasses.replace(ended, code=0)
     if ended.code == 3 and ("start the run again" in ended.err or "no run" in ended.err):
-        return Child(world.command(twin.kind, folder, **twin.more), faults).wait()
+        return Child(world.command(reference.kind, folder, **reference.more), faults).wait()
     return ended
