@@ -1,6 +1,6 @@
-"""`tiny-gpt doctor`: test this machine's arithmetic before a night is spent on it, and say what is safe.
+"""`tiny-gpt doctor`: test this machine's arithmetic before a long run, and say which device and precision are safe.
 
-Also tells the few facts of the machine that decide how a night goes.
+Also prints the facts of the machine that matter for an overnight run: memory, disk space and battery.
 """
 
 import json
@@ -33,28 +33,30 @@ from tiny_gpt.planning.types import BackendChoice
 from tiny_gpt.ui.terminal import check_mark, printable
 
 EVERY_DEVICE = "all"
-# An English text has so many kinds of characters, more or less.
-GUIDE_VOCAB_SIZE = 256
-# The guide's night needs less of either; a machine that has less will meet its limit before morning.
+# About the number of different characters in an English text, for autotuning the default model.
+CHAR_VOCAB_SIZE = 256
+# An overnight run of the default model needs less of either; below this it may run out before morning.
 MIN_DISK_BYTES = MIN_MEMORY_BYTES = 2e9
+# The columns of the table of checks.
+NAME_WIDTH, RESULT_WIDTH = 28, 14
 
-Show = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One device in one precision, tested."""
+class PrecisionReport:
+    """The results of one device in one precision."""
 
     device: str
     precision: str
     is_auto: bool
-    """Whether auto takes this precision on this device."""
+    """Whether `auto` chooses this precision on this device."""
     results: list[Result]
     choice: BackendChoice | None = None
-    """What auto takes on this device for the guide's model; told by the trial of its precision."""
+    """What autotuning chose for the default model on this device; in the report of its precision only."""
 
     @property
-    def safe(self) -> bool:
+    def is_safe(self) -> bool:
         return all(result.ok for result in self.results)
 
     def __str__(self) -> str:
@@ -62,59 +64,60 @@ class Trial:
 
 
 def examine(device_name: str = EVERY_DEVICE, as_json: bool = False) -> int:
-    """Test the device called `device_name` ("auto" is the preferred one), or every one there is, and print how it did.
+    """Test the device of this name, "auto" for the preferred one or "all" for each, and print the results.
 
-    Returns the exit code: 0 if what auto takes there is safe, else 1. Raises UsageError for a device that is not here.
+    Returns the exit code: 0 if what `auto` chooses is safe, else 1. Raises UsageError for a device that is not here.
     """
     devices = every_device() if device_name == EVERY_DEVICE else [pick_device(device_name)]
-    show: Show = (lambda line: None) if as_json else (lambda line: print(printable(line), flush=True))
+    show: Print = (lambda line: None) if as_json else (lambda line: print(printable(line), flush=True))
     start = time.perf_counter()
     facts = machine_facts()
     for line in fact_lines(facts):
         show(line)
-    trials = [trial for device in devices for trial in examine_device(device, show)]
-    chosen = next(trial for trial in trials if trial.is_auto)  # devices come in auto's order
+    reports = [report for device in devices for report in examine_device(device, show)]
+    auto = next(report for report in reports if report.is_auto)  # devices are in the order that auto prefers
     elapsed_s = time.perf_counter() - start
-    for line in (f"Errors in % of what rounding explains; {elapsed_s:.0f} s.", "", *verdict(trials, chosen)):
+    show(f"Percentages: error as a share of what rounding explains. All checks took {elapsed_s:.0f} s.")
+    show("")
+    for line in verdict(reports, auto):
         show(line)
     if as_json:
-        print(json.dumps(as_dict(facts, trials, chosen, elapsed_s), indent=2))
-    return 0 if chosen.safe else 1
+        print(json.dumps(as_dict(facts, reports, auto, elapsed_s), indent=2))
+    return 0 if auto.is_safe else 1
 
 
 def every_device() -> list[torch.device]:
-    """Each device once, the preferred first; cuda is cuda:0 by another name."""
+    """Each device once, the preferred first; cuda is another name of cuda:0."""
     return [torch.device(name) for name in available_devices() if name != "cuda:0"]
 
 
-def examine_device(device: torch.device, show: Show) -> list[Trial]:
-    """Test one device in every precision it could be told to use; the checks are shown as they are done."""
-    torch.set_float32_matmul_precision("highest")  # what another device was given must not change this one
+def examine_device(device: torch.device, show: Print) -> list[PrecisionReport]:
+    """Test one device in every precision that it supports, and show each row of results as it is known."""
+    torch.set_float32_matmul_precision("highest")  # undo what configure_torch set for another device
     configure_torch(device)
-    # What takes a GPU's compiler a minute is left to the night itself.
+    # On GPUs a run of one epoch, too short for torch.compile, which would take a minute here.
     config = RunConfig() if device.type == "cpu" else RunConfig(train=TrainConfig(epochs=1))
-    choice = choose_backend(config, GUIDE_VOCAB_SIZE, device)
-    names = [name for name in PRECISIONS if is_possible(name, device)]
+    choice = choose_backend(config, CHAR_VOCAB_SIZE, device)
+    precisions = [name for name in PRECISIONS if is_supported(name, device)]
     show("")
-    show(f"{describe_device(device):<28}" + "".join(f"{name:<14}" for name in names).rstrip())
+    show(_table_row(describe_device(device), precisions))
     rows = []
-    for row in zip(*(self_test(device, PRECISIONS[name]) for name in names), strict=True):
-        show(f"{row[0].name:<28}" + "".join(f"{cell(result):<14}" for result in row).rstrip())
+    for row in zip(*(self_test(device, PRECISIONS[name]) for name in precisions), strict=True):
+        show(_table_row(row[0].name, [result_cell(result) for result in row]))
         rows.append(row)
-    trials = [
-        Trial(str(device), name, is_auto, list(results), choice if is_auto else None)
-        for name, results in zip(names, zip(*rows, strict=True), strict=True)
-        for is_auto in [name == choice.candidate.precision]
-    ]
-    for trial in trials:
-        for result in trial.results:
+    reports = []
+    for precision, results in zip(precisions, zip(*rows, strict=True), strict=True):
+        is_auto = precision == choice.candidate.precision
+        reports.append(PrecisionReport(str(device), precision, is_auto, list(results), choice if is_auto else None))
+    for report in reports:
+        for result in report.results:
             if result.detail:
-                show(f"  {trial}: {result.detail if result.ok else describe(result)}")
-    return trials
+                show(f"  {report}: {result.detail if result.ok else describe(result)}")
+    return reports
 
 
-def is_possible(precision: str, device: torch.device) -> bool:
-    """Whether training on `device` could be told to use it."""
+def is_supported(precision: str, device: torch.device) -> bool:
+    """Whether --precision may name it on `device`."""
     try:
         candidate_precisions(precision, device)
     except UsageError:
@@ -122,60 +125,60 @@ def is_possible(precision: str, device: torch.device) -> bool:
     return True
 
 
-def cell(result: Result) -> str:
-    """✓ 12%, ✓ exact, ✗ 35 times, ✗ no number, ✗ wrong."""
+def result_cell(result: Result) -> str:
+    """✓ 12%, ✓ exact, ✗ 35.0x (times the bound), ✗ NaN, ✗ wrong"""
     good = check_mark(sys.stdout)
     bad = "✗" if good == "✓" else "x"
     if result.ok:
         return f"{good} {result.error / result.bound:.0%}" if result.bound else f"{good} exact"
     if math.isnan(result.error):
-        return f"{bad} no number"
+        return f"{bad} NaN"
     share = result.error / result.bound if result.bound else math.inf
-    return f"{bad} {share:,.1f} times" if share < 1e6 else f"{bad} wrong"
+    return f"{bad} {share:,.1f}x" if share < 1e6 else f"{bad} wrong"
 
 
-def verdict(trials: list[Trial], chosen: Trial) -> Iterator[str]:
-    """What is safe, and the flags to use where auto is not."""
-    safe = [trial for trial in trials if trial.safe]
-    yield f"auto takes {chosen}{path_of(chosen)}: {reason(chosen)}."
-    if chosen.choice:
-        if was_measured(chosen):
-            yield f"  A part of a step takes: {chosen.choice.figures}."
-        yield from chosen.choice.notes
-    for trial in trials:
-        if not trial.safe:
-            yield f"Not safe: {trial} ({'; '.join(result.name for result in trial.results if not result.ok)})."
+def _table_row(name: str, cells: list[str]) -> str:
+    return (f"{name:<{NAME_WIDTH}}" + "".join(f"{cell:<{RESULT_WIDTH}}" for cell in cells)).rstrip()
+
+
+def verdict(reports: list[PrecisionReport], auto: PrecisionReport) -> Iterator[str]:
+    """What `auto` chooses, what is safe, and the flags to use where the choice is not."""
+    safe = [report for report in reports if report.is_safe]
+    backend = f", backend {auto.choice.candidate.backend}" if auto.choice and was_timed(auto) else ""
+    yield f"auto chooses {auto}{backend}: {reason(auto)}."
+    if auto.choice:
+        if was_timed(auto):
+            yield f"  Backends measured: {auto.choice.figures}."
+        yield from auto.choice.notes
+    for report in reports:
+        if not report.is_safe:
+            yield f"Not safe: {report} ({'; '.join(result.name for result in report.results if not result.ok)})."
     if safe:
-        yield f"Safe for a night: {join([str(trial) for trial in safe])}."
-    if not chosen.safe and safe:
+        yield f"Safe for training: {join([str(report) for report in safe])}."
+    if not auto.is_safe and safe:
         yield f"Train with: {' '.join(flags(safe))}"
     if not safe:
-        yield "Nothing tested here is safe: a model would come out worse without a word. Update torch (make setup) and"
-        yield "the system, restart the machine, and ask again; tiny-gpt doctor without --device tests every device."
+        yield "Nothing tested here is safe: training would silently give a worse model. Update torch (make setup) and"
+        yield "the system, restart the machine, and try again; tiny-gpt doctor without --device tests every device."
 
 
-def reason(chosen: Trial) -> str:
-    """Why auto takes this precision, and this path, on this device."""
-    if was_measured(chosen):
-        return "the fastest for the guide's model"
-    if chosen.device == "mps":
+def reason(auto: PrecisionReport) -> str:
+    """Why `auto` chooses this precision and backend on this device."""
+    if was_timed(auto):
+        return "the fastest for the default model"
+    if auto.device == "mps":
         return "bf16 is no faster there"
-    return "it has units for bf16" if chosen.precision == "bf16" else "it has no units for bf16"
+    return "it has bf16 units" if auto.precision == "bf16" else "it has no bf16 units"
 
 
-def path_of(chosen: Trial) -> str:
-    """The path that auto takes, where it has found that out."""
-    return f", {chosen.choice.candidate.backend}" if chosen.choice and was_measured(chosen) else ""
+def was_timed(auto: PrecisionReport) -> bool:
+    """Whether autotuning had alternatives."""
+    return auto.choice is not None and len(auto.choice.seconds) > 1
 
 
-def was_measured(chosen: Trial) -> bool:
-    """Whether auto had a choice."""
-    return chosen.choice is not None and len(chosen.choice.seconds) > 1
-
-
-def flags(safe: list[Trial]) -> list[str]:
-    """The flags that lead to the first safe trial: of the preferred device, in auto's precision where that is safe."""
-    best = next((trial for trial in safe if trial.device == safe[0].device and trial.is_auto), safe[0])
+def flags(safe: list[PrecisionReport]) -> list[str]:
+    """The flags for the first safe device, in the precision that `auto` chooses where that is safe."""
+    best = next((report for report in safe if report.device == safe[0].device and report.is_auto), safe[0])
     device = [] if best.device == available_devices()[0] else ["--device", best.device]
     return device + ([] if best.is_auto else ["--precision", best.precision])
 
@@ -186,7 +189,7 @@ def join(words: list[str]) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What this machine is and has, ready for JSON."""
+    """Versions, memory, disk space and battery, as JSON values."""
     memory = psutil.virtual_memory()
     return {
         "torch": torch.__version__,
@@ -201,48 +204,51 @@ def machine_facts() -> dict[str, Any]:
 
 
 def battery() -> dict[str, Any] | None:
-    """How full it is and whether it is being charged; None without one, or where the system does not tell."""
+    """Charge and whether it is plugged in; None without a battery, or where the system does not report it."""
     try:
-        found = system_battery()
+        sensor = system_battery()
     except Exception:  # some systems lack the call, others the files it reads
         return None
-    return found and {"percent": round(found.percent), "plugged_in": found.power_plugged}
+    return sensor and {"percent": round(sensor.percent), "plugged_in": sensor.power_plugged}
 
 
 def fact_lines(facts: dict[str, Any]) -> Iterator[str]:
-    """The same for people, with what stands against a night."""
+    """`machine_facts` as text, with advice where something may end an overnight run early."""
     yield f"torch {facts['torch']}, Python {facts['python']}, {facts['system']}"
     memory, free = facts["memory_bytes"], facts["free_memory_bytes"]
-    low = "" if free >= MIN_MEMORY_BYTES else "; close other programs before the night"
-    yield f"memory      {free / 1e9:,.1f} of {memory / 1e9:,.1f} GB free{low}"
+    advice = "" if free >= MIN_MEMORY_BYTES else "; close other programs before training overnight"
+    yield f"memory      {free / 1e9:,.1f} of {memory / 1e9:,.1f} GB free{advice}"
     disk = facts["free_disk_bytes"]
-    low = "" if disk >= MIN_DISK_BYTES else "; make room before the night"
-    yield f"disk        {disk / 1e9:,.1f} GB free in this folder{low}"
+    advice = "" if disk >= MIN_DISK_BYTES else "; make room before training overnight"
+    yield f"disk        {disk / 1e9:,.1f} GB free in this folder{advice}"
     if power := facts["battery"]:
-        state = {True: ", plugged in", False: "; plug it in before the night", None: ""}[power["plugged_in"]]
-        yield f"battery     {power['percent']}%{state}"
+        advice = {True: ", plugged in", False: "; plug it in before training overnight", None: ""}[power["plugged_in"]]
+        yield f"battery     {power['percent']}%{advice}"
 
 
-def as_dict(facts: dict[str, Any], trials: list[Trial], chosen: Trial, elapsed_s: float) -> dict[str, Any]:
-    """All that was found out, ready for JSON: an error that is no finite number is null."""
-    safe = [trial for trial in trials if trial.safe]
+def as_dict(
+    facts: dict[str, Any], reports: list[PrecisionReport], auto: PrecisionReport, elapsed_s: float
+) -> dict[str, Any]:
+    """Everything that --json prints; errors that are NaN or infinite are null."""
+    safe = [report for report in reports if report.is_safe]
+    choice = auto.choice
     return {
         **facts,
-        "auto": {"device": chosen.device, "precision": chosen.precision}
-        | ({"backend": chosen.choice.candidate.backend, "seconds": chosen.choice.seconds} if chosen.choice else {}),
-        "safe": chosen.safe,
-        "flags": flags(safe) if safe and not chosen.safe else [],
+        "auto": {"device": auto.device, "precision": auto.precision}
+        | ({"backend": choice.candidate.backend, "seconds": choice.seconds} if choice else {}),
+        "safe": auto.is_safe,
+        "flags": flags(safe) if safe and not auto.is_safe else [],
         "elapsed_s": round(elapsed_s, 2),
-        "trials": [
+        "reports": [
             {
-                "device": trial.device,
-                "precision": trial.precision,
-                "safe": trial.safe,
+                "device": report.device,
+                "precision": report.precision,
+                "safe": report.is_safe,
                 "checks": [
                     asdict(result) | {"error": result.error if math.isfinite(result.error) else None}
-                    for result in trial.results
+                    for result in report.results
                 ],
             }
-            for trial in trials
+            for report in reports
         ],
     }

@@ -1,4 +1,6 @@
-"""What the self-test runs: reference.py is the arithmetic by definition, probe.py the comparison, the rest the checks.
+"""The checks behind `tiny-gpt doctor`: does a device compute correctly everything that training uses?
 
-A check is a function from a Probe to Deviations. Its shapes are the guide's, or those that have been wrong somewhere.
+self_test lists and runs the checks. attention, layers and step hold them: each is a function from a Harness to the
+Deviations that it found, at the shapes of the default model or at shapes that some torch version got wrong. reference
+has the definitions in fp64, and harness compares a kernel with its definition.
 """

@@ -1,129 +1,85 @@
-"""The arithmetic of a GPT and of its training, by definition: what fast kernels on any device are held against.
+"""Definitions of a GPT's operations and of AdamW: what fast kernels on any device are compared with.
 
-numpy in fp64, so that nothing here goes through torch. Every function takes its inputs and the gradient of the loss by
-its output, and returns the output followed by the gradients by the inputs, in their order. Nothing is fast.
+Evaluated in fp64 on the CPU. Every function is written with elementary operations only (products, exp, sums), none of
+the kernels under test, and autograd derives the gradients. The tests compare them with torch.nn.functional in fp64.
 
-Shapes: B batch, H heads, T queries, S keys, K head width, N rows, D and F widths, V vocabulary.
+Shapes: B batch, H heads, T queries, S keys, K head_dim, N rows, D and F widths, V vocabulary.
 """
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch.nn import functional as F
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
+Tensor = torch.Tensor
 
 
-def attention(
-    q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, gradient_BHTK: Array, keep_BHTS: Array | float = 1.0
-) -> tuple[Array, Array, Array, Array]:
-    """Causal attention (arXiv 1706.03762) of the last T of S positions; `keep_BHTS` is what dropout multiplies by."""
+def attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, keep_BHTS: Tensor | float = 1.0) -> Tensor:
+    """Causal attention (arXiv 1706.03762) of the last T of S positions; dropout multiplies weights by `keep_BHTS`."""
     T, S, K = q_BHTK.shape[2], k_BHSK.shape[2], q_BHTK.shape[3]
-    future_TS = np.triu(np.ones((T, S), dtype=bool), k=1 + S - T)
-    scores_BHTS = np.where(future_TS, -np.inf, q_BHTK @ k_BHSK.swapaxes(2, 3) / math.sqrt(K))
-    weights_BHTS = _softmax(scores_BHTS)
-    dropped_BHTS = weights_BHTS * keep_BHTS
-    grad_weights_BHTS = (gradient_BHTK @ v_BHSK.swapaxes(2, 3)) * keep_BHTS
-    grad_scores_BHTS = _softmax_gradient(weights_BHTS, grad_weights_BHTS) / math.sqrt(K)
-    return (
-        dropped_BHTS @ v_BHSK,
-        grad_scores_BHTS @ k_BHSK,
-        grad_scores_BHTS.swapaxes(2, 3) @ q_BHTK,
-        dropped_BHTS.swapaxes(2, 3) @ gradient_BHTK,
-    )
+    is_future_TS = torch.ones(T, S, dtype=torch.bool).triu(1 + S - T)
+    scores_BHTS = (q_BHTK @ k_BHSK.mT / math.sqrt(K)).masked_fill(is_future_TS, -math.inf)
+    return (softmax(scores_BHTS) * keep_BHTS) @ v_BHSK
 
 
-def linear(x: Array, weight_FD: Array, *bias_and_gradient: Array) -> tuple[Array, ...]:
-    """x W' + b over the last dimension of x; the bias may be left out."""
-    *bias_F, gradient = bias_and_gradient
-    F, D = weight_FD.shape
-    x_ND, gradient_NF = x.reshape(-1, D), gradient.reshape(-1, F)
-    y_NF = x_ND @ weight_FD.T + (bias_F[0] if bias_F else 0.0)
-    grad_x = (gradient_NF @ weight_FD).reshape(x.shape)
-    grad_bias = [gradient_NF.sum(0)] if bias_F else []
-    return y_NF.reshape(*x.shape[:-1], F), grad_x, gradient_NF.T @ x_ND, *grad_bias
+def linear(x: Tensor, weight_FD: Tensor, bias_F: Tensor | float = 0.0) -> Tensor:
+    """x W' + b over the last dimension of x, computed in two dimensions."""
+    y_NF = x.reshape(-1, x.shape[-1]) @ weight_FD.T + bias_F
+    return y_NF.reshape(*x.shape[:-1], len(weight_FD))
 
 
-def embedding(weight_VD: Array, ids_N: Ids, gradient_ND: Array) -> tuple[Array, Array]:
-    """A row of the table for each id; each adds its gradient to its row, one after the other."""
-    grad_weight_VD = np.zeros_like(weight_VD)
-    np.add.at(grad_weight_VD, ids_N, gradient_ND)
-    return weight_VD[ids_N], grad_weight_VD
+def embedding(weight_VD: Tensor, ids_N: Tensor) -> Tensor:
+    """The row of each id, as a product with one-hot vectors: the gradient of a row sums over its ids."""
+    return F.one_hot(ids_N, len(weight_VD)).double() @ weight_VD
 
 
-def cross_entropy(logits_NV: Array, targets_N: Ids, gradient_N: Array) -> tuple[Array, Array]:
-    """-log softmax(logits)[target] for each row, in nats."""
-    rows = np.arange(len(targets_N))
-    probabilities_NV = _softmax(logits_NV)
-    top_N = logits_NV.max(-1)
-    losses_N = top_N + np.log(np.exp(logits_NV - top_N[:, None]).sum(-1)) - logits_NV[rows, targets_N]
-    grad_NV = probabilities_NV.copy()
-    grad_NV[rows, targets_N] -= 1
-    return losses_N, grad_NV * gradient_N[:, None]
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each row, in nats."""
+    max_N1 = logits_NV.detach().amax(-1, keepdim=True)
+    log_sum_N = (logits_NV - max_N1).exp().sum(-1).log() + max_N1[:, 0]
+    return log_sum_N - logits_NV[torch.arange(len(targets_N)), targets_N]
 
 
-def softmax(x: Array, gradient: Array) -> tuple[Array, Array]:
-    """Softmax over the last dimension."""
-    weights = _softmax(x)
-    return weights, _softmax_gradient(weights, gradient)
+def softmax(x: Tensor) -> Tensor:
+    """Over the last dimension."""
+    powers = (x - x.detach().amax(-1, keepdim=True)).exp()
+    return powers / powers.sum(-1, keepdim=True)
 
 
-def layer_norm(
-    x_ND: Array, weight_D: Array, bias_D: Array, gradient_ND: Array, eps: float
-) -> tuple[Array, Array, Array, Array]:
-    """Mean zero, variance one, then a weight and a bias for each feature (arXiv 1607.06450)."""
-    centred_ND = x_ND - x_ND.mean(-1, keepdims=True)
-    y_ND, grad_x_ND, grad_weight_D = rms_norm(centred_ND, weight_D, gradient_ND, eps)
-    grad_x_ND -= grad_x_ND.mean(-1, keepdims=True)
-    return y_ND + bias_D, grad_x_ND, grad_weight_D, gradient_ND.sum(0)
+def layer_norm(x_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    """Mean zero and variance one, then a weight and a bias for each feature (arXiv 1607.06450)."""
+    return rms_norm(x_ND - x_ND.mean(-1, keepdim=True), weight_D, eps) + bias_D
 
 
-def rms_norm(x_ND: Array, weight_D: Array, gradient_ND: Array, eps: float) -> tuple[Array, Array, Array]:
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """Root mean square one, then a weight for each feature (arXiv 1910.07467)."""
-    scale_N1 = 1 / np.sqrt((x_ND**2).mean(-1, keepdims=True) + eps)
-    normed_ND, weighted_ND = x_ND * scale_N1, gradient_ND * weight_D
-    grad_x_ND = scale_N1 * (weighted_ND - normed_ND * (weighted_ND * normed_ND).mean(-1, keepdims=True))
-    return normed_ND * weight_D, grad_x_ND, (gradient_ND * normed_ND).sum(0)
+    return x_ND / (x_ND.square().mean(-1, keepdim=True) + eps).sqrt() * weight_D
 
 
-def gelu(x: Array, gradient: Array) -> tuple[Array, Array]:
+def gelu(x: Tensor) -> Tensor:
     """The tanh form of arXiv 1606.08415."""
-    a = math.sqrt(2 / math.pi)
-    t = np.tanh(a * (x + 0.044715 * x**3))
-    slope = 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * a * (1 + 3 * 0.044715 * x**2)
-    return 0.5 * x * (1 + t), gradient * slope
+    return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
 
 
-def silu(x: Array, gradient: Array) -> tuple[Array, Array]:
+def silu(x: Tensor) -> Tensor:
     """x times its logistic function."""
-    s = 1 / (1 + np.exp(-x))
-    return x * s, gradient * s * (1 + x * (1 - s))
+    return x / (1 + (-x).exp())
 
 
 def adamw(
-    parameter: Array,
-    gradients: Sequence[Array],
+    parameter: Tensor,
+    gradients: Sequence[Tensor],
     learning_rate: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-) -> Array:
+) -> Tensor:
     """The parameter after one AdamW update (arXiv 1711.05101) for each of `gradients`."""
-    mean, square = np.zeros_like(parameter), np.zeros_like(parameter)
+    mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
     for step, gradient in enumerate(gradients, start=1):
         mean = betas[0] * mean + (1 - betas[0]) * gradient
         square = betas[1] * square + (1 - betas[1]) * gradient**2
-        direction = mean / (1 - betas[0] ** step) / (np.sqrt(square / (1 - betas[1] ** step)) + eps)
+        direction = mean / (1 - betas[0] ** step) / ((square / (1 - betas[1] ** step)).sqrt() + eps)
         parameter = parameter * (1 - learning_rate * weight_decay) - learning_rate * direction
     return parameter
-
-
-def _softmax(x: Array) -> Array:
-    powers: Array = np.exp(x - x.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-def _softmax_gradient(weights: Array, gradient: Array) -> Array:
-    return weights * (gradient - (weights * gradient).sum(-1, keepdims=True))

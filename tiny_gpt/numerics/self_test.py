@@ -1,9 +1,9 @@
-"""Does a device compute what it should? The arithmetic of a night, held against its definition in fp64.
+"""The self-test: runs every check of a device in a precision.
 
-GPUs have returned wrong numbers without a word: attention on permuted inputs (pytorch#181133), linear layers with 3-D
-inputs (#180776, #192934), gradients of many rows from the second call on (#177116). The CPU has added up a norm's
-gradients in bf16, off by half. A loss still falls then, only not as far. So each kind of kernel that training uses is
-run here, in a few seconds; checks/ has them, and probe.py says what rounding is allowed. Prints nothing.
+Hardware and kernels have silently computed wrong numbers: MPS's attention on permuted inputs (pytorch#181133), its
+linear layers with 3-D inputs (#180776, #192934), gradients of many rows from the second call on (#177116); torch's
+CPU kernel accumulates the gradients of a norm in bf16, off by half. Training goes on then, and ends with a worse model.
+So every kind of kernel that training uses is compared with its definition here, in a few seconds.
 """
 
 import math
@@ -15,53 +15,53 @@ import torch
 
 from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.numerics import attention, layers, step
-from tiny_gpt.numerics.probe import Deviation, Probe
+from tiny_gpt.numerics.harness import Deviation, Harness
 
-Check = Callable[[Probe], Iterator[Deviation]]
+Check = Callable[[Harness], Iterator[Deviation]]
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one kind of arithmetic did."""
+    """The outcome of one check."""
 
     name: str
     ok: bool
     error: float
-    """The worst error found, relative; infinite if it could not be computed, nan if numbers were none."""
+    """The worst relative error; infinite if the kernel raised, NaN if it returned NaN."""
     bound: float
     """The largest error that rounding explains; zero where nothing is rounded."""
     detail: str
-    """What was off the most, or why nothing was computed; where all is well, what else is worth knowing."""
+    """What had the worst error, or the exception raised; for a check that passed, a note for the user, if any."""
 
 
 def self_test(device: torch.device, dtype: torch.dtype) -> Iterator[Result]:
-    """The result of every check, in the order of CHECKS, each as soon as it is there.
+    """Run all CHECKS in order and yield each result as it is known.
 
-    Tests what `device.configure_torch` has set up. The CPU's random state stays as it was; a GPU's does not.
+    Tests torch as `device.configure_torch` has set it up. The CPU's random state is left untouched; a GPU's is not.
     """
     for name in CHECKS:
         yield run_check(name, device, dtype)
 
 
 def run_check(name: str, device: torch.device, dtype: torch.dtype) -> Result:
-    """One of CHECKS. A kernel that raises has failed; no error escapes."""
+    """Run one of CHECKS. A kernel that raises has failed; no exception escapes."""
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            found = list(CHECKS[name](Probe(device, dtype)))
-    except Exception as failure:  # whatever a broken driver raises
+            deviations = list(CHECKS[name](Harness(device, dtype)))
+    except Exception as failure:  # broken drivers raise all kinds
         reason = (str(failure).strip() or "no reason given").splitlines()[0]
         return Result(name, False, math.inf, 0.0, f"{type(failure).__name__}: {reason}")
-    worst = max((each for each in found if not each.note), key=lambda each: each.share)
-    notes = sorted({each.note for each in found if each.note and not each.ok})
+    worst = max((each for each in deviations if not each.note), key=lambda each: each.share)
+    notes = sorted({each.note for each in deviations if each.note and not each.ok})
     return Result(name, worst.ok, worst.error, worst.bound, "; ".join(notes) if worst.ok else worst.what)
 
 
 def describe(failed: Result) -> str:
-    """`linear, 3-D: (2, 64, 128) to 384, output is off by 1.2, at most 0.063 is rounding`."""
+    """linear, 3-D: (2, 64, 128) to 384, output: error 1.2, of which rounding explains 0.063"""
     if math.isinf(failed.error):
         return f"{failed.name}: {failed.detail}"
-    off = f"off by {failed.error:.2g}" if math.isfinite(failed.error) else "no number"
-    return f"{failed.name}: {failed.detail} is {off}, at most {failed.bound:.2g} is rounding"
+    error = f"error {failed.error:.2g}" if math.isfinite(failed.error) else "NaN"
+    return f"{failed.name}: {failed.detail}: {error}, of which rounding explains {failed.bound:.2g}"
 
 
 CHECKS: dict[str, Check] = {
@@ -76,7 +76,7 @@ CHECKS: dict[str, Check] = {
     "norms": layers.norms,
     "activations": layers.activations,
     "softmax": layers.softmax,
-    "dropout": layers.masked,
+    "dropout": layers.dropout_mask,
     "cross-entropy": layers.cross_entropy,
     "large sums": layers.reductions,
     "copies": layers.copies,
