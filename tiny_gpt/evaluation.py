@@ -1,6 +1,8 @@
-"""Losses that compare: the same windows every time, no dropout, never random batches.
+"""Validation losses that can be compared: the same windows every time, without dropout, never random batches.
 
-The windows lie side by side over the whole text where that is cheap, else evenly spaced over it.
+The windows lie side by side over the whole text where that is affordable, otherwise evenly spaced over it.
+
+Shapes: B windows, T tokens in a window.
 """
 
 import contextlib
@@ -15,14 +17,15 @@ from tiny_gpt.backends import get_backend
 from tiny_gpt.device import to_device
 from tiny_gpt.model.gpt import GPT
 
-# Shares of the time that evaluations may take in the course of a run.
+# Fractions of the time that evaluations may take during a run.
 VAL_SHARE = 0.05
 TRAIN_SHARE = 0.0125
-IGNORED = -100  # cross_entropy skips this target; the last window and the last batch are filled up with it
+# cross_entropy skips this target. The last window and the last batch are padded with it.
+IGNORED = -100
 
 
 class FixedWindows:
-    """A fixed set of windows of one text, and the mean loss over them."""
+    """A fixed set of windows of one text, and a model's mean loss over them."""
 
     def __init__(
         self,
@@ -39,32 +42,34 @@ class FixedWindows:
         n_blocks = math.ceil(n_targets / block_size)
         if n_targets > max_tokens:
             n_chosen = max(1, max_tokens // block_size)
-            blocks = np.linspace(0, n_blocks - 2, n_chosen).round().astype(np.int64)  # the last may be a part
+            blocks = np.linspace(0, n_blocks - 2, n_chosen).round().astype(np.int64)  # the last block may be shorter
         else:
             blocks = np.arange(n_blocks)
         self.starts = blocks * block_size
         self.n_tokens = int(np.minimum(block_size, n_targets - self.starts).sum())
+        """Targets that are scored."""
 
     def loss(self, model: GPT, beat: Callable[[], None] = lambda: None) -> float:
-        """Mean loss in nats per token. Leaves the model in the mode (train or eval) it was in.
+        """Mean loss in nats per token. The model's mode, train or eval, is restored.
 
         `beat` is called after each batch: a whole text may take long, and a watchdog may be waiting.
         """
-        total = torch.zeros(
-            (), dtype=torch.float64 if model.device.type != "mps" else torch.float32, device=model.device
-        )
-        with contextlib.closing(self._scored(model)) as scored:
-            for losses_BT, _ in scored:
+        # Summed in fp64, so that the sum of many tokens is exact enough; MPS has none.
+        dtype = torch.float64 if model.device.type != "mps" else torch.float32
+        total = torch.zeros((), dtype=dtype, device=model.device)
+        with contextlib.closing(self._score_batches(model)) as batches:
+            for losses_BT, _ in batches:
                 total += losses_BT.sum(dtype=total.dtype)
                 beat()
         return total.item() / self.n_tokens
 
     def losses(self, model: GPT) -> torch.Tensor:
-        """The loss of each token in nats, in the order of the windows, on the CPU."""
-        return torch.cat([losses_BT[targets_BT != IGNORED].cpu() for losses_BT, targets_BT in self._scored(model)])
+        """The loss of each token in nats, (n_tokens,), in the order of the windows, on the CPU."""
+        batches = self._score_batches(model)
+        return torch.cat([losses_BT[targets_BT != IGNORED].cpu() for losses_BT, targets_BT in batches])
 
-    def _scored(self, model: GPT) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """Losses (B, T) and targets of each batch."""
+    def _score_batches(self, model: GPT) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """(losses_BT, targets_BT) of each batch; padding has a loss of 0."""
         was_training = model.training
         model.eval()
         try:
@@ -77,23 +82,23 @@ class FixedWindows:
             model.train(was_training)
 
     def _batch(self, starts: NDArray[np.int64]) -> torch.Tensor:
-        """Inputs and targets, always (batch_size, block_size) each, so that a device compiles one shape only."""
-        places = starts[:, None] + np.arange(self.block_size + 1)
-        is_text = places < len(self.tokens)
+        """Inputs and targets (2, B, T), padded to the full batch size, so that a device compiles only one shape."""
+        positions = starts[:, None] + np.arange(self.block_size + 1)
+        is_text = positions < len(self.tokens)
         windows = np.full((self.batch_size, self.block_size + 1), IGNORED, dtype=np.int64)
-        windows[: len(starts)][is_text] = self.tokens[places[is_text]]
+        windows[: len(starts)][is_text] = self.tokens[positions[is_text]]
         return torch.from_numpy(np.stack((windows[:, :-1].clip(min=0), windows[:, 1:])))
 
 
 def affordable_tokens(tokens_trained: int, share: float) -> int:
-    """Tokens that can be scored while `tokens_trained` are trained on, for `share` of the time.
+    """Tokens that can be scored in `share` of the time in which `tokens_trained` are trained on.
 
-    A forward pass is a third of a training step's arithmetic. Counted, not timed, so that the same seed scores the
-    same windows.
+    A training step does three times the arithmetic of a forward pass. It is counted, not timed, so that the same seed
+    scores the same windows on every machine.
     """
     return int(3 * share * tokens_trained)
 
 
 def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
-    """Nats per token to bits per byte of UTF-8, the figure that compares across tokenizers."""
+    """Nats per token converted to bits per byte of UTF-8 text, which can be compared between tokenizers."""
     return loss * n_tokens / (n_bytes * math.log(2))

@@ -1,4 +1,4 @@
-"""The machine is kept awake while it trains, its display never; where that fails, training goes on and says so."""
+"""The machine is kept awake while it trains, but not its display; if that fails, training continues and reports it."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ import pytest
 from tiny_gpt.host import keep_awake as awake
 from tiny_gpt.host.keep_awake import KeepAwake
 
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked through systemd")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="systemd is used on Linux only")
 
 
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path, monkeypatch):
-    """No desktop session and no command; returns the folder of the commands."""
+    """No desktop session and no commands; returns the folder in which tests put commands."""
     for name in ("DBUS_SESSION_BUS_ADDRESS", "WAKEPY_FAKE_SUCCESS", "WAKEPY_FORCE_FAILURE"):
         monkeypatch.delenv(name, raising=False)
     commands = tmp_path / "bin"
@@ -33,11 +33,11 @@ def bare_machine(tmp_path, monkeypatch):
 
 
 class Wakepy(ModuleType):
-    """Stands for wakepy: notes what it is asked for, and in which thread."""
+    """A fake wakepy that records its calls and their threads."""
 
     def __init__(self, active=True, enter=lambda: None, leave=lambda: None):
         super().__init__("wakepy")
-        self.keep = SimpleNamespace(running=self.running)  # there is no keep.presenting to be asked
+        self.keep = SimpleNamespace(running=self.running)  # no keep.presenting, which would keep the display on
         self.active, self.enter, self.leave = active, enter, leave
         self.log = []
 
@@ -56,16 +56,16 @@ class Wakepy(ModuleType):
 
 
 @pytest.fixture
-def plant(monkeypatch):
-    def plant(wakepy):
+def install(monkeypatch):
+    def install(wakepy):
         monkeypatch.setitem(sys.modules, "wakepy", wakepy)
         return wakepy
 
-    return plant
+    return install
 
 
 def inhibitor(folder, program):
-    """A command `systemd-inhibit` that runs these lines of a shell."""
+    """A fake command `systemd-inhibit` that runs these lines of shell."""
     path = folder / "systemd-inhibit"
     path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\nfolder={folder.parent}\n{program}\n")
     path.chmod(0o755)
@@ -84,7 +84,7 @@ def wait_until(condition):
 # --- wakepy ---
 
 
-def test_this_machine_is_asked_without_a_word(capfd, monkeypatch):
+def test_the_real_machine_answers_silently(capfd, monkeypatch):
     monkeypatch.undo()
     start = time.monotonic()
     with KeepAwake() as keeper:
@@ -93,29 +93,29 @@ def test_this_machine_is_asked_without_a_word(capfd, monkeypatch):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_machine_that_wakepy_keeps_awake_is_no_problem(monkeypatch):
+def test_no_problem_if_wakepy_succeeds(monkeypatch):
     monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "1")
     with KeepAwake() as keeper:
         assert keeper.problem is None
 
 
-def test_the_problem_is_one_line_that_says_what_to_do():
+def test_the_problem_is_one_line_with_a_remedy():
     with KeepAwake() as keeper:
         assert keeper.problem.startswith("this machine cannot be kept awake (no power manager answered")
         assert "if it is set to sleep when idle, turn that off" in keeper.problem
         assert "\n" not in keeper.problem
 
 
-def test_only_the_system_is_kept_awake_never_the_display(plant):
-    wakepy = plant(Wakepy())
+def test_the_display_may_turn_off(install):
+    wakepy = install(Wakepy())
     with KeepAwake() as keeper:
         assert keeper.problem is None
         assert wakepy.calls == ["enter"]
     assert wakepy.calls == ["enter", "leave"]
 
 
-def test_who_does_not_want_it_is_not_kept_awake(plant):
-    wakepy = plant(Wakepy())
+def test_disabled_it_asks_nobody(install):
+    wakepy = install(Wakepy())
     with KeepAwake(enabled=False) as keeper:
         keeper.release()
         keeper.renew()
@@ -123,8 +123,8 @@ def test_who_does_not_want_it_is_not_kept_awake(plant):
     assert wakepy.calls == []
 
 
-def test_released_it_may_sleep_and_renewed_it_may_not(plant):
-    wakepy = plant(Wakepy())
+def test_release_and_renew_use_one_thread_each_time(install):
+    wakepy = install(Wakepy())
     with KeepAwake() as keeper:
         keeper.renew()
         assert wakepy.calls == ["enter"]
@@ -140,53 +140,53 @@ def test_released_it_may_sleep_and_renewed_it_may_not(plant):
     assert threads[::2] == threads[1::2]
 
 
-def test_without_wakepy_training_goes_on(plant):
-    plant(None)
+def test_a_missing_wakepy_is_reported(install):
+    install(None)
     with KeepAwake() as keeper:
         assert "wakepy is not installed" in keeper.problem
 
 
 @pytest.mark.parametrize("where", ["enter", "leave"])
-def test_a_wakepy_that_fails_does_not_matter(where, plant, capfd):
+def test_a_failing_wakepy_does_not_raise(where, install, capfd):
     def fail():
         raise ValueError("no such bus")
 
-    plant(Wakepy(**{where: fail}))
+    install(Wakepy(**{where: fail}))
     with KeepAwake() as keeper:
         assert ("ValueError('no such bus')" in (keeper.problem or "")) == (where == "enter")
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_exception_in_training_passes_through(plant):
-    wakepy = plant(Wakepy())
+def test_an_exception_in_training_passes_through(install):
+    wakepy = install(Wakepy())
     with pytest.raises(ZeroDivisionError), KeepAwake():
         raise ZeroDivisionError
     assert wakepy.calls == ["enter", "leave"]
 
 
-def test_a_desktop_that_does_not_answer_holds_nothing_up(plant, monkeypatch):
+def test_a_silent_desktop_does_not_block(install, monkeypatch):
     monkeypatch.setattr(awake, "ANSWER_TIMEOUT_S", 0.1)
     answer = threading.Event()
-    wakepy = plant(Wakepy(enter=answer.wait))
+    wakepy = install(Wakepy(enter=answer.wait))
     start = time.monotonic()
     with KeepAwake() as keeper:
         assert "the system did not answer" in keeper.problem
     assert time.monotonic() - start < 1
     answer.set()
-    wait_until(lambda: wakepy.calls == ["enter", "leave"])  # nothing is held after the end
+    wait_until(lambda: wakepy.calls == ["enter", "leave"])  # released after the end
 
 
-def test_a_desktop_that_answers_late_is_no_problem_any_more(plant, monkeypatch):
+def test_a_late_answer_solves_the_problem(install, monkeypatch):
     monkeypatch.setattr(awake, "ANSWER_TIMEOUT_S", 0.1)
     answer = threading.Event()
-    plant(Wakepy(enter=answer.wait))
+    install(Wakepy(enter=answer.wait))
     with KeepAwake() as keeper:
         assert keeper.problem
         answer.set()
         wait_until(lambda: keeper.problem is None)
 
 
-def test_a_system_without_threads_left_holds_nothing_up(monkeypatch):
+def test_without_threads_it_reports_a_problem(monkeypatch):
     def start(_):
         raise RuntimeError("can't start new thread")
 
@@ -196,7 +196,7 @@ def test_a_system_without_threads_left_holds_nothing_up(monkeypatch):
 
 
 @linux_only
-def test_neither_ctrl_c_nor_a_closed_terminal_reaches_what_wakepy_starts(plant):
+def test_child_processes_of_wakepy_ignore_ctrl_c_and_hangup(install):
     blocked = []
 
     def enter():
@@ -204,7 +204,7 @@ def test_neither_ctrl_c_nor_a_closed_terminal_reaches_what_wakepy_starts(plant):
         mask = int(status.partition("SigBlk:")[2].split()[0], 16)
         blocked.extend(number for number in signal.Signals if mask >> (number - 1) & 1)
 
-    plant(Wakepy(enter=enter))
+    install(Wakepy(enter=enter))
     with KeepAwake():
         assert blocked == [signal.SIGHUP, signal.SIGINT]
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -214,7 +214,7 @@ def test_neither_ctrl_c_nor_a_closed_terminal_reaches_what_wakepy_starts(plant):
 
 
 @linux_only
-def test_systemd_is_asked_where_no_desktop_listens(bare_machine):
+def test_systemd_helps_without_a_desktop(bare_machine):
     inhibitor(bare_machine, HOLD)
     folder = bare_machine.parent
     with KeepAwake() as keeper:
@@ -233,7 +233,7 @@ def test_systemd_is_asked_where_no_desktop_listens(bare_machine):
 
 
 @linux_only
-def test_systemd_is_asked_for_less_where_it_refuses_more(bare_machine):
+def test_a_refused_sleep_lock_falls_back_to_idle(bare_machine):
     inhibitor(bare_machine, f'case "$1" in *sleep*) echo denied >&2; exit 1;; esac; {HOLD}')
     with KeepAwake() as keeper:
         assert keeper.problem is None
@@ -242,7 +242,7 @@ def test_systemd_is_asked_for_less_where_it_refuses_more(bare_machine):
 
 @linux_only
 @pytest.mark.parametrize("program", ["exit 1", "echo failed >&2", "exec true"])
-def test_a_systemd_that_refuses_is_a_problem(program, bare_machine, capfd):
+def test_a_refusing_systemd_is_a_problem(program, bare_machine, capfd):
     inhibitor(bare_machine, program)
     with KeepAwake() as keeper:
         assert "no power manager answered, and systemd refused" in keeper.problem
@@ -250,7 +250,7 @@ def test_a_systemd_that_refuses_is_a_problem(program, bare_machine, capfd):
 
 
 @linux_only
-def test_a_systemd_that_does_not_answer_is_left_alone(bare_machine, monkeypatch):
+def test_a_silent_systemd_is_killed(bare_machine, monkeypatch):
     monkeypatch.setattr(awake, "ANSWER_TIMEOUT_S", 0.1)
     monkeypatch.setattr(awake, "EXIT_TIMEOUT_S", 0.1)
     inhibitor(bare_machine, "echo $$ > $folder/pid; exec sleep 60")
@@ -264,7 +264,7 @@ def test_a_systemd_that_does_not_answer_is_left_alone(bare_machine, monkeypatch)
 
 
 @linux_only
-def test_systemd_inside_windows_is_not_believed(bare_machine, monkeypatch):
+def test_systemd_inside_windows_does_not_count(bare_machine, monkeypatch):
     monkeypatch.setattr(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
     inhibitor(bare_machine, HOLD)
     with KeepAwake() as keeper:
@@ -272,7 +272,7 @@ def test_systemd_inside_windows_is_not_believed(bare_machine, monkeypatch):
 
 
 @linux_only
-def test_a_killed_training_keeps_nothing_awake(bare_machine):
+def test_a_killed_training_releases_the_lock(bare_machine):
     inhibitor(bare_machine, HOLD)
     program = (
         "from tiny_gpt.host.keep_awake import KeepAwake; KeepAwake().__enter__(); print('awake', flush=True); input()"

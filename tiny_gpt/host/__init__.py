@@ -1,1 +1,1 @@
-"""The machine that a training runs on: watchdog, signals, sleep, battery."""
+"""The machine that a run uses: watchdog, signals, sleep, battery. It imports nothing of the training."""

@@ -1,1 +1,1 @@
-"""Learning: trainer.py sequences, the other files each hold one idea. Yields events, prints nothing."""
+"""The mathematics of training: step, optimizer, schedule, budget, guard. It prints nothing and knows no files."""
