@@ -99,12 +99,16 @@ def expected_tensors(model):
             continue
         _, layer, part = part.split(".", 2)
         expected[f"blk.{layer}.{names[part]}.{kind}"] = weight
-    if model.config.architecture == "qwen3":
-        width = model.config.n_head * model.config.dim_per_head
+    if model.config.architecture != "gpt2":
+        n_head, head_dim = model.config.n_head, model.config.dim_per_head
         for layer in range(model.config.n_layer):
             qkv = expected.pop(f"blk.{layer}.attn_qkv.weight")
-            for place, letter in enumerate("qkv"):
-                expected[f"blk.{layer}.attn_{letter}.weight"] = qkv[place * width : (place + 1) * width]
+            for letter, part in zip("qkv", np.split(qkv, 3), strict=True):
+                expected[f"blk.{layer}.attn_{letter}.weight"] = part
+                if model.config.architecture == "llama" and letter in "qk":  # rows 0, K/2, 1, K/2 + 1, ... of each head
+                    order = [i + half for i in range(head_dim // 2) for half in (0, head_dim // 2)]
+                    rows = [head * head_dim + i for head in range(n_head) for i in order]
+                    expected[f"blk.{layer}.attn_{letter}.weight"] = part[rows]
     return expected
 
 
@@ -142,8 +146,9 @@ def test_the_settings_are_the_model_s(architecture, tmp_path):
     if architecture == "gpt2":
         arch, attention["layer_norm_epsilon"] = "gpt2", pytest.approx(1e-5)
     else:
-        arch, common["rope.freq_base"] = "qwen3", 500_000.0
-        attention |= dict(key_length=64, value_length=64, layer_norm_rms_epsilon=pytest.approx(1e-6))
+        arch, common["rope.freq_base"] = architecture, 500_000.0
+        epsilon = {"qwen3": 1e-6, "llama": 1e-5}[architecture]
+        attention |= dict(key_length=64, value_length=64, layer_norm_rms_epsilon=pytest.approx(epsilon))
     assert settings == {
         "general.architecture": arch,
         "general.name": "tiny_gpt",

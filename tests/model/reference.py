@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.gpt import GPT
@@ -77,6 +85,13 @@ REFERENCES = {
         LLAMA_SETTINGS,
         dict(rms_norm_eps=1e-6, attention_bias=False),
         LLAMA_NAMES | {"attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm"},
+    ),
+    "llama": Reference(
+        LlamaForCausalLM,
+        LlamaConfig,
+        LLAMA_SETTINGS,
+        dict(rms_norm_eps=1e-5, attention_bias=False, mlp_bias=False),
+        LLAMA_NAMES,
     ),
 }
 

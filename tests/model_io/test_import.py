@@ -13,7 +13,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from tiny_gpt import files
 from tiny_gpt.cli.main import main
@@ -53,6 +62,23 @@ QWEN3 = dict(
     tie_word_embeddings=True,
 )
 
+# As SmolLM2's config.json, but for its size; head_dim is left to the library.
+LLAMA = dict(
+    vocab_size=N_IDS,
+    hidden_size=18,
+    intermediate_size=20,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    max_position_embeddings=24,
+    rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+    tie_word_embeddings=True,
+)
+TINY_LLAMA = dict(
+    hidden_size=16, num_attention_heads=4, num_key_value_heads=2, rope_parameters=None, tie_word_embeddings=False
+)
+
 
 def random_weights(model: Any) -> Any:
     torch.manual_seed(0)
@@ -68,6 +94,10 @@ def gpt2(**changes: Any) -> Any:
 
 def qwen3(**changes: Any) -> Any:
     return random_weights(Qwen3ForCausalLM(Qwen3Config(**QWEN3 | changes)))
+
+
+def llama(**changes: Any) -> Any:
+    return random_weights(LlamaForCausalLM(LlamaConfig(**LLAMA | changes)))
 
 
 def saved(model: Any, folder: Path, **options: Any) -> Path:
@@ -98,6 +128,9 @@ SOURCES: dict[str, Callable[[Path], object]] = {
     "qwen3, untied": lambda folder: saved(qwen3(tie_word_embeddings=False, num_key_value_heads=4), folder),
     "qwen3 with one head of keys": lambda folder: saved(qwen3(num_key_value_heads=1, head_dim=4), folder),
     "qwen3 in many files": lambda folder: saved(qwen3(), folder, max_shard_size="4KB"),
+    "llama, tied, grouped heads, bf16, as SmolLM2": lambda folder: saved(llama().bfloat16(), folder),
+    "llama, untied, grouped heads, as TinyLlama": lambda folder: saved(llama(**TINY_LLAMA), folder),
+    "llama with head_dim": lambda folder: saved(llama(head_dim=10, num_key_value_heads=3), folder),
     "gpt2 with padded rows": lambda folder: saved(gpt2(vocab_size=N_IDS + 8), folder),
 }
 
@@ -122,6 +155,32 @@ def test_the_settings_come_along(tmp_path: Path) -> None:
     config = read_folder(saved(qwen3(), tmp_path / "qwen3"), CPU).model.config
     assert (config.n_head, config.dim_per_head, config.rope_theta, config.block_size) == (4, 6, 1e6, 24)
     assert read_folder(saved(gpt2(), tmp_path / "gpt2"), CPU).model.config.dropout == 0.2
+
+
+def test_what_llamas_config_leaves_out_is_as_in_transformers(tmp_path: Path) -> None:
+    folder = saved(llama(num_key_value_heads=3), tmp_path / "model")
+    edit(folder / "config.json", head_dim=..., num_key_value_heads=..., attention_bias=..., mlp_bias=...)
+    config = read_folder(folder, CPU).model.config
+    assert (config.dim_per_head, config.rope_theta, config.traits.norm_eps) == (6, 1e5, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(rms_norm_eps=1e-6), "rms_norm_eps is 1e-06, but tiny_gpt supports only 1e-05"),
+        (dict(rms_norm_eps=...), "rms_norm_eps is 1e-06, but tiny_gpt supports only 1e-05"),
+        (dict(mlp_bias=True), "mlp_bias is True"),
+        (dict(attention_bias=True), "attention_bias is True"),
+        (dict(pretraining_tp=2), "pretraining_tp is 2"),
+        (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "rope_scaling is "),
+    ],
+)
+def test_what_our_llama_would_compute_otherwise_is_refused(tmp_path: Path, changes: Any, words: str) -> None:
+    folder = saved(llama(), tmp_path / "model")
+    edit(folder / "config.json", **changes)
+    with pytest.raises(BadInputError, match=words) as error:
+        read_folder(folder, CPU)
+    assert error.value.code == "hf-setting-unsupported"
 
 
 def test_the_older_place_of_rope_theta_is_read_too(tmp_path: Path) -> None:
@@ -274,7 +333,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config of 2 MB": (content("config.json", b" " * (2 << 20)), "is larger than"),
     "a config 100,000 deep": (content("config.json", b'{"a":' * 100_000), "is not JSON"),
     "a config in Latin-1": (content("config.json", b'{"\xe9": 1}'), "is not UTF-8"),
-    "another model": (config(model_type="llama"), "model_type is 'llama', but tiny_gpt supports only gpt2 or qwen3"),
+    "another model": (
+        config(model_type="gemma"),
+        "model_type is 'gemma', but tiny_gpt supports only gpt2 or qwen3 or llama",
+    ),
     "a model type of control characters": (config(model_type="\x1b]0;owned\x07" * 999), "model_type is "),
     "no model type": (config(model_type=...), "model_type is None"),
     "a model type that is a list": (config(model_type=[]), "model_type is []"),

@@ -59,4 +59,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         initialization="zero_output",
         custom_head_dim=True,
     ),
+    # arXiv 2302.13971; also the architecture of SmolLM2 and TinyLlama.
+    "llama": Architecture(
+        summary="rotary positions, RMSNorm, SwiGLU, like qwen3 without normalized queries and keys",
+        norm="rmsnorm",
+        norm_eps=1e-5,
+        positions="rotary",
+        mlp="swiglu",
+        qk_norm=False,
+        bias=False,
+        initialization="zero_output",
+        custom_head_dim=True,
+    ),
 }

@@ -39,11 +39,14 @@ class GGUFArchitecture:
     """What `general.architecture` says."""
     splits_qkv: bool
     """Whether queries, keys and values are three matrices there."""
+    rotates_neighbors: bool = False
+    """Whether rotary positions rotate the pairs (0, 1), (2, 3), ... of a head instead of (0, K/2), (1, K/2 + 1), ..."""
 
 
 GGUF_ARCHITECTURES = {
     "gpt2": GGUFArchitecture("gpt2", splits_qkv=False),
     "qwen3": GGUFArchitecture("qwen3", splits_qkv=True),
+    "llama": GGUFArchitecture("llama", splits_qkv=True, rotates_neighbors=True),
 }
 
 # Our modules' names and llama.cpp's, in all architectures. Inside a block, both have the block's number before them.
@@ -144,9 +147,21 @@ def tensors(model: GPT) -> Iterator[tuple[str, NDArray[np.float32]]]:
             )
         if part == "attention.qkv" and architecture.splits_qkv:
             for letter, third in zip("qkv", np.split(values, 3), strict=True):
-                yield f"{block}attn_{letter}.{kind}", third
+                is_rotated = architecture.rotates_neighbors and letter in "qk"
+                part = _pair_neighbors(third, model.config.n_head) if is_rotated else third
+                yield f"{block}attn_{letter}.{kind}", part
         else:
             yield f"{block}{NAMES[part]}.{kind}", values
+
+
+def _pair_neighbors(weight_ND: NDArray[np.float32], n_head: int) -> NDArray[np.float32]:
+    """Reorder the rows (H K, D) of queries or keys so that the two halves of each head alternate.
+
+    What our network rotates as (k, k + K/2) is then rotated as (2k, 2k + 1). Both queries and keys are reordered, so
+    their products stay. convert_hf_to_gguf.py of llama.cpp calls this `permute`.
+    """
+    by_half_H2KD = weight_ND.reshape(n_head, 2, -1, weight_ND.shape[1])
+    return by_half_H2KD.swapaxes(1, 2).reshape(weight_ND.shape)
 
 
 def _modelfile(config: ModelConfig) -> str:

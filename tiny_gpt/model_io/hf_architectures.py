@@ -160,4 +160,21 @@ HF_ARCHITECTURES: dict[str, HFArchitecture] = {
         transposed=False,
         mlx=True,
     ),
+    "llama": HFArchitecture(
+        model_type="llama",
+        model_class="LlamaForCausalLM",
+        settings=_llama_settings("llama")
+        | {
+            "num_key_value_heads": Field("n_kv_heads", default=lambda read: read["n_head"]),
+            "head_dim": Field("head_dim", default=lambda read: read["d_model"] // read["n_head"]),
+            "mlp_bias": fixed(False),
+            "pretraining_tp": fixed(1),
+        },
+        tied_by_default=False,
+        prefix="model.",
+        blocks="layers",
+        names=_LLAMA_NAMES,
+        transposed=False,
+        mlx=True,
+    ),
 }
