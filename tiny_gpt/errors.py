@@ -16,6 +16,11 @@ class TinyGPTError(Exception):
         self.code = code
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's exception, or the name of its class if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class UsageError(TinyGPTError):
     """An invalid flag or setting."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.data.support import write_documents
-from tiny_gpt.data.overlap import MIN_CHARACTERS, passages, repeated_fraction, val_overlap
+from tiny_gpt.data.overlap import MIN_PASSAGE_CHARACTERS, passages, repeated_fraction, val_overlap
 
 SENTENCES = [f"This is the sentence with the number {i}, and it is long enough to count." for i in range(100)]
 
@@ -26,4 +26,4 @@ def test_repeated_passages_are_counted():
     assert repeated_fraction(["\n".join(SENTENCES)] * 2, 10_000) == 0.5
     many = ["\n".join(f"{sentence} {i}" for sentence in SENTENCES) for i in range(50)] * 2
     assert repeated_fraction(many, 10**9, max_passages=1_000_000) == pytest.approx(0.5, abs=0.05)
-    assert list(passages("x" * (MIN_CHARACTERS - 1))) == []
+    assert list(passages("x" * (MIN_PASSAGE_CHARACTERS - 1))) == []

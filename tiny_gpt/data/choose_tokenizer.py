@@ -8,7 +8,7 @@ from tiny_gpt.tokenizer.base import TOKENIZERS, Tokenizer
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
 # A tokenizer is trained on a sample of this size; more text changes little and takes longer.
-SAMPLE_BYTES = 32_000_000
+TRAINING_SAMPLE_BYTES = 32_000_000
 # From this size of the training text on, bpe gives a lower loss than char (docs/log/recipe.md, "the recipe auto").
 MIN_BPE_BYTES = 100_000
 
@@ -22,7 +22,7 @@ def build_tokenizer(config: DataConfig, train: TextSplit) -> Tokenizer:
         return BpeTokenizer.from_file(user_path(config.tokenizer))
     name = auto_tokenizer(train.n_bytes) if config.tokenizer == "auto" else config.tokenizer
     vocab_size = config.vocab_size or default_vocab_size(train.n_bytes)
-    return TOKENIZERS[name].train(train.sample(SAMPLE_BYTES), vocab_size)
+    return TOKENIZERS[name].train(train.sample(TRAINING_SAMPLE_BYTES), vocab_size)
 
 
 def auto_tokenizer(n_bytes: int) -> str:

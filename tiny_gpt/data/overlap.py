@@ -1,13 +1,13 @@
 """Duplicate passages: within the training text, and between it and the validation text.
 
-A passage is a line, or a sentence of a long line, of at least MIN_CHARACTERS: shorter ones recur naturally.
+A passage is a line, or a sentence of a long line, of at least MIN_PASSAGE_CHARACTERS: shorter ones recur naturally.
 """
 
 from collections.abc import Iterable, Iterator
 
 from tiny_gpt.data.text_file import TextSplit
 
-MIN_CHARACTERS = 40
+MIN_PASSAGE_CHARACTERS = 40
 LONG_LINE = 1000
 SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "। ")
 # For the estimate of how many passages a text has.
@@ -17,14 +17,14 @@ AVERAGE_PASSAGE_CHARACTERS = 80
 def passages(text: str) -> Iterator[str]:
     """The passages of `text`, without surrounding white space."""
     for line in text.split("\n"):
-        if len(line) < MIN_CHARACTERS:
+        if len(line) < MIN_PASSAGE_CHARACTERS:
             continue
         if len(line) <= LONG_LINE:
             yield line.strip()
             continue
         for end in SENTENCE_ENDS:
             line = line.replace(end, end + "\n")
-        yield from (sentence.strip() for sentence in line.split("\n") if len(sentence) >= MIN_CHARACTERS)
+        yield from (sentence.strip() for sentence in line.split("\n") if len(sentence) >= MIN_PASSAGE_CHARACTERS)
 
 
 def val_overlap(train: TextSplit, val: TextSplit) -> float:

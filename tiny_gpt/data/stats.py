@@ -19,7 +19,7 @@ from tiny_gpt.data.token_store import temporary_build_folder
 from tiny_gpt.files import cache_folder
 from tiny_gpt.tokenizer.base import TOKENIZERS
 
-SAMPLE_BYTES = 8_000_000
+STATISTICS_SAMPLE_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def summarize(config: DataConfig) -> Generator[PreparationEvent, None, CorpusSum
         yield StageProgress("looking for repetition", 0, None)
         repeated = repeated_fraction((chunk.read().decode() for chunk in train.chunks()), n_characters)
         overlap = val_overlap(train, val)
-        sample = list(train.sample(SAMPLE_BYTES))
+        sample = list(train.sample(STATISTICS_SAMPLE_BYTES))
         token_counts = []
         for name in TOKENIZERS:
             yield StageProgress(f"trying {name}", 0, None)

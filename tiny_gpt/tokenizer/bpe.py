@@ -89,7 +89,7 @@ class BpeTokenizer:
             return cls.from_dict(tokenizer.to_dict())
         except OSError as error:
             raise BadInputError(
-                f"cannot read the tokenizer {path}: {error.strerror}", code="tokenizer-file-unreadable"
+                f"cannot read the tokenizer {path}: {error.strerror}", code="tokenizer-json-unreadable"
             ) from error
         except UnicodeDecodeError as error:
             raise BadInputError(f"{path}: {error}", code="tokenizer-file-not-utf8") from error

@@ -22,7 +22,7 @@ from tiny_gpt.errors import BadInputError
 
 # The largest tokenizer in wide use, o200k of GPT-4o and gpt-oss, takes 22 MB and has 2.2 million quotation marks: two
 # per token, four per merge. Building takes 70 bytes of memory per quotation mark.
-MAX_BYTES, MAX_QUOTES = 32 << 20, 2_300_000
+MAX_JSON_BYTES, MAX_QUOTES = 32 << 20, 2_300_000
 # Everything but the model: added tokens, pre-tokenizer, decoder.
 MAX_SETTINGS_CHARACTERS = 1 << 19
 # Ids may have gaps: as many as there are tokens, and this many more.
@@ -66,7 +66,7 @@ REMEDY = "use one such as GPT-2's or Llama 3's, or train your own with --tokeniz
 
 def load_untrusted_tokenizer(text: str) -> LibraryTokenizer:
     """The tokenizer whose `to_str()` is `text`. Raises BadInputError for anything else, and for unsafe ones."""
-    if sys.getsizeof(text) > MAX_BYTES or text.count('"') > MAX_QUOTES:
+    if sys.getsizeof(text) > MAX_JSON_BYTES or text.count('"') > MAX_QUOTES:
         raise BadInputError(
             "the tokenizer is too large; use one of at most 200,000 tokens", code="tokenizer-json-too-large"
         )

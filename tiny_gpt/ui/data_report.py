@@ -1,4 +1,4 @@
-"""What `tiny-gpt data` prints: the figures of a text, what they mean for a training, and the known datasets."""
+"""What `tiny-gpt data` prints: the figures of a text, what they mean for a training, and the built-in datasets."""
 
 from collections.abc import Iterator
 

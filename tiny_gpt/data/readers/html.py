@@ -22,13 +22,13 @@ BLOCK_TAGS = set(
 PARAGRAPH_TAGS = set("p blockquote h1 h2 h3 h4 h5 h6 ul ol table pre section article figure".split())
 # Where a page declares its encoding, in its first bytes.
 META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset=[\"']?([\w-]+)", re.IGNORECASE)
-SNIFFED_BYTES = 4096
+META_SEARCH_BYTES = 4096
 
 
 def read_html(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
     """The page is one document. The encoding is that of --encoding, a byte order mark, or the page's own <meta>."""
     content = raw.read()
-    declared = META_CHARSET.search(content[:SNIFFED_BYTES])
+    declared = META_CHARSET.search(content[:META_SEARCH_BYTES])
     if declared and context.options.encoding is None and not has_byte_order_mark(content):
         try:
             options = ReadOptions(context.options.text_field, declared[1].decode())

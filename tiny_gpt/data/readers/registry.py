@@ -15,7 +15,7 @@ from tiny_gpt.data.readers.epub import read_epub
 from tiny_gpt.data.readers.html import read_html
 from tiny_gpt.data.readers.json_lines import read_json_lines
 from tiny_gpt.data.readers.tables import read_csv, read_parquet
-from tiny_gpt.data.readers.text import read_text
+from tiny_gpt.data.readers.text import read_plain_text
 
 
 def read_documents(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
@@ -27,7 +27,7 @@ def read_documents(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
     suffixes = [suffix.lower() for suffix in PurePath(context.name).suffixes]
     if suffixes and suffixes[-1] in DECOMPRESSORS:
         raw, suffixes = DECOMPRESSORS[suffixes[-1]](raw), suffixes[:-1]
-    yield from READERS.get(suffixes[-1] if suffixes else "", read_text)(raw, context)
+    yield from READERS.get(suffixes[-1] if suffixes else "", read_plain_text)(raw, context)
 
 
 def supported_formats() -> list[str]:

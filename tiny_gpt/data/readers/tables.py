@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from tiny_gpt.data.readers.base import Document, ReadContext, missing_field, record_document
 from tiny_gpt.data.readers.text import lines
+from tiny_gpt.errors import first_line
 
 DELIMITERS = ",;\t"
 # Rows of a parquet table in memory at a time.
@@ -56,7 +57,6 @@ def read_parquet(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
             for value in batch.column(0):
                 yield from record_document(value.as_py(), context)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise context.unreadable(
-            "is not a complete parquet table", "parquet-damaged", reason, "download or copy it again"
+            "is not a complete parquet table", "parquet-damaged", first_line(error), "download or copy it again"
         ) from error

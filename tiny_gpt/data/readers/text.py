@@ -26,10 +26,10 @@ MAGIC_NUMBERS = {
     b"SQLite format 3": ("is a database", "export its text first"),
 }
 # Text contains no zero bytes; this many bytes are searched for one.
-SNIFFED_BYTES = 65536
+ZERO_SEARCH_BYTES = 65536
 
 
-def read_text(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
+def read_plain_text(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
     """The whole file is one document."""
     yield decoded_pieces(raw, context)
 
@@ -94,7 +94,7 @@ def _require_text(first_piece: bytes, context: ReadContext) -> None:
     for magic, (reason, remedy) in MAGIC_NUMBERS.items():
         if first_piece.startswith(magic):
             raise context.unreadable(reason, "file-not-text-format", remedy=remedy)
-    if b"\0" in first_piece[:SNIFFED_BYTES]:
+    if b"\0" in first_piece[:ZERO_SEARCH_BYTES]:
         raise context.unreadable(
             "is not a text file", "file-has-zero-bytes", "it contains zero bytes", "give plain text"
         )

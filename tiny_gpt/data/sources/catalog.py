@@ -1,4 +1,4 @@
-"""DATASETS: known texts by name, with their URLs, sizes, hashes and licenses.
+"""DATASETS: the built-in datasets by name, with their URLs, sizes, hashes and licenses.
 
 To add one, add a row. fetch.py downloads it on first use.
 """
@@ -26,7 +26,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A known text. Without files of its own it is generated on this machine."""
+    """A built-in dataset. One without files is generated on this machine."""
 
     description: str
     license: str

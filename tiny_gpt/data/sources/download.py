@@ -21,7 +21,7 @@ import psutil
 
 from tiny_gpt.data.progress import PreparationEvent, StageProgress
 from tiny_gpt.data.sources.files import file_size
-from tiny_gpt.errors import BadInputError
+from tiny_gpt.errors import BadInputError, first_line
 from tiny_gpt.files import CACHE_REMEDY, sha256_of, sync_folder, sync_to_disk, write_error
 
 CONNECT_TIMEOUT_S = 10.0
@@ -253,4 +253,4 @@ def _short_reason(error: BaseException) -> str:
     }.items():
         if sign in text:
             return reason
-    return text.splitlines()[0][:120] if text else type(error).__name__
+    return first_line(error)[:120]

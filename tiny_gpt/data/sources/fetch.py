@@ -36,7 +36,7 @@ def downloads_folder() -> Path:
 
 
 def fetch_dataset(name: str) -> Generator[PreparationEvent, None, DatasetFiles]:
-    """The files of a known dataset, downloaded on first use. Raises BadInputError."""
+    """The files of a built-in dataset, downloaded on first use. Raises BadInputError."""
     if name == python_docs.NAME:
         return DatasetFiles([SourceFile(_python_docs_file())], [])
     train: list[SourceFile] = []
@@ -53,7 +53,7 @@ def fetch_dataset(name: str) -> Generator[PreparationEvent, None, DatasetFiles]:
 
 
 def is_downloaded(name: str) -> bool:
-    """Whether a known dataset can be used without a network."""
+    """Whether a built-in dataset can be used without a network."""
     return all((downloads_folder() / remote.name).is_file() for remote in DATASETS[name].files)
 
 

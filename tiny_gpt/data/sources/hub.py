@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from tiny_gpt.data.progress import Notice, PreparationEvent
-from tiny_gpt.errors import BadInputError
+from tiny_gpt.errors import BadInputError, first_line
 
 # Files that contain text; the others in such a repository are cards, scripts and images.
 TEXT_PATTERNS = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.txt.gz", "*.csv")
@@ -40,8 +40,9 @@ def fetch_from_hub(name: str) -> Generator[PreparationEvent, None, list[Path]]:
             f"hf:{name} is not on this machine and the hub cannot be reached; try again online", code="hub-unreachable"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInputError(f"hf:{name} cannot be downloaded: {reason}", code="hub-download-failed") from error
+        raise BadInputError(
+            f"hf:{name} cannot be downloaded: {first_line(error)}", code="hub-download-failed"
+        ) from error
     return _text_files(name, root, folder)
 
 

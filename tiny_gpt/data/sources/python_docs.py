@@ -16,7 +16,7 @@ from tiny_gpt.errors import BadInputError
 
 NAME = "python-docs"
 # A Python that was stripped of its docstrings has some kilobytes left.
-MIN_CHARACTERS = 200_000
+MIN_TEXT_CHARACTERS = 200_000
 SKIPPED_FOLDERS = {
     "site-packages",
     "dist-packages",
@@ -35,7 +35,7 @@ def read_python_docs() -> list[str]:
     Raises BadInputError if this Python was installed without them.
     """
     documents = [*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))]
-    if sum(map(len, documents)) < MIN_CHARACTERS:
+    if sum(map(len, documents)) < MIN_TEXT_CHARACTERS:
         raise BadInputError(
             f"{NAME}: this Python was installed without its documentation; "
             "name a text of your own instead: tiny-gpt train FILE, or python3 train.py --data FILE",

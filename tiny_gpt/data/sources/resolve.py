@@ -85,7 +85,7 @@ def _resolve_one(spec: str, sources: Sources) -> Generator[PreparationEvent, Non
         sources.files += _matching_files(spec, sources.skipped)
     else:
         raise BadInputError(
-            f"no such file or folder: {spec} (looked in {Path.cwd()}); known datasets are {', '.join(DATASETS)} "
+            f"no such file or folder: {spec} (looked in {Path.cwd()}); built-in datasets are {', '.join(DATASETS)} "
             "(tiny-gpt data list); other sources are paths, patterns, - for standard input, https:// URLs "
             "and hf:OWNER/NAME",
             code="source-not-found",
