@@ -44,7 +44,7 @@ from tiny_gpt.device import (
     pick_precision,
     synchronize,
 )
-from tiny_gpt.run.resume import this_machine
+from tiny_gpt.run.description import machine_fingerprint
 
 OURS, PLAIN, TEXTBOOK, CEILING = "tiny_gpt", "plain-fp32", "textbook", "matrix-products"
 Name = Literal["tiny_gpt", "plain-fp32", "textbook", "transformers-fp32", "transformers-bf16", "matrix-products"]
@@ -94,7 +94,7 @@ def main(bench: Bench) -> None:
     device = pick_device(bench.device)
     configure_torch(device)
     task = Task(bench.model, bench.vocab_size, bench.batch_size, device, pick_precision("auto", device))
-    machine = this_machine(device)
+    machine = machine_fingerprint(device)
     print(f"{describe_device(device)}, {machine['processor']}, torch {torch.__version__}")
     figures = sweep(bench, task) if bench.shapes else compare(bench, task)
     figures = {"machine": machine, "flags": asdict(bench), "precision": name_of(task.precision), **figures}

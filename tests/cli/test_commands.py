@@ -24,9 +24,9 @@ from tiny_gpt.cli.main import main
 from tiny_gpt.cli.train import train_script
 from tiny_gpt.model_io import model_file
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run import start as run_module
+from tiny_gpt.run import start
 from tiny_gpt.run.events import Evaluated, Saved, StepDone, Stopping
-from tiny_gpt.run.start import set_aside_earlier_run
+from tiny_gpt.run.output_folder import archive_earlier_run
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.terminal import printable
 
@@ -218,7 +218,7 @@ class TestTraining:
         for content in (b"first", b"second"):
             (tmp_path / "tiny_gpt_final.pt").write_bytes(content)
             os.utime(tmp_path / "tiny_gpt_final.pt", (1_000_000, 1_000_000))
-            set_aside_earlier_run(tmp_path)
+            archive_earlier_run(tmp_path)
         kept = (tmp_path / "earlier").glob("*/tiny_gpt_final.pt")
         assert {path.read_bytes() for path in kept} == {b"first", b"second"}
 
@@ -230,8 +230,8 @@ class TestTraining:
         order = []
         monkeypatch.setattr(train_command, "must_compile", lambda model: not order)
         monkeypatch.setattr(train_command, "compile_engine", lambda model, precision: order.append("compiled"))
-        trainer = run_module.Trainer
-        monkeypatch.setattr(run_module, "Trainer", lambda *args: order.append("clock") or trainer(*args))
+        make_state = start.TrainState
+        monkeypatch.setattr(start, "TrainState", lambda *args: order.append("clock") or make_state(*args))
         assert train().out.startswith("compiling the decoder for this CPU") and order == [
             "compiled",
             "clock",

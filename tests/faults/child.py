@@ -157,6 +157,6 @@ def before_steps(act: Callable[[int], object]) -> None:
 
 def be_quick() -> None:
     """Write a checkpoint after every step regardless of its cost, and short samples."""
-    clock.MAX_SHARE = 1e9
+    clock.MAX_OVERHEAD = 1e9
     few = partial(replace, samples.SampleConfig(), max_tokens=8)
     samples.SampleConfig = train_command.SampleConfig = few  # type: ignore[misc, assignment]

@@ -27,7 +27,7 @@ from tiny_gpt.config import BEST_FILE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.model_io.stored_model import Progress
-from tiny_gpt.run import checkpoint_manager as keeper
+from tiny_gpt.run import model_files
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 
 KIND = "overfitted"
@@ -147,7 +147,7 @@ def recorded(world: World) -> list[Event]:
 
     def faults(child: Child) -> None:
         file = open(log, "ab", buffering=0)  # noqa: SIM115
-        save_model, write = keeper.save_model, CheckpointStore.write
+        save_model, write = model_files.save_model, CheckpointStore.write
 
         def note(event: Event) -> None:
             file.write(pickle.dumps(event))
@@ -168,7 +168,7 @@ def recorded(world: World) -> list[Event]:
             if path.name == BEST_FILE:
                 note(Event("best", step=progress.step))
 
-        keeper.save_model, CheckpointStore.write = saving, writing  # type: ignore[assignment]
+        model_files.save_model, CheckpointStore.write = saving, writing  # type: ignore[assignment]
         visit_calls(place, visit)
 
     ended = Child(world.command(KIND, place / "run", **SHORT_RUN), faults).wait()

@@ -23,13 +23,14 @@ from tiny_gpt.run import checkpoint_store
 from tiny_gpt.run.checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,
-    RunState,
+    checkpoint_files,
     read_tensors,
     write_tensors,
 )
 from tiny_gpt.run.checkpoint_store import CheckpointStore, DamagedError
+from tiny_gpt.run.description import RunDescription
 from tiny_gpt.run.events import Evaluated
-from tiny_gpt.run.state import Learner
+from tiny_gpt.run.state import RunCounters, TrainState
 
 FILES = {"a.bin": lambda sink: sink.write(b"0123456789"), "b.json": lambda sink: sink.write(b'{"x": 1}')}
 
@@ -225,7 +226,7 @@ def test_what_a_killed_writer_left_is_swept(store):
         (store.folder / name).mkdir()
         (store.folder / name / "a.bin").touch()
     assert store.steps() == [1]
-    store.sweep()
+    store.remove_partial()
     assert [path.name for path in store.folder.iterdir()] == ["step-00000001"]
 
 
@@ -285,7 +286,12 @@ CONFIG = RunConfig(ModelConfig(n_layer=2, n_head=2, d_model=8, d_ff=16, block_si
 def learner(architecture="gpt2", seed=0):
     torch.manual_seed(seed)
     config = replace(CONFIG, model=replace(CONFIG.model, architecture=architecture))
-    return Learner(GPT(config.model, 20), config, {"config": config.to_flat()}, {"data": {"text": "x"}})
+    return TrainState(GPT(config.model, 20), config.train)
+
+
+def files(state):
+    fields = state.to_dict() | RunDescription(CONFIG, CONFIG, {}, {}).state_fields()
+    return checkpoint_files(state.model, state.optimizer, fields, state.history)
 
 
 def evaluated(step, val_loss=1.5):
@@ -298,17 +304,16 @@ def test_a_learner_comes_back_to_the_bit(store, architecture):
     for _ in range(3):
         ours.model.losses(torch.randint(20, (2, 4)), torch.randint(20, (2, 4))).mean().backward()
         ours.optimizer.step()
-    ours.state.step, ours.state.rate_factor, ours.state.incidents = 3, 0.5, ["out of memory"]
+    ours.counters.step, ours.counters.rate_factor, ours.counters.incidents = 3, 0.5, ["out of memory"]
     ours.history, ours.best = [evaluated(1), evaluated(2, 1.4)], evaluated(2, 1.4)
     ours.guard.should_skip(0, torch.tensor(1.1), torch.tensor(0.1))
-    checkpoint = store.write(3, ours.files(), ours.summary())
+    checkpoint = store.write(3, files(ours), ours.summary())
     twin.resume(checkpoint)
-    assert (twin.state, twin.history, twin.best) == (ours.state, ours.history, ours.best)
+    assert (twin.counters, twin.history, twin.best) == (ours.counters, ours.history, ours.best)
     assert twin.guard.to_dict() == ours.guard.to_dict()
     for mine, its in ((ours.model.state_dict(), twin.model.state_dict()), (moments(ours), moments(twin))):
         assert mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
-    assert twin.clock.elapsed_s >= ours.state.train_s
-    assert checkpoint.about["data"] == {"text": "x"}
+    assert twin.clock.elapsed_s >= ours.counters.train_s
 
 
 def moments(learner):
@@ -320,7 +325,7 @@ def moments(learner):
 
 def test_the_files_open_in_the_field_tools(store):
     ours = learner()
-    path = store.write(0, ours.files(), ours.summary()).path
+    path = store.write(0, files(ours), ours.summary()).path
     weights = load_file(path / MODEL_FILE)
     assert all(torch.equal(weights[name], weight) for name, weight in ours.model.state_dict().items())
     assert len(load_file(path / OPTIMIZER_FILE)) == 3 * len(weights)
@@ -357,15 +362,15 @@ def test_moments_that_are_there_from_the_start_are_those_that_torch_would_make()
 )
 def test_an_odd_state_is_refused(changes):
     with pytest.raises(DamagedError):
-        RunState.from_dict({**RunState().__dict__, **changes})
+        RunCounters.from_dict({**RunCounters().__dict__, **changes})
 
 
 def test_what_an_older_version_did_not_write_is_its_default():
-    assert RunState.from_dict({"step": 7, "n_micro_batches": 2}) == RunState(step=7, n_micro_batches=2)
+    assert RunCounters.from_dict({"step": 7, "n_micro_batches": 2}) == RunCounters(step=7, n_micro_batches=2)
 
 
 def test_names_of_older_versions_are_read():
-    assert RunState.from_dict({"step": 7, "n_parts": 2}) == RunState(step=7, n_micro_batches=2)
+    assert RunCounters.from_dict({"step": 7, "n_parts": 2}) == RunCounters(step=7, n_micro_batches=2)
 
 
 def test_a_line_of_metrics_comes_back_as_it_was():

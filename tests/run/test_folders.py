@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def save_at_every_step(monkeypatch):
-    monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more
     assert code == 0 and "--cooldown was 1.0, is now 0.6" in shown
     assert load_model(stopped / FINAL_FILE, CPU).progress.step > n_steps > 4
     code, shown = tiny_gpt("resume", "text", "--for", "1s")
-    assert code == 0 and re.search(r"going on from step [\d,]+, before the learning rate fell", shown)
+    assert code == 0 and re.search(r"continuing from step [\d,]+, before the learning rate decayed", shown)
 
 
 def test_the_stop_says_how_to_end_well(tiny_gpt, stopped, monkeypatch):
@@ -165,7 +165,7 @@ def test_resume_says_what_there_is_not(tiny_gpt, stopped):
     assert code == 3 and "no run nosuch" in shown and "unfinished: runs/text" in shown
     Path("empty").mkdir()
     code, shown = tiny_gpt("resume", "empty")
-    assert code == 3 and "empty holds no whole checkpoint to go on from" in shown
+    assert code == 3 and "empty holds no intact checkpoint to resume from" in shown
     code, shown = tiny_gpt("resume", "text", "--n-layer", 2)
     assert code == 3 and "--n-layer was 1, is now 2" in shown
     code, shown = tiny_gpt(*train_words(), "--resume", "--new")
@@ -258,5 +258,5 @@ def test_a_training_process_that_is_killed_is_started_again_by_itself(tmp_path, 
         parent.kill()
     assert parent.returncode == 143, shown
     assert re.search(r"The training process was killed by signal 9 .* restarting it from the last checkpoint", shown)
-    assert "started again: the training process was killed by signal 9" in (folder / "train.log").read_text()
+    assert "restarted: the training process was killed by signal 9" in (folder / "train.log").read_text()
     assert unfinished(folder)

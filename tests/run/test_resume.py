@@ -26,17 +26,16 @@ from tiny_gpt.config import (
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, RestartRequestedError, UsageError
 from tiny_gpt.host import monitor
 from tiny_gpt.host.battery import Battery
-from tiny_gpt.model.gpt import one_hot_embed
+from tiny_gpt.model.gpt import GPT, one_hot_embed
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.planning import autotune, autotune_cache
 from tiny_gpt.planning.autotune import Workload
 from tiny_gpt.planning.types import BackendChoice, Candidate
-from tiny_gpt.run import clock, resume, trainer
-from tiny_gpt.run import start as run_module
+from tiny_gpt.run import clock, description, saved_run, start
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.events import Checkpointed, Evaluated, Prepared, StepDone, Warned
 from tiny_gpt.run.folders import config_of
-from tiny_gpt.run.start import run
+from tiny_gpt.run.run import run
 
 CPU = torch.device("cpu")
 TEXT = "the cat sat on a mat and said hello to every dog in town.\n" * 60
@@ -72,7 +71,7 @@ def config(text, tmp_path):
 
 @pytest.fixture(autouse=True)
 def save_at_every_step(monkeypatch):
-    monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
 
 
 def with_train(config, **changes):
@@ -187,7 +186,7 @@ def test_a_best_model_that_is_gone_or_damaged_is_made_anew(config, content):
         if isinstance(event, StepDone):
             break
     events.close()
-    assert any(f"made it anew from the checkpoint of step {before.progress.step}" in line for line in lines)
+    assert any(f"rebuilt from the checkpoint of step {before.progress.step}" in line for line in lines)
     after = load_model(best, CPU)
     assert after.progress == before.progress and same(after.model.state_dict(), before.model.state_dict())
 
@@ -227,8 +226,8 @@ def test_a_text_that_is_gone_is_learned_from_its_stored_tokens(config, text, tmp
         (lambda c: with_model(c, n_layer=2, d_ff=64), ["--n-layer was 1, is now 2", "--d-ff was 32, is now 64"]),
         (lambda c: with_model(c, architecture="qwen3"), ["--architecture was gpt2, is now qwen3"]),
         (lambda c: with_train(c, optimizer="muon"), ["--optimizer was adamw, is now muon"]),
-        (lambda c: replace(c, data=replace(c.data, tokenizer="bpe")), ["vocabulary 256 before", "--new"]),
-        (lambda c: replace(c, data=replace(c.data, val_fraction=0.2)), ["tokens for validation"]),
+        (lambda c: replace(c, data=replace(c.data, tokenizer="bpe")), ["vocabulary size was 256", "--new"]),
+        (lambda c: replace(c, data=replace(c.data, val_fraction=0.2)), ["validation tokens"]),
     ],
 )
 def test_another_model_optimizer_tokenizer_or_split_is_refused_with_the_difference(config, change, words):
@@ -243,10 +242,11 @@ def test_another_model_optimizer_tokenizer_or_split_is_refused_with_the_differen
 def test_another_text_is_refused_with_the_difference(config, text):
     cut_off(config, after=5)
     text.write_text(TEXT.replace("cat", "cow"))
-    with pytest.raises(BadInputError, match=r"text's sha256 .* before, .* now"):
+    with pytest.raises(BadInputError, match=r"text's sha256 was .*, is now") as error:
         list(run(config, True))
+    assert error.value.code == "text-or-tokenizer-changed"
     text.write_text(TEXT + TEXT)
-    with pytest.raises(BadInputError, match=r"tokens to learn from .* before, .* now"):
+    with pytest.raises(BadInputError, match=r"training tokens was .*, is now"):
         list(run(config, True))
     text.write_text(TEXT)
     assert end(config, is_resumed=True)[2].last_step == 30
@@ -255,10 +255,10 @@ def test_another_text_is_refused_with_the_difference(config, text):
 @pytest.mark.parametrize("name", ["torch", "device", "threads", "processor"])
 def test_another_machine_is_told_and_goes_on(config, monkeypatch, name):
     cut_off(config, after=5)
-    ours = resume.this_machine(CPU)
-    monkeypatch.setattr("tiny_gpt.run.start.this_machine", lambda device: {**ours, name: "another"})
+    ours = description.machine_fingerprint(CPU)
+    monkeypatch.setattr("tiny_gpt.run.resume.machine_fingerprint", lambda device: {**ours, name: "another"})
     finished = end(config, is_resumed=True)[2]
-    assert any(f"{name} {ours[name]} before, another now" in line for line in finished.incidents)
+    assert any(f"{name} was {ours[name]}, is now another" in line for line in finished.incidents)
 
 
 def taken(config):
@@ -270,7 +270,7 @@ def taken(config):
 def test_a_run_keeps_the_path_that_was_measured_when_it_began(config, monkeypatch):
     config = with_train(config, backend="auto", precision="auto")
     monkeypatch.setattr(
-        run_module, "choose_backend", lambda *_: BackendChoice(Candidate("eager", "bf16"), {"eager bf16": 1.0})
+        start, "choose_backend", lambda *_: BackendChoice(Candidate("eager", "bf16"), {"eager bf16": 1.0})
     )
     cut_off(config, after=5)
     assert taken(config) == ("eager", "bf16")
@@ -284,7 +284,7 @@ def test_on_a_machine_without_its_path_a_run_goes_on_with_another(config, monkey
     cut_off(with_train(config, backend="fused"), after=5)
     monkeypatch.setitem(autotune.AUTO_BACKENDS, "cpu", ("eager",))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
-    told = "--backend fused does not exist on cpu; choose eager, compiled or auto; this run goes on with eager"
+    told = "--backend fused does not exist on cpu; choose eager, compiled or auto; this run continues with eager"
     assert finished.last_step == 30 and sum(line.startswith(told) for line in finished.incidents) == 1
     assert taken(config)[0] == "eager"
 
@@ -298,7 +298,7 @@ def test_where_its_path_is_broken_a_run_goes_on_with_another(config, monkeypatch
     monkeypatch.setattr(autotune_cache, "read", lambda *_: None)
     monkeypatch.setattr(Workload, "trials", lambda self, found: dict.fromkeys(found, broken))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
-    told = "--backend fused cannot be used here: no numba; this run goes on with eager"
+    told = "--backend fused cannot be used here: no numba; this run continues with eager"
     assert any(line.startswith(told) for line in finished.incidents)
 
 
@@ -308,9 +308,9 @@ def test_on_another_machine_where_bf16_is_slow_a_run_goes_on_without_it(config, 
     monkeypatch.setattr("tiny_gpt.device._bf16_is_faster", lambda device: False)
     cut_off(config, after=6, is_resumed=True)
     assert taken(config) == ("eager", "bf16"), "the same machine may be busy for a moment"
-    monkeypatch.setattr(resume, "processor_name", lambda: "another")
+    monkeypatch.setattr(description, "processor_name", lambda: "another")
     finished = end(config, is_resumed=True)[2]
-    assert any("--precision bf16: slow here; this run goes on with" in line for line in finished.incidents)
+    assert any("--precision bf16: slow here; this run continues with" in line for line in finished.incidents)
     assert taken(config)[1] == "fp32"
 
 
@@ -351,20 +351,25 @@ def test_a_checkpoint_of_another_version_is_not_taken_for_damage(config, monkeyp
 def test_two_processes_do_not_train_in_one_folder(config):
     events = run(config)
     next(event for event in events if isinstance(event, StepDone))
-    with pytest.raises(UsageError, match="is being trained by another process right now"):
+    with pytest.raises(UsageError) as error:
         list(run(config, True))
+    assert error.value.code == "run-folder-in-use" and config.train.out_dir in str(error.value)
     events.close()
     assert end(config, is_resumed=True)[2].last_step == 30
 
 
 def test_a_checkpoint_of_giant_dimensions_is_refused_before_memory_is_taken(config, monkeypatch):
     cut_off(config, after=2)
-    saved = resume.find_checkpoint(Path(config.train.out_dir))
-    giant = with_model(saved.config, n_layer=500, d_model=1 << 20, d_ff=1 << 22)
-    monkeypatch.setattr("tiny_gpt.run.resume.find_checkpoint", lambda _: replace(saved, config=giant))
-    monkeypatch.setattr("tiny_gpt.run.start.GPT", lambda *_: pytest.fail("built"))
-    with pytest.raises(BadInputError, match="cannot be used"):
+    saved = saved_run.find_checkpoint(Path(config.train.out_dir))
+    giant = with_model(saved.description.config, n_layer=500, d_model=1 << 20, d_ff=1 << 22)
+    monkeypatch.setattr(
+        "tiny_gpt.run.saved_run.find_checkpoint",
+        lambda _: replace(saved, description=replace(saved.description, config=giant)),
+    )
+    monkeypatch.setattr("tiny_gpt.run.prepared_run.GPT", lambda *_: pytest.fail("built"))
+    with pytest.raises(BadInputError) as error:
         list(run(config, True))
+    assert error.value.code == "checkpoint-of-another-model"
 
 
 # --- memory, battery, watchdog ---
@@ -372,7 +377,7 @@ def test_a_checkpoint_of_giant_dimensions_is_refused_before_memory_is_taken(conf
 
 def out_of_memory_above(monkeypatch, n_blocks, failure):
     """From the 7th step on, more than `n_blocks` blocks do not fit."""
-    losses, n_calls = trainer.GPT.losses, [0]
+    losses, n_calls = GPT.losses, [0]
 
     def limited(self, ids_BT, targets_BT):
         n_calls[0] += torch.is_grad_enabled()
@@ -380,7 +385,7 @@ def out_of_memory_above(monkeypatch, n_blocks, failure):
             raise failure
         return losses(self, ids_BT, targets_BT)
 
-    monkeypatch.setattr(trainer.GPT, "losses", limited)
+    monkeypatch.setattr(GPT, "losses", limited)
 
 
 @pytest.mark.parametrize(
@@ -400,11 +405,11 @@ def test_where_memory_runs_out_the_same_step_is_done_in_smaller_parts(config, tm
     _, rows_again, finished = end(config)
     for row, again in zip(rows, rows_again, strict=True):
         assert row == pytest.approx(again, rel=1e-4)
-    assert sum("out of memory: 4 instead of 8 blocks" in line for line in finished.incidents) == 1
-    assert sum("out of memory: 2 instead of 4 blocks" in line for line in finished.incidents) == 1
+    assert sum("4 blocks are computed at once instead of 8" in line for line in finished.incidents) == 1
+    assert sum("2 blocks are computed at once instead of 4" in line for line in finished.incidents) == 1
     cut_off(with_train(config, out_dir=str(tmp_path / "third")), after=12)
     monkeypatch.undo()
-    monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
     state = CheckpointStore(tmp_path / "third").newest()[0].path / "state.json"
     assert json.loads(state.read_text())["run"]["n_micro_batches"] == 4, "a resumed run does not try in vain"
 
@@ -455,7 +460,7 @@ def test_when_the_watchdog_asks_it_saves_and_makes_way(config, tmp_path, monkeyp
     monkeypatch.setenv("TINY_GPT_RESTART_REASON", "the training process grew from 1.0 to 3.0 GB of memory")
     again, _, finished = end(config, is_resumed=True)
     assert same(weights, again)
-    assert finished.incidents == ["started again: the training process grew from 1.0 to 3.0 GB of memory"]
+    assert finished.incidents == ["restarted: the training process grew from 1.0 to 3.0 GB of memory"]
 
 
 def test_the_deterministic_embedding_is_the_same_function():

@@ -28,11 +28,11 @@ from tiny_gpt.data.choose_tokenizer import tokenizer_sha256
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import cache_folder
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run import clock
-from tiny_gpt.run import start as run_module
+from tiny_gpt.run import clock, start
 from tiny_gpt.run.events import Checkpointed, Evaluated, Prepared, Warned
 from tiny_gpt.run.folders import config_of
-from tiny_gpt.run.start import EARLIER_FOLDER, run
+from tiny_gpt.run.output_folder import EARLIER_FOLDER, LOCK_FILE
+from tiny_gpt.run.run import run
 
 CPU = torch.device("cpu")
 ANIMALS = "the cat sat on a mat and said hello to every dog in town.\n" * 60
@@ -74,7 +74,7 @@ def config(model, tmp_path):
 @pytest.fixture(autouse=True)
 def own_cache_and_a_checkpoint_after_every_epoch(monkeypatch, tmp_path):
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
 
 
 def with_train(config, **changes):
@@ -197,13 +197,16 @@ def test_the_model_may_be_that_of_the_very_folder_which_is_moved_aside_afterward
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: with_model(c, n_layer=2), ["--n-layer 2 is not its 1"]),
-        (lambda c: with_model(c, d_model=192, d_ff=99), ["--d-ff 99 is not its 24", "--d-model 192 is not its 16"]),
-        (lambda c: with_model(c, block_size=16), ["--block-size 16 is not its 8"]),
-        (lambda c: with_model(c, n_head=4), ["--n-head 4 is not its 2"]),
-        (lambda c: with_data(c, tokenizer="byte"), ["--tokenizer byte is not its bpe"]),
-        (lambda c: with_data(c, tokenizer="bpe", vocab_size=300), ["--vocab-size 300 is not its"]),
-        (lambda c: with_data(c, tokenizer="my.json"), ["--tokenizer my.json is not its bpe"]),
+        (lambda c: with_model(c, n_layer=2), ["--n-layer 2 (the model has 1)"]),
+        (
+            lambda c: with_model(c, d_model=192, d_ff=99),
+            ["--d-ff 99 (the model has 24)", "--d-model 192 (the model has 16)"],
+        ),
+        (lambda c: with_model(c, block_size=16), ["--block-size 16 (the model has 8)"]),
+        (lambda c: with_model(c, n_head=4), ["--n-head 4 (the model has 2)"]),
+        (lambda c: with_data(c, tokenizer="byte"), ["--tokenizer byte (the model has bpe)"]),
+        (lambda c: with_data(c, tokenizer="bpe", vocab_size=300), ["--vocab-size 300 (the model has"]),
+        (lambda c: with_data(c, tokenizer="my.json"), ["--tokenizer my.json (the model has bpe)"]),
     ],
 )
 def test_another_shape_or_tokenizer_is_refused_with_both_values(config, change, words):
@@ -238,7 +241,7 @@ def test_a_model_that_is_missing_damaged_or_none_is_told_and_the_folder_is_left_
         with pytest.raises(BadInputError, match=words):
             list(run(with_train(config, start_from=str(tmp_path / name))))
         content = content_of(folder)
-        content.pop(folder / run_module.LOCK_FILE, None)
+        content.pop(folder / LOCK_FILE, None)
         assert content == before
 
 
@@ -278,8 +281,9 @@ def test_when_nothing_has_the_tokenizer_any_more_it_is_told(config, model):
     cut_off(config, after=0)
     model.unlink()
     shutil.rmtree(cache_folder())
-    with pytest.raises(BadInputError, match=r"began with the tokenizer of .*animals\.pt and cannot go on without it"):
+    with pytest.raises(BadInputError, match=r"needs the tokenizer of .*animals\.pt") as error:
         list(run(config, True))
+    assert error.value.code == "tokenizer-missing"
 
 
 def test_a_model_with_another_tokenizer_in_its_place_is_not_taken(config, model, tmp_path):
@@ -289,15 +293,16 @@ def test_a_model_with_another_tokenizer_in_its_place_is_not_taken(config, model,
     end(with_train(plain, start_from="", out_dir=str(tmp_path / "eager"), epochs=1))
     shutil.copy(tmp_path / "eager" / BEST_FILE, model)
     shutil.rmtree(cache_folder())
-    with pytest.raises(BadInputError, match="cannot go on without it"):
+    with pytest.raises(BadInputError) as error:
         list(run(config, True))
+    assert error.value.code == "tokenizer-missing"
 
 
 def test_the_weights_are_never_read_again(config, model, monkeypatch):
     cut_off(config, after=6)
-    monkeypatch.setattr(run_module, "open_path", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(start, "open_path", lambda *_: pytest.fail("read"))
     told = end(with_train(config, start_from="another.pt"), is_resumed=True)[2]
-    assert told == ["--start-from another.pt is left alone: the run goes on with its own weights"]
+    assert told == ["--start-from another.pt is ignored: the run continues with its own weights"]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +333,7 @@ def test_from_the_command_line_to_text(config, model, tmp_path, monkeypatch, cap
     assert settings["start_from"] == str(model) and settings["d_model"] == SHAPE.d_model
     assert cli.main(["resume", out_dir, "--epochs", "2"]) == 0
     assert cli.main([*words, "--new", "--n-layer", "3"]) == UsageError.exit_code
-    assert "--n-layer 3 is not its 1" in capsys.readouterr().err
+    assert "--n-layer 3 (the model has 1)" in capsys.readouterr().err
 
 
 def test_a_runs_name_is_enough(config, model, tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run import clock
 from tiny_gpt.run.checkpoint_store import CheckpointStore
-from tiny_gpt.run.evaluator import Examiner
+from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StepDone
-from tiny_gpt.run.start import run
+from tiny_gpt.run.run import run
 from tiny_gpt.training import timed_budget
 from tiny_gpt.training.budget import RunRequest
 
@@ -67,8 +67,8 @@ def machine(monkeypatch):
     """Each step takes 0.1 s; checkpoints may take any share of the time."""
     machine = SimulatedMachine()
     monkeypatch.setattr(timed_budget, "system_clocks", lambda: Clocks(elapsed=lambda: machine.now))
-    monkeypatch.setattr(clock.StepClock, "train_s", property(lambda _: machine.train_s))
-    monkeypatch.setattr(clock, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(clock.RunClock, "train_s", property(lambda _: machine.train_s))
+    monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
     return machine
 
 
@@ -119,7 +119,7 @@ def test_keeps_a_checkpoint_from_before_the_cooldown(config, machine):
 
 def test_slow_saving_postpones_the_best_model_to_the_end(config, machine, monkeypatch):
     def saved_best(share, **changes):
-        monkeypatch.setattr(clock, "MAX_SHARE", share)
+        monkeypatch.setattr(clock, "MAX_OVERHEAD", share)
         events = events_of(with_train(config, out_dir=f"{config.train.out_dir}-{share}", **changes), machine)
         best = min(of(Evaluated, events), key=lambda event: event.val_loss)
         assert load_model(events[-1].best_path, torch.device("cpu")).progress.val_loss == best.val_loss
@@ -188,7 +188,7 @@ def test_a_stop_during_an_evaluation_does_not_reserve_time(config, machine, monk
 
 
 def test_the_final_score_covers_as_much_text_as_time_allows(config, machine, monkeypatch):
-    monkeypatch.setattr(Examiner, "_token_s", lambda _: 1e-7)
+    monkeypatch.setattr(Evaluator, "_token_s", lambda _: 1e-7)
 
     def scored_tokens(late_s):
         def is_slow_at_the_end(event):
@@ -210,7 +210,7 @@ def test_out_of_memory_in_the_final_score_loses_nothing(config, machine, monkeyp
             raise torch.OutOfMemoryError("out of memory")
         return loss(windows, *args)
 
-    monkeypatch.setattr(Examiner, "_token_s", lambda _: 1e-7)
+    monkeypatch.setattr(Evaluator, "_token_s", lambda _: 1e-7)
     monkeypatch.setattr(FixedWindows, "loss", too_large)
     events = events_of(with_train(config, eval_interval=5), machine, until=lambda event: _is_early(event, machine))
     assert isinstance(events[-1], Finished) and events[-1].scored_tokens == 48

@@ -22,6 +22,7 @@ from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
+from tiny_gpt.run.description import RunDescription
 from tiny_gpt.run.events import (
     Checkpointed,
     EpochDone,
@@ -29,12 +30,13 @@ from tiny_gpt.run.events import (
     Event,
     Finished,
     Prepared,
+    RolledBack,
     Saved,
     StepDone,
-    SteppedBack,
     Stopping,
 )
-from tiny_gpt.run.start import run
+from tiny_gpt.run.run import run
+from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.training.optimizer import OPTIMIZERS
 from tiny_gpt.training.schedule import learning_rate_at
@@ -223,7 +225,9 @@ def test_the_best_file_keeps_the_lowest_validation_loss(config: RunConfig) -> No
 def trainer(config: RunConfig) -> Trainer:
     out_dir = Path(config.train.out_dir)
     out_dir.mkdir()
-    return Trainer(random_model(config.model), finish(prepare(config.data, config.model.block_size)), config, out_dir)
+    dataset = finish(prepare(config.data, config.model.block_size))
+    state = TrainState(random_model(config.model), config.train)
+    return Trainer(state, dataset, config, RunDescription(config, config, {}, {}), out_dir)
 
 
 def monitor(stop: StopRequest | None = None) -> HostMonitor:
@@ -239,33 +243,33 @@ def test_weights_that_became_no_numbers_are_those_of_the_last_checkpoint_again(c
     events = training.train(monitor())
     until_saved(events)
     with torch.no_grad():
-        training.model.head.weight[0, 0] = math.nan
+        training.state.model.head.weight[0, 0] = math.nan
     *rest, finished = events
     assert isinstance(finished, Finished) and finished.last_step == config.train.total_steps
     assert any("with other batches and half the learning rate" in line for line in finished.incidents)
-    assert any(isinstance(event, SteppedBack) for event in rest)
+    assert any(isinstance(event, RolledBack) for event in rest)
     for path in (finished.best_path, finished.final_path):
         assert all(weight.isfinite().all() for weight in load_model(path, CPU).model.state_dict().values())
 
 
 def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoints_aside(config: RunConfig) -> None:
     training = trainer(config)
-    training.keeper.is_due = lambda interval_s: False  # type: ignore[method-assign]
+    training.checkpoints.is_due = lambda interval_s: False  # type: ignore[method-assign]
     events = training.train(monitor())
     next(event for event in events if isinstance(event, StepDone) and event.step == 8)
-    training.keeper.checkpoint()
-    training.learner.guard.is_healthy = lambda: False  # type: ignore[method-assign]
+    training.checkpoints.save()
+    training.state.guard.is_healthy = lambda: False  # type: ignore[method-assign]
     next(event for event in events if isinstance(event, StepDone) and event.step == 10)
-    training.keeper.checkpoint()
-    del training.learner.guard.is_healthy
-    assert training.keeper.store.steps() == [10, 8, 0]
+    training.checkpoints.save()
+    del training.state.guard.is_healthy
+    assert training.checkpoints.store.steps() == [10, 8, 0]
     with torch.no_grad():
-        training.model.head.weight[0, 0] = math.nan
-    back = next(event for event in events if isinstance(event, SteppedBack))
-    assert back.step == training.learner.state.step == 8, "step 10 was not healthy"
-    assert training.keeper.store.steps() == [8, 0]
-    assert [path.name for path in (training.keeper.store.folder / "set-aside").iterdir()] == ["step-00000010"]
-    state = training.learner.state
+        training.state.model.head.weight[0, 0] = math.nan
+    back = next(event for event in events if isinstance(event, RolledBack))
+    assert back.step == training.state.counters.step == 8, "step 10 was not healthy"
+    assert training.checkpoints.store.steps() == [8, 0]
+    assert [path.name for path in (training.checkpoints.store.folder / "set-aside").iterdir()] == ["step-00000010"]
+    state = training.state.counters
     assert (state.rate_factor, state.n_rollbacks, state.rolled_back_to) == (0.5, 1, 8)
     read: list[int] = []
     batch = training.batches.batch
@@ -279,19 +283,20 @@ def test_trouble_that_stays_ends_the_run_and_leaves_the_best_file(config: RunCon
     training = trainer(config)
     events = training.train(monitor())
     until_saved(events)
-    saved = load_model(training.keeper.best_path, CPU).model.state_dict()
-    training.model.head.register_forward_hook(lambda *args: args[-1] * math.nan)
+    saved = load_model(training.model_files.best_path, CPU).model.state_dict()
+    training.state.model.head.register_forward_hook(lambda *args: args[-1] * math.nan)
     with pytest.raises(DivergedError, match=f"(?s)3 times.*{BEST_FILE}.*--learning-rate"):
         list(events)
-    kept = load_model(training.keeper.best_path, CPU).model.state_dict()
+    kept = load_model(training.model_files.best_path, CPU).model.state_dict()
     assert all(torch.equal(weight, kept[name]) and weight.isfinite().all() for name, weight in saved.items())
-    assert not training.keeper.final_path.exists()
+    assert not training.model_files.final_path.exists()
 
 
 def test_a_run_that_diverges_at_once_says_so_and_saves_nothing(config: RunConfig, tmp_path: Path) -> None:
     config = with_train(config, learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(DivergedError, match="--learning-rate"):
+    with pytest.raises(DivergedError, match="--learning-rate") as error:
         list(run(config))
+    assert error.value.code == "training-diverged"
     assert not list(tmp_path.rglob("*.pt"))
 
 

@@ -13,7 +13,7 @@ from tiny_gpt.data.dataloader import BatchLoader, DeviceBatchReader, HostBatchRe
 from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.events import Evaluated, Finished, Prepared
-from tiny_gpt.run.start import run
+from tiny_gpt.run.run import run
 from tiny_gpt.training.cuda_graph import CudaGraph, make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer

@@ -29,9 +29,7 @@ class SimulatedMachine:
     def budget(self, config, state=None, measure_every=1):
         state = state or start_timed_budget(config, RunRequest(NOON), NOON + self.now)
         clocks = Clocks(wall=lambda: NOON + self.now, elapsed=lambda: 1e6 + self.now)
-        budget = TimedBudget(config, state, lambda: self.train_s, measure_every, clocks)
-        budget.reserved_s = lambda: self.after_s
-        return budget
+        return TimedBudget(config, state, lambda: self.train_s, measure_every, clocks)
 
     def pass_time(self, seconds):
         self.now += seconds
@@ -41,7 +39,7 @@ class SimulatedMachine:
         """(learning rates as fractions of the peak, the step after the last)"""
         rates = []
         while not budget.is_over(step) and self.now < stop_at:
-            point = budget.begin_step(step)
+            point = budget.begin_step(step, self.after_s)
             before_step(step)
             self.pass_time(self.step_s * self.random.uniform(0.9, 1.2))
             if step % 50 == 0:
@@ -96,7 +94,7 @@ def test_a_gpu_with_a_queue_of_steps_ends_on_time(total_s, step_s):
     config, machine = TrainConfig(for_=f"{total_s}s"), SimulatedMachine(step_s)
     budget, queue, rates, step = machine.budget(config, measure_every=16), 0, [], 0
     while not budget.is_over(step):
-        point = budget.begin_step(step)
+        point = budget.begin_step(step, machine.after_s)
         queue += 1
         if budget.is_measured(step) or budget.steps_left < 32:
             machine.pass_time(queue * machine.step_s + (step < 3))
@@ -114,7 +112,7 @@ def test_a_rollback_does_not_delay_the_end():
     budget = machine.budget(config)
     kept, step = {}, 0
     while not budget.is_over(step):
-        budget.begin_step(step)
+        budget.begin_step(step, machine.after_s)
         machine.pass_time(machine.step_s)
         budget.end_step(step)
         step += 1

@@ -17,11 +17,11 @@ from tiny_gpt.run.events import (
     Evaluated,
     Finished,
     Prepared,
+    RolledBack,
     Saved,
-    SpeedMeasured,
     StepDone,
-    SteppedBack,
     Stopping,
+    ThroughputMeasured,
     Warned,
 )
 from tiny_gpt.ui import console
@@ -37,7 +37,7 @@ PREPARED = Prepared(
     device="cpu (2 threads)",
     precision="fp32",
     backend="fused",
-    why="backends measured: fused fp32 56 ms, eager fp32 71 ms; taking fused fp32 (--backend and --precision override)",
+    backend_reason="backends measured: fused fp32 56 ms, eager fp32 71 ms; using fused fp32",
     n_characters=1_115_394,
     n_documents=1,
     sources=["python-docs"],
@@ -239,7 +239,7 @@ def test_before_the_first_step_a_person_learns_what_is_about_to_happen(monkeypat
 
 
 def test_the_time_that_a_run_takes_is_told_once_measured():
-    (line,) = shown([SpeedMeasured(tokens_per_s=20_000.0, remaining_s=13_500.0)], Stream(is_terminal=False))
+    (line,) = shown([ThroughputMeasured(tokens_per_s=20_000.0, remaining_s=13_500.0)], Stream(is_terminal=False))
     assert re.fullmatch(r"time +20,000 tokens/s: about 3 h 45 min to go, until \d\d:\d\d", line)
 
 
@@ -299,7 +299,7 @@ def test_metrics_of_a_resumed_run_begin_with_what_the_checkpoint_knew(tmp_path):
     path.write_text('{"step": 3}\n{"step": 4}\n{"st')  # beyond the checkpoint, and cut off
     metrics = MetricsFile(path)
     metrics.consume(replace(PREPARED, steps_done=2, history=[evaluated(1), evaluated(2)]))
-    for event in (evaluated(3), SteppedBack(1, [evaluated(1)]), evaluated(2), evaluated(3)):
+    for event in (evaluated(3), RolledBack(1, [evaluated(1)]), evaluated(2), evaluated(3)):
         metrics.consume(event)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 

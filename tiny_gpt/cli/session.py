@@ -16,7 +16,7 @@ from tiny_gpt.files import user_path
 from tiny_gpt.inference.engine import compile_engine, must_compile
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import Event, Finished, Prepared
-from tiny_gpt.run.start import run
+from tiny_gpt.run.run import run
 from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.log import LogFile

@@ -1,15 +1,16 @@
 """A folder of checkpoints: each complete and verified, or absent. Knows files and bytes, nothing of training or torch.
 
-A checkpoint is a folder `step-00004800` with some files and, written last, a `manifest.json` that holds every file's
-size and sha256. It is written beside, flushed to the disk, renamed, and read back before an older one may go. What
-does not verify is moved to `set-aside/`, never deleted in silence. The order of these steps follows Pillai et al.,
-"All File Systems Are Not Created Equal" (OSDI 2014); an fsync that failed is not repeated on the same file (Rebello et
-al., "Can Applications Recover from fsync Failures?", ATC 2020).
+A checkpoint is a folder such as `step-00004800` with some files and, written last, a `manifest.json` that holds every
+file's size and sha256. It is written under a temporary name, flushed to the disk, renamed, and read back before an
+older one is deleted. A damaged checkpoint is moved to `set-aside/`, never deleted silently. The order of these steps
+follows Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2014). A failed fsync is not repeated on the same
+file (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,24 +29,24 @@ MANIFEST_FILE = "manifest.json"
 SET_ASIDE_FOLDER = "set-aside"
 STATE_FILE = "state.json"
 MAX_MANIFEST_BYTES = 1 << 20
-# It names every source of the text, twice; a command line may be 2 MB long.
+# The state names every source of the text, twice; a command line may be 2 MB long.
 MAX_STATE_BYTES = 32 << 20
 _NAME = re.compile(r"step-(\d{8,15})")
 _NAME_OF_FILE = re.compile(r"[a-z][a-z_.]{0,40}")
 
 N_NEWEST_KEPT = 3
-"""Never below two: when the newest proves bad, there must be another."""
+"""At least two: if the newest is damaged, there must be another."""
 MILESTONES = (0.25, 0.5, 0.75)
-"""Parts of the run after which the next checkpoint is kept for good."""
+"""Fractions of the run; the first checkpoint after each is never pruned."""
 
 
 class DamagedError(Exception):
-    """A checkpoint that is not what its manifest says, with the reason."""
+    """A checkpoint does not match its manifest; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint by its place; `about` is what its writer told of it."""
+    """A checkpoint on the disk; `about` is what its writer says of it."""
 
     path: Path
     step: int
@@ -63,12 +64,11 @@ class CheckpointStore:
         return sorted((step for step, _ in self._named()), reverse=True)
 
     def newest(
-        self, before: float = float("inf"), is_wanted: Callable[[dict[str, Any]], bool] = lambda about: True
+        self, before: float = math.inf, is_wanted: Callable[[dict[str, Any]], bool] = lambda about: True
     ) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint before step `before` whose every byte verifies, and a line for each that does not.
-        Those that are not wanted, by what is told of them, are passed over.
+        """The newest checkpoint before step `before` that verifies, and a line for each damaged one.
 
-        The bad ones are set aside.
+        Damaged ones are set aside. Those whose `about` fails `is_wanted` are skipped.
         """
         notes: list[str] = []
         for step in self.steps():
@@ -93,7 +93,7 @@ class CheckpointStore:
         return Checkpoint(path, step, manifest["about"])
 
     def about(self, step: int) -> dict[str, Any]:
-        """What the writer told of a checkpoint; its files are not looked at. Raises DamagedError."""
+        """What the writer says of a checkpoint; its files are not checked. Raises DamagedError."""
         try:
             about: dict[str, Any] = read_manifest(self._path(step))["about"]
         except OSError as error:
@@ -101,42 +101,42 @@ class CheckpointStore:
         return about
 
     def write(self, step: int, files: Mapping[str, Callable[[Writable], object]], about: dict[str, Any]) -> Checkpoint:
-        """Write the checkpoint of `step` and read it back; each of `files` writes its content into what it is given.
+        """Write the checkpoint of `step` and read it back; each function in `files` writes a file's content to a sink.
 
-        Raises OSError or DamagedError when the disk does not take it; whatever was there before stays then.
+        Raises OSError or DamagedError if that fails; an older checkpoint of the same step is then unchanged.
         """
-        place = self.folder / f".{self._path(step).name}.{os.getpid()}.part"
+        partial = self.folder / f".{self._path(step).name}.{os.getpid()}.part"
         try:
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-            entries = {name: _write_file(place / name, content) for name, content in files.items()}
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            entries = {name: _write_file(partial / name, content) for name, content in files.items()}
             manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": entries, "about": about}
             manifest["sha256"] = sha256_of_json(manifest)
             text = json.dumps(manifest, indent=1).encode()
-            _write_file(place / MANIFEST_FILE, lambda sink: sink.write(text))
-            sync_folder(place)
-            self._give_name(place, self._path(step))
+            _write_file(partial / MANIFEST_FILE, lambda sink: sink.write(text))
+            sync_folder(partial)
+            self._rename(partial, self._path(step))
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         return self.verified(step)
 
-    def _give_name(self, place: Path, path: Path) -> None:
-        """A checkpoint of the same step from before, as a run has after stepping back, makes way."""
+    def _rename(self, partial: Path, path: Path) -> None:
+        """Replace an older checkpoint of the same step, as there is after a rollback."""
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             os.rename(path, old)
         try:
-            os.rename(place, path)
+            os.rename(partial, path)
         except OSError:
-            with contextlib.suppress(OSError):  # there may have been none
+            with contextlib.suppress(OSError):  # there may be none
                 os.rename(old, path)
             raise
         sync_folder(self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
     def prune(self) -> None:
-        """Delete what need not be kept: not the newest few, not the best, not a milestone. Call it after a write."""
+        """Delete all but the newest few, the best and the milestones. Call it after a write."""
         steps = self.steps()
         kept = {*steps[:N_NEWEST_KEPT], *self._worth_keeping(steps)}
         for step in steps:
@@ -144,39 +144,39 @@ class CheckpointStore:
                 self._delete(self._path(step))
 
     def forget_after(self, step: int) -> None:
-        """Delete all checkpoints later than `step`: the run goes another way from there."""
+        """Delete all checkpoints later than `step`: the run continues differently from there."""
         for later in self.steps():
             if later > step:
                 self._delete(self._path(later))
 
     def make_room(self) -> bool:
-        """Delete the oldest thing for the sake of a full disk; False if only the newest checkpoint is left."""
+        """Delete the oldest folder from a full disk; False if only the newest checkpoint is left."""
         set_aside = sorted((self.folder / SET_ASIDE_FOLDER).glob("*"))
         older = [self._path(step) for step in reversed(self.steps()[1:])]
         return any(self._delete(path) for path in [*set_aside, *older])
 
     def set_aside(self, step: int) -> str:
-        """Move a checkpoint out of the way; says where it is now."""
+        """Move a checkpoint to set-aside/; says where it is now."""
         path = self._path(step)
-        place = self.folder / SET_ASIDE_FOLDER / path.name
-        while place.exists() or place.is_symlink():
-            place = place.with_name(place.name + "_")
+        target = self.folder / SET_ASIDE_FOLDER / path.name
+        while target.exists() or target.is_symlink():
+            target = target.with_name(target.name + "_")
         try:
-            place.parent.mkdir(exist_ok=True)
-            os.rename(path, place)
+            target.parent.mkdir(exist_ok=True)
+            os.rename(path, target)
         except OSError as error:
-            return f"it could not be moved away ({error.strerror})"
-        return f"it is now in {place}"
+            return f"it could not be moved ({error.strerror})"
+        return f"moved to {target}"
 
-    def sweep(self) -> None:
+    def remove_partial(self) -> None:
         """Delete what a killed writer left. Only the process that trains this run may call it."""
-        for left in [*self.folder.glob(".step-*.part"), *self.folder.glob(".step-*.old")]:
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in [*self.folder.glob(".step-*.part"), *self.folder.glob(".step-*.old")]:
+            shutil.rmtree(leftover, ignore_errors=True)
         with contextlib.suppress(OSError):
-            self.folder.rmdir()  # of a run that never came to its first checkpoint
+            self.folder.rmdir()  # empty if the run was killed before its first checkpoint
 
     def _worth_keeping(self, steps: Iterable[int]) -> set[int]:
-        """The best by val_loss, the first one after each milestone, and the last one before the rate fell."""
+        """The best by val_loss, the first after each milestone, and the last before the learning rate decayed."""
         known: dict[int, dict[str, Any]] = {}
         for step in sorted(steps):
             try:
@@ -186,8 +186,8 @@ class CheckpointStore:
         losses = {step: about["val_loss"] for step, about in known.items() if about.get("val_loss") is not None}
         kept = {min(losses, key=lambda step: losses[step])} if losses else set()
         kept |= set([step for step, about in known.items() if is_before_cooldown(about)][-1:])
-        for part in MILESTONES:
-            after = [step for step, about in known.items() if step >= part * about.get("total_steps", float("inf"))]
+        for fraction in MILESTONES:
+            after = [step for step, about in known.items() if step >= fraction * about.get("total_steps", math.inf)]
             kept |= set(after[:1])
         return kept
 
@@ -206,7 +206,7 @@ class CheckpointStore:
 
     @staticmethod
     def _delete(path: Path) -> bool:
-        """By another name first: a checkpoint that is only half deleted must not look like one. Whether it is gone."""
+        """Delete `path`, renamed first so that a half-deleted checkpoint does not look like one. Returns success."""
         old = path.with_name(f".{path.name}.old")
         with contextlib.suppress(OSError):
             shutil.rmtree(old, ignore_errors=True)
@@ -217,7 +217,8 @@ class CheckpointStore:
 
 
 def is_before_cooldown(about: dict[str, Any]) -> bool:
-    """Whether a run can be trained further from a checkpoint of which this is told, and its loss does not jump."""
+    """Whether a checkpoint is from before the learning rate decayed, so that the run can be extended from it without a
+    jump of the loss."""
     return about.get("is_cooling") is False
 
 
@@ -226,19 +227,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(read_bounded(path / MANIFEST_FILE, MAX_MANIFEST_BYTES))
         if manifest.pop("sha256") != sha256_of_json(manifest):
-            raise DamagedError("its manifest is not what was written")
+            raise DamagedError("its manifest does not match its checksum")
         if manifest["format"] != FORMAT or type(manifest["format_version"]) is not int:
-            raise DamagedError("it is no checkpoint of tiny_gpt")
+            raise DamagedError("it is not a checkpoint of tiny_gpt")
         if manifest["format_version"] != FORMAT_VERSION:
             raise BadInputError(
                 f"{path} has format version {manifest['format_version']}, this tiny_gpt reads {FORMAT_VERSION}; "
-                "use the tiny_gpt that wrote it, or a newer one"
+                "use the tiny_gpt that wrote it, or a newer one",
+                code="checkpoint-format-too-new",
             )
         entries = manifest["files"].items()
         if not all(_NAME_OF_FILE.fullmatch(name) and _is_entry(entry) for name, entry in entries):
-            raise DamagedError("its manifest names odd files")
+            raise DamagedError("its manifest has invalid file entries")
         if not isinstance(manifest["about"], dict):
-            raise DamagedError("its manifest tells nothing of the run")
+            raise DamagedError("its manifest does not describe the run")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError("its manifest cannot be read") from error
     return manifest
@@ -251,7 +253,7 @@ def _is_entry(entry: Any) -> bool:
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file of at most `max_bytes`; raises DamagedError or OSError."""
     if path.is_symlink() or not path.is_file():
-        raise DamagedError(f"{path.name} is missing or no regular file")
+        raise DamagedError(f"{path.name} is missing or not a regular file")
     with open(path, "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -269,7 +271,7 @@ def _check_file(path: Path, n_bytes: int, sha256: str) -> None:
 
 
 class _HashingSink:
-    """Passes bytes on to a file and hashes them on the way."""
+    """Writes to a file and hashes what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.n_bytes = file, hashlib.sha256(), 0

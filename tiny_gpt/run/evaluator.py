@@ -1,36 +1,35 @@
 """When a run is evaluated, on which windows of the text, and how much of the time that may take.
 
-A run of so many steps is evaluated at steps that are known beforehand; one that a clock ends by its progress, where the
-time that evaluating takes is measured.
+A run with a known number of steps is evaluated at fixed steps. A timed run is evaluated by its progress, and the time
+that an evaluation takes is measured.
 """
 
 from collections.abc import Callable
 
-from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens
-from tiny_gpt.run.state import Learner
+from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.schedule import SchedulePoint
 from tiny_gpt.training.timed_budget import LATE_S, TimedBudget
 
-# An evaluation that takes so many times what its arithmetic does was stopped in between, by a sleep or the like.
-STOPPED_TIMES = 5
-# A run that a clock ends is evaluated after so much of its progress, or later where that takes too much of the time.
+# An evaluation this many times slower than its arithmetic was interrupted, by the machine's sleep for example.
+INTERRUPTED_FACTOR = 5
+# Progress between two evaluations of a timed run; more where they take too much of the time.
 EVAL_PROGRESS = 0.025
-# A GPU scores so many times the blocks at once that it learns from, as far as their logits are no more than so many.
-TIMES_AT_ONCE, MOST_LOGITS = 4, 1 << 27
-# Part of such a run that scoring the best model over more text at its end may take.
+# Scoring keeps no activations, so a CUDA GPU scores this many micro-batches at once, up to a number of logits.
+MAX_MICRO_BATCHES, MAX_LOGITS = 4, 1 << 27
+# Share of a timed run's time for scoring the best model over more text at its end.
 FINAL_SHARE = 0.01
 
 
-class Examiner:
-    """Scores what `learner` has learned of `dataset`."""
+class Evaluator:
+    """Scores what the model of `state` has learned of `dataset`."""
 
-    def __init__(self, dataset: Dataset, config: RunConfig, learner: Learner) -> None:
-        self.dataset, self.config, self.learner = dataset, config, learner
-        train = config.train
-        self.tokens_per_step = train.batch_size * config.model.block_size
+    def __init__(self, state: TrainState, dataset: Dataset) -> None:
+        self.state, self.dataset = state, dataset
+        train = state.config
+        self.tokens_per_step = train.batch_size * state.model.config.block_size
         self.steps_between = min(train.eval_interval, train.iters_per_epoch)
         tokens_between = self.tokens_per_step * self.steps_between
         self.val_windows = self._windows(dataset.val, affordable_tokens(tokens_between, VAL_SHARE))
@@ -43,44 +42,44 @@ class Examiner:
         """Tokens that an evaluation scores."""
         return self.train_windows.n_tokens + self.val_windows.n_tokens
 
-    def fit(self) -> None:
-        """Score as many blocks at once as go with what the learner computes at once."""
-        self.val_windows.batch_size = self.train_windows.batch_size = self._n_at_once()
+    def fit_batch_size(self) -> None:
+        """Follow the size of the micro-batches, after it has changed."""
+        self.val_windows.batch_size = self.train_windows.batch_size = self._batch_size()
 
     def resume(self) -> None:
-        """The learner goes on from a checkpoint."""
-        self.fit()
-        self._last_progress = self.learner.budget.progress(self.learner.state.step)
-        self._last_train_s = self.learner.clock.train_s
+        """Follow the state to the checkpoint that it continues from."""
+        self.fit_batch_size()
+        self._last_progress = self.state.budget.progress(self.state.step)
+        self._last_train_s = self.state.clock.train_s
 
     def is_due(self, point: SchedulePoint) -> bool:
-        """Whether an evaluation follows the step at `point`, which is done; always after the last, and where a clock
-        ends the run never shortly before."""
-        train, step = self.config.train, self.learner.state.step
+        """Whether to evaluate after the step at `point`: always after the last step, and in a timed run not shortly
+        before it."""
+        train = self.state.config
         if not train.is_timed:
-            return point.is_last or step % train.iters_per_epoch % train.eval_interval == 0
-        train_s = self.learner.clock.train_s - self._last_train_s
+            return point.is_last or self.state.step % train.iters_per_epoch % train.eval_interval == 0
+        train_s = self.state.clock.train_s - self._last_train_s
         is_affordable = train_s >= self.eval_s() / (VAL_SHARE + TRAIN_SHARE)
         is_time = self._last_progress + EVAL_PROGRESS <= point.progress <= 1 - EVAL_PROGRESS
         return point.is_last or (is_time and is_affordable)
 
-    def score(self, point: SchedulePoint, loss: Callable[[FixedWindows], float]) -> tuple[float, float]:
-        """Training and validation loss, each computed by `loss`, after the step at `point`."""
-        clock = self.learner.clock
+    def score(self, point: SchedulePoint, beat: Callable[[], None]) -> tuple[float, float]:
+        """Training and validation loss after the step at `point`. `beat` is called after each batch."""
+        model, clock = self.state.model, self.state.clock
         before_s = clock.eval_s
-        with clock.apart("eval"):
-            losses = loss(self.train_windows), loss(self.val_windows)
+        with clock.count_as("eval"):
+            losses = self.train_windows.loss(model, beat), self.val_windows.loss(model, beat)
         token_s = (clock.eval_s - before_s) / self.n_tokens
-        if not 0 < STOPPED_TIMES * self._arithmetic_s() < token_s:
+        if not 0 < INTERRUPTED_FACTOR * self._estimated_token_s() < token_s:
             self._measured_token_s = token_s
         self._last_progress, self._last_train_s = point.progress, clock.train_s
         return losses
 
     def final_windows(self, left_s: float | None) -> FixedWindows | None:
-        """For the best model's score at the end, where the run was long enough for more than the evaluations have.
+        """More of the validation text, for the best model's score at the end; None where a run was too short for more.
 
-        Where a clock ends the run in `left_s` seconds, as much of the text as there is still time for: the machine may
-        have become faster or slower since the time for it was set aside.
+        A timed run, which ends in `left_s` seconds, scores as much as there is time for: the machine may have become
+        faster or slower since the time was reserved.
         """
         n_tokens = self._final_tokens()
         if left_s is not None and (token_s := self._token_s()) > 0:
@@ -92,39 +91,39 @@ class Examiner:
         """Seconds that an evaluation takes."""
         return self.n_tokens * self._token_s()
 
-    def end_s(self) -> float:
-        """Seconds that the last evaluation and the best model's score take."""
+    def final_s(self) -> float:
+        """Seconds that the last evaluation and the best model's final score take."""
         return self.eval_s() + self._final_tokens() * self._token_s()
 
     def _final_tokens(self) -> int:
-        tokens_trained = self.learner.state.step * self.tokens_per_step
-        if not self.config.train.is_timed:
+        tokens_trained = self.state.step * self.tokens_per_step
+        if not self.state.config.is_timed:
             return self._if_more(affordable_tokens(tokens_trained, VAL_SHARE))
         return self._if_more(affordable_tokens(tokens_trained, FINAL_SHARE))
 
     def _if_more(self, n_tokens: int) -> int:
-        """So many of the validation text's tokens, if those are more than an evaluation scores; else none."""
+        """`n_tokens` of the validation text, or all of it; 0 if that is no more than an evaluation scores."""
         n_tokens = min(len(self.dataset.val) - 1, n_tokens)
         return n_tokens if n_tokens > self.val_windows.n_tokens else 0
 
     def _token_s(self) -> float:
-        """Seconds to score a token: as in the last evaluation, else by arithmetic, which is a third of a step's."""
-        return self._arithmetic_s() if self._measured_token_s is None else self._measured_token_s
+        """Seconds to score a token, as in the last evaluation."""
+        return self._estimated_token_s() if self._measured_token_s is None else self._measured_token_s
 
-    def _arithmetic_s(self) -> float:
-        """0 where the time of a step is not known."""
-        budget = self.learner.budget
+    def _estimated_token_s(self) -> float:
+        """A third of a step's seconds per token, as a forward pass has a third of its arithmetic; 0 if unknown."""
+        budget = self.state.budget
         step_s = budget.step_s if isinstance(budget, TimedBudget) else None
         return (step_s or 0.0) / (3 * self.tokens_per_step)
 
     def _windows(self, tokens: Tokens, max_tokens: int, backend: str = "") -> FixedWindows:
-        block_size, backend = self.config.model.block_size, backend or self.config.train.backend
-        return FixedWindows(tokens.ids, block_size, self._n_at_once(), max_tokens, backend)
+        block_size, backend = self.state.model.config.block_size, backend or self.state.config.backend
+        return FixedWindows(tokens.ids, block_size, self._batch_size(), max_tokens, backend)
 
-    def _n_at_once(self) -> int:
-        """Blocks; a CUDA GPU, which keeps nothing for a way back here, gets more of them than it learns from."""
-        n_blocks = self.learner.micro_batch_size
-        if self.learner.model.device.type != "cuda":
+    def _batch_size(self) -> int:
+        """Blocks that are scored at once."""
+        n_blocks, model = self.state.micro_batch_size, self.state.model
+        if model.device.type != "cuda":
             return n_blocks
-        most = MOST_LOGITS // (self.config.model.block_size * self.dataset.tokenizer.vocab_size)
-        return max(n_blocks, min(TIMES_AT_ONCE * n_blocks, most))
+        most = MAX_LOGITS // (model.config.block_size * model.vocab_size)
+        return max(n_blocks, min(MAX_MICRO_BATCHES * n_blocks, most))

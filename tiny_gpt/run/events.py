@@ -1,6 +1,6 @@
-"""What a training run tells the world. Progress bars, metrics files and reports are made from these alone.
+"""What a training run reports. Progress bars, metrics files and samples are made from these events alone.
 
-Losses are mean cross-entropy in nats per token; steps and epochs count from 1 and name what is finished.
+Losses are mean cross-entropy in nats per token. Steps and epochs count from 1 and name what is finished.
 """
 
 import json
@@ -16,23 +16,22 @@ from tiny_gpt.planning.types import Plan
 
 @dataclass(frozen=True)
 class Prepared:
-    """The text has been prepared and everything stands ready; the first step comes next."""
+    """Text, model and settings are ready; the first step comes next."""
 
     device: str
     precision: str
     backend: str
-    why: str
-    """What path and precision were chosen from, and by which figures."""
+    backend_reason: str
+    """The measurements that backend and precision were chosen by."""
     sources: list[str]
-    """As they were used: what stood in for another is named."""
+    """The text's sources as they were used, fallbacks named."""
     n_characters: int
     n_documents: int
     notes: list[str]
-    """What a person should know about the text, a line each."""
+    """What the user should know about the text, a line each."""
     model: ModelConfig
-    """As it is: a model that is trained further brings its own shape."""
     train: TrainConfig
-    """As it is: with what the recipe has chosen."""
+    """Both as they are used, with every open setting filled in."""
     tokenizer: str
     vocab_size: int
     train_tokens: int
@@ -41,22 +40,22 @@ class Prepared:
     n_parameters: int
     tokens_per_step: int
     earlier_run: Path | None
-    """Where the files of a run that was in the same folder have been put."""
+    """Where the files of an earlier run in the same folder are now."""
     steps_done: int
-    """Steps that the run had done when it was stopped; 0 for a new one."""
+    """Steps done before a resume; 0 for a new run."""
     history: list["Evaluated"]
     """The evaluations of those steps."""
     total_steps: int = 0
-    """Steps of the whole run; 0 where a clock ends it."""
+    """Steps of the whole run; 0 for a timed one."""
     left_s: float | None = None
-    """Seconds until it does."""
+    """Seconds until a timed run ends."""
     plan: Plan | None = None
-    """What to expect of it, where the recipe has said so."""
+    """What to expect of the run, where the planner chose its settings."""
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer update. `batch_loss` is read from the device only now and then: reading waits for it."""
+    """One optimizer update. `batch_loss` is read from the device only now and then, since reading waits for it."""
 
     step: int
     batch_loss: float | None
@@ -64,21 +63,21 @@ class StepDone:
     progress: float = 0.0
     """0 at the first step of the run's budget, 1 at the last."""
     left_s: float | None = None
-    """Seconds until the run ends, where a clock says when."""
+    """Seconds until a timed run ends."""
 
 
 @dataclass(frozen=True)
-class SpeedMeasured:
+class ThroughputMeasured:
     """The first steps have been timed."""
 
     tokens_per_s: float
     remaining_s: float
-    """Until the last step at this speed, evaluations included."""
+    """Until the last step at this throughput, evaluations included."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Losses over the fixed windows, without dropout, and where the run stands."""
+    """Losses over the fixed windows, without dropout, and where the run is."""
 
     step: int
     epoch: int
@@ -124,7 +123,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Saved:
-    """A model file is whole and on the disk."""
+    """A model file is complete and on the disk."""
 
     path: Path
     is_best: bool
@@ -133,7 +132,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """All that resuming from `step` takes is on the disk, and has been read back."""
+    """The checkpoint of `step` is on the disk and verified."""
 
     step: int
     path: Path
@@ -141,15 +140,15 @@ class Checkpointed:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something out of the ordinary that the run has dealt with, in a line."""
+    """A problem that the run has dealt with, in one line."""
 
     step: int
     text: str
 
 
 @dataclass(frozen=True)
-class SteppedBack:
-    """The run has gone back to an earlier checkpoint, away from trouble: what came after it no longer counts."""
+class RolledBack:
+    """The run has returned to the checkpoint of `step`; everything after it no longer counts."""
 
     step: int
     history: list[Evaluated]
@@ -158,7 +157,7 @@ class SteppedBack:
 
 @dataclass(frozen=True)
 class Stopping:
-    """A signal asked the run to end; all is saved, and it will evaluate."""
+    """A signal asked the run to stop; it evaluates, saves and ends."""
 
     signal_number: int
 
@@ -172,22 +171,22 @@ class Finished:
     best_val_loss: float
     best_val_bits_per_byte: float
     scored_tokens: int
-    """Validation tokens behind the figures above."""
+    """Validation tokens behind these two figures."""
     final_path: Path
     last_step: int
     elapsed_s: float
     eval_share: float
-    """Part of the time that evaluations took."""
+    """Fraction of the time spent on evaluations."""
     save_share: float
-    """Part of the time that checkpoints and model files took."""
+    """Fraction of the time spent on checkpoints and model files."""
     peak_memory_bytes: int
     stopped_by: int | None
     """The signal that ended the run early."""
     incidents: list[str]
-    """What the run has met and dealt with, a line each, since its very first step."""
+    """All warnings since the run's first step."""
     best_step: int = 0
     left_s: float | None = None
-    """Seconds of the budget that are left, or below zero those that it took longer, where a clock says when it ends."""
+    """Seconds left of a timed run's budget; below zero, its overrun."""
 
 
 Event = (
@@ -195,13 +194,13 @@ Event = (
     | Notice
     | Prepared
     | StepDone
-    | SpeedMeasured
+    | ThroughputMeasured
     | Evaluated
     | EpochDone
     | Saved
     | Checkpointed
     | Warned
-    | SteppedBack
+    | RolledBack
     | Stopping
     | Finished
 )

@@ -1,4 +1,4 @@
-"""Runs on the disk: which folder a run gets, which is unfinished, which model is the newest. Without torch."""
+"""Run folders: which one a new run gets, which run is unfinished, which model is the newest. Does not import torch."""
 
 import json
 import math
@@ -22,14 +22,14 @@ RUNS_FOLDER = "runs"
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that has steps left, as far as its newest readable checkpoint tells."""
+    """A run that has steps left, according to its newest readable checkpoint."""
 
     folder: Path
     step: int
     total_steps: int
     iters_per_epoch: int
     progress: float | None = None
-    """0 to 1, for a run that a clock ends."""
+    """0 to 1, for a timed run."""
 
     def __str__(self) -> str:
         if self.progress is not None:
@@ -43,7 +43,7 @@ class Unfinished:
 
 
 def unfinished(folder: Path, total_steps: int = 0) -> Unfinished | None:
-    """The run in `folder` if it can go on, to the end that it was given or to `total_steps` if that is more."""
+    """The run in `folder` if it has steps left, up to its own total or to `total_steps` if that is more."""
     store = CheckpointStore(folder)
     for step in store.steps():
         try:
@@ -64,9 +64,9 @@ def newest_step(folder: Path) -> int:
 
 
 def folder_for(config: RunConfig, is_new: bool = False) -> Path:
-    """The folder that a run of `config` goes to: its out_dir, else runs/NAME, after the text.
+    """The folder for a run of `config`: its out_dir, else runs/NAME, named after the text.
 
-    NAME has a number where finished runs bear the plain name already; `is_new` passes over unfinished ones too.
+    A number is appended while a finished run has that name, or with `is_new` while any run has it.
     """
     if config.train.out_dir:
         return user_path(config.train.out_dir)
@@ -79,7 +79,7 @@ def folder_for(config: RunConfig, is_new: bool = False) -> Path:
 
 
 def name_for(sources: tuple[str, ...]) -> str:
-    """("books/my book.txt", "b.txt") -> "my-book-and-1-more", and ("a|b",) -> "a-or-b"."""
+    """A run's name from its text: ("books/my book.txt", "b.txt") -> "my-book-and-1-more", ("a|b",) -> "a-or-b"."""
     more = f"-and-{len(sources) - 1}-more" if len(sources) > 1 else ""
     return ("-or-".join(filter(None, map(_stem, sources[0].split("|")))) or "run")[:60] + more
 
@@ -92,7 +92,7 @@ def _stem(source: str) -> str:
 
 
 def find_run(name: str) -> Path:
-    """The folder of the run called `name`, a path or a name below runs/; "" is the unfinished one worked on last.
+    """The folder of the run `name`, a path or a name below runs/; "" is the most recent unfinished run.
 
     Raises BadInputError.
     """
@@ -100,17 +100,22 @@ def find_run(name: str) -> Path:
         for folder in (user_path(name), Path(RUNS_FOLDER) / name):
             if folder.is_dir():
                 return folder
-        raise BadInputError(f"no run {name}: there is neither such a folder nor {Path(RUNS_FOLDER) / name}{_known()}")
+        raise BadInputError(
+            f"no run {name}: neither that folder nor {Path(RUNS_FOLDER) / name} exists{_known()}", code="run-not-found"
+        )
     candidates = [folder for folder in _run_folders() if unfinished(folder)]
     if not candidates:
-        raise BadInputError(f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){_known()}")
+        raise BadInputError(
+            f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){_known()}",
+            code="no-unfinished-run",
+        )
     return max(candidates, key=lambda folder: CheckpointStore(folder).folder.stat().st_mtime)
 
 
 def find_model(name: str) -> Path:
-    """The model that a person calls `name`: a path, or a run's name below runs/; "" is the newest run's best.
+    """The model `name`: a path, or a run's name below runs/; "" is the best model of the most recent run.
 
-    Raises BadInputError where nothing is called so; whether it is a model is for `models.open_path` to say.
+    Raises BadInputError if it does not exist. Whether it is a model is checked when it is opened.
     """
     models = [folder / BEST_FILE for folder in _run_folders() if (folder / BEST_FILE).is_file()]
     if not name and models:
@@ -121,14 +126,14 @@ def find_model(name: str) -> Path:
     what = f"no model {name}" if name else f"no model here (looked in {Path.cwd()} and its folder {RUNS_FOLDER})"
     names = ", ".join(model.parent.name for model in models if model.parent.name)[:200]
     if names:
-        raise BadInputError(f"{what}: name a model file, or one of the runs {names}")
-    raise BadInputError(f"{what}: train one first (tiny-gpt train, or python3 train.py)")
+        raise BadInputError(f"{what}: give a model file, or one of the runs {names}", code="model-not-found")
+    raise BadInputError(f"{what}: train one first (tiny-gpt train, or python3 train.py)", code="no-model-yet")
 
 
 def config_of(folder: Path) -> RunConfig:
-    """The settings that a person gave the run in `folder`, from its newest checkpoint that verifies.
+    """The settings that the user gave for the run in `folder`, from its newest checkpoint that verifies.
 
-    Raises BadInputError where none does, or where this tiny_gpt does not know its settings.
+    Raises BadInputError where none does, or where this version does not know its settings.
     """
     store = CheckpointStore(folder)
     for step in store.steps():
@@ -138,7 +143,8 @@ def config_of(folder: Path) -> RunConfig:
         except (DamagedError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     raise BadInputError(
-        f"{folder} holds no whole checkpoint to go on from; start the run again with the command that started it"
+        f"{folder} holds no intact checkpoint to resume from; start the run again with the command that started it",
+        code="no-intact-checkpoint",
     )
 
 

@@ -1,254 +1,180 @@
-"""May this run go on? What a checkpoint says of its run, held against what is asked for and what is here now."""
+"""Prepare a run to continue from its newest checkpoint: with its own text, model and backend, or an error saying why
+not."""
 
 import contextlib
-import os
+import json
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tiny_gpt.config import BEST_FILE, BUDGETS, ModelConfig, RunConfig, flag
+from tiny_gpt.config import BEST_FILE, CONFIG_FILE, PLAN_FILE, RunConfig
 from tiny_gpt.data.choose_tokenizer import tokenizer_sha256
 from tiny_gpt.data.prepare import Dataset, open_stored_dataset, open_stored_tokenizer, prepare
 from tiny_gpt.data.progress import PreparationEvent
-from tiny_gpt.device import candidate_precisions, processor_name
+from tiny_gpt.device import candidate_precisions, configure_torch, pick_device
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
+from tiny_gpt.host.heartbeat import restart_reason
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import choose_backend
-from tiny_gpt.planning.types import BackendChoice
-from tiny_gpt.run.checkpoint import check_model, read_state
-from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore, DamagedError, is_before_cooldown
+from tiny_gpt.planning.types import BackendChoice, Plan
+from tiny_gpt.run.checkpoint_store import DamagedError
+from tiny_gpt.run.description import RunDescription, machine_fingerprint
+from tiny_gpt.run.output_folder import write_json
+from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
+from tiny_gpt.run.saved_run import SavedRun, find_resume_point, merge_settings
+from tiny_gpt.run.state import TrainState
+from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.tokenizer.base import Tokenizer
-from tiny_gpt.training.budget import RunRequest
+from tiny_gpt.training.budget import RunRequest, resolve_steps
 
-# Where the run is, how it began and how it is told, not what it is.
-_ELSEWHERE = ("out_dir", "start_from", "verbose", "auto")
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """A checkpoint with what was told of its run."""
-
-    checkpoint: Checkpoint
-    config: RunConfig
-    """As the run resolved it: the text, the path and the precision that it used."""
-    asked: RunConfig
-    """As a person gave it."""
-    data: dict[str, Any]
-    machine: dict[str, Any]
-    notes: list[str]
-    """What was wrong with newer checkpoints, and which settings are others now."""
-
-    def config_with_changes(self, asked: RunConfig) -> RunConfig:
-        """The run's config with the settings that `asked` has changed since.
-
-        Raises BadInputError for what its weights and moments are made for: another model, another optimizer.
-        """
-        before, used, now = self.asked.to_flat(), self.config.to_flat(), asked.to_flat()
-        said_now = set(before["auto"]) - set(now["auto"])
-        had = before | {name: used[name] for name in before["auto"]}
-        changed = {
-            name: value
-            for name, value in now.items()
-            if value != used[name] and (value != before[name] or name in said_now) and name not in _ELSEWHERE
-        }
-        budget_before, budget_now = self.asked.train.budget, asked.train.budget
-        if is_other_budget := any(name in changed for name in BUDGETS):
-            changed |= {name: now[name] for name in BUDGETS}
-        fixed = [name for name in (*(setting.name for setting in fields(ModelConfig)), "optimizer") if name in changed]
-        if self.config.train.start_from:
-            fixed += [name for name in ("tokenizer", "vocab_size") if name in changed]
-        if fixed:
-            differences = "; ".join(f"{flag(name)} was {had[name]}, is now {now[name]}" for name in fixed)
-            raise BadInputError(
-                f"this run cannot go on with another model or optimizer: {differences}.\n"
-                "Go on with the run's own settings (tiny-gpt resume), or start a new run (--new)"
-            )
-        told = {name: value for name, value in changed.items() if name not in BUDGETS}
-        if is_other_budget and budget_before == budget_now:
-            told[budget_now] = now[budget_now]
-        elif is_other_budget:
-            names = flag(budget_before), before[budget_before], flag(budget_now), now[budget_now]
-            self.notes.append("the budget was {} {}, is now {} {}".format(*names))
-        self.notes.extend(f"{flag(name)} was {had[name]}, is now {value}" for name, value in told.items())
-        if now["start_from"] not in ("", before["start_from"]):
-            self.notes.append(f"--start-from {now['start_from']} is left alone: the run goes on with its own weights")
-        changed |= {"out_dir": asked.train.out_dir, "verbose": asked.train.verbose}
-        return self.config.with_flat(changed, str(self.checkpoint.path))
-
-    def has_more(self, asked: RunConfig, request: RunRequest) -> bool:
-        """Whether a budget of time begins now, instead of the rest of the one that the run had."""
-        if not asked.train.is_timed:
-            return False
-        had, now = self.asked.train, asked.train
-        is_other = any(getattr(had, name) != getattr(now, name) for name in BUDGETS)
-        return is_other or (request.extends and self.requested_at != request.at)
-
-    @property
-    def requested_at(self) -> float | None:
-        """When the timed budget that it is in was asked for."""
-        run = read_state(self.checkpoint).get("run")
-        budget = run.get("budget") if isinstance(run, dict) else None
-        return budget.get("requested_at", budget.get("ordered_at")) if isinstance(budget, dict) else None
-
-    def choose_backend(self, config: RunConfig, vocab_size: int, device: torch.device) -> BackendChoice:
-        """The path and the precision that the run had or was told to take now, or others where it finds itself on a
-        machine without them, or on one where bf16 is slow for sure. Raises UsageError for what it was told now."""
-        train, own = config.train, self.config.train
-        if (train.backend, train.precision) != (own.backend, own.precision):
-            return choose_backend(config, vocab_size, device)
-        anew = replace(config, train=replace(train, backend="auto", precision="auto"))
-        now = this_machine(device)
-        has_moved = any(self.machine.get(name) != now[name] for name in ("device", "processor"))
-        try:
-            if train.precision == "bf16" and has_moved and train.precision not in candidate_precisions("auto", device):
-                raise UsageError("--precision bf16: slow here")
-            return choose_backend(config, vocab_size, device)
-        except UsageError as reason:
-            choice = choose_backend(anew, vocab_size, device)
-            self.notes.append(f"{reason}; this run goes on with {choice.candidate}")
-            return choice
-
-    def check_model(self, config: ModelConfig, vocab_size: int) -> None:
-        """Raise BadInputError unless the saved weights are those of this model."""
-        try:
-            check_model(self.checkpoint, config, vocab_size)
-        except DamagedError as damage:
-            raise BadInputError(f"{self.checkpoint.path} cannot be used: {damage}") from damage
-
-    def machine_differences(self, machine: dict[str, Any]) -> list[str]:
-        """What lets the run's numbers differ from here on, in a line; none where they will not."""
-        differences = [
-            f"{name} {self.machine.get(name)} before, {value} now"
-            for name, value in machine.items()
-            if value != self.machine.get(name)
-        ]
-        if not differences:
-            return []
-        return [f"this run began elsewhere ({'; '.join(differences)}): its losses may differ in their last digits"]
-
-
-def find_beginning(run_folder: Path, asked: RunConfig, request: RunRequest) -> tuple[SavedRun, bool]:
-    """What a run goes on from, and whether it has a new budget of time from there: then that is its last state before
-    the rate fell, for its loss not to jump, unless all that is asked for is to cool down from where it is."""
-    saved = find_checkpoint(run_folder)
-    if not saved.has_more(asked, request):
-        return saved, False
-    if asked.train.cooldown < 1 and not is_before_cooldown(saved.checkpoint.about):
-        earlier, notes = CheckpointStore(run_folder).newest(is_wanted=is_before_cooldown)
-        saved.notes.extend(notes)
-        if earlier is not None:
-            saved.notes.append(f"going on from step {earlier.step:,}, before the learning rate fell")
-            saved = _read(earlier, saved.notes)
-    return saved, True
-
-
-def find_checkpoint(run_folder: Path) -> SavedRun:
-    """The newest checkpoint of a run that verifies, bad ones set aside.
-
-    Raises BadInputError where there is none, and for a whole one with settings that this tiny_gpt does not know: that
-    is no damage, so it stays where it is.
-    """
-    store = CheckpointStore(run_folder)
-    notes: list[str] = []
-    while True:
-        checkpoint, more = store.newest()
-        notes += more
-        if checkpoint is None:
-            found = "\n".join([*notes, ""]) if notes else ""
-            raise BadInputError(
-                f"{found}{run_folder} holds no checkpoint to go on from; start the run again with the command that "
-                "started it"
-            )
-        try:
-            return _read(checkpoint, notes)
-        except DamagedError as damage:
-            notes.append(f"{checkpoint.path} cannot be used ({damage}); {store.set_aside(checkpoint.step)}")
-
-
-def _read(checkpoint: Checkpoint, notes: list[str]) -> SavedRun:
-    state, about = read_state(checkpoint), checkpoint.about
-    parts = state.get("config"), state.get("asked"), about.get("data"), about.get("machine")
-    config, asked, data, machine = ({} if not isinstance(part, dict) else part for part in parts)
-    if not (config and asked and data and machine):
-        raise DamagedError("a part of what it says of its run is missing")
-    source = str(checkpoint.path)
-    config = {"backend": "eager"} | config  # runs of earlier versions knew no other
-    return SavedRun(
-        checkpoint, RunConfig().with_flat(config, source), RunConfig().with_flat(asked, source), data, machine, notes
-    )
-
-
-def prepare_again(config: RunConfig, saved: SavedRun) -> Generator[PreparationEvent, None, Dataset]:
-    """The text that the run learns from: read again, or as it was stored where it cannot be.
-
-    Raises BadInputError, naming the difference, where it is another one by now.
-    """
-    is_same_request = config.data == saved.config.data
-    tokenizer = _tokenizer_again(config, saved) if saved.config.train.start_from else None
-    try:
-        dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
-    except (BadInputError, OutOfResourcesError) as failure:
-        found = open_stored_dataset(saved.config.data, str(saved.data.get("store"))) if is_same_request else None
-        if found is None or found.identity != saved.data:
-            raise
-        saved.notes.append(f"the text cannot be read again ({failure}); the run goes on with its stored tokens")
-        return found
-    differences = [
-        f"{what} {saved.data.get(name)} before, {value} now"
-        for name, what in _TELLING.items()
-        if (value := dataset.identity[name]) != saved.data.get(name)
-    ]
-    if differences:
-        raise BadInputError(
-            f"this run cannot go on with another text or tokenizer: {'; '.join(differences)} "
-            f"({', '.join(dataset.sources)}).\nPut back the text that it learned from, or start a new run (--new)"
-        )
-    return dataset
-
-
-def _tokenizer_again(config: RunConfig, saved: SavedRun) -> Tokenizer:
-    """The tokenizer of the model that the run began with, which itself need not be there any more.
-
-    Raises BadInputError where nothing has it.
-    """
-    found = _known_tokenizers(config, saved)
-    again = next((each for each in found if tokenizer_sha256(each) == saved.data.get("tokenizer_sha256")), None)
-    if again is None:
-        raise BadInputError(
-            f"this run began with the tokenizer of {saved.config.train.start_from} and cannot go on without it: it is "
-            f"neither there any more, nor with the stored tokens, nor in {user_path(config.train.out_dir) / BEST_FILE}."
-            "\nPut that model back where it was, or start a new run (--new)"
-        )
-    return again
-
-
-def _known_tokenizers(config: RunConfig, saved: SavedRun) -> Iterator[Tokenizer]:
-    """Of the stored tokens, of the run's own model file, of the model that it began with; what can be read of them."""
-    if tokenizer := open_stored_tokenizer(str(saved.data.get("store"))):
-        yield tokenizer
-    for path in (user_path(config.train.out_dir) / BEST_FILE, user_path(saved.config.train.start_from)):
-        with contextlib.suppress(BadInputError):
-            yield open_path(path, torch.device("cpu")).tokenizer
-
-
-_TELLING = {
-    "train_tokens": "tokens to learn from",
-    "val_tokens": "tokens for validation",
-    "vocab_size": "vocabulary",
+# What identifies a text and its tokens: keys of `Dataset.identity` and their names in messages.
+COMPARED_DATA = {
+    "train_tokens": "training tokens",
+    "val_tokens": "validation tokens",
+    "vocab_size": "vocabulary size",
     "tokenizer_sha256": "tokenizer's sha256",
     "text_sha256": "text's sha256",
 }
 
 
-def this_machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on besides seed and settings."""
-    return {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "processor": f"{processor_name()} with {os.cpu_count()} cores",
-    }
+def resume_run(requested: RunConfig, request: RunRequest) -> Generator[PreparationEvent, None, PreparedRun]:
+    """The run in the folder of `requested`, with the settings that differ from its own taken from there.
+
+    Model, optimizer, tokenizer and text must be the same. Raises UsageError and BadInputError before anything in the
+    folder is changed, but for damaged checkpoints, which are set aside.
+    """
+    out_dir = user_path(requested.train.out_dir)
+    saved, extends = find_resume_point(out_dir, requested, request)
+    merged, change_notes = merge_settings(saved, requested)
+    device = pick_device(merged.train.device)
+    configure_torch(device, merged.train.deterministic)
+    dataset, data_notes = yield from reopen_data(merged, saved)
+    vocab_size = dataset.tokenizer.vocab_size
+
+    settled = resolve_steps(merged, len(dataset.train))
+    saved.check_model(settled.model, vocab_size)
+    yield from compilation_notices(settled, device)
+    choice, backend_notes = choose_same_backend(settled, saved, vocab_size, device)
+    config = with_choices(settled, dataset.sources, choice.candidate)
+    plan = None if extends else read_plan(out_dir, config)
+
+    model = build_model(config, vocab_size, device)
+    machine = machine_fingerprint(device)
+    description = RunDescription(config, requested, dataset.identity, machine)
+    trainer = Trainer(TrainState(model, config.train, request), dataset, config, description, out_dir)
+    notes = [*saved.notes, *change_notes, *data_notes, *backend_notes, *saved.machine_notes(machine)]
+    if reason := restart_reason():
+        notes.append(f"restarted: {reason}")
+    load_checkpoint(trainer, saved, extends, notes)
+    write_json(out_dir / CONFIG_FILE, config.to_flat())
+    return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan))
+
+
+def load_checkpoint(trainer: Trainer, saved: SavedRun, extends: bool, notes: list[str]) -> None:
+    """Load the checkpoint, or the one before it where it verifies and still cannot be used; warn of all `notes`.
+
+    Raises BadInputError where none is left.
+    """
+    checkpoint, store = saved.checkpoint, trainer.checkpoints.store
+    while True:
+        try:
+            trainer.resume(checkpoint, extends)
+            break
+        except DamagedError as damage:
+            notes.append(f"{checkpoint.path} cannot be used ({damage}); {store.set_aside(checkpoint.step)}")
+            older, damages = store.newest()
+            notes += damages
+            if older is None:
+                message = "\n".join([*notes, "no checkpoint is left to resume from"])
+                raise BadInputError(message, code="no-usable-checkpoint") from damage
+            checkpoint = older
+    for note in notes:
+        trainer.state.warn(note)
+
+
+def read_plan(out_dir: Path, config: RunConfig) -> Plan | None:
+    """The plan that the run started with, where it is still that of `config`."""
+    if config.train.start_from:
+        return None
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        plan = Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))
+        return plan if config.train.is_timed or plan.steps == config.train.total_steps else None
+    return None
+
+
+def choose_same_backend(
+    config: RunConfig, saved: SavedRun, vocab_size: int, device: torch.device
+) -> tuple[BackendChoice, list[str]]:
+    """The run's backend and precision, or others where they do not work on this machine, with a line that says so.
+
+    Raises UsageError for a backend or precision that the user asks for now.
+    """
+    train, own = config.train, saved.description.config.train
+    if (train.backend, train.precision) != (own.backend, own.precision):
+        return choose_backend(config, vocab_size, device), []
+    try:
+        is_elsewhere = saved.has_moved(machine_fingerprint(device))
+        if train.precision == "bf16" and is_elsewhere and "bf16" not in candidate_precisions("auto", device):
+            raise UsageError("--precision bf16: slow here", code="bf16-slow-here")
+        return choose_backend(config, vocab_size, device), []
+    except UsageError as reason:
+        open_choice = replace(config, train=replace(train, backend="auto", precision="auto"))
+        choice = choose_backend(open_choice, vocab_size, device)
+        return choice, [f"{reason}; this run continues with {choice.candidate}"]
+
+
+# --- the text ---
+
+
+def reopen_data(config: RunConfig, saved: SavedRun) -> Generator[PreparationEvent, None, tuple[Dataset, list[str]]]:
+    """The run's text, read again, or its stored tokens where that fails; and a line if it does.
+
+    Raises BadInputError naming the difference where the text or the tokenizer has changed.
+    """
+    used, identity = saved.description.config, saved.description.data
+    tokenizer = find_tokenizer(config, saved) if used.train.start_from else None
+    try:
+        dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
+    except (BadInputError, OutOfResourcesError) as failure:
+        stored = open_stored_dataset(used.data, str(identity.get("store"))) if config.data == used.data else None
+        if stored is None or stored.identity != identity:
+            raise
+        return stored, [f"the text cannot be read again ({failure}); using its stored tokens"]
+    differences = [
+        f"{label} was {identity.get(name)}, is now {value}"
+        for name, label in COMPARED_DATA.items()
+        if (value := dataset.identity[name]) != identity.get(name)
+    ]
+    if differences:
+        raise BadInputError(
+            f"this run cannot continue with another text or tokenizer: {'; '.join(differences)} "
+            f"({', '.join(dataset.sources)}).\nRestore the text that it was trained on, or start a new run (--new)",
+            code="text-or-tokenizer-changed",
+        )
+    return dataset, []
+
+
+def find_tokenizer(config: RunConfig, saved: SavedRun) -> Tokenizer:
+    """The tokenizer of the model that the run started from, which may be gone by now. Raises BadInputError."""
+    sha256 = saved.description.data.get("tokenizer_sha256")
+    for tokenizer in _known_tokenizers(config, saved):
+        if tokenizer_sha256(tokenizer) == sha256:
+            return tokenizer
+    start_from = saved.description.config.train.start_from
+    raise BadInputError(
+        f"this run needs the tokenizer of {start_from}, which is not found there, with the stored tokens, or in "
+        f"{user_path(config.train.out_dir) / BEST_FILE}.\nRestore that model, or start a new run (--new)",
+        code="tokenizer-missing",
+    )
+
+
+def _known_tokenizers(config: RunConfig, saved: SavedRun) -> Iterator[Tokenizer]:
+    """Of the stored tokens, of the run's best model, and of the model that it started from, as far as they exist."""
+    if tokenizer := open_stored_tokenizer(str(saved.description.data.get("store"))):
+        yield tokenizer
+    for path in (user_path(config.train.out_dir) / BEST_FILE, user_path(saved.description.config.train.start_from)):
+        with contextlib.suppress(BadInputError):
+            yield open_path(path, torch.device("cpu")).tokenizer

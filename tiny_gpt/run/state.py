@@ -1,22 +1,16 @@
-"""All that changes while a run learns: weights, moments, the guard's memory, how far it is. What a checkpoint holds."""
+"""Everything that changes while a model trains: weights, moments, counters, history. A checkpoint is a copy of it."""
 
-import dataclasses
 import time
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tiny_gpt.config import RunConfig
-from tiny_gpt.device import synchronize
+from tiny_gpt.config import TrainConfig
+from tiny_gpt.device import release_memory, synchronize
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.run.checkpoint import (
-    RunState,
-    checkpoint_files,
-    load_tensors,
-    read_history,
-    read_state,
-)
+from tiny_gpt.run.checkpoint import load_tensors, read_history, read_state
 from tiny_gpt.run.checkpoint_store import Checkpoint, DamagedError
-from tiny_gpt.run.clock import StepClock
-from tiny_gpt.run.events import Evaluated
+from tiny_gpt.run.clock import RunClock
+from tiny_gpt.run.events import Evaluated, Warned
 from tiny_gpt.training.budget import RunRequest, StepBudget, TrainingBudget
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
@@ -25,142 +19,244 @@ from tiny_gpt.training.schedule import SchedulePoint, is_cooling
 from tiny_gpt.training.step import micro_batch_size
 from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, start_timed_budget
 
+# More warnings than this are thinned out from the middle: the first and the last ones tell most.
+MAX_INCIDENTS = 200
+# Names of counters in the checkpoints of earlier versions.
+RENAMED_COUNTERS = {"n_parts": "n_micro_batches"}
 
-class Learner:
-    """A model in training. `settings` and `origin` are kept with every checkpoint, for those who resume from it."""
 
-    def __init__(
-        self,
-        model: GPT,
-        config: RunConfig,
-        settings: dict[str, Any],
-        origin: dict[str, Any],
-        request: RunRequest | None = None,
-    ) -> None:
-        """Plain JSON types: `settings` goes to a checkpoint's state, `origin` (text, machine) to its manifest."""
-        self.model, self.config, self.settings, self.origin = model, config, settings, origin
-        self.optimizer = make_optimizer(model, config.train)
+@dataclass
+class RunCounters:
+    """How far a run is and what has happened to it, in plain JSON types."""
+
+    step: int = 0
+    """Steps done."""
+    n_micro_batches: int = 1
+    """Micro-batches per batch, at least; doubled when memory runs out."""
+    rate_factor: float = 1.0
+    """Multiplies the scheduled learning rate; halved by each rollback."""
+    batch_offset: int = 0
+    """Batches left out by rollbacks: step s reads batch s + batch_offset."""
+    lowest_val_loss: float = 1e9
+    """Of all evaluations, including those that a rollback removed from the history."""
+    n_rollbacks: int = 0
+    """Rollbacks since `lowest_val_loss` last improved."""
+    rolled_back_to: int | None = None
+    """Step of the checkpoint that the last of them restored."""
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    save_s: float = 0.0
+    pause_s: float = 0.0
+    """Seconds so far, by activity."""
+    rate_share: float = 0.0
+    """The last step's scheduled learning rate as a fraction of the peak; 0 also where it is unknown."""
+    budget: dict[str, Any] = field(default_factory=dict)
+    """State of a timed budget."""
+    incidents: list[str] = field(default_factory=list)
+    """Warnings for the user to read when the run is over."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """State of the guard."""
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "RunCounters":
+        """The inverse of `asdict`; fields that an earlier version did not write get defaults. Raises DamagedError."""
+        defaults = asdict(cls())
+        if isinstance(values, dict):
+            values = {RENAMED_COUNTERS.get(name, name): value for name, value in values.items()}
+        if not isinstance(values, dict) or not values.keys() <= defaults.keys():
+            raise DamagedError("its state has unknown fields")
+        for name, value in values.items():
+            expected: tuple[type, ...] = (type(defaults[name]),)
+            if name == "rolled_back_to":
+                expected = (int, type(None))
+            elif expected == (float,):
+                expected = (int, float)
+            is_wrong = isinstance(value, bool) or not isinstance(value, expected)
+            if is_wrong or (isinstance(value, int | float) and not 0 <= value < 1e15):
+                raise DamagedError(f"its {name} is {str(value)[:40]!r}")
+        if not all(isinstance(line, str) for line in values.get("incidents", [])):
+            raise DamagedError("its incidents are not strings")
+        return cls(**values)
+
+
+class TrainState:
+    """A model in training. The trainer changes it; evaluator, checkpoints and model files read it."""
+
+    def __init__(self, model: GPT, config: TrainConfig, request: RunRequest | None = None) -> None:
+        """`request` tells when the user asked for the run, from which a timed budget counts."""
+        self.model, self.config, self.request = model, config, request or RunRequest()
+        self.optimizer = make_optimizer(model, config)
         self.guard = Guard(model.device)
-        self.cuda_graph = make_cuda_graph_update(model, self.optimizer, config.train, self.guard)
-        self.state = RunState(n_micro_batches=config.train.grad_accum_steps)
+        self.cuda_graph = make_cuda_graph_update(model, self.optimizer, config, self.guard)
+        self.counters = RunCounters(n_micro_batches=config.grad_accum_steps)
         self.history: list[Evaluated] = []
         self.best: Evaluated | None = None
-        """The best model that was saved."""
-        self.clock = StepClock()
-        self.request = request or RunRequest()
+        """The evaluation of the best model that was saved."""
+        self.clock = RunClock()
         self.budget = self._new_budget()
-        self.is_cooling = config.train.resolved_schedule != "wsd"
-        """Whether the rate has begun to fall: what was before that can be trained further for any time."""
+        self.is_cooling = config.resolved_schedule != "wsd"
+        """Whether the learning rate has begun to decay: from a state before that, training can be extended freely."""
+        self._unreported: list[Warned] = []
+
+    # --- steps ---
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.counters.step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; of a timed one, an estimate."""
+        if not self.config.is_timed:
+            return self.config.total_steps
+        step, progress = self.step, self.budget.progress(self.step)
+        return step if progress >= 1 else max(step + 1, round(step / max(progress, 1e-3)))
 
     @property
     def micro_batch_size(self) -> int:
-        """Blocks that are computed at once."""
-        config = self.config
-        return micro_batch_size(
-            config.train.batch_size, self.state.n_micro_batches, config.model.block_size, self.model.device
-        )
+        """Blocks computed at once."""
+        n_micro_batches, block_size = self.counters.n_micro_batches, self.model.config.block_size
+        return micro_batch_size(self.config.batch_size, n_micro_batches, block_size, self.model.device)
 
-    def has_done(self, point: SchedulePoint, scheduled_rate: float) -> None:
+    def finish_step(self, point: SchedulePoint, scheduled_rate: float) -> None:
         """Count a step that is done. `scheduled_rate` is its learning rate before `rate_factor`.
 
         A timed budget waits for the device where it takes the time, and in its last steps: a GPU's queue of steps would
         make the run late.
         """
-        budget = self.budget
+        budget, counters = self.budget, self.counters
         if isinstance(budget, TimedBudget) and (
-            budget.is_measured(self.state.step) or budget.steps_left < 2 * GUARD_INTERVAL
+            budget.is_measured(counters.step) or budget.steps_left < 2 * GUARD_INTERVAL
         ):
             synchronize(self.model.device)
-        budget.end_step(self.state.step)
-        self.state.step += 1
-        self.state.rate_share = scheduled_rate / self.config.train.learning_rate
-        self.is_cooling = is_cooling(point, self.config.train)
+        budget.end_step(counters.step)
+        counters.step += 1
+        counters.rate_share = scheduled_rate / self.config.learning_rate
+        self.is_cooling = is_cooling(point, self.config)
 
-    def files(self) -> dict[str, Any]:
-        """What a checkpoint of this moment holds, for `CheckpointStore.write`."""
-        state, clock = self.state, self.clock
-        state.train_s, state.eval_s, state.save_s, state.pause_s = (
-            clock.train_s,
-            clock.eval_s,
-            clock.save_s,
-            clock.pause_s,
-        )
-        state.guard = self.guard.to_dict()
-        state.budget = self.budget.to_dict()
-        best = self.best.to_json_line() if self.best else None
-        saved = {"run": dataclasses.asdict(state), "best": best, **self.settings}
-        return checkpoint_files(self.model, self.optimizer, saved, self.history)
+    def shrink_micro_batches(self) -> None:
+        """Compute fewer blocks at once, after memory ran out, and free what the failed attempt left."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.cuda_graph:
+            self.cuda_graph.forget()
+        release_memory(self.model.device)
+        before = self.micro_batch_size
+        while self.micro_batch_size == before:
+            self.counters.n_micro_batches *= 2
+
+    # --- evaluations and warnings ---
+
+    def record(self, evaluated: Evaluated) -> None:
+        """Add an evaluation to the history; a new lowest loss forgives earlier rollbacks."""
+        if evaluated.val_loss < self.counters.lowest_val_loss:
+            self.counters.lowest_val_loss = evaluated.val_loss
+            self.counters.n_rollbacks, self.counters.rolled_back_to = 0, None
+        self.history.append(evaluated)
+
+    def warn(self, text: str) -> None:
+        """Keep a line for the end of the run; `take_warnings` reports it before that."""
+        incidents = self.counters.incidents
+        incidents.append(text)
+        if len(incidents) > MAX_INCIDENTS:
+            del incidents[MAX_INCIDENTS // 2]
+        self._unreported.append(Warned(self.step, text))
+
+    def take_warnings(self) -> list[Warned]:
+        """The warnings since the last call."""
+        warnings, self._unreported = self._unreported, []
+        return warnings
+
+    # --- checkpoints ---
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of a checkpoint but tensors and history, in plain JSON types."""
+        counters, clock = self.counters, self.clock
+        counters.train_s, counters.eval_s = clock.train_s, clock.eval_s
+        counters.save_s, counters.pause_s = clock.save_s, clock.pause_s
+        counters.guard, counters.budget = self.guard.to_dict(), self.budget.to_dict()
+        return {"run": asdict(counters), "best": self.best.to_json_line() if self.best else None}
 
     def summary(self) -> dict[str, Any]:
-        """What a checkpoint's manifest tells without opening its files."""
-        step = self.state.step
-        is_evaluated = bool(self.history) and self.history[-1].step == step
+        """What a checkpoint's manifest says without a look into its files."""
+        is_evaluated = bool(self.history) and self.history[-1].step == self.step
         return {
-            "step": step,
+            "step": self.step,
             "total_steps": self.total_steps,
-            "progress": self.budget.progress(step),
-            "is_timed": self.config.train.is_timed,
+            "progress": self.budget.progress(self.step),
+            "is_timed": self.config.is_timed,
             "is_cooling": self.is_cooling,
-            "iters_per_epoch": self.config.train.iters_per_epoch,
+            "iters_per_epoch": self.config.iters_per_epoch,
             "val_loss": self.history[-1].val_loss if is_evaluated else None,
             "is_calm": self.guard.is_healthy(),
-            **self.origin,
         }
 
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run; where a clock ends it, as it looks from here."""
-        step, progress = self.state.step, self.budget.progress(self.state.step)
-        if not self.config.train.is_timed:
-            return self.config.train.total_steps
-        return step if progress >= 1 else max(step + 1, round(step / max(progress, 1e-3)))
-
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Become what `checkpoint` was made of. Raises DamagedError, and has changed nothing but weights then."""
+        """Become the state that `checkpoint` holds, but for time and budget.
+
+        Raises DamagedError, and has then changed nothing but weights and moments.
+        """
         saved = read_state(checkpoint)
-        state = RunState.from_dict(saved.get("run"))
-        if state.step != checkpoint.step:
-            raise DamagedError(f"its state is that of step {state.step}")
+        counters = RunCounters.from_dict(saved.get("run"))
+        if counters.step != checkpoint.step:
+            raise DamagedError(f"its state is that of step {counters.step}")
         history = read_history(checkpoint)
         load_tensors(checkpoint, self.model, self.optimizer)
         try:
-            self.guard.load_dict(state.guard)
+            self.guard.load_dict(counters.guard)
             best = Evaluated.from_json_line(saved["best"]) if saved["best"] else None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DamagedError("its state has other fields") from error
-        self.state, self.history, self.best = state, history, best
+            raise DamagedError("its state has unknown fields") from error
+        self.counters, self.history, self.best = counters, history, best
         self.is_cooling = checkpoint.about.get("is_cooling") is not False
 
-    def step_back(self, checkpoint: Checkpoint) -> None:
-        """`restore` in the course of a run, whose time goes on. Raises DamagedError."""
-        self.restore(checkpoint)
-        self.budget.roll_back(self.state.budget)
+    def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
+        """`restore` in a new process, and continue the count of its time.
 
-    def resume(self, checkpoint: Checkpoint, has_more: bool = False) -> None:
-        """`restore` in a new process: time counts on as well. `has_more`: with a timed budget that begins here."""
+        The budget is that of the checkpoint, or with `extends` a new one that begins here. Raises DamagedError.
+        """
         self.restore(checkpoint)
-        state = self.state
+        counters = self.counters
         try:
-            self.budget = self._new_budget() if has_more or not state.budget else self._saved_budget()
+            self.budget = self._new_budget() if extends or not counters.budget else self._saved_budget()
         except (ValueError, TypeError) as error:
-            raise DamagedError("the state of its budget has other fields") from error
-        self.clock.go_on(state.step, state.train_s, state.eval_s, state.save_s, state.pause_s)
+            raise DamagedError("the state of its budget has unknown fields") from error
+        self.clock.resume(counters.step, counters.train_s, counters.eval_s, counters.save_s, counters.pause_s)
+
+    def roll_back(self, checkpoint: Checkpoint) -> None:
+        """Return to an earlier checkpoint of this run, and from there skip the batches since then at half the rate.
+
+        Time, warnings, best model and micro-batches stay as they are. Raises DamagedError.
+        """
+        before, best = self.counters, self.best
+        self.restore(checkpoint)
+        after, self.best = self.counters, best
+        self.budget.roll_back(after.budget)
+        after.batch_offset += before.step - checkpoint.step
+        after.rate_factor = before.rate_factor / 2
+        after.n_rollbacks, after.rolled_back_to = before.n_rollbacks + 1, checkpoint.step
+        after.lowest_val_loss, after.incidents = before.lowest_val_loss, before.incidents
+        after.n_micro_batches = before.n_micro_batches
+        self.guard.reset_counts()
+        self.clock.start_lap(checkpoint.step)
+
+    # --- budgets ---
 
     def _new_budget(self) -> TrainingBudget:
-        train, state = self.config.train, self.state
-        if not train.is_timed:
-            return StepBudget(train.total_steps, train.warmup_steps)
-        return self._timed(start_timed_budget(train, self.request, time.time(), state.step, min(1.0, state.rate_share)))
+        if not self.config.is_timed:
+            return StepBudget(self.config.total_steps, self.config.warmup_steps)
+        rate_share = min(1.0, self.counters.rate_share)
+        return self._timed_budget(start_timed_budget(self.config, self.request, time.time(), self.step, rate_share))
 
     def _saved_budget(self) -> TrainingBudget:
-        """The budget of the checkpoint. After a crash the same command has gone on, and so has its time."""
-        if not self.config.train.is_timed:
+        """The checkpoint's. Where the watchdog restarted the same command, the time since the checkpoint counts."""
+        if not self.config.is_timed:
             return self._new_budget()
-        budget = TimedBudgetState.from_dict(self.state.budget)
+        budget = TimedBudgetState.from_dict(self.counters.budget)
         if self.request.is_restart:
             budget.spent_s += max(0.0, time.time() - budget.saved_at)
-        return self._timed(budget)
+        return self._timed_budget(budget)
 
-    def _timed(self, budget: TimedBudgetState) -> TrainingBudget:
+    def _timed_budget(self, budget: TimedBudgetState) -> TrainingBudget:
         measure_every = 1 if self.model.device.type == "cpu" else GUARD_INTERVAL
-        return TimedBudget(self.config.train, budget, lambda: self.clock.train_s, measure_every)
+        return TimedBudget(self.config, budget, lambda: self.clock.train_s, measure_every)

@@ -1,38 +1,40 @@
-"""The loop: steps, evaluations, checkpoints, and what to do when one goes wrong. Yields events, prints nothing.
+"""The training loop: steps, evaluations, checkpoints, and what happens when one goes wrong.
 
-`train` sequences. step.py holds the mathematics, guard.py judges a step, keeper.py saves, monitor.py knows the machine.
+`Trainer.train` sequences and yields events; it prints nothing. The mathematics of a step is in training/step.py.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.device import is_out_of_memory, peak_memory_bytes, release_memory
+from tiny_gpt.device import is_out_of_memory, peak_memory_bytes
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.evaluation import bits_per_byte
 from tiny_gpt.host.monitor import HostMonitor
-from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run.checkpoint_manager import Keeper
-from tiny_gpt.run.checkpoint_store import Checkpoint
-from tiny_gpt.run.evaluator import Examiner
+from tiny_gpt.run.checkpoint_manager import CheckpointManager
+from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore
+from tiny_gpt.run.description import RunDescription
+from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import (
     EpochDone,
     Evaluated,
     Event,
     Finished,
-    SpeedMeasured,
+    RolledBack,
     StepDone,
-    SteppedBack,
     Stopping,
+    ThroughputMeasured,
     Warned,
 )
-from tiny_gpt.run.state import Learner
-from tiny_gpt.training.budget import RunRequest
+from tiny_gpt.run.model_files import ModelFiles
+from tiny_gpt.run.saver import Saver
+from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate
 from tiny_gpt.training.step import StepResult, train_step
@@ -40,303 +42,294 @@ from tiny_gpt.training.timed_budget import TimedBudget
 
 Result = TypeVar("Result")
 
-# A run that a clock ends has checkpoints after such a part of its time, if that is shorter than what is asked for.
+# A timed run has a checkpoint at least after this share of its time.
 CHECKPOINT_SHARE = 0.05
-# Writing what the best model says, and all else that comes after the training. A model of three million parameters
-# takes 0.5 s on 2 cores of an AMD EPYC.
-AFTERWARDS_S = 1.0
-# Steps back without a better model in between; more of them do not help.
+# Writing a sample of the best model, and all else that follows training. A model of three million parameters takes
+# 0.5 s on 2 cores of an AMD EPYC.
+SAMPLE_S = 1.0
+# Rollbacks without a better evaluation in between; more of them do not help.
 MAX_ROLLBACKS = 3
-MAX_INCIDENTS = 200
-# A machine may fall asleep meanwhile.
+# A run shorter than this is over before the machine falls asleep.
 LONG_S = 600
 
 
+@dataclass(frozen=True)
+class DoneStep:
+    """A step that is done, its losses still on the device."""
+
+    point: SchedulePoint
+    learning_rate: float
+    result: StepResult
+
+
 class Trainer:
-    """One training run of `model` on `dataset`, from its first step to its model files in `out_dir`."""
+    """Trains the model of `state` on `dataset`, from its first step to the model files in `out_dir`."""
 
     def __init__(
-        self,
-        model: GPT,
-        dataset: Dataset,
-        config: RunConfig,
-        out_dir: Path,
-        settings: dict[str, Any] | None = None,
-        origin: dict[str, Any] | None = None,
-        request: RunRequest | None = None,
+        self, state: TrainState, dataset: Dataset, config: RunConfig, description: RunDescription, out_dir: Path
     ) -> None:
-        self.model, self.dataset, self.config = model, dataset, config
-        self.learner = Learner(model, config, settings or {}, origin or {}, request)
-        self.keeper = Keeper(self.learner, dataset.tokenizer, out_dir, self.note)
-        block_size, train = config.model.block_size, config.train
+        self.state, self.dataset, self.config = state, dataset, config
+        store = CheckpointStore(out_dir)
+        saver = Saver(state, store)
+        self.checkpoints = CheckpointManager(state, description, store, saver)
+        self.model_files = ModelFiles(state, config, dataset.tokenizer, out_dir, store, saver)
+        self.evaluator = Evaluator(state, dataset)
+        train, device = config.train, state.model.device
         self.batches = BatchLoader(
-            dataset.train.ids, block_size, train.batch_size, train.seed, model.device, train.token_noise
+            dataset.train.ids, config.model.block_size, train.batch_size, train.seed, device, train.token_noise
         )
-        self.examiner = Examiner(dataset, config, self.learner)
-        self.tokens_per_step = self.examiner.tokens_per_step
-        self._noted: list[Warned] = []
-        self._n_told_skips = 0
-        self._end_takes_time()
+        self.tokens_per_step = self.evaluator.tokens_per_step
+        self._n_reported_skips = 0
 
-    def resume(self, checkpoint: Checkpoint, has_more: bool = False) -> None:
-        """Go on from `checkpoint` as if nothing had happened, or with the time that the run is given now.
-
-        Raises DamagedError.
-        """
-        self.keeper.resume(checkpoint, has_more)
-        self.examiner.resume()
-        self._end_takes_time()
+    def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
+        """Continue from `checkpoint` exactly, or with `extends` with a new budget. Raises DamagedError."""
+        self.checkpoints.resume(checkpoint, extends)
+        self.model_files.resume()
+        self.evaluator.resume()
 
     def train(self, monitor: HostMonitor) -> Iterator[Event]:
-        """Run to the last step, or to the end of the step in which `monitor` asks to stop.
+        """Train to the last step, or to the end of the step in which `monitor` is asked to stop.
 
-        Raises DivergedError when stepping back does not help any more, OutOfResourcesError when the final model
-        cannot be written, RestartRequestedError when the watchdog wants a fresh process.
+        Raises DivergedError when rolling back no longer helps, OutOfResourcesError when the final model cannot be
+        saved, RestartRequestedError when the watchdog wants a fresh process.
         """
-        learner, train = self.learner, self.config.train
-        self.model.train()
-        if not self.keeper.store.steps():
-            yield self.keeper.first_checkpoint()
-        yield from self._told(self.keeper.checkpoint())  # where a new budget has begun
-        first_step = learner.state.step
-        learner.clock.start_lap(first_step)
-        while not learner.budget.is_over(learner.state.step):
-            point = learner.budget.begin_step(learner.state.step)
-            yield from self._before_cooldown(point)
-            scheduled_rate = learning_rate(point, train)
-            rate = scheduled_rate * learner.state.rate_factor
-            loss, grad_norm = self._step(rate)
+        state, budget = self.state, self.state.budget
+        state.model.train()
+        yield from self._save_first_checkpoint()
+        first_step = state.step
+        state.clock.start_lap(first_step)
+        while not budget.is_over(state.step):
+            point = budget.begin_step(state.step, self._reserved_s())
+            yield from self._checkpoint_before_cooldown(point)
+            done = self._train_one_step(point)
             monitor.beat()
-            learner.has_done(point, scheduled_rate)
-            step = learner.state.step
-            yield from self._told(*(Warned(step, line) for line in monitor.notes()))
-            if self._is_beyond_skipping(point):
-                yield from self._step_back("the loss is no number any more, or far above what it was")
+            yield from self._report(*(Warned(state.step, line) for line in monitor.notes()))
+            if self._is_diverging(point):
+                yield from self._roll_back("the loss became NaN or infinite, or spiked")
                 continue
-            stopping = monitor.stop.signal_number
-            epoch_ends = not train.is_timed and (step % train.iters_per_epoch == 0 or point.is_last)
-            is_regular = epoch_ends or self.examiner.is_due(point)
-            if stopping is not None:
-                if not is_regular:  # an evaluation that the whole run would not have made is not kept
-                    yield from self._told(self.keeper.checkpoint())
-                yield Stopping(stopping)
-            evaluates = is_regular or stopping is not None
-            batch_loss = loss.item() if evaluates or step == 1 else None
-            yield StepDone(step, batch_loss, rate, point.progress, learner.budget.remaining_s())
-            if (seconds := learner.clock.measure_once(step - first_step, self.model.device)) is not None:
-                yield (speed := self._speed(step, seconds))
-                if speed.remaining_s > LONG_S and monitor.keep_awake_problem:
-                    yield Warned(step, monitor.keep_awake_problem)
-                if learner.cuda_graph and learner.cuda_graph.problem:
-                    self.note(f"steps cannot be recorded here and take longer: {learner.cuda_graph.problem}")
+            stop_signal = monitor.stop.signal_number
+            is_epoch_end = self._is_epoch_end(point)
+            is_due = is_epoch_end or self.evaluator.is_due(point)
+            if stop_signal is not None:
+                if not is_due:  # the evaluation of a stop is not part of the run: the checkpoint comes before it
+                    yield from self._report(self.checkpoints.save())
+                yield Stopping(stop_signal)
+            evaluates = is_due or stop_signal is not None
+            batch_loss = done.result.loss.item() if evaluates or state.step == 1 else None
+            yield StepDone(state.step, batch_loss, done.learning_rate, point.progress, budget.remaining_s())
+            yield from self._measure_throughput(state.step - first_step, monitor)
             if evaluates:
-                evaluated = self._evaluate(point, rate, loss.item(), grad_norm.item(), monitor)
+                evaluated = self._evaluate(done, monitor.beat)
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
-                    yield from self._step_back("the validation loss is no number any more")
+                    yield from self._roll_back("the validation loss became NaN or infinite")
                     continue
-                yield from self._take(evaluated)
+                yield from self._record(evaluated)
                 if line := monitor.throughput_note(evaluated.tokens_per_s):
-                    yield Warned(step, line)
-            if epoch_ends:
-                yield EpochDone(evaluated.epoch, evaluated.train_loss, evaluated.val_loss)
-            if stopping is not None:
+                    yield Warned(state.step, line)
+                if is_epoch_end:
+                    yield EpochDone(evaluated.epoch, evaluated.train_loss, evaluated.val_loss)
+            if stop_signal is not None:
                 break
-            yield from self._between_steps(monitor, epoch_ends)
-        yield from self._told(self.keeper.catch_up(at_last=True))
-        yield from self._told(self.keeper.checkpoint())
-        yield from self._told(self.keeper.save_final())
+            yield from self._between_steps(monitor, is_epoch_end)
+        yield from self._report(self.model_files.save_pending(force=True))
+        yield from self._report(self.checkpoints.save())
+        yield from self._report(self.model_files.save_final())
         yield self._finish(monitor)
 
-    # --- one step, one evaluation ---
+    # --- steps ---
 
-    def _step(self, rate: float) -> StepResult:
-        """One step at this learning rate; where memory runs out, the same step again in smaller micro-batches."""
-        learner, state = self.learner, self.learner.state
-        batch = self.batches.batch(state.step + state.batch_offset)
-        return self._within_memory(
+    def _train_one_step(self, point: SchedulePoint) -> DoneStep:
+        """The step at `point`, in smaller micro-batches if memory runs out."""
+        state, counters, train = self.state, self.state.counters, self.config.train
+        batch = self.batches.batch(state.step + counters.batch_offset)
+        scheduled_rate = learning_rate(point, train)
+        rate = scheduled_rate * counters.rate_factor
+        result = self._retry_out_of_memory(
             lambda: train_step(
-                self.model,
-                learner.optimizer,
+                state.model,
+                state.optimizer,
                 batch,
-                self.config.train,
+                train,
                 state.step,
                 rate,
-                n_micro_batches=state.n_micro_batches,
-                guard=learner.guard,
-                cuda_graph=learner.cuda_graph,
+                n_micro_batches=counters.n_micro_batches,
+                guard=state.guard,
+                cuda_graph=state.cuda_graph,
             )
         )
+        state.finish_step(point, scheduled_rate)
+        return DoneStep(point, rate, result)
 
-    def _within_memory(self, compute: Callable[[], Result]) -> Result:
-        """What `compute` returns, in parts of half the size as often as memory runs out."""
-        learner = self.learner
+    def _retry_out_of_memory(self, compute: Callable[[], Result]) -> Result:
+        """What `compute` returns, with micro-batches of half the size each time that memory runs out."""
+        state = self.state
         while True:
             try:
                 return compute()
             except Exception as failure:
-                if not is_out_of_memory(failure) or learner.micro_batch_size == 1:
+                if not is_out_of_memory(failure) or state.micro_batch_size == 1:
                     raise
-            learner.optimizer.zero_grad(set_to_none=True)
-            if learner.cuda_graph:
-                learner.cuda_graph.forget()
-            release_memory(self.model.device)
-            before = learner.micro_batch_size
-            while learner.micro_batch_size == before:
-                learner.state.n_micro_batches *= 2
-            self.examiner.fit()
-            self.note(
-                f"out of memory: {learner.micro_batch_size} instead of {before} blocks are computed at once from here "
-                "on; the losses stay those of the whole batch"
+            before = state.micro_batch_size
+            state.shrink_micro_batches()
+            self.evaluator.fit_batch_size()
+            state.warn(
+                f"out of memory: from now on {state.micro_batch_size} blocks are computed at once instead of {before}; "
+                "the loss is still that of the whole batch"
             )
 
-    def _evaluate(
-        self, point: SchedulePoint, rate: float, batch_loss: float, grad_norm: float, monitor: HostMonitor
-    ) -> Evaluated:
-        step, clock = self.learner.state.step, self.learner.clock
+    def _is_epoch_end(self, point: SchedulePoint) -> bool:
+        train = self.config.train
+        return not train.is_timed and (self.state.step % train.iters_per_epoch == 0 or point.is_last)
+
+    def _measure_throughput(self, n_steps: int, monitor: HostMonitor) -> Iterator[Event]:
+        """Once, after the first few of this process's `n_steps`: tokens per second, and what may slow the run down."""
+        state = self.state
+        step_s = state.clock.measure_step_once(n_steps, state.model.device)
+        if step_s is None:
+            return
+        remaining_s = state.budget.remaining_s()
+        if remaining_s is None:
+            overhead = 1 + self.evaluator.n_tokens / 3 / self.tokens_per_step / self.evaluator.steps_between
+            remaining_s = (self.config.train.total_steps - state.step) * step_s * overhead
+        remaining_s = max(0.0, remaining_s)
+        yield ThroughputMeasured(self.tokens_per_step / step_s, remaining_s)
+        if remaining_s > LONG_S and monitor.keep_awake_problem:
+            yield Warned(state.step, monitor.keep_awake_problem)
+        if state.cuda_graph and state.cuda_graph.problem:
+            state.warn(f"steps cannot be recorded as a CUDA graph here and take longer: {state.cuda_graph.problem}")
+
+    # --- evaluations ---
+
+    def _evaluate(self, done: DoneStep, beat: Callable[[], None]) -> Evaluated:
+        step, clock = self.state.step, self.state.clock
         n_steps, train_s = clock.lap(step)
-        train_loss, val_loss = self.examiner.score(
-            point, lambda windows: self._within_memory(lambda: windows.loss(self.model, monitor.beat))
-        )
+        train_loss, val_loss = self._retry_out_of_memory(lambda: self.evaluator.score(done.point, beat))
         return Evaluated(
             step=step,
             epoch=math.ceil(step / self.config.train.iters_per_epoch),
             train_loss=train_loss,
             val_loss=val_loss,
             val_bits_per_byte=self._bits_per_byte(val_loss),
-            batch_loss=batch_loss,
-            learning_rate=rate,
-            grad_norm=grad_norm,
+            batch_loss=done.result.loss.item(),
+            learning_rate=done.learning_rate,
+            grad_norm=done.result.grad_norm.item(),
             tokens_per_s=n_steps * self.tokens_per_step / train_s,
             elapsed_s=clock.elapsed_s,
         )
 
-    def _take(self, evaluated: Evaluated) -> Iterator[Event]:
+    def _record(self, evaluated: Evaluated) -> Iterator[Event]:
         """Add an evaluation to the history; save the model if it is the best so far."""
-        learner = self.learner
-        if evaluated.val_loss < learner.state.lowest_val_loss:
-            learner.state.lowest_val_loss = evaluated.val_loss
-            learner.state.n_rollbacks, learner.state.rolled_back_to = 0, None
-        learner.history.append(evaluated)
+        self.state.record(evaluated)
         yield evaluated
-        better = self.keeper.is_better(evaluated)
-        yield from self._told(self.keeper.save_best(evaluated) if better else self.keeper.catch_up())
+        files = self.model_files
+        is_better = files.is_better(evaluated)
+        yield from self._report(files.save_best(evaluated) if is_better else files.save_pending())
 
-    # --- a run that a clock ends ---
+    def _bits_per_byte(self, val_loss: float) -> float:
+        return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)
 
-    def _end_takes_time(self) -> None:
-        """Have a timed budget set the time aside that is needed after the last step."""
-        if isinstance(self.learner.budget, TimedBudget):
-            self.learner.budget.reserved_s = self._reserved_s
+    # --- checkpoints ---
 
-    def _reserved_s(self) -> float:
-        """The last evaluation, checkpoint and model files, the best model's last score, a sample."""
-        return self.examiner.end_s() + 2 * self.keeper.write_s + AFTERWARDS_S
+    def _save_first_checkpoint(self) -> Iterator[Event]:
+        """Of step 0, which shows that the disk works, or of where a new budget begins."""
+        if not self.checkpoints.store.steps():
+            yield self.checkpoints.save_first()
+        yield from self._report(self.checkpoints.save())
 
-    def _before_cooldown(self, point: SchedulePoint) -> Iterator[Event]:
-        """A checkpoint of the last moment from which the run can be trained further for any time."""
-        if is_cooling(point, self.config.train) and not self.learner.is_cooling and self.learner.state.step:
-            yield from self._told(self.keeper.checkpoint())
+    def _checkpoint_before_cooldown(self, point: SchedulePoint) -> Iterator[Event]:
+        """The last state from which the run can be extended without a jump of the loss."""
+        if is_cooling(point, self.config.train) and not self.state.is_cooling and self.state.step:
+            yield from self._report(self.checkpoints.save())
 
-    # --- what keeps a run going ---
-
-    def _between_steps(self, monitor: HostMonitor, epoch_ends: bool) -> Iterator[Event]:
-        """A checkpoint where one is due, a pause or a restart where one is asked for."""
-        reason, restart = monitor.pause_reason(), monitor.restart_requested
-        interval_s = 0 if epoch_ends else 60 * self.config.reliability.checkpoint_minutes
-        if isinstance(budget := self.learner.budget, TimedBudget):
+    def _between_steps(self, monitor: HostMonitor, is_epoch_end: bool) -> Iterator[Event]:
+        """A checkpoint where one is due; a pause or a restart where one is needed."""
+        state = self.state
+        pause_reason, restart = monitor.pause_reason(), monitor.restart_requested
+        interval_s = 0 if is_epoch_end else 60 * self.config.reliability.checkpoint_minutes
+        if isinstance(budget := state.budget, TimedBudget):
             interval_s = min(interval_s, CHECKPOINT_SHARE * budget.state.total_s)
         if restart:
-            yield from self._told(self.keeper.catch_up(at_last=True))
-        if reason or restart or self.keeper.is_due(interval_s):
-            yield from self._told(self.keeper.checkpoint())
+            yield from self._report(self.model_files.save_pending(force=True))
+        if pause_reason or restart or self.checkpoints.is_due(interval_s):
+            yield from self._report(self.checkpoints.save())
         if restart:
-            raise RestartRequestedError(f"the watchdog asked for a fresh process at step {self.learner.state.step:,}")
-        if reason:
-            yield Warned(self.learner.state.step, f"paused: {reason}")
-            with self.learner.clock.apart("pause"):
+            raise RestartRequestedError(
+                f"the watchdog asked for a fresh process at step {state.step:,}", code="restart-requested"
+            )
+        if pause_reason:
+            yield Warned(state.step, f"paused: {pause_reason}")
+            with state.clock.count_as("pause"):
                 monitor.wait_out_pause()
-            yield Warned(self.learner.state.step, "training goes on")
+            yield Warned(state.step, "training goes on")
 
-    def _is_beyond_skipping(self, point: SchedulePoint) -> bool:
-        """Look at the guard, where that does not hold up a GPU; tell of the steps that it has skipped."""
-        step = self.learner.state.step
-        if self.model.device.type != "cpu" and step % GUARD_INTERVAL and not point.is_last:
+    def _reserved_s(self) -> float:
+        """Seconds that a timed run needs after its last step: to evaluate, save, score the best model and sample."""
+        if not self.config.train.is_timed:
+            return 0.0
+        return self.evaluator.final_s() + 2 * self.checkpoints.write_s + SAMPLE_S
+
+    # --- divergence ---
+
+    def _is_diverging(self, point: SchedulePoint) -> bool:
+        """Ask the guard, on a GPU only now and then since that waits for its queue; warn of the steps it skipped."""
+        state = self.state
+        if state.model.device.type != "cpu" and state.step % GUARD_INTERVAL and not point.is_last:
             return False
-        n_skipped = self.learner.guard.total_skipped()
-        if n_new := n_skipped - self._n_told_skips:
-            self._n_told_skips = n_skipped
+        n_skipped = state.guard.total_skipped()
+        if n_new := n_skipped - self._n_reported_skips:
+            self._n_reported_skips = n_skipped
             steps = f"{n_new} steps" if n_new > 1 else "a step"
-            self.note(f"skipped {steps} up to step {step:,}, whose loss or gradient was out of all bounds")
-        return self.learner.guard.needs_rollback()
+            state.warn(f"skipped {steps} up to step {state.step:,}: loss or gradient NaN, infinite or far too large")
+        return state.guard.needs_rollback()
 
-    def _step_back(self, trouble: str) -> Iterator[Event]:
-        """Go back to the last healthy checkpoint, past the batches since then, at half the rate."""
-        learner, before = self.learner, self.learner.state
-        yield from self._told(self.keeper.catch_up(at_last=True))
-        if before.n_rollbacks == MAX_ROLLBACKS:
-            raise DivergedError(self._divergence(trouble))
-        # Trouble that comes back may have begun before the last checkpoint that looked healthy: an older one then.
-        target = self.keeper.healthy_before(before.step if before.rolled_back_to is None else before.rolled_back_to)
-        target = target or self.keeper.healthy_before(before.step)
+    def _roll_back(self, trouble: str) -> Iterator[Event]:
+        """Return to the last healthy checkpoint, or raise DivergedError where that has not helped before."""
+        state, before = self.state, self.state.counters
+        yield from self._report(self.model_files.save_pending(force=True))
+        target = None if before.n_rollbacks == MAX_ROLLBACKS else self._rollback_target()
         if target is None:
-            raise DivergedError(self._divergence(trouble))
-        best = learner.best
-        self.keeper.step_back(target)
-        after = learner.state
-        learner.best = best
-        after.batch_offset += before.step - target.step
-        after.rate_factor = before.rate_factor / 2
-        after.n_rollbacks, after.rolled_back_to = before.n_rollbacks + 1, target.step
-        after.lowest_val_loss, after.n_micro_batches, after.incidents = (
-            before.lowest_val_loss,
-            before.n_micro_batches,
-            before.incidents,
+            raise DivergedError(self._divergence(trouble), code="training-diverged")
+        self.checkpoints.roll_back(target)
+        self.evaluator.resume()
+        state.warn(
+            f"{trouble} at step {before.step:,}: rolled back to step {target.step:,}, with other batches and half the "
+            f"learning rate (rollback {state.counters.n_rollbacks} of {MAX_ROLLBACKS})"
         )
-        learner.guard.reset_counts()
-        learner.clock.start_lap(target.step)
-        self.examiner.resume()
-        self.note(
-            f"{trouble} at step {before.step:,}: back to step {target.step:,} with other batches and half the learning "
-            f"rate (time {after.n_rollbacks} of {MAX_ROLLBACKS})"
-        )
-        yield from self._told()
-        yield SteppedBack(target.step, list(learner.history))
+        yield from self._report()
+        yield RolledBack(target.step, list(state.history))
+
+    def _rollback_target(self) -> Checkpoint | None:
+        """The newest healthy checkpoint; after a rollback that did not help, one from before its target.
+
+        Such trouble may have begun before the last checkpoint that looked healthy.
+        """
+        counters = self.state.counters
+        newest = counters.step if counters.rolled_back_to is None else counters.rolled_back_to
+        return self.checkpoints.newest_healthy(newest) or self.checkpoints.newest_healthy(counters.step)
 
     def _divergence(self, trouble: str) -> str:
-        state, best = self.learner.state, self.learner.best
-        kept = (
-            f"The best model so far (val_loss={best.val_loss:.4f}, step {best.step:,}) is whole in "
-            f"{self.keeper.best_path}. "
-            if best
-            else ""
-        )
-        lower = self.config.train.learning_rate * state.rate_factor
+        counters, best = self.state.counters, self.state.best
+        kept = ""
+        if best:
+            kept = (
+                f"The best model so far (val_loss={best.val_loss:.4f}, step {best.step:,}) is in "
+                f"{self.model_files.best_path}. "
+            )
         return (
-            f"{trouble} at step {state.step:,}, and stepping back with half the learning rate has not helped "
-            f"({state.n_rollbacks} times).\n{kept}Try a lower rate: --learning-rate {lower:.1g}"
+            f"{trouble} at step {counters.step:,}; rolling back to half the learning rate did not help "
+            f"({counters.n_rollbacks} times).\n{kept}Try a lower learning rate: --learning-rate "
+            f"{self.config.train.learning_rate * counters.rate_factor:.1g}"
         )
+
+    # --- the end ---
 
     def _finish(self, monitor: HostMonitor) -> Finished:
-        """Score the best model file once more, over the whole validation text where the run was long enough.
-
-        A run that was stopped is not made to wait for it.
-        """
-        learner, last = self.learner, self.learner.history[-1]
-        best, path = (learner.best, self.keeper.best_path) if learner.best else (last, self.keeper.final_path)
-        val_loss, scored_tokens = best.val_loss, self.examiner.val_windows.n_tokens
-        windows = None
-        if monitor.stop.signal_number is None:
-            left_s = learner.budget.remaining_s()
-            windows = self.examiner.final_windows(None if left_s is None else left_s - AFTERWARDS_S)
-        if windows is not None:
-            try:
-                with learner.clock.apart("eval"):
-                    model = load_model(path, self.model.device, self.model.compute_dtype).model
-                    val_loss, scored_tokens = windows.loss(model, monitor.beat), windows.n_tokens
-            except Exception as failure:
-                if not is_out_of_memory(failure):  # all is saved, and has a score
-                    raise
-        elapsed_s = learner.clock.elapsed_s
+        state, last = self.state, self.state.history[-1]
+        best, path = (state.best, self.model_files.best_path) if state.best else (last, self.model_files.final_path)
+        val_loss, scored_tokens = best.val_loss, self.evaluator.val_windows.n_tokens
+        if monitor.stop.signal_number is None and (score := self._final_score(path, monitor.beat)):
+            val_loss, scored_tokens = score
+        elapsed_s = state.clock.elapsed_s
         return Finished(
             best_path=path,
             best_epoch=best.epoch,
@@ -344,41 +337,35 @@ class Trainer:
             best_val_loss=val_loss,
             best_val_bits_per_byte=self._bits_per_byte(val_loss),
             scored_tokens=scored_tokens,
-            final_path=self.keeper.final_path,
+            final_path=self.model_files.final_path,
             last_step=last.step,
             elapsed_s=elapsed_s,
-            eval_share=learner.clock.eval_s / elapsed_s,
-            save_share=learner.clock.save_s / elapsed_s,
-            peak_memory_bytes=peak_memory_bytes(self.model.device),
+            eval_share=state.clock.eval_s / elapsed_s,
+            save_share=state.clock.save_s / elapsed_s,
+            peak_memory_bytes=peak_memory_bytes(state.model.device),
             stopped_by=monitor.stop.signal_number,
-            incidents=[*learner.state.incidents, *monitor.summary()],
-            left_s=learner.budget.remaining_s(),
+            incidents=[*state.counters.incidents, *monitor.summary()],
+            left_s=state.budget.remaining_s(),
         )
 
-    # --- figures and words ---
+    def _final_score(self, path: Path, beat: Callable[[], None]) -> tuple[float, int] | None:
+        """Loss of the model file at `path` over as much validation text as the run was long enough for, and how many
+        tokens that is; None where that is no more than an evaluation scores, or more than memory holds."""
+        left_s = self.state.budget.remaining_s()
+        windows = self.evaluator.final_windows(None if left_s is None else left_s - SAMPLE_S)
+        if windows is None:
+            return None
+        trained = self.state.model
+        try:
+            with self.state.clock.count_as("eval"):
+                model = load_model(path, trained.device, trained.compute_dtype).model
+                return windows.loss(model, beat), windows.n_tokens
+        except Exception as failure:
+            if not is_out_of_memory(failure):
+                raise
+            return None
 
-    def _speed(self, step: int, seconds_per_step: float) -> SpeedMeasured:
-        train = self.config.train
-        examiner = self.examiner
-        overhead = 1 + examiner.n_tokens / 3 / self.tokens_per_step / examiner.steps_between
-        left_s = self.learner.budget.remaining_s()
-        if left_s is None:
-            left_s = (train.total_steps - step) * seconds_per_step * overhead
-        return SpeedMeasured(tokens_per_s=self.tokens_per_step / seconds_per_step, remaining_s=max(0.0, left_s))
-
-    def _bits_per_byte(self, val_loss: float) -> float:
-        return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)
-
-    def note(self, text: str) -> None:
-        """Keep a line for the morning; it is told before the next event."""
-        incidents = self.learner.state.incidents
-        incidents.append(text)
-        if len(incidents) > MAX_INCIDENTS:
-            del incidents[MAX_INCIDENTS // 2]
-        self._noted.append(Warned(self.learner.state.step, text))
-
-    def _told(self, *more: Event | None) -> Iterator[Event]:
-        """Everything noted so far, then `more` but None."""
-        noted, self._noted = self._noted, []
-        yield from noted
-        yield from (event for event in more if event is not None)
+    def _report(self, *events: Event | None) -> Iterator[Event]:
+        """The warnings since the last report, then `events` but None."""
+        yield from self.state.take_warnings()
+        yield from (event for event in events if event is not None)

@@ -15,8 +15,11 @@ from tiny_gpt.training.schedule import SchedulePoint, schedule_point
 class TrainingBudget(Protocol):
     """Called around every step of a run."""
 
-    def begin_step(self, step: int) -> SchedulePoint:
-        """Where `step`, counted from 0 over the whole run, stands. Call it once for each step, in order."""
+    def begin_step(self, step: int, reserved_s: float = 0.0) -> SchedulePoint:
+        """Where `step`, counted from 0 over the whole run, stands. Call it once for each step, in order.
+
+        A timed budget leaves `reserved_s` seconds for all that follows the last step.
+        """
         ...
 
     def end_step(self, step: int) -> None:
@@ -51,7 +54,7 @@ class StepBudget:
     total_steps: int
     warmup_steps: int
 
-    def begin_step(self, step: int) -> SchedulePoint:
+    def begin_step(self, step: int, reserved_s: float = 0.0) -> SchedulePoint:
         return schedule_point(step, self.total_steps, self.warmup_steps)
 
     def end_step(self, step: int) -> None:

@@ -114,8 +114,6 @@ class TimedBudget:
         A GPU works through a queue of steps, so a single one cannot be timed without waiting for the queue: there the
         caller waits only after steps that `is_measured` names, `measure_every` apart.
         """
-        self.reserved_s: Callable[[], float] = lambda: 0.0
-        """How long all that follows the last step will take."""
         self.state = state
         self.steps_left = math.inf
         """The estimate when the last step began, with that step; 1 for the last one."""
@@ -131,11 +129,11 @@ class TimedBudget:
 
     # --- the interface of TrainingBudget ---
 
-    def begin_step(self, step: int) -> SchedulePoint:
+    def begin_step(self, step: int, reserved_s: float = 0.0) -> SchedulePoint:
         if self._measured_from is None:
             self._measured_from = step, self._train_s()
         state = self.state
-        steps_left = self.steps_left = self._estimate_steps_left()
+        steps_left = self.steps_left = self._estimate_steps_left(reserved_s)
         if steps_left == 1:
             state.progress = 1.0
         elif not self._is_first:
@@ -215,12 +213,12 @@ class TimedBudget:
         first = state.first_fraction / state.peak_fraction
         return first + (1 - first) * done, 1.0
 
-    def _estimate_steps_left(self) -> float:
+    def _estimate_steps_left(self, reserved_s: float) -> float:
         """How many more steps fit, with the one about to begin; 1 if that is the last."""
         state, step_s = self.state, self.step_s
         if step_s is None:
             return math.inf
-        reserved_s = min(self.reserved_s(), MAX_RESERVED_FRACTION * state.total_s)
+        reserved_s = min(reserved_s, MAX_RESERVED_FRACTION * state.total_s)
         left_s = self.remaining_s() - reserved_s
         cooldown_s = self._min_cooldown_s(state.total_s - reserved_s)
         cooldown_s *= min(1.0, (1 - state.progress) / self._cooldown)

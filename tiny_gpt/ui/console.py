@@ -18,11 +18,11 @@ from tiny_gpt.run.events import (
     Event,
     Finished,
     Prepared,
+    RolledBack,
     Saved,
-    SpeedMeasured,
     StepDone,
-    SteppedBack,
     Stopping,
+    ThroughputMeasured,
     Warned,
 )
 from tiny_gpt.ui.plan_report import describe_model, describe_training, forecast_versus_actual, plan_rows
@@ -83,7 +83,7 @@ class Console:
                 self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% says that it is under way
             case StepDone():
                 self._step(event)
-            case SpeedMeasured():
+            case ThroughputMeasured():
                 self._print(self._speed(event))
             case Evaluated():
                 self._refresh(event)
@@ -103,7 +103,7 @@ class Console:
                 self._print(f"{self._check} Saved final model to {event.path}")
             case Warned():
                 self._print(f"step {event.step:,}: {event.text}")
-            case SteppedBack():
+            case RolledBack():
                 self._close_bar()
                 self._count_from(event.step)
             case Stopping():
@@ -143,7 +143,7 @@ class Console:
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
         self._row("device", f"{event.device}, {event.precision}, {BACKENDS[event.backend]}")
         if train.verbose:
-            self._row("", event.why)
+            self._row("", event.backend_reason)
         self._row("text", f"{', '.join(event.sources)}: {event.n_characters:,} characters{documents}")
         for note in event.notes[:MAX_NOTES]:
             self._row("", note)
@@ -222,7 +222,7 @@ class Console:
             self.bar.left_s, self.bar.n_steps = event.left_s, event.step - self._counted_from
             self.bar.update(round(event.progress * PROGRESS_PARTS) - self.bar.n)
 
-    def _speed(self, event: SpeedMeasured) -> str:
+    def _speed(self, event: ThroughputMeasured) -> str:
         return LABEL.format("time") + (
             f"{event.tokens_per_s:,.0f} tokens/s: about {format_duration(event.remaining_s)} to go, "
             f"until {clock_time_in(event.remaining_s)}"

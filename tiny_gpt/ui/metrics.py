@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tiny_gpt.files import atomic_write, sync_to_disk
-from tiny_gpt.run.events import Evaluated, Event, Finished, Prepared, SteppedBack
+from tiny_gpt.run.events import Evaluated, Event, Finished, Prepared, RolledBack
 
 
 class MetricsFile:
@@ -17,7 +17,7 @@ class MetricsFile:
     def consume(self, event: Event) -> None:
         """Raises OSError or OutOfResourcesError only at the end: until then a full disk may have room again."""
         match event:
-            case Prepared(history=history) | SteppedBack(history=history):
+            case Prepared(history=history) | RolledBack(history=history):
                 self._lines = [evaluated.to_json_line() for evaluated in history]
                 self._is_behind = True
             case Evaluated():

@@ -6,7 +6,7 @@ from pathlib import Path
 from tiny_gpt.config import RunConfig, SampleConfig
 from tiny_gpt.inference.engine import open_engine
 from tiny_gpt.inference.generate import stream
-from tiny_gpt.run.clock import Pace
+from tiny_gpt.run.clock import Throttle
 from tiny_gpt.run.events import EpochDone, Event, Saved, StepDone
 
 
@@ -18,7 +18,7 @@ class Samples:
         self._sample = replace(SampleConfig(), seed=config.train.seed)
         self._is_timed, self._progress = config.train.is_timed, 0.0
         self._best: Path | None = None
-        self._pace = Pace()
+        self._throttle = Throttle()
 
     def consume(self, event: Event) -> None:
         match event:
@@ -32,8 +32,8 @@ class Samples:
                 self._progress = progress
 
     def _write_if_cheap(self, name: str) -> None:
-        if self._best is not None and self._pace.allows():
-            with self._pace.spending():
+        if self._best is not None and self._throttle.allows():
+            with self._throttle.measure():
                 self._write(self._best, name)
 
     def _write(self, model_path: Path, name: str) -> None:

@@ -1,0 +1,88 @@
+"""A run's output folder while it is trained: locked for one process, and free of an earlier run's files."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from tiny_gpt.config import (
+    BEST_FILE,
+    CONFIG_FILE,
+    FINAL_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    PLAN_FILE,
+    SAMPLES_FOLDER,
+)
+from tiny_gpt.errors import UsageError
+from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_files, write_error
+from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore
+
+EARLIER_FOLDER = "earlier"
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def run_lock(out_dir: Path) -> Iterator[None]:
+    """Lock the folder for this process, and create it if needed; the system releases the lock of a killed process.
+
+    Raises UsageError while another process trains there, OutOfResourcesError where the folder cannot be written. A
+    folder created for a run that then failed to start is removed again.
+    """
+    created = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    lock = filelock.FileLock(ensure_writable_folder(out_dir, "--out-dir") / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as timeout:
+        raise UsageError(
+            f"another process is training in {out_dir}; wait for it, stop it, or choose another folder with --out-dir",
+            code="run-folder-in-use",
+        ) from timeout
+    except (OSError, NotImplementedError):
+        pass  # some network drives have no locks
+    remove_partial_files(out_dir)
+    CheckpointStore(out_dir).remove_partial()
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            if created and os.listdir(out_dir) == [LOCK_FILE]:
+                (out_dir / LOCK_FILE).unlink()
+            for folder in created:
+                folder.rmdir()
+
+
+def archive_earlier_run(out_dir: Path) -> Path | None:
+    """Move the files of a run that is already in `out_dir` to earlier/DATE, so that none is overwritten.
+
+    Returns that folder; None where there is neither a model file nor a checkpoint to keep. Raises OutOfResourcesError.
+    """
+    worth_keeping = (BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER)
+    others = (CONFIG_FILE, PLAN_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER)
+    names = [name for name in (*worth_keeping, *others) if (out_dir / name).exists()]
+    if not set(names) & set(worth_keeping):
+        return None
+    written_at = time.localtime(max((out_dir / name).stat().st_mtime for name in names))
+    folder = out_dir / EARLIER_FOLDER / time.strftime("%Y-%m-%d_%H-%M-%S", written_at)
+    while folder.exists():  # two runs within one second
+        folder = folder.with_name(folder.name + "_")
+    try:
+        folder.mkdir(parents=True)
+        for name in names:
+            shutil.move(out_dir / name, folder / name)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    return folder
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write config.json or plan.json, complete or not at all; raises OutOfResourcesError."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=2).encode() + b"\n")

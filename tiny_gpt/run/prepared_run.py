@@ -1,0 +1,89 @@
+"""What `start_run` and `resume_run` have in common: a run whose text, settings, model and state are ready."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.data.progress import Notice
+from tiny_gpt.device import PRECISIONS, describe_device, reset_peak_memory
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.planning.autotune import must_compile_kernels, uses_torch_compile
+from tiny_gpt.planning.types import BackendChoice, Candidate, Plan
+from tiny_gpt.run.events import Prepared
+from tiny_gpt.run.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready to train."""
+
+    config: RunConfig
+    """With every setting that was left open filled in."""
+    trainer: Trainer
+    event: Prepared
+
+
+def compilation_notices(config: RunConfig, device: torch.device) -> Iterator[Notice]:
+    """What to tell the user before the backends are measured, if that takes a while."""
+    if uses_torch_compile(config, device):
+        yield Notice("measuring which backend is fastest: torch.compile takes about a minute")
+    elif must_compile_kernels(config, device):
+        yield Notice("compiling the training step for this processor: about 20 seconds, once")
+
+
+def with_choices(config: RunConfig, sources: tuple[str, ...], candidate: Candidate) -> RunConfig:
+    """`config` with the text and the backend that the run uses, so that a rerun of config.json computes the same."""
+    data, train = replace(config.data, data=sources), replace(config.train, **asdict(candidate))
+    return replace(config, data=data, train=train)
+
+
+def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> GPT:
+    """The run's model with the initial weights of its seed."""
+    reset_peak_memory(device)  # that of measuring backends
+    torch.manual_seed(config.train.seed)
+    return GPT(config.model, vocab_size, PRECISIONS[config.train.precision]).to(device)
+
+
+def prepared_event(
+    config: RunConfig,
+    dataset: Dataset,
+    trainer: Trainer,
+    choice: BackendChoice,
+    plan: Plan | None,
+    earlier_run: Path | None = None,
+) -> Prepared:
+    """What the user is told before the first step."""
+    state = trainer.state
+    notes = [*choice.notes, *dataset.notes]
+    if config.train.start_from and state.step == 0:
+        notes.insert(0, f"starting from {config.train.start_from}: its weights, its shape, its tokenizer")
+    tokenizer = config.data.tokenizer
+    return Prepared(
+        device=describe_device(state.model.device),
+        precision=config.train.precision,
+        backend=config.train.backend,
+        backend_reason=str(choice),
+        sources=list(dataset.sources),
+        n_characters=dataset.n_characters,
+        n_documents=dataset.n_documents,
+        notes=notes,
+        model=config.model,
+        train=config.train,
+        tokenizer=dataset.tokenizer.to_dict()["type"] if tokenizer == "auto" else tokenizer,
+        vocab_size=dataset.tokenizer.vocab_size,
+        train_tokens=len(dataset.train),
+        val_tokens=len(dataset.val),
+        val_tokens_scored=trainer.evaluator.val_windows.n_tokens,
+        n_parameters=state.model.n_parameters,
+        tokens_per_step=trainer.tokens_per_step,
+        earlier_run=earlier_run,
+        steps_done=state.step,
+        history=list(state.history),
+        total_steps=config.train.total_steps,
+        left_s=state.budget.remaining_s(),
+        plan=plan,
+    )

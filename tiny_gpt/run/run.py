@@ -1,0 +1,29 @@
+"""A training run from its settings to its model files: the one entrance to this package."""
+
+from collections.abc import Iterator
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.files import user_path
+from tiny_gpt.host.monitor import HostMonitor
+from tiny_gpt.host.signals import StopRequest
+from tiny_gpt.run.events import Event
+from tiny_gpt.run.output_folder import run_lock
+from tiny_gpt.run.resume import resume_run
+from tiny_gpt.run.start import start_run
+from tiny_gpt.training.budget import RunRequest
+
+
+def run(config: RunConfig, resume: bool = False, request: RunRequest | None = None) -> Iterator[Event]:
+    """Train as `config` says, into its out_dir; yields preparation events, then Prepared, ..., Finished.
+
+    With `resume`, continue from the newest checkpoint there that verifies. From the first step on, Ctrl+C and SIGTERM
+    end the run after saving; closing the terminal does not end it. Raises a TinyGPTError, where possible before
+    anything in out_dir is changed.
+    """
+    request = request or RunRequest()
+    with run_lock(user_path(config.train.out_dir)), StopRequest() as stop:
+        prepared = yield from resume_run(config, request) if resume else start_run(config, request)
+        yield prepared.event
+        stop.listen()
+        with HostMonitor(stop, prepared.config.reliability.keep_awake) as monitor:
+            yield from prepared.trainer.train(monitor)
