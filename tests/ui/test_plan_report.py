@@ -42,3 +42,7 @@ def test_a_finished_run_stands_beside_its_plan():
         "1.0 GiB, actual 1.5"
     )
     assert "outside 0.80 to 0.95" in forecast_versus_actual(plan, 2_500_000, 0.99, 3 << 29)
+
+
+def test_table_fits_80_columns():
+    assert max(map(len, budget_table(FIVE_MINUTES, make_planner(), is_bpe=True))) <= 80

@@ -1,6 +1,7 @@
 """`tiny-gpt plan`: prepare the text, measure the machine, and print what a training run would be like."""
 
 import json
+import sys
 from dataclasses import asdict
 
 from tiny_gpt.config import RunConfig
@@ -11,7 +12,7 @@ from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.planner import measure_machine_and_text
 from tiny_gpt.ui.plan_report import plan_report
 from tiny_gpt.ui.preparation import shown
-from tiny_gpt.ui.terminal import printable
+from tiny_gpt.ui.terminal import columns, printable
 
 
 def show_plan(config: RunConfig, as_json: bool) -> int:
@@ -30,6 +31,6 @@ def show_plan(config: RunConfig, as_json: bool) -> int:
         values = {"settings": chosen.to_flat(), "plan": plan.to_dict(), "text": asdict(planner.text)}
         print(json.dumps(values, indent=2))
         return 0
-    for line in plan_report(config, planner, dataset):
+    for line in plan_report(config, planner, dataset, columns() if sys.stdout.isatty() else None):
         print(printable(line))
     return 0

@@ -13,14 +13,15 @@ from tiny_gpt.errors import BadInputError
 from tiny_gpt.planning.heuristics import SIZES
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.scaling_law import CHAR_PENALTY, load_scaling_law
-from tiny_gpt.planning.types import Forecast, Plan
-from tiny_gpt.ui.terminal import LABEL
+from tiny_gpt.planning.types import Plan
+from tiny_gpt.ui.terminal import row
 
 # The columns of the table: time budgets.
 BUDGETS = ("5m", "1h", "6h", "24h")
 # Rows of the table: settings that the user could choose instead, beside another size and a character tokenizer.
 ALTERNATIVES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
-LABEL_WIDTH, COLUMN_WIDTH = 32, 16
+# Together at most 80 columns.
+LABEL_WIDTH, COLUMN_WIDTH = 28, 13
 
 
 def describe_model(model: ModelConfig, n_parameters: str) -> str:
@@ -45,7 +46,8 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "plan", f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {passes}"
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     forecast = plan.forecast
-    yield "expected", f"{forecast.bits_per_byte:.2f} bits per byte; 8 of 10 runs end between {_interval(forecast)}"
+    interval = f"between {forecast.low:.2f} and {forecast.high:.2f}"
+    yield "expected", f"{forecast.bits_per_byte:.2f} bits per byte; 8 of 10 runs end {interval}"
     if plan.saturation_s < plan.seconds:
         after = f"after {format_duration(plan.saturation_s)}, " if plan.saturation_s >= 1 else ""
         yield "", f"{after}more time hardly helps; more text would"
@@ -62,20 +64,20 @@ def forecast_versus_actual(plan: Plan, n_tokens: int, bits_per_byte: float, memo
     )
 
 
-def plan_report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterator[str]:
-    """The lines that `tiny-gpt plan` prints."""
+def plan_report(config: RunConfig, planner: Planner, dataset: Dataset, width: int | None = None) -> Iterator[str]:
+    """The lines that `tiny-gpt plan` prints; long ones are wrapped to `width` columns, if given."""
     chosen, plan = planner.plan(config)
     model, train = chosen.model, chosen.train
-    yield _row("device", f"{describe_device(planner.device)}")
+    yield row("device", describe_device(planner.device), width)
     text = planner.text
-    yield _row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters")
+    yield row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters", width)
     tokenizer = dataset.tokenizer.to_dict()["type"]
-    yield _row("tokens", f"{tokenizer}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} training tokens")
-    yield _row("model", describe_model(model, _count(plan.n_parameters)))
+    yield row("tokens", f"{tokenizer}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} training tokens", width)
+    yield row("model", describe_model(model, _count(plan.n_parameters)), width)
     until = f"{format_duration(plan.seconds)}, until {clock_time_in(plan.seconds)} if started now"
-    yield _row("training", f"{describe_training(model, train)}; {until}")
+    yield row("training", f"{describe_training(model, train)}; {until}", width)
     for label, words in plan_rows(plan):
-        yield _row(label, words)
+        yield row(label, words, width)
     yield ""
     yield from budget_table(config, planner, is_bpe=tokenizer == "bpe")
 
@@ -83,10 +85,13 @@ def plan_report(config: RunConfig, planner: Planner, dataset: Dataset) -> Iterat
 def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:
     """The expected loss of other time budgets (columns) and other settings (rows)."""
     plans = [planner.plan(with_duration(config, time)) for time in BUDGETS]
-    losses = [plan.forecast.bits_per_byte for _, plan in plans]
+    forecasts = [plan.forecast for _, plan in plans]
+    losses = [forecast.bits_per_byte for forecast in forecasts]
     yield _table_row("bits per byte after", BUDGETS)
     yield _table_row("with this plan's settings", _two_digits(losses))
-    yield _table_row("  8 of 10 runs between", [_interval(plan.forecast) for _, plan in plans])
+    yield _table_row(
+        "  8 of 10 runs between", [f"{plan.forecast.low:.2f}-{plan.forecast.high:.2f}" for _, plan in plans]
+    )
     yield _table_row("  layers x width", [f"{best.model.n_layer} x {best.model.d_model}" for best, _ in plans])
     yield _table_row("  epochs over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
     if is_bpe:
@@ -139,20 +144,12 @@ def neighbor_size(n_layer: int, d_model: int, step: int) -> tuple[int, int]:
     return SIZES[min(max(index, 0), len(SIZES) - 1)]
 
 
-def _row(label: str, text: str) -> str:
-    return LABEL.format(label) + text
-
-
 def _table_row(label: str, cells: list[str] | tuple[str, ...]) -> str:
     return f"{label:<{LABEL_WIDTH}}" + "".join(f"{cell:>{COLUMN_WIDTH}}" for cell in cells)
 
 
 def _two_digits(values: list[float]) -> list[str]:
     return [f"{value:.2f}" for value in values]
-
-
-def _interval(forecast: Forecast) -> str:
-    return f"{forecast.low:.2f} and {forecast.high:.2f}"
 
 
 def _count(n: float) -> str:

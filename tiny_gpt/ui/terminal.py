@@ -1,4 +1,4 @@
-"""Text made fit for whatever terminal, pipe or file it goes to."""
+"""Text output that is safe for any terminal, pipe or file."""
 
 import os
 import re
@@ -6,33 +6,46 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from typing import TextIO
 
-# Control characters, line feed and tab apart: a model may write an escape sequence, and a terminal would obey it.
-# Lone surrogates, which no terminal can show.
+# Control characters except line feed and tab: generated text may contain escape sequences, which a terminal would
+# execute. Also lone surrogates, which no encoding can represent.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# What stands before the text of a line.
+# The label before the text of a row.
 LABEL = "{:<11}"
+INDENT = len(LABEL.format(""))
+
+
+def row(label: str, text: str, width: int | None = None) -> str:
+    """`label` and `text`, wrapped between words to `width` columns, further lines indented below the text.
+
+    Without `width`, or on a terminal too narrow to indent, everything stays on one line.
+    """
+    if width is None or width <= 2 * INDENT:
+        return LABEL.format(label) + text
+    lines = textwrap.wrap(text, width - INDENT, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(LABEL.format("" if index else label) + line for index, line in enumerate(lines or [""]))
 
 
 def quoted(argument: str) -> str:
-    """`argument` as it is to be typed."""
+    """`argument` as it has to be typed in a shell."""
     return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
 def make_safe(stream: TextIO) -> None:
-    """Characters that `stream` cannot encode become `?` from now on instead of an error."""
+    """From now on, characters that `stream` cannot encode become `?` instead of raising an error."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
 
 
 def printable(text: str) -> str:
-    """`text` with U+FFFD for each character that is not for a terminal."""
+    """`text` with U+FFFD in place of each control character."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def check_mark(stream: TextIO) -> str:
-    """✓, or * where the stream has no such character."""
+    """✓, or * if the stream cannot encode it."""
     try:
         "✓".encode(stream.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -46,9 +59,9 @@ def columns() -> int:
 
 
 def error(message: str) -> None:
-    """Tell a person on standard error; never fails."""
+    """Print a message for the user on standard error; never fails."""
     try:
         make_safe(sys.stderr)
         print(printable(message), file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
-        pass  # nobody is listening
+        pass  # standard error is closed
