@@ -115,7 +115,7 @@ def test_resume_finds_the_run(tiny_gpt, stopped, name):
 def test_what_was_stopped_is_offered_a_short_cool_down_and_what_is_finished_more_time(tiny_gpt, stopped):
     code, shown = tiny_gpt("resume", "text", "--for", "2s", "--cooldown", "1")
     assert code == 0 and "the budget was --epochs 2, is now --for 2s" in shown
-    assert "asked      --for 2s: this is" in shown and not unfinished(stopped)
+    assert "budget     --for 2s: ended" in shown and not unfinished(stopped)
     n_steps = load_model(stopped / FINAL_FILE, CPU).progress.step
     assert re.search(r"Train it further, overnight: .*resume runs/text --for 8h", shown)
     code, shown = tiny_gpt("resume", "text")

@@ -288,4 +288,4 @@ def test_a_process_stopped_for_a_third_of_its_time_ends_on_time(config):
         lines += process.stdout
     assert process.returncode == 0 and time.monotonic() - began < 120
     assert (Path(config.train.out_dir) / FINAL_FILE).exists()
-    assert any("lr=0.0e+00" in line for line in lines) and any("asked      --for 6s" in line for line in lines)
+    assert any("lr=0.0e+00" in line for line in lines) and any("budget     --for 6s" in line for line in lines)

@@ -1,1 +1,1 @@
-"""What people and programs see of a run: consumers of the trainer's events, and text made fit for a terminal."""
+"""What the user sees of a run: consumers of the trainer's events, reports, and safe terminal output."""

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the guide's very lines, with a bar on a terminal and plain lines elsewhere."""
+"""The console output of a run: the guide's lines, with progress bars on a terminal and plain lines elsewhere."""
 
 import contextlib
 import math
@@ -27,163 +27,207 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.ui.plan_report import describe_model, describe_training, forecast_versus_actual, plan_rows
 from tiny_gpt.ui.preparation import PreparationBar
-from tiny_gpt.ui.terminal import LABEL, check_mark, columns
+from tiny_gpt.ui.terminal import check_mark, columns, row
 
+# The guide's bar. A run with a time budget has the time left instead of steps; narrow terminals get no bar graphic.
 BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
-TIMED_BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {left} to go [{elapsed}, {speed}{postfix}]"
-NARROW_TIMED_BAR = "{desc}: {percentage:3.0f}% [{left} to go, {speed}{postfix}]"
-# A bar of progress has so many parts.
-PROGRESS_PARTS = 10_000
 NARROW_BAR = "{desc}: {percentage:3.0f}% [{remaining} left, {speed}{postfix}]"
-# The full bar with its four figures needs this many columns, and a few more where hours or losses are long.
+TIMED_BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {left} left [{elapsed}, {speed}{postfix}]"
+NARROW_TIMED_BAR = "{desc}: {percentage:3.0f}% [{left} left, {speed}{postfix}]"
+# Resolution of a bar that shows progress along a time budget instead of steps.
+PROGRESS_UNITS = 10_000
+# Columns that the full bar with its four values needs, and a few more for long times or losses.
 WIDE = 126
-BACKENDS = {
-    "eager": "torch's kernels",
+BACKEND_DESCRIPTIONS = {
+    "eager": "PyTorch kernels",
     "fused": "fused kernels",
-    "compiled": "compiled by torch",
-    "cuda_graph": "torch's kernels, recorded",
+    "compiled": "torch.compile",
+    "cuda_graph": "CUDA graph",
 }
-# Lines about the text before the others are left to tiny-gpt data.
-MAX_NOTES = 4
-# What the run has met, in its last lines.
-MAX_INCIDENTS = 8
+# Notes about the text that are printed before training; `tiny-gpt data` shows all.
+MAX_PRINTED_NOTES = 4
+# Incidents that are printed at the end; train.log has all.
+MAX_PRINTED_INCIDENTS = 8
 
 
 class Console:
-    """Consumes a run's events onto `stream`."""
+    """Consumes a run's events and prints them to `stream`."""
 
     def __init__(self, config: RunConfig, stream: TextIO) -> None:
         self.config, self.stream = config, stream
         self.has_bars = stream.isatty()
         self.bar: _Bar | None = None
-        self._preparing = PreparationBar(stream)
-        self._best: Saved | None = None
+        self._preparation_bar = PreparationBar(stream)
+        self._unprinted_best: Saved | None = None
         self._plan: Plan | None = None
         self._total_steps = config.train.total_steps
-        self._counted_from = self._tokens_per_step = 0
+        self._tokens_per_step = 0
         self._last_step = StepDone(0, None, 0.0)
-        self._counted_since = time.perf_counter()
+        self._restart_timer(0)
 
     def close(self) -> None:
-        """Leave the terminal at the start of a line, whatever ended the run; never fails."""
+        """Leave the cursor at the start of a line, whatever ended the run; never fails."""
         with contextlib.suppress(OSError, ValueError):
-            self._preparing.close()
+            self._preparation_bar.close()
             self._close_bar()
 
     def consume(self, event: Event) -> None:
         match event:
             case StageProgress() | Notice():
-                self._preparing.consume(event)
+                self._preparation_bar.consume(event)
             case Prepared():
-                self._preparing.close()
-                self._total_steps = event.total_steps or self._total_steps
-                self._tokens_per_step = event.tokens_per_step
-                self._introduce(event)
-                self._count_from(event.steps_done)
-                self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% says that it is under way
+                self._preparation_bar.close()
+                self._print_setup(event)
+                self._restart_timer(event.steps_done)
+                self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% shows that it has started
             case StepDone():
-                self._step(event)
+                self._update_bar(event)
             case ThroughputMeasured():
-                self._print(self._speed(event))
+                self._print_row(
+                    "time",
+                    f"{event.tokens_per_s:,.0f} tokens/s: about {format_duration(event.remaining_s)} left, "
+                    f"until {clock_time_in(event.remaining_s)}",
+                )
             case Evaluated():
-                self._refresh(event)
+                self._show_losses(event)
             case EpochDone():
                 self._close_bar()
                 self._print(
                     f"Epoch {event.epoch}/{self._n_epochs} complete - "
                     f"Train: {event.train_loss:.4f}, Val: {event.val_loss:.4f}"
                 )
-                self._tell_best()
-                self._count_from(self._last_step.step)
+                self._print_best()
+                self._restart_timer(self._last_step.step)
             case Saved(is_best=True):
-                self._best = event
+                self._unprinted_best = event
             case Saved():
                 self._close_bar()
-                self._tell_best()
-                self._print(f"{self._check} Saved final model to {event.path}")
+                self._print_best()
+                self._print(f"{check_mark(self.stream)} Saved final model to {event.path}")
             case Warned():
                 self._print(f"step {event.step:,}: {event.text}")
             case RolledBack():
                 self._close_bar()
-                self._count_from(event.step)
+                self._restart_timer(event.step)
             case Stopping():
                 name = "Ctrl+C" if event.signal_number == signal.SIGINT else signal.Signals(event.signal_number).name
-                self._print(f"{name}: the step is done; evaluating and saving. (Ctrl+C again ends at once.)")
+                self._print(f"{name}: step finished; evaluating and saving. (Ctrl+C again stops at once.)")
             case Finished():
-                self._finish(event)
-
-    def _count_from(self, step: int) -> None:
-        """Speeds are those since `step`, which is done."""
-        self._counted_from, self._counted_since = step, time.perf_counter()
-
-    def _tell_best(self) -> None:
-        """Name the best model saved since this was last told: one line an epoch, however often it improved."""
-        if self._best is not None:
-            self._print(f"{self._check} Saved best model (val_loss={self._best.val_loss:.4f}) to {self._best.path}")
-            self._best = None
+                self._close_bar()
+                self._print_results(event)
 
     @property
-    def _check(self) -> str:
-        return check_mark(self.stream)
+    def _n_epochs(self) -> int:
+        return math.ceil(self._total_steps / self.config.train.iters_per_epoch)
+
+    def _restart_timer(self, step: int) -> None:
+        """From now on, speeds are averages since `step`, which is done."""
+        self._timer_step, self._timer_start = step, time.perf_counter()
+
+    # Lines
 
     def _print(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
         tqdm.write(text, file=self.stream)
         self.stream.flush()
 
-    def _row(self, label: str, text: str) -> None:
-        self._print(LABEL.format(label) + text)
+    def _print_row(self, label: str, text: str) -> None:
+        """A labeled line, wrapped between words on a terminal; a file or pipe gets one line."""
+        self._print(row(label, text, columns() if self.has_bars else None))
+
+    def _print_best(self) -> None:
+        """The best model saved since the last call: one line per epoch, however often it improved."""
+        if self._unprinted_best is not None:
+            loss, path = self._unprinted_best.val_loss, self._unprinted_best.path
+            self._print(f"{check_mark(self.stream)} Saved best model (val_loss={loss:.4f}) to {path}")
+            self._unprinted_best = None
+
+    def _print_setup(self, event: Prepared) -> None:
+        """What is about to be trained, on which text, and for how long."""
+        self._total_steps = event.total_steps or self._total_steps
+        self._tokens_per_step, self._plan = event.tokens_per_step, event.plan
+        self._print_row("device", f"{event.device}, {event.precision}, {BACKEND_DESCRIPTIONS[event.backend]}")
+        if self.config.train.verbose:
+            self._print_row("", event.backend_reason)
+        self._print_text(event)
+        self._print_row("model", describe_model(event.model, f"{event.n_parameters:,}"))
+        self._print_row("training", self._describe_budget(event))
+        self._print_row("", describe_training(event.model, event.train))
+        if event.plan is not None:
+            for label, text in plan_rows(event.plan):
+                self._print_row(label, text)
+        if event.steps_done and self.config.train.is_timed:
+            self._print_row("resumed", f"after step {event.steps_done:,}")
+        elif event.steps_done:
+            epoch = min(event.steps_done // self.config.train.iters_per_epoch + 1, self._n_epochs)
+            self._print_row("resumed", f"after step {event.steps_done:,} of {self._total_steps:,}, in epoch {epoch}")
+        if event.earlier_run:
+            self._print_row("moved", f"files of the earlier run to {event.earlier_run}")
+
+    def _print_text(self, event: Prepared) -> None:
+        documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
+        self._print_row("text", f"{', '.join(event.sources)}: {event.n_characters:,} characters{documents}")
+        for note in event.notes[:MAX_PRINTED_NOTES]:
+            self._print_row("", note)
+        if len(event.notes) > MAX_PRINTED_NOTES:
+            self._print_row("", f"and {len(event.notes) - MAX_PRINTED_NOTES:,} more notes: see tiny-gpt data")
+        self._print_row(
+            "tokens", f"{event.tokenizer}, vocabulary {event.vocab_size:,}: {event.train_tokens:,} training tokens"
+        )
+        # The last token of the text has no target, so it is never scored.
+        scores_all = event.val_tokens_scored >= event.val_tokens - 1
+        scored = "all" if scores_all else f"{event.val_tokens_scored:,}"
+        self._print_row("", f"{event.val_tokens:,} validation tokens, {scored} scored at each evaluation")
+
+    def _describe_budget(self, event: Prepared) -> str:
+        """Examples: "80 epochs of 400 steps, ..." and "until 22:10, 5 min 00 s from now (--for 5m); ..."."""
+        train, per_step = self.config.train, f"{event.tokens_per_step:,} tokens per step"
+        if event.left_s is not None:
+            left = format_duration(max(0.0, event.left_s))
+            return f"until {clock_time_in(event.left_s)}, {left} from now ({self._budget_flag}); {per_step}"
+        n_tokens = self._total_steps * event.tokens_per_step
+        has_whole_epochs = self._total_steps % train.iters_per_epoch == 0
+        steps = (
+            f"{self._n_epochs} epochs of {train.iters_per_epoch} steps"
+            if has_whole_epochs
+            else f"{self._total_steps:,} steps"
+        )
+        return f"{steps}, {per_step}: {n_tokens:,} tokens, {n_tokens / event.train_tokens:.1f} epochs over the text"
 
     @property
-    def _n_epochs(self) -> int:
-        return math.ceil(self._total_steps / self.config.train.iters_per_epoch)
-
-    def _introduce(self, event: Prepared) -> None:
+    def _budget_flag(self) -> str:
         train = self.config.train
-        documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
-        self._row("device", f"{event.device}, {event.precision}, {BACKENDS[event.backend]}")
-        if train.verbose:
-            self._row("", event.backend_reason)
-        self._row("text", f"{', '.join(event.sources)}: {event.n_characters:,} characters{documents}")
-        for note in event.notes[:MAX_NOTES]:
-            self._row("", note)
-        if len(event.notes) > MAX_NOTES:
-            self._row("", f"and {len(event.notes) - MAX_NOTES:,} more such lines: tiny-gpt data shows them")
-        self._row(
-            "tokens",
-            f"{event.tokenizer}, vocabulary {event.vocab_size:,}: {event.train_tokens:,} to learn from",
-        )
-        share = "all" if event.val_tokens_scored >= event.val_tokens - 1 else f"{event.val_tokens_scored:,} fixed ones"
-        self._row("", f"{event.val_tokens:,} held out for validation, {share} of them scored each time")
-        self._row("model", describe_model(event.model, f"{event.n_parameters:,}"))
-        self._row("training", self._budget(event))
-        self._row("", describe_training(event.model, event.train))
-        if event.plan is not None:
-            self._plan = event.plan
-            for label, text in plan_rows(event.plan):
-                self._row(label, text)
-        if event.steps_done and train.is_timed:
-            self._row("going on", f"after step {event.steps_done:,}")
-        elif event.steps_done:
-            epoch = min(event.steps_done // train.iters_per_epoch + 1, self._n_epochs)
-            self._row("going on", f"after step {event.steps_done:,} of {self._total_steps:,}, in epoch {epoch}")
-        if event.earlier_run:
-            self._row("kept", f"the earlier run's files are now in {event.earlier_run}")
+        return f"{flag(train.budget)} {getattr(train, train.budget)}"
 
-    def _budget(self, event: Prepared) -> str:
-        """80 epochs of 400 steps ..., or for 5 min 00 s, until 22:10 ..."""
-        train, a_step = self.config.train, f"{event.tokens_per_step:,} tokens a step"
-        if event.left_s is not None:
-            given = f"{flag(train.budget)} {getattr(train, train.budget)}"
-            left = format_duration(max(0.0, event.left_s))
-            return f"until {clock_time_in(event.left_s)}, {left} from now ({given}); {a_step}"
-        total_tokens = self._total_steps * event.tokens_per_step
-        iters = train.iters_per_epoch
-        steps = (
-            f"{self._total_steps:,} steps" if self._total_steps % iters else f"{self._n_epochs} epochs of {iters} steps"
+    def _print_results(self, event: Finished) -> None:
+        self._print("")
+        is_timed = event.left_s is not None
+        at = f"step {event.best_step:,}" if is_timed else f"epoch {event.best_epoch}"
+        self._print_row(
+            "best model",
+            f"{at}, val_loss={event.best_val_loss:.4f} over {event.scored_tokens:,} validation "
+            f"tokens, {event.best_val_bits_per_byte:.3f} bits per byte",
         )
-        times = total_tokens / event.train_tokens
-        return f"{steps}, {a_step}: {total_tokens:,} tokens, {times:.1f} times the text"
+        self._print_row(
+            "took",
+            f"{format_duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating"
+            f", {event.save_share:.1%} saving; peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
+        )
+        if event.left_s is not None and event.stopped_by is None:
+            early = "early" if event.left_s > 0 else "late"
+            self._print_row("budget", f"{self._budget_flag}: ended {format_duration(abs(event.left_s))} {early}")
+        if self._plan is not None and event.stopped_by is None:
+            n_tokens = event.last_step * self._tokens_per_step
+            self._print_row(
+                "plan",
+                forecast_versus_actual(self._plan, n_tokens, event.best_val_bits_per_byte, event.peak_memory_bytes),
+            )
+        for index, incident in enumerate(event.incidents[-MAX_PRINTED_INCIDENTS:]):
+            self._print_row("" if index else "incidents", incident)
+        if len(event.incidents) > MAX_PRINTED_INCIDENTS:
+            self._print_row("", f"and {len(event.incidents) - MAX_PRINTED_INCIDENTS} earlier ones: see train.log")
+
+    # The bar, and its lines where there is no terminal
 
     def _open_bar(self, steps_done: int) -> None:
         if not self.has_bars:
@@ -192,7 +236,7 @@ class Console:
         if self.config.train.is_timed:
             self.bar = _Bar(
                 desc="Training",
-                total=PROGRESS_PARTS,
+                total=PROGRESS_UNITS,
                 bar_format=TIMED_BAR if is_wide else NARROW_TIMED_BAR,
                 file=self.stream,
             )
@@ -206,9 +250,9 @@ class Console:
             bar_format=BAR if is_wide else NARROW_BAR,
             file=self.stream,
         )
-        self.bar.start_t -= time.perf_counter() - self._counted_since  # the step that opened it counts too
+        self.bar.start_t -= time.perf_counter() - self._timer_start  # include the step after which the bar opened
 
-    def _step(self, event: StepDone) -> None:
+    def _update_bar(self, event: StepDone) -> None:
         self._last_step = event
         if self.bar is None:
             self._open_bar(event.step - 1)
@@ -219,73 +263,38 @@ class Console:
         if event.left_s is None:
             self.bar.update(1)
         else:
-            self.bar.left_s, self.bar.n_steps = event.left_s, event.step - self._counted_from
-            self.bar.update(round(event.progress * PROGRESS_PARTS) - self.bar.n)
+            self.bar.left_s, self.bar.n_steps = event.left_s, event.step - self._timer_step
+            self.bar.update(round(event.progress * PROGRESS_UNITS) - self.bar.n)
 
-    def _speed(self, event: ThroughputMeasured) -> str:
-        return LABEL.format("time") + (
-            f"{event.tokens_per_s:,.0f} tokens/s: about {format_duration(event.remaining_s)} to go, "
-            f"until {clock_time_in(event.remaining_s)}"
-        )
-
-    def _refresh(self, event: Evaluated) -> None:
+    def _show_losses(self, event: Evaluated) -> None:
         losses = f"train_loss={event.train_loss:.4f}, val_loss={event.val_loss:.4f}"
         details = f"{losses}, batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}"
         if self.bar is not None:
             self.bar.set_postfix_str(details if self.bar.bar_format in (BAR, TIMED_BAR) else losses)
             return
-        elapsed_s = time.perf_counter() - self._counted_since
-        left_s, iters = self._last_step.left_s, self.config.train.iters_per_epoch
-        speed = _it_per_s((event.step - self._counted_from) / elapsed_s)
+        elapsed_s = time.perf_counter() - self._timer_start
+        speed = _format_rate((event.step - self._timer_step) / elapsed_s)
+        left_s = self._last_step.left_s
         if left_s is not None:
-            left = f"{format_duration(max(0.0, left_s))} to go"
+            left = f"{format_duration(max(0.0, left_s))} left"
             self._print(f"{self._last_step.progress:4.0%}, step {event.step:,}: {left} [{speed}, {details}]")
             return
-        at = (event.step - 1) % iters + 1
-        whole = min(iters, self._total_steps - (event.step - at))
-        self._print(f"Epoch {event.epoch}/{self._n_epochs}: {at}/{whole} [{speed}, {details}]")
+        iters = self.config.train.iters_per_epoch
+        step_in_epoch = (event.step - 1) % iters + 1
+        epoch_steps = min(iters, self._total_steps - (event.step - step_in_epoch))
+        self._print(f"Epoch {event.epoch}/{self._n_epochs}: {step_in_epoch}/{epoch_steps} [{speed}, {details}]")
 
     def _close_bar(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
-    def _finish(self, event: Finished) -> None:
-        self._close_bar()
-        self._print("")
-        is_timed = event.left_s is not None
-        at = f"step {event.best_step:,}" if is_timed else f"epoch {event.best_epoch}"
-        self._row(
-            "best model",
-            f"{at}, val_loss={event.best_val_loss:.4f} over {event.scored_tokens:,} validation "
-            f"tokens, {event.best_val_bits_per_byte:.3f} bits per byte",
-        )
-        self._row(
-            "took",
-            f"{format_duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating"
-            f", {event.save_share:.1%} saving; peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
-        )
-        if event.left_s is not None and event.stopped_by is None:
-            train = self.config.train
-            early = "before" if event.left_s > 0 else "after"
-            asked = f"{flag(train.budget)} {getattr(train, train.budget)}"
-            self._row("asked", f"{asked}: this is {format_duration(abs(event.left_s))} {early} its end")
-        if self._plan is not None and event.stopped_by is None:
-            n_tokens = event.last_step * self._tokens_per_step
-            self._row(
-                "planned",
-                forecast_versus_actual(self._plan, n_tokens, event.best_val_bits_per_byte, event.peak_memory_bytes),
-            )
-        for number, incident in enumerate(event.incidents[-MAX_INCIDENTS:]):
-            self._row("met" if number == 0 else "", incident)
-        if len(event.incidents) > MAX_INCIDENTS:
-            self._row("", f"and {len(event.incidents) - MAX_INCIDENTS} more before that: train.log tells all")
-
 
 class _Bar(tqdm):
-    """tqdm with the speed in the guide's form, no padding, and never wider than the terminal is at the moment.
+    """tqdm with the speed in the guide's form, without padding, and never wider than the terminal is now.
 
-    Where a clock ends the run it counts progress, and is told the steps since its beginning and the seconds left.
+    With a time budget the bar counts progress instead of steps; then `n_steps` (since the bar opened) and `left_s`
+    (seconds) have to be set.
     """
 
     n_steps: int | None = None
@@ -298,9 +307,9 @@ class _Bar(tqdm):
         rate = values["rate"] or (values["n"] - values["initial"]) / elapsed_s
         rate = rate if self.n_steps is None else self.n_steps / elapsed_s
         left = format_duration(max(0.0, self.left_s))
-        return {**values, "speed": _it_per_s(rate), "left": left, "ncols": columns()}
+        return {**values, "speed": _format_rate(rate), "left": left, "ncols": columns()}
 
 
-def _it_per_s(rate: float) -> str:
+def _format_rate(rate: float) -> str:
     """2.4218 -> "2.42it/s", and 0.4 -> "2.50s/it"."""
     return f"{rate:.2f}it/s" if rate >= 1 or rate <= 0 else f"{1 / rate:.2f}s/it"

@@ -17,7 +17,7 @@ from tiny_gpt.planning.types import Plan
 from tiny_gpt.ui.terminal import row
 
 # The columns of the table: time budgets.
-BUDGETS = ("5m", "1h", "6h", "24h")
+COMPARED_BUDGETS = ("5m", "1h", "6h", "24h")
 # Rows of the table: settings that the user could choose instead, beside another size and a character tokenizer.
 ALTERNATIVES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
 # Together at most 80 columns.
@@ -84,10 +84,10 @@ def plan_report(config: RunConfig, planner: Planner, dataset: Dataset, width: in
 
 def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:
     """The expected loss of other time budgets (columns) and other settings (rows)."""
-    plans = [planner.plan(with_duration(config, time)) for time in BUDGETS]
+    plans = [planner.plan(with_duration(config, time)) for time in COMPARED_BUDGETS]
     forecasts = [plan.forecast for _, plan in plans]
     losses = [forecast.bits_per_byte for forecast in forecasts]
-    yield _table_row("bits per byte after", BUDGETS)
+    yield _table_row("bits per byte after", COMPARED_BUDGETS)
     yield _table_row("with this plan's settings", _two_digits(losses))
     yield _table_row(
         "  8 of 10 runs between", [f"{plan.forecast.low:.2f}-{plan.forecast.high:.2f}" for _, plan in plans]
@@ -98,17 +98,19 @@ def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[
         factor = math.exp(load_scaling_law().penalties[CHAR_PENALTY])
         yield _table_row("with --tokenizer char", _two_digits([factor * loss for loss in losses]))
     for label, configs in _alternatives(config, [chosen.model for chosen, _ in plans]):
-        others = [planner.plan(with_duration(other, time))[1] for other, time in zip(configs, BUDGETS, strict=True)]
+        others = [
+            planner.plan(with_duration(other, time))[1] for other, time in zip(configs, COMPARED_BUDGETS, strict=True)
+        ]
         yield _table_row(label, _two_digits([plan.forecast.bits_per_byte for plan in others]))
 
 
 def _alternatives(config: RunConfig, chosen: list[ModelConfig]) -> Iterator[tuple[str, list[RunConfig]]]:
-    """What the user could choose instead: a label, and the config for each of BUDGETS, whose models are `chosen`."""
+    """Other settings: a label, and the config for each of COMPARED_BUDGETS, whose models are `chosen`."""
     for name, values in ALTERNATIVES.items():
         for value in values:
             other = with_setting(config, name, value)
             if other is not None:
-                yield f"with {flag(name)} {value}", [other] * len(BUDGETS)
+                yield f"with {flag(name)} {value}", [other] * len(COMPARED_BUDGETS)
     if {"n_layer", "d_model", "n_head"} <= set(config.train.auto):
         for step, label in ((-1, "with a smaller model"), (1, "with a larger model")):
             sizes = [neighbor_size(model.n_layer, model.d_model, step) for model in chosen]
