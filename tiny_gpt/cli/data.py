@@ -51,9 +51,9 @@ def _print_statistics(config: DataConfig, as_json: bool) -> int:
     # numpy takes longer to import than --help may.
     from tiny_gpt.data.stats import summarize
     from tiny_gpt.ui.data_report import summary_lines
-    from tiny_gpt.ui.preparation import shown
+    from tiny_gpt.ui.preparation import with_progress
 
-    summary = shown(summarize(config))
+    summary = with_progress(summarize(config))
     if as_json:
         print(json.dumps(asdict(summary), indent=2))
     else:

@@ -60,15 +60,16 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
     from tiny_gpt.evaluation import FixedWindows, bits_per_byte
     from tiny_gpt.model_io.open_model import open_path
     from tiny_gpt.training.step import micro_batch_size
-    from tiny_gpt.ui.preparation import shown
+    from tiny_gpt.ui.preparation import with_progress
 
     device = pick_device(config.device)
     loaded = open_path(path, device)
     data = DataConfig(sources, text_field=config.text_field, encoding=config.encoding)
     with temporary_build_folder(cache_folder() / "tokens" / "eval") as folder:
-        files = shown(resolve(data.data)).files
-        text = shown(read_corpus(files, folder / "text", ReadOptions(data.text_field, data.encoding or None))).text
-        tokens = shown(encode_to_file(folder / "ids", text.whole(), loaded.tokenizer))
+        files = with_progress(resolve(data.data)).files
+        options = ReadOptions(data.text_field, data.encoding or None)
+        text = with_progress(read_corpus(files, folder / "text", options)).text
+        tokens = with_progress(encode_to_file(folder / "ids", text.whole(), loaded.tokenizer))
         if len(tokens) < 2:
             raise BadInputError(
                 f"{', '.join(sources)}: a text of one token has nothing to predict; give more text",

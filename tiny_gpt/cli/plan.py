@@ -11,7 +11,7 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.planner import measure_machine_and_text
 from tiny_gpt.ui.plan_report import plan_report
-from tiny_gpt.ui.preparation import shown
+from tiny_gpt.ui.preparation import with_progress
 from tiny_gpt.ui.terminal import columns, printable
 
 
@@ -24,8 +24,8 @@ def show_plan(config: RunConfig, as_json: bool) -> int:
         )
     device = pick_device(config.train.device)
     configure_torch(device, config.train.deterministic)
-    dataset = shown(prepare(config.data, min_block_size(config)))
-    planner = shown(measure_machine_and_text(config, dataset, device))
+    dataset = with_progress(prepare(config.data, min_block_size(config)))
+    planner = with_progress(measure_machine_and_text(config, dataset, device))
     if as_json:
         chosen, plan = planner.plan(config)
         values = {"settings": chosen.to_flat(), "plan": plan.to_dict(), "text": asdict(planner.text)}

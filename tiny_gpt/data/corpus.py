@@ -2,12 +2,12 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_gpt.config import DataConfig
-from tiny_gpt.data.progress import PreparationEvent, StageProgress
+from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.readers.base import ReadContext, ReadOptions, UnreadableError
 from tiny_gpt.data.readers.compression import DAMAGE_ERRORS
 from tiny_gpt.data.readers.registry import read_documents
@@ -36,7 +36,7 @@ class Corpus:
 
 def read_splits(
     config: DataConfig, sources: Sources, folder: Path
-) -> Generator[PreparationEvent, None, tuple[list[Corpus], TextSplit, TextSplit]]:
+) -> Preparation[tuple[list[Corpus], TextSplit, TextSplit]]:
     """Read all text of `sources` into files in `folder`. Returns what was read, and its training and validation split.
 
     Raises what `read_corpus` raises.
@@ -49,9 +49,7 @@ def read_splits(
     return [corpus, val_corpus], corpus.text.whole(), val_corpus.text.whole()
 
 
-def read_corpus(
-    files: Sequence[SourceFile], path: Path, options: ReadOptions
-) -> Generator[PreparationEvent, None, Corpus]:
+def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -> Preparation[Corpus]:
     """Write the text of all `files` to the new file `path`.
 
     Raises UnreadableError for a file the user named that is empty, is not text, or changes while it is read;

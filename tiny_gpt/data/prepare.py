@@ -1,7 +1,6 @@
 """From source specs to a tokenizer and memory-mapped token ids: the whole data pipeline in one call."""
 
 import re
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from tiny_gpt.config import TOKENIZER_SETTINGS, DataConfig
 from tiny_gpt.data.choose_tokenizer import build_tokenizer, tokenizer_file_sha256, tokenizer_sha256
 from tiny_gpt.data.corpus import read_splits, skipped_lines
 from tiny_gpt.data.overlap import val_overlap
-from tiny_gpt.data.progress import PreparationEvent
+from tiny_gpt.data.progress import Preparation
 from tiny_gpt.data.sources.files import content_hash
 from tiny_gpt.data.sources.resolve import Sources, resolve
 from tiny_gpt.data.token_store import (
@@ -48,9 +47,7 @@ class Dataset:
     """Hashes that identify this text under this tokenizer, and the name of its token store; plain JSON types."""
 
 
-def prepare(
-    config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None
-) -> Generator[PreparationEvent, None, Dataset]:
+def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Preparation[Dataset]:
     """Read, split and tokenize the text of `config`, or find its tokens in the cache.
 
     A `tokenizer` that is given, such as that of a model to be trained further, replaces the one `config` names. Raises
@@ -105,7 +102,7 @@ def open_stored_tokenizer(store_name: str) -> Tokenizer | None:
 
 def _build(
     config: DataConfig, sources: Sources, build_folder: Path, folder: Path, tokenizer: Tokenizer | None
-) -> Generator[PreparationEvent, None, None]:
+) -> Preparation[None]:
     """Build the token store `folder`, by way of `build_folder`."""
     corpora, train, val = yield from read_splits(config, sources, build_folder)
     about = {

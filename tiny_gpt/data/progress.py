@@ -1,4 +1,15 @@
-"""The progress of preparing a text: the events that its stages yield."""
+"""The progress of preparing a text: its stages are generators that yield events and return their result.
+
+    def read(path) -> Preparation[str]:
+        yield StageProgress("reading", 0, 100)
+        return "text"
+
+    text = yield from read(path)    in another stage: its events are passed on
+    text = finish(read(path))       anywhere else; ui/preparation.py has a driver that shows them
+
+Generators, not callbacks: a run yields the events of its preparation and of its training as one stream, which
+everything that shows or records a run consumes.
+"""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -25,10 +36,11 @@ class Notice:
 
 
 PreparationEvent = StageProgress | Notice
+Preparation = Generator[PreparationEvent, None, Result]
 
 
-def finish(stages: Generator[PreparationEvent, None, Result]) -> Result:
-    """Run `stages` to the end, ignoring the events, and return its result."""
+def finish(stages: Preparation[Result]) -> Result:
+    """Run `stages` to the end, ignoring their events, and return the result."""
     while True:
         try:
             next(stages)

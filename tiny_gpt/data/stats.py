@@ -6,14 +6,13 @@ evenly from it, so that a large text takes seconds.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Generator
 from dataclasses import dataclass
 
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data.choose_tokenizer import default_vocab_size
 from tiny_gpt.data.corpus import read_splits, skipped_lines
 from tiny_gpt.data.overlap import repeated_fraction, val_overlap
-from tiny_gpt.data.progress import PreparationEvent, StageProgress
+from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.data.token_store import temporary_build_folder
 from tiny_gpt.files import cache_folder
@@ -59,7 +58,7 @@ class CorpusSummary:
     tokens: list[TokenCount]
 
 
-def summarize(config: DataConfig) -> Generator[PreparationEvent, None, CorpusSummary]:
+def summarize(config: DataConfig) -> Preparation[CorpusSummary]:
     """Read the text of `config` and describe it. Raises what `prepare` raises for unusable sources."""
     sources = yield from resolve(config.data)
     if config.val:

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ import psutil
 from numpy.typing import NDArray
 
 from tiny_gpt.data.encoding import EncodedChunk, encode_chunks
-from tiny_gpt.data.progress import PreparationEvent, StageProgress
+from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.text_file import TextSplit
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import CACHE_REMEDY, sha256_of_json, sync_folder, sync_to_disk, write_error
@@ -128,7 +128,7 @@ def open_tokenizer(folder: Path) -> Tokenizer | None:
 
 def build_store(
     build_folder: Path, folder: Path, train: TextSplit, val: TextSplit, tokenizer: Tokenizer, about: dict[str, Any]
-) -> Generator[PreparationEvent, None, None]:
+) -> Preparation[None]:
     """Encode both splits in `build_folder`, then rename it to `folder`. Raises OutOfResourcesError.
 
     The text files are deleted: they are in `build_folder` too.
@@ -157,7 +157,7 @@ def build_store(
         raise write_error(folder, error, CACHE_REMEDY) from error
 
 
-def encode_to_file(path: Path, split: TextSplit, tokenizer: Tokenizer) -> Generator[PreparationEvent, None, Tokens]:
+def encode_to_file(path: Path, split: TextSplit, tokenizer: Tokenizer) -> Preparation[Tokens]:
     """Encode `split` into the new file `path`. Returns its ids, memory-mapped. Raises OutOfResourcesError."""
     dtype = _dtype_for(tokenizer)
     written = _TokenFile(0, 0, [])

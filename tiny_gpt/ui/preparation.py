@@ -3,12 +3,11 @@
 import contextlib
 import sys
 import time
-from collections.abc import Generator
 from typing import TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
-from tiny_gpt.data.progress import Notice, PreparationEvent, StageProgress
+from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent, StageProgress
 from tiny_gpt.ui.terminal import printable
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}, {rate_fmt}]"
@@ -73,7 +72,7 @@ class PreparationBar:
         self._has_line = True
 
 
-def shown(stages: Generator[PreparationEvent, None, Result]) -> Result:
+def with_progress(stages: Preparation[Result]) -> Result:
     """Run `stages` to the end, with their progress on standard error, and return the result."""
     with contextlib.closing(PreparationBar(sys.stderr)) as bar:
         while True:

@@ -10,7 +10,7 @@ it takes to resume it safely, and `path`.lock with the id of the downloading pro
 import json
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tiny_gpt.data.progress import PreparationEvent, StageProgress
+from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.sources.files import file_size
 from tiny_gpt.errors import BadInputError, first_line
 from tiny_gpt.files import CACHE_REMEDY, sha256_of, sync_folder, sync_to_disk, write_error
@@ -59,7 +59,7 @@ class _TemporaryError(Exception):
 
 def download(
     url: str, path: Path, sha256: str | None = None, n_bytes: int | None = None, name: str = ""
-) -> Generator[PreparationEvent, None, Downloaded]:
+) -> Preparation[Downloaded]:
     """Download `url` to `path`, and verify it where `sha256` and `n_bytes` are given.
 
     An interrupted download is resumed by the next call. `name` is what messages call the file. Raises DownloadError,
@@ -87,7 +87,7 @@ def download(
     return Downloaded(found, content_type)
 
 
-def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, None]:
+def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[None]:
     """Complete `part`, over as many connections as necessary. Raises DownloadError when they bring nothing new."""
     import requests
 
@@ -122,7 +122,7 @@ def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Generator[Pr
         time.sleep(pause_s)
 
 
-def _fetch_once(url: str, part: Path, n_bytes: int | None, name: str) -> Generator[PreparationEvent, None, None]:
+def _fetch_once(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[None]:
     """One connection: append to `part` until it is complete. Raises _TemporaryError if the connection ends earlier."""
     import requests
 

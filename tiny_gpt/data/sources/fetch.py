@@ -6,12 +6,11 @@ A file that the user puts into the folder `downloads` of the cache is used if it
 import hashlib
 import json
 import sys
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tiny_gpt.data.progress import Notice, PreparationEvent
+from tiny_gpt.data.progress import Notice, Preparation
 from tiny_gpt.data.sources import python_docs
 from tiny_gpt.data.sources.catalog import DATASETS, RemoteFile
 from tiny_gpt.data.sources.download import DownloadError, download
@@ -35,7 +34,7 @@ def downloads_folder() -> Path:
     return cache_folder() / "downloads"
 
 
-def fetch_dataset(name: str) -> Generator[PreparationEvent, None, DatasetFiles]:
+def fetch_dataset(name: str) -> Preparation[DatasetFiles]:
     """The files of a built-in dataset, downloaded on first use. Raises BadInputError."""
     if name == python_docs.NAME:
         return DatasetFiles([SourceFile(_python_docs_file())], [])
@@ -57,7 +56,7 @@ def is_downloaded(name: str) -> bool:
     return all((downloads_folder() / remote.name).is_file() for remote in DATASETS[name].files)
 
 
-def fetch_url(url: str) -> Generator[PreparationEvent, None, Path]:
+def fetch_url(url: str) -> Preparation[Path]:
     """Download what is at `url`, or find the earlier download. Raises DownloadError."""
     folder = downloads_folder() / "web" / hashlib.sha256(url.encode()).hexdigest()[:16]
     name = unquote(urlsplit(url).path).rstrip("/").rsplit("/", 1)[-1].replace("\\", "_") or "page"
@@ -71,7 +70,7 @@ def fetch_url(url: str) -> Generator[PreparationEvent, None, Path]:
     return path
 
 
-def _verify(dataset: str, remote: RemoteFile, path: Path) -> Generator[PreparationEvent, None, None]:
+def _verify(dataset: str, remote: RemoteFile, path: Path) -> Preparation[None]:
     """Check a file that is there against the stated hash, or against that of its first download.
 
     A file is hashed again only after its size or modification time has changed. Raises BadInputError.
@@ -92,7 +91,7 @@ def _verify(dataset: str, remote: RemoteFile, path: Path) -> Generator[Preparati
     _write_record(path, sha256, state)
 
 
-def _download(dataset: str, remote: RemoteFile, path: Path) -> Generator[PreparationEvent, None, None]:
+def _download(dataset: str, remote: RemoteFile, path: Path) -> Preparation[None]:
     """Download a file from the first URL that has it. Raises BadInputError."""
     last_failure = ""
     for url in remote.urls:

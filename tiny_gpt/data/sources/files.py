@@ -3,12 +3,12 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_gpt.data.progress import PreparationEvent, StageProgress
+from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.files import sha256_of
 
 # Below this total, and for files smaller than 64 KiB on average, threads cost more time than they save.
@@ -72,7 +72,7 @@ def _walk(folder: str, seen: set[tuple[int, int]], skipped: Counter[str]) -> Ite
             skipped["not a regular file"] += 1
 
 
-def content_hash(files: Sequence[SourceFile]) -> Generator[PreparationEvent, None, str]:
+def content_hash(files: Sequence[SourceFile]) -> Preparation[str]:
     """SHA-256 over names, bytes and order of `files`: equal for the same text under the same names."""
     digest = hashlib.sha256()
     total_bytes, done_bytes = sum(file_size(file.path) for file in files), 0

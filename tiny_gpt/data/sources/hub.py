@@ -3,17 +3,16 @@
 Needs the extra `hub`. huggingface_hub downloads, resumes and caches; files already on this machine need no network.
 """
 
-from collections.abc import Generator
 from pathlib import Path
 
-from tiny_gpt.data.progress import Notice, PreparationEvent
+from tiny_gpt.data.progress import Notice, Preparation
 from tiny_gpt.errors import BadInputError, first_line
 
 # Files that contain text; the others in such a repository are cards, scripts and images.
 TEXT_PATTERNS = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.txt.gz", "*.csv")
 
 
-def fetch_from_hub(name: str) -> Generator[PreparationEvent, None, list[Path]]:
+def fetch_from_hub(name: str) -> Preparation[list[Path]]:
     """The text files of the dataset `name`; only those of its training split if file names say which they are.
 
     Raises BadInputError if the dataset is unavailable or has no text files.

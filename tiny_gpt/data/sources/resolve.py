@@ -8,11 +8,11 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiny_gpt.data.progress import Notice, PreparationEvent, StageProgress
+from tiny_gpt.data.progress import Notice, Preparation, StageProgress
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.data.sources.fetch import downloads_folder, fetch_dataset, fetch_url
 from tiny_gpt.data.sources.files import SourceFile, files_in_folder
@@ -38,7 +38,7 @@ class Sources:
     """Reason -> number of files that were found in folders and left out."""
 
 
-def resolve(specs: Sequence[str]) -> Generator[PreparationEvent, None, Sources]:
+def resolve(specs: Sequence[str]) -> Preparation[Sources]:
     """The files of all `specs`, downloaded if necessary. Raises BadInputError naming a spec that is unavailable."""
     sources = Sources()
     for spec in specs:
@@ -55,7 +55,7 @@ def resolve(specs: Sequence[str]) -> Generator[PreparationEvent, None, Sources]:
     return sources
 
 
-def _resolve_one(spec: str, sources: Sources) -> Generator[PreparationEvent, None, str]:
+def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
     """Add the files of one spec to `sources`. Returns a spec that gives the same files again."""
     path = user_path(spec)
     if spec == STDIN:
@@ -104,7 +104,7 @@ def _matching_files(pattern: str, skipped: Counter[str]) -> list[SourceFile]:
     return files
 
 
-def _save_stdin() -> Generator[PreparationEvent, None, Path]:
+def _save_stdin() -> Preparation[Path]:
     """Save standard input to the cache, under a name made from its content so that a later run finds it again."""
     if sys.stdin is None or sys.stdin.closed:
         raise BadInputError("-: there is no standard input to read", code="stdin-closed")
