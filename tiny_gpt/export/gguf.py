@@ -148,8 +148,8 @@ def tensors(model: GPT) -> Iterator[tuple[str, NDArray[np.float32]]]:
         if part == "attention.qkv" and architecture.splits_qkv:
             for letter, third in zip("qkv", np.split(values, 3), strict=True):
                 is_rotated = architecture.rotates_neighbors and letter in "qk"
-                part = _pair_neighbors(third, model.config.n_head) if is_rotated else third
-                yield f"{block}attn_{letter}.{kind}", part
+                rows = _pair_neighbors(third, model.config.n_head) if is_rotated else third
+                yield f"{block}attn_{letter}.{kind}", rows
         else:
             yield f"{block}{NAMES[part]}.{kind}", values
 
