@@ -1,8 +1,8 @@
-"""The ceiling of a training step: the time that its matrix products alone would take at this machine's own rate.
+"""The lower bound of a training step: the time that its matrix products alone take at this machine's own FLOP rate.
 
-Counted are the linear layers, the head among them (one product forward, two backward), and attention over the full
-square (scores and weighted sum: two products forward, four backward). Embeddings are look-ups, not products. The rate
-is measured at the shapes of the model's own layers, in the precision that is the faster one here.
+Counted are the linear layers including the head (one product in the forward pass, two in the backward pass), and
+attention without causal masking (scores and weighted sum: two products forward, four backward). Embeddings are lookups.
+The FLOP rate is measured at the shapes of the model's own layers, in the faster precision of this machine.
 """
 
 import statistics
@@ -14,20 +14,20 @@ from benchmarks.steps import Task
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.shapes import n_multiplied, product_shapes
 
-READINGS = 5
-# A GPU's products are shorter than the wait for one of them.
-PRODUCTS_PER_READING_ELSEWHERE = 20
+N_MEASUREMENTS = 5
+# One product on a GPU takes less time than waiting for it.
+GPU_PRODUCTS_PER_MEASUREMENT = 20
 
 
 class MatrixProducts:
-    """Called in each round, it measures the rate anew, for the machine's speed drifts; the ceiling in seconds."""
+    """Called once per round: measures the FLOP rate again and returns the lower bound in seconds."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.flops = step_flops(task)
-        """Floating-point operations in the matrix products of one step."""
+        self.flops = matmul_flops(task)
+        """FLOPs in the matrix products of one step."""
         self.gflops_per_s: dict[str, list[float]] = {}
-        """The rate at each shape, by the names of its layers, and at all together; one figure a round."""
+        """The rate at each shape, by the names of its layers, and overall under "all"; one figure per round."""
 
     def __call__(self, _: int) -> float:
         weights, seconds = 0, 0.0
@@ -42,29 +42,29 @@ class MatrixProducts:
 
 
 def linear_layers(task: Task) -> dict[tuple[int, int], list[str]]:
-    """The names of all the model's linear layers by their shape: {(256, 768): ["qkv", "qkv", "qkv", "qkv"], ...}."""
+    """The names of the model's linear layers by shape: {(256, 768): ["qkv", "qkv", "qkv", "qkv"], ...}."""
     layers: dict[tuple[int, int], list[str]] = {}
     for name, (n_out, n_in) in product_shapes(task.model, task.vocab_size).items():
         layers.setdefault((n_in, n_out), []).append(name.split(".")[-2])
     return layers
 
 
-def step_flops(task: Task) -> int:
-    """Operations (a multiplication and an addition are two) in the matrix products of one step."""
+def matmul_flops(task: Task) -> int:
+    """FLOPs in the matrix products of one step; a multiplication and an addition are two."""
     attention = task.model.n_layer * task.model.n_head * task.model.dim_per_head * task.model.block_size
     per_token = 6 * n_multiplied(task.model, task.vocab_size) + 12 * attention
     return per_token * task.tokens_per_step
 
 
 def product_rate(task: Task, n_in: int, n_out: int) -> float:
-    """Operations per second of a (tokens, n_in) x (n_in, n_out) product, the median of a few readings."""
+    """FLOPs per second of a (tokens, n_in) x (n_in, n_out) product, the median of N_MEASUREMENTS."""
     a, b = (
         torch.randn(*shape, device=task.device).to(task.precision)
         for shape in ((task.tokens_per_step, n_in), (n_in, n_out))
     )
-    n_products = 1 if task.device.type == "cpu" else PRODUCTS_PER_READING_ELSEWHERE
+    n_products = 1 if task.device.type == "cpu" else GPU_PRODUCTS_PER_MEASUREMENT
     seconds = []
-    for _ in range(READINGS + 1):  # the first warms up
+    for _ in range(N_MEASUREMENTS + 1):  # the first is a warm-up
         start = time.perf_counter()
         for _ in range(n_products):
             a @ b

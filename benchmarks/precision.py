@@ -1,4 +1,4 @@
-"""What training in bf16 costs: pairs of whole trainings, the same but for the precision, and their losses at the end.
+"""What training in bf16 costs: validation losses of pairs of training runs that differ in precision only.
 
 python -m benchmarks.precision --data FILE [--seeds 3] [--steps 2000] [--batch-size 16] [any model flag]
 """
@@ -29,21 +29,21 @@ from tiny_gpt.training.step import train_step
 
 @dataclass(frozen=True)
 class Bench:
-    """Train in bf16 and in fp32 from the same weights, with the same batches and the same elements dropped."""
+    """Train in bf16 and in fp32 from the same weights, with the same batches and dropout masks."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: tuple[str, ...] = ("python-docs",)
-    """A text, as for training."""
+    """Text, as for `tiny-gpt train`."""
     backend: str = "fused"
-    """How a step is computed, as for training."""
+    """As for `tiny-gpt train`."""
     device: str = "auto"
-    """As for training."""
+    """As for `tiny-gpt train`."""
     seeds: int = 3
-    """Pairs."""
+    """Number of pairs."""
     steps: int = 2000
-    """Steps of each training; the rate decays to its end."""
+    """Steps of each run, over which the learning rate decays."""
     batch_size: int = 16
-    """Blocks in a step."""
+    """Blocks per step."""
     json: str = "precision.json"
     """File for the figures."""
 
@@ -53,11 +53,11 @@ def main(bench: Bench) -> None:
     configure_torch(device)
     dataset = finish(prepare(DataConfig(data=bench.data), bench.model.block_size))
     print(f"{describe_device(device)}, torch {torch.__version__}, backend {bench.backend}")
-    print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss over the whole validation text")
+    print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss on the whole validation text")
     print(f"{'seed':>4}{'bf16':>10}{'fp32':>10}{'difference':>12}")
     rows = []
     for seed in range(bench.seeds):
-        losses = {name: trained(bench, dataset, device, name, seed) for name in ("bf16", "fp32")}
+        losses = {name: train(bench, dataset, device, name, seed) for name in ("bf16", "fp32")}
         rows.append({"seed": seed, **losses})
         difference = losses["bf16"] - losses["fp32"]
         print(f"{seed:>4}{losses['bf16']:>10.4f}{losses['fp32']:>10.4f}{difference:>+12.4f}", flush=True)
@@ -66,9 +66,9 @@ def main(bench: Bench) -> None:
     print(f"mean difference {mean:+.4f} nats per token")
 
 
-def trained(bench: Bench, dataset: Dataset, device: torch.device, precision: str, seed: int) -> float:
-    """The validation loss at the end of one training, in nats per token."""
-    train = replace(
+def train(bench: Bench, dataset: Dataset, device: torch.device, precision: str, seed: int) -> float:
+    """The validation loss after one training run, in nats per token."""
+    config = replace(
         TrainConfig(),
         epochs=1,
         iters_per_epoch=bench.steps,
@@ -78,12 +78,12 @@ def trained(bench: Bench, dataset: Dataset, device: torch.device, precision: str
     )
     torch.manual_seed(seed)
     model = GPT(bench.model, dataset.tokenizer.vocab_size, PRECISIONS[precision]).to(device)
-    optimizer = make_optimizer(model, train)
+    optimizer = make_optimizer(model, config)
     batches = BatchLoader(dataset.train.ids, bench.model.block_size, bench.batch_size, seed, device)
     model.train()
     start = time.perf_counter()
     for step in range(bench.steps):
-        train_step(model, optimizer, batches.batch(step), train, step, learning_rate_at(step, train))
+        train_step(model, optimizer, batches.batch(step), config, step, learning_rate_at(step, config))
     seconds = time.perf_counter() - start
     windows = FixedWindows(dataset.val.ids, bench.model.block_size, bench.batch_size, len(dataset.val), bench.backend)
     loss = windows.loss(model)

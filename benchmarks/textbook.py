@@ -1,4 +1,4 @@
-"""The step of a learner's own script, eager fp32 PyTorch with nothing tuned: what tiny_gpt is measured against."""
+"""A GPT and its training step as in a textbook: eager fp32 PyTorch, nothing tuned. The baseline of the benchmarks."""
 
 import math
 
@@ -24,10 +24,9 @@ class TextbookBlock(nn.Module):
 
     def attend(self, x_BTD: torch.Tensor) -> torch.Tensor:
         B, T, D = x_BTD.shape
-        heads = (
+        q, k, v = (
             layer(x_BTD).view(B, T, self.n_head, -1).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        q, k, v = heads
         scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(self.future[:T, :T], -math.inf)
         mixed = self.dropout(scores.softmax(-1)) @ v
         return self.out(mixed.transpose(1, 2).reshape(B, T, D))
@@ -53,7 +52,7 @@ class TextbookGPT(nn.Module):
 
 
 def textbook_step(model: TextbookGPT, optimizer: torch.optim.Optimizer, ids_BT: torch.Tensor) -> float:
-    """One optimizer update on the blocks in `ids_BT` (B, T + 1); the loss in nats."""
+    """One optimizer update on the blocks `ids_BT` (B, T + 1); returns the loss in nats."""
     optimizer.zero_grad()
     loss = F.cross_entropy(model(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
     loss.backward()

@@ -1,10 +1,10 @@
-"""How fast one training step is, whole: tiny_gpt's beside the textbook's, its own eager fp32 path, `transformers`'
-GPT-2 and the time of the matrix products alone; interleaved in one run. `make bench`.
+"""Speed of a training step: tiny_gpt's next to the textbook's, its own eager fp32 backend, transformers' GPT-2, and the
+time that the matrix products alone take; interleaved in one run. `make bench`.
 
 python -m benchmarks.training_step [--rounds 7] [--only NAME ...] [--json FILE] [--vocab-size 256] [any model flag]
 python -m benchmarks.training_step --shapes all      # a line for each of 24 shapes
 
-Ratios are taken within a round and then their median, for the machine's speed drifts from round to round.
+Ratios are computed within a round before their median is taken, since the machine's speed drifts from round to round.
 """
 
 from tiny_gpt.cli.process import limit_thread_spinning
@@ -27,13 +27,13 @@ from benchmarks.matrix_products import MatrixProducts
 from benchmarks.steps import (
     BackendName,
     LeftOutError,
-    OurStep,
     Step,
     Task,
+    TinyGPTStep,
+    make_textbook_step,
+    make_tiny_gpt_step,
+    make_transformers_step,
     name_of,
-    our_step,
-    plain_textbook_step,
-    transformers_step,
 )
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.device import (
@@ -46,48 +46,48 @@ from tiny_gpt.device import (
 )
 from tiny_gpt.run.description import machine_fingerprint
 
-OURS, PLAIN, TEXTBOOK, CEILING = "tiny_gpt", "plain-fp32", "textbook", "matrix-products"
-Name = Literal["tiny_gpt", "plain-fp32", "textbook", "transformers-fp32", "transformers-bf16", "matrix-products"]
-# Enough for the memory of a step, and for a path that is compiled or recorded in the first.
+TINY_GPT, EAGER, TEXTBOOK, PRODUCTS = "tiny_gpt", "eager-fp32", "textbook", "matrix-products"
+Name = Literal["tiny_gpt", "eager-fp32", "textbook", "transformers-fp32", "transformers-bf16", "matrix-products"]
+# Enough for the peak memory of a step, including what is compiled or recorded in the first ones.
 STEPS_BEFORE_PEAK = 4
 
 SHAPES = {
-    "guide": (ModelConfig(), 64),
+    "default": (ModelConfig(), 64),
     "6x384": (ModelConfig(n_layer=6, n_head=6, d_model=384, d_ff=1536, block_size=256), 16),
     "12x768": (ModelConfig(n_layer=12, n_head=12, d_model=768, d_ff=3072, block_size=512), 2),
 }
 DROPOUTS = (ModelConfig.dropout, 0.0)
 VOCAB_SIZES = (65, 256, 5006, 16384)
-ROUNDS, ROUNDS_OF_A_SHAPE = 7, 3
+ROUNDS, ROUNDS_PER_SHAPE = 7, 3
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Time training steps in rounds, each contestant once a round, in an order that turns."""
+    """Time training steps in rounds, each contender once per round, in alternating order."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     batch_size: int = 64
-    """Blocks in a step."""
+    """Blocks per step."""
     vocab_size: int = 256
-    """Token ids."""
+    """Number of token ids."""
     rounds: int = 0
-    """Counted rounds, after one that warms up; 0 is 7, with --shapes 3."""
+    """Measured rounds, after one warm-up round; 0 is 7, with --shapes 3."""
     only: tuple[Name, ...] = typing.get_args(Name)
-    """The contestants."""
+    """The contenders."""
     backend: BackendName = "auto"
-    """How tiny_gpt computes its loss; auto as in training."""
-    shapes: tuple[Literal["guide", "6x384", "12x768", "all"], ...] = ()
-    """Instead of one table a line for each of these shapes, with and without dropout and with four vocabularies."""
+    """The backend of tiny_gpt, as for `tiny-gpt train`."""
+    shapes: tuple[Literal["default", "6x384", "12x768", "all"], ...] = ()
+    """Instead of one table, a line for each of these shapes with and without dropout and four vocabulary sizes."""
     device: str = "auto"
-    """As for training."""
+    """As for `tiny-gpt train`."""
     json: str = "bench.json"
     """File for the figures."""
 
 
-Contestant = Callable[[int], float]
-"""Takes the number of a round; how many seconds it took."""
+Contender = Callable[[int], float]
+"""Does the step with this number; returns the seconds that it took."""
 Seconds = dict[str, list[float]]
-"""Of each contestant in each counted round."""
+"""Of each contender in each measured round."""
 
 
 def main(bench: Bench) -> None:
@@ -105,49 +105,45 @@ def main(bench: Bench) -> None:
 
 
 def compare(bench: Bench, task: Task) -> dict[str, Any]:
-    """Print the table; its figures, ready for JSON."""
-    contestants: dict[str, Contestant] = {}
+    """Print the table; return its figures as JSON values."""
+    contenders: dict[str, Contender] = {}
     figures: dict[str, Any] = {"tokens_per_step": task.tokens_per_step, "left_out": {}}
     rounds = bench.rounds or ROUNDS
-    if OURS in bench.only:  # before the others take memory
-        ours = make_ours(task, bench.backend)
-        figures |= {"backend": ours.config.train.backend, "peak_memory_bytes": peak_of(ours)}
-        contestants[OURS] = timed(ours, task.device)
+    if TINY_GPT in bench.only:  # first, so that its peak memory includes no other
+        ours = make_tiny_gpt_step(task, bench.backend)
+        figures |= {"backend": ours.config.train.backend, "peak_memory_bytes": peak_memory_of(ours)}
+        contenders[TINY_GPT] = timed(ours, task.device)
     for name in typing.get_args(Name):
         try:
-            if name in bench.only and name != OURS:
-                contestants[name] = make_other(name, task)
+            if name in bench.only and name != TINY_GPT:
+                contenders[name] = make_other(name, task)
         except LeftOutError as reason:
             figures["left_out"][name] = str(reason)
-    figures["seconds"] = seconds = race(contestants, rounds)
+    figures["seconds"] = seconds = measure(contenders, rounds)
     figures["ratios"] = {name: ratios(seconds, name) for name in seconds}
-    if OURS in contestants:
-        figures["beside_seconds"] = ours.beside_s[-rounds:]
-    if isinstance(products := contestants.get(CEILING), MatrixProducts):
+    if TINY_GPT in contenders:
+        figures["overhead_seconds"] = ours.overhead_s[-rounds:]
+    if isinstance(products := contenders.get(PRODUCTS), MatrixProducts):
         rates = {name: rates[-rounds:] for name, rates in products.gflops_per_s.items()}
         figures |= {"flops_per_step": products.flops, "gflops_per_s": rates}
     print_table(task, figures)
     return figures
 
 
-def make_ours(task: Task, backend: BackendName) -> OurStep:
-    return our_step(task.model, task.vocab_size, task.batches(task.device), task.device, task.precision, backend)
-
-
-def make_other(name: str, task: Task) -> Contestant:
-    """Raises LeftOutError."""
-    if name == CEILING:
+def make_other(name: str, task: Task) -> Contender:
+    """Any contender but tiny_gpt; raises LeftOutError."""
+    if name == PRODUCTS:
         return MatrixProducts(task)
     make: dict[str, Callable[[], Step]] = {
-        PLAIN: lambda: make_ours(replace(task, precision=torch.float32), "eager"),
-        TEXTBOOK: lambda: plain_textbook_step(task),
-        "transformers-fp32": lambda: transformers_step(task, torch.float32),
-        "transformers-bf16": lambda: transformers_step(task, torch.bfloat16),
+        EAGER: lambda: make_tiny_gpt_step(replace(task, precision=torch.float32), "eager"),
+        TEXTBOOK: lambda: make_textbook_step(task),
+        "transformers-fp32": lambda: make_transformers_step(task, torch.float32),
+        "transformers-bf16": lambda: make_transformers_step(task, torch.bfloat16),
     }
     return timed(make[name](), task.device)
 
 
-def timed(step: Step, device: torch.device) -> Contestant:
+def timed(step: Step, device: torch.device) -> Contender:
     def seconds(number: int) -> float:
         start = time.perf_counter()
         step(number)
@@ -157,29 +153,32 @@ def timed(step: Step, device: torch.device) -> Contestant:
     return seconds
 
 
-def peak_of(ours: OurStep) -> int:
-    """Most memory held so far in a process that has done nothing but a few of our steps."""
+def peak_memory_of(ours: TinyGPTStep) -> int:
+    """Peak memory of a process that has done nothing but a few steps of tiny_gpt."""
     for step in range(STEPS_BEFORE_PEAK):
         ours(step)
     return peak_memory_bytes(ours.model.device)
 
 
-def race(contestants: dict[str, Contestant], rounds: int) -> Seconds:
-    """Each once a round after one to warm up, in an order that lets nobody always be first or behind the same one."""
-    names = list(contestants)
+def measure(contenders: dict[str, Contender], rounds: int) -> Seconds:
+    """Time each contender once per round, after a warm-up round.
+
+    The order rotates and alternates, so that none is always first or always behind the same one.
+    """
+    names = list(contenders)
     seconds: Seconds = {name: [] for name in names}
     for number in range(rounds + 1):
         first = number % len(names)
         order = names[first:] + names[:first]
         for name in reversed(order) if number % 2 else order:
-            duration = contestants[name](number)
+            duration = contenders[name](number)
             if number:
                 seconds[name].append(duration)
     return seconds
 
 
 def ratios(seconds: Seconds, name: str) -> Seconds:
-    """How many times as long as `name` each contestant took, in each round."""
+    """Each contender's time relative to that of `name`, in each round."""
     return {other: quotients(theirs, seconds[name]) for other, theirs in seconds.items()}
 
 
@@ -190,41 +189,41 @@ def quotients(numerators: list[float], denominators: list[float]) -> list[float]
 def print_table(task: Task, figures: dict[str, Any]) -> None:
     seconds: Seconds = figures["seconds"]
     print(task.model)
-    print(f"vocabulary {task.vocab_size}, batch {task.batch_size}: {task.tokens_per_step:,} tokens a step", end="")
+    print(f"vocabulary {task.vocab_size}, batch {task.batch_size}: {task.tokens_per_step:,} tokens per step", end="")
     print(f"; {len(next(iter(seconds.values())))} rounds\n")
-    print(f"{'':<18}{'ms/step':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>12}{'times textbook':>23}{'ceiling':>9}")
+    print(f"{'':<18}{'ms/step':>9}{'fastest':>9}{'slowest':>9}{'tokens/s':>12}{'x textbook':>23}{'products':>10}")
     for name, times in seconds.items():
         median = statistics.median(times)
-        shown = "".join(f"{1e3 * value:>9.1f}" for value in (median, min(times), max(times)))
+        milliseconds = "".join(f"{1e3 * value:>9.1f}" for value in (median, min(times), max(times)))
         against = figures["ratios"][name]
         speed_up = spread(against[TEXTBOOK]) if TEXTBOOK in against else ""
-        ceiling = f"{statistics.median(against[CEILING]):.0%}" if CEILING in against else ""
-        print(f"{name:<18}{shown}{task.tokens_per_step / median:>12,.0f}{speed_up:>23}{ceiling:>9}")
+        share = f"{statistics.median(against[PRODUCTS]):.0%}" if PRODUCTS in against else ""
+        print(f"{name:<18}{milliseconds}{task.tokens_per_step / median:>12,.0f}{speed_up:>23}{share:>10}")
     print()
     for name, reason in figures["left_out"].items():
         print(f"{name} is left out: {reason}")
-    if OURS in seconds:
-        print_ours(task, figures)
-    if CEILING in seconds:
+    if TINY_GPT in seconds:
+        print_details(task, figures)
+    if PRODUCTS in seconds:
         rates = {name: statistics.median(values) for name, values in figures["gflops_per_s"].items()}
-        print(f"ceiling: the share of a step that its {CEILING} would take, in {name_of(task.precision)} at GFLOP/s of")
+        print(f"products: matrix products alone as a share of the step, in {name_of(task.precision)} at these GFLOP/s:")
         print("  " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()))
 
 
-def print_ours(task: Task, figures: dict[str, Any]) -> None:
-    """What the table does not tell of our step."""
-    against = figures["ratios"][OURS]
-    print(f"{OURS} (in {name_of(task.precision)}, backend {figures['backend']}) is so many times as fast as")
+def print_details(task: Task, figures: dict[str, Any]) -> None:
+    """Details of tiny_gpt's step."""
+    against = figures["ratios"][TINY_GPT]
+    print(f"speedup of {TINY_GPT} ({name_of(task.precision)}, backend {figures['backend']}) over")
     for name in against:
-        if name not in (OURS, CEILING):
+        if name not in (TINY_GPT, PRODUCTS):
             print(f"  {name:<18}{spread(against[name])}")
-    beside = statistics.median(quotients(figures["beside_seconds"], figures["seconds"][OURS]))
-    print(f"of its step, {beside:.2%} goes into getting the batch and reading the loss", end="; ")
+    overhead = statistics.median(quotients(figures["overhead_seconds"], figures["seconds"][TINY_GPT]))
+    print(f"loading the batch and reading the loss take {overhead:.2%} of its step", end="; ")
     print(f"peak memory {figures['peak_memory_bytes'] / 1e6:,.0f} MB")
 
 
 def spread(values: list[float]) -> str:
-    """The median, and from where to where."""
+    """1.42 (1.39 to 1.51): median, minimum and maximum."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -232,11 +231,11 @@ def spread(values: list[float]) -> str:
 
 
 def sweep(bench: Bench, task: Task) -> dict[str, Any]:
-    """Print a line for each shape; its figures, ready for JSON."""
-    rounds = bench.rounds or ROUNDS_OF_A_SHAPE
-    print(f"ms/step, {OURS} in {name_of(task.precision)}; medians of {rounds} rounds\n")
+    """Print a line for each shape; return the figures as JSON values."""
+    rounds = bench.rounds or ROUNDS_PER_SHAPE
+    print(f"ms/step, {TINY_GPT} in {name_of(task.precision)}; medians of {rounds} rounds\n")
     print(f"{'shape':<8}{'dropout':>8}{'vocab':>7}{'backend':>10}", end="")
-    print(f"{OURS:>10}{TEXTBOOK:>10}{PLAIN:>12}{'x ' + TEXTBOOK:>12}{'x ' + PLAIN:>14}{'ceiling':>9}")
+    print(f"{TINY_GPT:>10}{TEXTBOOK:>10}{EAGER:>12}{'x ' + TEXTBOOK:>12}{'x ' + EAGER:>14}{'products':>10}")
     names = SHAPES if "all" in bench.shapes else [name for name in SHAPES if name in bench.shapes]
     lines = []
     for name in names:
@@ -244,27 +243,27 @@ def sweep(bench: Bench, task: Task) -> dict[str, Any]:
         for dropout in DROPOUTS:
             for vocab_size in VOCAB_SIZES:
                 model = replace(config, dropout=dropout)
-                one = replace(task, model=model, batch_size=batch_size, vocab_size=vocab_size)
-                lines.append({"shape": name, **measure_shape(one, bench.backend, rounds)})
+                shaped = replace(task, model=model, batch_size=batch_size, vocab_size=vocab_size)
+                lines.append({"shape": name, **measure_shape(shaped, bench.backend, rounds)})
                 print_line(lines[-1])
     return {"shapes": lines}
 
 
 def measure_shape(task: Task, backend: BackendName, rounds: int) -> dict[str, Any]:
-    ours = make_ours(task, backend)
-    others = {name: make_other(name, task) for name in (PLAIN, TEXTBOOK, CEILING)}
-    seconds = race({OURS: timed(ours, task.device), **others}, rounds)
+    ours = make_tiny_gpt_step(task, backend)
+    others = {name: make_other(name, task) for name in (EAGER, TEXTBOOK, PRODUCTS)}
+    seconds = measure({TINY_GPT: timed(ours, task.device), **others}, rounds)
     shape = {"model": asdict(task.model), "batch_size": task.batch_size, "vocab_size": task.vocab_size}
-    return {**shape, "backend": ours.config.train.backend, "seconds": seconds, "ratios": ratios(seconds, OURS)}
+    return {**shape, "backend": ours.config.train.backend, "seconds": seconds, "ratios": ratios(seconds, TINY_GPT)}
 
 
 def print_line(line: dict[str, Any]) -> None:
     median = statistics.median
     seconds, against = line["seconds"], line["ratios"]
     print(f"{line['shape']:<8}{line['model']['dropout']:>8}{line['vocab_size']:>7}{line['backend']:>10}", end="")
-    print(f"{1e3 * median(seconds[OURS]):>10.1f}{1e3 * median(seconds[TEXTBOOK]):>10.1f}", end="")
-    print(f"{1e3 * median(seconds[PLAIN]):>12.1f}{median(against[TEXTBOOK]):>12.2f}", end="")
-    print(f"{median(against[PLAIN]):>14.2f}{median(against[CEILING]):>9.0%}", flush=True)
+    print(f"{1e3 * median(seconds[TINY_GPT]):>10.1f}{1e3 * median(seconds[TEXTBOOK]):>10.1f}", end="")
+    print(f"{1e3 * median(seconds[EAGER]):>12.1f}{median(against[TEXTBOOK]):>12.2f}", end="")
+    print(f"{median(against[EAGER]):>14.2f}{median(against[PRODUCTS]):>10.0%}", flush=True)
 
 
 if __name__ == "__main__":
