@@ -41,7 +41,7 @@ class ImportCommand:
 
 
 def export_model(args: Sequence[str]) -> int:
-    """Write a model for other tools: transformers, mlx-lm, llama.cpp, Ollama."""
+    """Write a model for other tools: transformers, llama.cpp, Ollama."""
     command = parse(ExportCommand, "tiny-gpt export", args)
     import torch
 
