@@ -129,10 +129,10 @@ def test_decoder_is_compiled_before_the_clock_starts(train, monkeypatch):
 def test_failing_consumer_does_not_stop_training(train, tmp_path, monkeypatch, consumer):
     consume = consumer.consume
 
-    def fail_at_first_evaluation(event):
+    def fail_at_first_evaluation(self, event):
         if isinstance(event, Evaluated):
             raise OSError("gone")
-        consume(event)
+        consume(self, event)
 
     monkeypatch.setattr(consumer, "consume", fail_at_first_evaluation)
     done = train()
