@@ -27,8 +27,11 @@ class Done(NamedTuple):
     """Of the error that ended it, "" without one."""
 
     def assert_error(self, exit_code, error_code, *values):
-        """It failed so, with a message of one or two lines that has the `values`, and printed nothing else."""
-        assert (self.code, self.error_code, self.out) == (exit_code, error_code, ""), self
+        """It failed so, with a message of one or two lines that has the `values`, and printed nothing else.
+
+        `error_code` None: any code.
+        """
+        assert (self.code, self.out) == (exit_code, "") and self.error_code == (error_code or self.error_code), self
         assert all(value in self.err for value in values), self.err
         assert re.fullmatch(r"error: .+\n(.+\n)?", self.err), self.err
 

@@ -29,7 +29,7 @@ def test_eval_scores_every_token_once(command, text, tmp_path):
 @pytest.mark.parametrize(
     ("args", "exit_code", "code", "value"),
     [
-        (["nosuch.pt", "a.txt"], 3, "model-not-found", "nosuch.pt"),
+        (["nosuch.pt", "a.txt"], 3, "no-model-yet", "nosuch.pt"),
         (["nosuch.pt"], 2, "text-not-named", "tiny-gpt eval MODEL"),
     ],
 )

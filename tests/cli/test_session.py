@@ -195,7 +195,7 @@ def test_first_signal_finishes_the_step_and_saves(train, send, tmp_path, number,
     assert [row["step"] for row in rows(tmp_path)] == [3]
     for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):
         assert load(tmp_path / name).progress.step == 3
-    assert "the step is done; evaluating and saving" in done.out
+    assert "evaluating and saving" in done.out
     assert f"tiny-gpt generate --checkpoint {tmp_path / 'tiny_gpt_best.pt'} --prompt" in done.out
     assert "A sample" not in done.out
 
