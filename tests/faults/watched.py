@@ -19,7 +19,8 @@ from tests.faults.trial import Group, Trial, times
 from tests.faults.world import KINDS, Faults, damaged_steps, differences, leftovers, resume_and_compare, valid_steps
 from tiny_gpt.host import watchdog
 from tiny_gpt.host.heartbeat import heartbeat
-from tiny_gpt.host.watchdog import Limits, watch
+from tiny_gpt.host.limits import Limits
+from tiny_gpt.host.watchdog import watch
 from tiny_gpt.run.folders import newest_step
 
 LIMITS = Limits(poll_s=0.02, hang_s=3.0, grace_s=0.3, backoff_s=(0.0,))

@@ -1,6 +1,6 @@
 """What a run learns from the machine it runs on: stop signals, its watchdog's wishes, sleep, low battery, slow-downs.
 
-The trainer asks between two steps; nothing here acts on its own, but for keeping the machine awake.
+The trainer asks between two steps. Nothing here acts by itself, except that it keeps the machine awake.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ BATTERY_INTERVAL_S = 30.0
 PAUSE_POLL_S = 5.0
 # Shorter sleeps are not worth a line.
 MIN_SLEEP_S = 30.0
-# Training is slow when so many intervals between evaluations in a row ran below this fraction of the best throughput
-# that was held for as many.
+# Training is slow when N_SLOW_INTERVALS intervals between evaluations in a row ran below this fraction of the best
+# throughput that was sustained for as many.
 SLOW_FRACTION = 0.7
 N_SLOW_INTERVALS = 3
 

@@ -9,26 +9,23 @@ after the child; if the parent is killed, the child continues alone.
 """
 
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import psutil
-
 from tiny_gpt.duration import format_duration
 from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_VARIABLE, N_BYTES, PID, REASON_VARIABLE, RESTART_REQUEST
+from tiny_gpt.host.limits import Limits
+from tiny_gpt.host.memory_leak import LeakDetector
 
 RESTART_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "a checkpoint is saved, restart me"
 STOPPED_CODES = (130, 143)  # 128 + SIGINT, 128 + SIGTERM
@@ -38,34 +35,6 @@ WINDOWS_CRASH, WINDOWS_CTRL_C = 0xC0000000, 0xC000013A  # NTSTATUS: the first er
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 # Steps of a waiting loop, so that a signal ends it soon.
 SLEEP_S = 0.05
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When the parent intervenes."""
-
-    poll_s: float = 1.0
-    hang_s: float = 600.0
-    """A hang is a silence of this length,"""
-    hang_factor: float = 10.0
-    """or of this many median intervals between beats, whichever is longer."""
-    grace_s: float = 30.0
-    """From SIGTERM to SIGKILL."""
-    max_restarts: int = 3
-    """In a row, without a new checkpoint."""
-    backoff_s: tuple[float, ...] = (1.0, 5.0, 25.0)
-    """Wait before the first restart in a row, the second, and so on."""
-    leak_poll_s: float = 10.0
-    leak_settle_s: float = 300.0
-    """The most memory used in this first time is the baseline."""
-    leak_factor: float = 2.0
-    """A leak is more than this many times the baseline,"""
-    leak_slack_bytes: int = 2**30
-    """plus this."""
-    scarce_share: float = 0.03
-    """While less than this fraction of the system's memory is available,"""
-    scarce_factor: float = 1.5
-    """this many times the baseline already is a leak."""
 
 
 class _Exit(NamedTuple):
@@ -83,7 +52,7 @@ def watch(
     again: Sequence[str],
     progress: Callable[[], int],
     report: Callable[[str], None],
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
 ) -> int:
     """Run the command `first`, and after each failure the command `again`; returns the exit code for the shell.
 
@@ -91,6 +60,7 @@ def watch(
     supervision continues. An INT or TERM reaches the child once, whether it was sent to both processes or only to the
     parent.
     """
+    limits = limits or Limits()
     command, reason, has_begun = first, "", False
     saved, failures = _progress_or(progress, 0), list[str]()
     with _recorded_signals() as stops:
@@ -170,7 +140,7 @@ class _Child:
         self._process, self._words, self._signal_log, self._limits = process, words, log, limits
         self._beats, self._silence_s, self._intervention = 0, 0.0, ""
         self._intervals_s: deque[float] = deque(maxlen=101)
-        self._leak_detector = _LeakDetector(limits)
+        self._leak_detector = LeakDetector(limits)
         self._escalation: list[tuple[float, Callable[[], None]]] = []  # (seconds to wait, then what to do)
         self._known_stops: list[int] = []
         self._n_forwarded: Counter[int] = Counter()
@@ -237,55 +207,6 @@ class _Child:
                 self._process.send_signal(number)
                 self._n_forwarded[number] = n_sent
         self._known_stops = list(stops)
-
-
-class _LeakDetector:
-    """Compares a process's memory with its baseline: the most it used until training had settled."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._age_s, self._since_poll_s, self._baseline = 0.0, 0.0, 0
-        self._latest: deque[int] = deque(maxlen=3)  # a checkpoint or an evaluation may need much for a moment
-
-    def check(self, pid: int, elapsed_s: float) -> str:
-        """How the memory grew, if it grew too much, else "". `elapsed_s` is the time since the last call."""
-        limits = self._limits
-        self._age_s += elapsed_s
-        self._since_poll_s += elapsed_s
-        if self._since_poll_s < limits.leak_poll_s:
-            return ""
-        self._since_poll_s = 0.0
-        used = used_memory_bytes(pid)
-        if self._age_s < limits.leak_settle_s or not self._baseline:
-            self._baseline = max(self._baseline, used)
-            return ""
-        self._latest.append(used)
-        too_much = limits.leak_factor * self._baseline + limits.leak_slack_bytes
-        leaks = len(self._latest) == self._latest.maxlen and min(self._latest) > too_much
-        system = psutil.virtual_memory()
-        is_scarce = system.available < limits.scarce_share * system.total
-        if leaks or (is_scarce and used > limits.scarce_factor * self._baseline):
-            return f"grew from {self._baseline / 1e9:.1f} to {used / 1e9:.1f} GB of memory"
-        return ""
-
-
-def used_memory_bytes(pid: int) -> int:
-    """The private memory of a process, including what is swapped out or compressed; 0 if unknown.
-
-    Not its unique set size, which includes pages of mapped files: the tokens of a long text, read at random, are paged
-    in little by little and would look like a leak.
-    """
-    try:
-        if sys.platform == "darwin":
-            usage = (ctypes.c_uint64 * 12)()  # struct rusage_info_v0 of sys/resource.h; [9] is ri_phys_footprint
-            return 0 if ctypes.CDLL(None).proc_pid_rusage(pid, 0, usage) else usage[9]
-        elif sys.platform == "win32":
-            return int(psutil.Process(pid).memory_info().private)
-        else:
-            memory = psutil.Process(pid).memory_full_info()
-            return int(memory.rss - memory.shared + memory.swap)
-    except (psutil.Error, OSError, AttributeError):
-        return 0
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ SIGMAS = 6.0
 # Where the model has nearly memorized the text the losses barely scatter, and 6 sigma is next to nothing. There a loss
 # must also exceed the mean by this fraction of it.
 MIN_RISE = 0.1
-# Beyond these, skipping does not help and the run rolls back: so many skipped steps in a row, or so many of the last
-# SKIPS_WINDOW.
+# The run rolls back, since skipping does not help, after MAX_STREAK skipped steps in a row or MAX_SKIPPED of the last
+# SKIPS_WINDOW steps.
 MAX_STREAK = 3
 MAX_SKIPPED, SKIPS_WINDOW = 10, 200
 # Steps between two reads of the counts on a GPU, where each read waits for all queued work.

@@ -1,6 +1,6 @@
 """Learning rate schedules: pure functions from a point in the budget to a learning rate.
 
-Every schedule begins with a linear warm-up and goes on with a row of SCHEDULES:
+Every schedule begins with a linear warm-up. What follows is a row of SCHEDULES:
 
 - cosine (arXiv 1608.03983): half a cosine down to `min_learning_rate`. It must know the length of the run from the
   start, and a model that has reached its end cannot be trained further without a jump of the rate.

@@ -109,8 +109,8 @@ def update_weights(
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     if guard is not None:
         skips = guard.should_skip(step, loss, grad_norm)
-        # torch's fused and capturable optimizers, and our Muon, change nothing where `found_inf` is 1.0. GradScaler
-        # sets the same attribute. The host does not read it, so a GPU's queue is never waited for.
+        # torch's fused optimizers and our Muon change nothing where `found_inf` is 1.0; torch's GradScaler uses the
+        # same attribute. The host never reads the value, so a GPU's queue goes on.
         optimizer.found_inf = skips  # type: ignore[attr-defined]
         if model.device.type == "mps":
             freeze_next_step(optimizer, skips)

@@ -31,13 +31,13 @@ from tiny_gpt.training.schedule import SchedulePoint
 MAX_WARMUP_FRACTION = 0.05
 # The time per step is the median of this many measurements, so that one long step (a sleep, a stop) does not count.
 N_STEP_TIMES = 15
-# The first steps compile and load. Until there are more measurements, at least so many steps are assumed to follow.
+# The first steps compile and load. With fewer measurements than this, at least MIN_STEPS_LEFT are assumed to follow.
 MIN_STEP_TIMES, MIN_STEPS_LEFT = 3, 10
-# So many steps of a GPU compile and record CUDA graphs; their times are dropped.
+# The first steps on a GPU compile and record CUDA graphs; their times are dropped.
 N_GPU_WARMUP_STEPS = 3
-# In a step that takes so many times the median the process was stopped.
+# A step that takes this many times the median is one in which the process was stopped.
 STOPPED_FACTOR = 10
-# A run may end late by so many seconds, or by this fraction of its time, whichever is longer.
+# A run may end late by LATE_S seconds or by LATE_FRACTION of its time, whichever is longer.
 LATE_S, LATE_FRACTION = 10.0, 0.01
 # At most this fraction of the time is reserved for what follows the last step.
 MAX_RESERVED_FRACTION = 0.5
