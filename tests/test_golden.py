@@ -354,10 +354,10 @@ def run_case(architecture: str, optimizer: str, backend: str, precision: str, wo
 
 
 def resumed_case(architecture: str, optimizer: str, backend: str, workshop: Workshop) -> Found:
-    """A run that has lost all after its first checkpoint, as by a power cut, and is resumed: equal to its twin."""
-    twin = workshop.run(architecture, optimizer, backend, "fp32")
-    folder = twin.with_name(f"{twin.name}-resumed")
-    shutil.copytree(twin, folder)
+    """A run resumed from its first checkpoint, as after a power cut; equal to the uninterrupted run."""
+    reference = workshop.run(architecture, optimizer, backend, "fp32")
+    folder = reference.with_name(f"{reference.name}-resumed")
+    shutil.copytree(reference, folder)
     later = checkpoints_of(folder)[1:]
     assert later, "the run has made too few checkpoints"
     for checkpoint in later:
@@ -366,7 +366,7 @@ def resumed_case(architecture: str, optimizer: str, backend: str, workshop: Work
         (folder / name).unlink()
     command("resume", folder)
     found = found_in_run(folder)
-    assert found == found_in_run(twin)
+    assert found == found_in_run(reference)
     return found
 
 
@@ -539,7 +539,7 @@ def read_golden() -> list[dict[str, Any]]:
 def open_workshop(folder: Path) -> Iterator[Workshop]:
     """A workshop whose values do not depend on what ran before, nor on the user's own files."""
     with threads(1), mock.patch.dict(os.environ, {"TINY_GPT_CACHE": str(folder / "cache")}):
-        torch.set_flush_denormal(True)  # as the first training in this process does for good
+        torch.set_flush_denormal(True)  # as the first training in this process does permanently
         yield Workshop(folder)
 
 

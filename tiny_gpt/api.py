@@ -29,7 +29,7 @@ BATCH_SIZE = 32
 
 
 class TokenScore(NamedTuple):
-    """One token of a text and how well the model foresaw it."""
+    """One token of a text and how well the model predicted it."""
 
     token: str
     logprob: float

@@ -158,7 +158,7 @@ def same_when_killed(trial: Trial, kind: str, bad: BadBatches, whole: Path, fold
     if trial.rng.random() < 0.5:
         n_calls = trial.rng.randint(0, 80)
         ended = Child(args, bad.killed_after(folder, n_calls)).wait()
-        trial.note(f"and killed in step {ended.begun}, {n_calls} calls after it began to step back")
+        trial.note(f"and killed in step {ended.begun}, {n_calls} calls into the roll-back")
     else:
         child = Child(args, bad.faults)
         wait_until(child, max(1, bad.first + trial.rng.randint(-2, 5)))

@@ -122,7 +122,7 @@ def each(n: int) -> list[signal.Signals]:
     return [number for number in CODES for _ in range(n)]
 
 
-STOPPED = "exit 130 or 143; the very step saved; then result equal to the reference run's"
+STOPPED = "exit 130 or 143; the current step saved; then result equal to the reference run's"
 GROUPS = {
     "int-and-term": Group(STOPPED, stops, lambda _: each(20), 2),
     "closed-terminal": Group(

@@ -33,7 +33,7 @@ LONG_RUN = dict(iters_per_epoch=300, eval_interval=100)
 
 
 class Forked:
-    """Stands in for the watchdog's subprocess: forked instead of started."""
+    """Replaces the watchdog's subprocess: forked instead of started."""
 
     def __init__(self, faults: Faults, args: Sequence[str], env: dict[str, str]) -> None:
         self.child = Child(args, lambda child: (os.environ.update(env), faults(child)))
@@ -102,7 +102,7 @@ def leak() -> None:
 
 
 def fail() -> None:
-    raise RuntimeError("nobody foresaw this")
+    raise RuntimeError("an unexpected error")
 
 
 HANGS = {"asleep": lambda: time.sleep(1e6), "busy": spin, "stopped": lambda: signal.raise_signal(signal.SIGSTOP)}

@@ -58,7 +58,7 @@ class SimulatedMachine:
         return notes
 
     def evaluate(self, *throughputs, interval_s=600.0):
-        """Evaluations after intervals of training at so many tokens/s; returns the note after each."""
+        """Evaluations after intervals of training at the given tokens/s; returns the note after each."""
         notes = []
         for tokens_per_s in throughputs:
             self.run(interval_s)

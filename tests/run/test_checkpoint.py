@@ -300,7 +300,7 @@ def evaluated(step, val_loss=1.5):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
 def test_a_learner_comes_back_to_the_bit(store, architecture):
-    ours, twin = learner(architecture), learner(architecture, seed=1)
+    ours, restored = learner(architecture), learner(architecture, seed=1)
     for _ in range(3):
         ours.model.losses(torch.randint(20, (2, 4)), torch.randint(20, (2, 4))).mean().backward()
         ours.optimizer.step()
@@ -308,12 +308,12 @@ def test_a_learner_comes_back_to_the_bit(store, architecture):
     ours.history, ours.best = [evaluated(1), evaluated(2, 1.4)], evaluated(2, 1.4)
     ours.guard.should_skip(0, torch.tensor(1.1), torch.tensor(0.1))
     checkpoint = store.write(3, files(ours), ours.summary())
-    twin.resume(checkpoint)
-    assert (twin.counters, twin.history, twin.best) == (ours.counters, ours.history, ours.best)
-    assert twin.guard.to_dict() == ours.guard.to_dict()
-    for mine, its in ((ours.model.state_dict(), twin.model.state_dict()), (moments(ours), moments(twin))):
+    restored.resume(checkpoint)
+    assert (restored.counters, restored.history, restored.best) == (ours.counters, ours.history, ours.best)
+    assert restored.guard.to_dict() == ours.guard.to_dict()
+    for mine, its in ((ours.model.state_dict(), restored.model.state_dict()), (moments(ours), moments(restored))):
         assert mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
-    assert twin.clock.elapsed_s >= ours.counters.train_s
+    assert restored.clock.elapsed_s >= ours.counters.train_s
 
 
 def moments(learner):

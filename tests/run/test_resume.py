@@ -1,6 +1,6 @@
-"""Runs that go on as if nothing had happened, and a night's troubles met by a run in this process.
+"""Resumed runs equal uninterrupted ones, and a run in this process survives faults.
 
-The commands stand in test_runs.py; kills, full disks, signals and the like in torture/.
+tests/faults/ has kills, full disks and signals with real processes.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def told(events):
+def warnings_in(events):
     return [event.text for event in events if isinstance(event, Warned)]
 
 
@@ -128,7 +128,7 @@ def told(events):
 def test_a_run_cut_off_again_and_again_ends_as_the_one_that_never_was(config, tmp_path, changes):
     model = {name: changes.pop(name) for name in list(changes) if name == "architecture"}
     config = with_model(with_train(config, **changes), **model)
-    weights, rows, finished = end(with_train(config, out_dir=str(tmp_path / "twin")))
+    weights, rows, finished = end(with_train(config, out_dir=str(tmp_path / "reference")))
     cut_off(config, after=3)
     for after in (4, 5, 10, 17, 18, 29):
         cut_off(config, after, is_resumed=True)
@@ -159,13 +159,13 @@ def test_a_finished_run_is_not_trained_again_but_can_be_lengthened(config):
 
 
 def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_taken(config, tmp_path):
-    weights = end(with_train(config, out_dir=str(tmp_path / "twin")))[0]
+    weights = end(with_train(config, out_dir=str(tmp_path / "reference")))[0]
     cut_off(config, after=12)
     folder = Path(config.train.out_dir) / "checkpoints"
     (folder / "step-00000012" / "model.safetensors").write_bytes(b"nothing")
     events = list(run(config, True))
     assert next(event for event in events if isinstance(event, Prepared)).steps_done == 11
-    assert any("step-00000012 is damaged (model.safetensors has 7 bytes" in line for line in told(events))
+    assert any("step-00000012 is damaged (model.safetensors has 7 bytes" in line for line in warnings_in(events))
     assert (folder / "set-aside" / "step-00000012").is_dir()
     assert same(weights, load_model(Path(config.train.out_dir) / FINAL_FILE, CPU).model.state_dict())
 
@@ -209,7 +209,7 @@ def test_config_and_metrics_that_were_lost_are_there_again(config):
 
 
 def test_a_text_that_is_gone_is_learned_from_its_stored_tokens(config, text, tmp_path):
-    weights = end(with_train(config, out_dir=str(tmp_path / "twin")))[0]
+    weights = end(with_train(config, out_dir=str(tmp_path / "reference")))[0]
     cut_off(config, after=7)
     text.unlink()
     again, _, finished = end(config, is_resumed=True)
@@ -284,8 +284,8 @@ def test_on_a_machine_without_its_path_a_run_goes_on_with_another(config, monkey
     cut_off(with_train(config, backend="fused"), after=5)
     monkeypatch.setitem(autotune.AUTO_BACKENDS, "cpu", ("eager",))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
-    told = "--backend fused does not exist on cpu; choose eager, compiled or auto; this run continues with eager"
-    assert finished.last_step == 30 and sum(line.startswith(told) for line in finished.incidents) == 1
+    message = "--backend fused does not exist on cpu; choose eager, compiled or auto; this run continues with eager"
+    assert finished.last_step == 30 and sum(line.startswith(message) for line in finished.incidents) == 1
     assert taken(config)[0] == "eager"
 
 
@@ -298,8 +298,8 @@ def test_where_its_path_is_broken_a_run_goes_on_with_another(config, monkeypatch
     monkeypatch.setattr(autotune_cache, "read", lambda *_: None)
     monkeypatch.setattr(Workload, "trials", lambda self, found: dict.fromkeys(found, broken))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
-    told = "--backend fused cannot be used here: no numba; this run continues with eager"
-    assert any(line.startswith(told) for line in finished.incidents)
+    message = "--backend fused cannot be used here: no numba; this run continues with eager"
+    assert any(line.startswith(message) for line in finished.incidents)
 
 
 def test_on_another_machine_where_bf16_is_slow_a_run_goes_on_without_it(config, monkeypatch):
@@ -336,7 +336,7 @@ def test_a_run_of_a_version_with_one_path_keeps_to_it(config, monkeypatch):
 
 
 def test_a_checkpoint_of_another_version_is_not_taken_for_damage(config, monkeypatch):
-    """Whole, with a setting that this version does not know: it is told, and every checkpoint stays."""
+    """Whole, with a setting that this version does not know: it is named, and every checkpoint stays."""
     to_flat = RunConfig.to_flat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunConfig, "to_flat", lambda self: {**to_flat(self), "n_dreams": 3})
@@ -400,7 +400,7 @@ def out_of_memory_above(monkeypatch, n_blocks, failure):
 )
 def test_where_memory_runs_out_the_same_step_is_done_in_smaller_parts(config, tmp_path, monkeypatch, failure):
     config = with_model(config, dropout=0.0)
-    rows = end(with_train(config, out_dir=str(tmp_path / "twin")))[1]
+    rows = end(with_train(config, out_dir=str(tmp_path / "reference")))[1]
     out_of_memory_above(monkeypatch, 3, failure)
     _, rows_again, finished = end(config)
     for row, again in zip(rows, rows_again, strict=True):
@@ -422,7 +422,7 @@ def test_where_not_even_one_block_fits_it_ends(config, monkeypatch):
 
 
 def test_on_a_low_battery_it_saves_pauses_and_goes_on_when_plugged_in(config, tmp_path, monkeypatch):
-    weights = end(with_train(config, out_dir=str(tmp_path / "twin")))[0]
+    weights = end(with_train(config, out_dir=str(tmp_path / "reference")))[0]
     batteries = iter([(True, 90)] * 8 + [(False, 15)] * 6 + [(True, 15)] * 1000)
 
     def battery():
@@ -434,7 +434,7 @@ def test_on_a_low_battery_it_saves_pauses_and_goes_on_when_plugged_in(config, tm
     monkeypatch.setattr(monitor, "Battery", lambda _: Battery(battery))
     monkeypatch.setattr(monitor, "PAUSE_POLL_S", 0.01)
     events = list(run(config))
-    lines = told(events)
+    lines = warnings_in(events)
     paused = next(i for i, event in enumerate(events) if isinstance(event, Warned) and "paused" in event.text)
     assert "battery at 15%" in events[paused].text
     assert isinstance(events[paused - 1], Checkpointed) and events[paused - 1].step == events[paused].step
@@ -444,7 +444,7 @@ def test_on_a_low_battery_it_saves_pauses_and_goes_on_when_plugged_in(config, tm
 
 
 def test_when_the_watchdog_asks_it_saves_and_makes_way(config, tmp_path, monkeypatch):
-    weights = end(with_train(config, out_dir=str(tmp_path / "twin")))[0]
+    weights = end(with_train(config, out_dir=str(tmp_path / "reference")))[0]
     heart = SimpleNamespace(n_beats=0, restart_requested=False)
 
     def beat():

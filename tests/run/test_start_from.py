@@ -49,7 +49,7 @@ def train_config(out_dir, **changes):
 
 @pytest.fixture(scope="module")
 def animals(tmp_path_factory):
-    """A finished run that learned ANIMALS in pieces of words."""
+    """A finished run that trained on ANIMALS with bpe."""
     folder = tmp_path_factory.mktemp("animals")
     (folder / "animals.txt").write_text(ANIMALS)
     data = DataConfig((str(folder / "animals.txt"),), tokenizer="bpe", vocab_size=280)
@@ -103,7 +103,7 @@ def cut_off(config, after):
 
 
 def end(config, is_resumed=False):
-    """(the weights of the last step, all evaluations, what was told)"""
+    """(the weights of the last step, all evaluations, incidents)"""
     events = list(run(config, is_resumed))
     evaluated = first(Prepared, events).history + [event for event in events if isinstance(event, Evaluated)]
     rows = [dataclasses.astuple(replace(row, tokens_per_s=0, elapsed_s=0)) for row in evaluated]
@@ -157,7 +157,7 @@ def test_on_the_same_text_it_begins_with_the_loss_that_the_model_had(animals, co
 def test_the_same_seed_gives_the_same_numbers_and_the_stored_tokens_are_found_again(config, tmp_path):
     weights, rows, _ = end(config)
     stores = list((cache_folder() / "tokens").iterdir())
-    again, rows_again, _ = end(with_train(config, out_dir=str(tmp_path / "twin")))
+    again, rows_again, _ = end(with_train(config, out_dir=str(tmp_path / "reference")))
     assert same(weights, again) and rows == rows_again
     assert list((cache_folder() / "tokens").iterdir()) == stores and len(stores) == 1
     other = end(with_train(config, out_dir=str(tmp_path / "other"), seed=1))[0]
@@ -257,16 +257,16 @@ def test_a_text_shorter_than_the_models_block_is_told_without_advice_to_change_t
 
 
 def test_a_run_cut_off_goes_on_exactly_when_the_model_is_gone(config, model, tmp_path):
-    weights, rows, _ = end(with_train(config, out_dir=str(tmp_path / "twin")))
+    weights, rows, _ = end(with_train(config, out_dir=str(tmp_path / "reference")))
     cut_off(config, after=6)
     model.unlink()
-    again, rows_again, told = end(config, is_resumed=True)
-    assert same(weights, again) and rows == rows_again and told == []
+    again, rows_again, incidents = end(config, is_resumed=True)
+    assert same(weights, again) and rows == rows_again and incidents == []
 
 
 @pytest.mark.parametrize("gone", ["model and text", "model and stored tokens", "own model and stored tokens"])
 def test_and_when_more_is_gone_as_long_as_something_has_the_tokenizer(config, model, tmp_path, gone):
-    weights = end(with_train(config, out_dir=str(tmp_path / "twin")))[0]
+    weights = end(with_train(config, out_dir=str(tmp_path / "reference")))[0]
     cut_off(config, after=6)
     own_model = Path(config.train.out_dir) / BEST_FILE
     (own_model if gone.startswith("own") else model).unlink()
@@ -301,8 +301,8 @@ def test_a_model_with_another_tokenizer_in_its_place_is_not_taken(config, model,
 def test_the_weights_are_never_read_again(config, model, monkeypatch):
     cut_off(config, after=6)
     monkeypatch.setattr(start, "open_path", lambda *_: pytest.fail("read"))
-    told = end(with_train(config, start_from="another.pt"), is_resumed=True)[2]
-    assert told == ["--start-from another.pt is ignored: the run continues with its own weights"]
+    incidents = end(with_train(config, start_from="another.pt"), is_resumed=True)[2]
+    assert incidents == ["--start-from another.pt is ignored: the run continues with its own weights"]
 
 
 @pytest.mark.parametrize(
@@ -327,8 +327,12 @@ def test_from_the_command_line_to_text(config, model, tmp_path, monkeypatch, cap
     small = "--epochs 1 --iters-per-epoch 4 --batch-size 4 --eval-interval 2 --device cpu --no-watchdog --no-keep-awake"
     words = ["train", str(tmp_path / "french.txt"), "--start-from", str(model), "--out-dir", out_dir, *small.split()]
     assert cli.main(words) == 0
-    told = capsys.readouterr().out
-    assert f"starting from {model}" in told and "qwen3, " in told and "1 layer, 2 heads, width 16, block 8" in told
+    printed = capsys.readouterr().out
+    assert (
+        f"starting from {model}" in printed
+        and "qwen3, " in printed
+        and "1 layer, 2 heads, width 16, block 8" in printed
+    )
     settings = json.loads((Path(out_dir) / CONFIG_FILE).read_text())
     assert settings["start_from"] == str(model) and settings["d_model"] == SHAPE.d_model
     assert cli.main(["resume", out_dir, "--epochs", "2"]) == 0

@@ -111,8 +111,8 @@ def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig, token_noise:
     """Losses of the steps' batches within 1e-4, though 24 steps of Adam magnify every rounding."""
     train = replace(config.train, token_noise=token_noise)
     config = replace(config, model=replace(config.model, dropout=0.0), train=train)
-    told = [event for event in run(config) if isinstance(event, StepDone) and event.batch_loss is not None]
-    assert [event.step for event in told] == [1, *range(3, 25, 3)]
+    with_loss = [event for event in run(config) if isinstance(event, StepDone) and event.batch_loss is not None]
+    assert [event.step for event in with_loss] == [1, *range(3, 25, 3)]
 
     dataset = finish(prepare(config.data, MODEL.block_size))
     torch.manual_seed(train.seed)
@@ -133,7 +133,7 @@ def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig, token_noise:
             group["lr"] = learning_rate_at(step, train)
         optimizer.step()
         losses.append(loss.item())
-    assert [event.batch_loss for event in told] == pytest.approx([losses[e.step - 1] for e in told], rel=1e-4)
+    assert [event.batch_loss for event in with_loss] == pytest.approx([losses[e.step - 1] for e in with_loss], rel=1e-4)
 
 
 def test_a_run_trains_with_dropout(config: RunConfig, tmp_path: Path) -> None:
@@ -211,12 +211,12 @@ def test_the_best_file_keeps_the_lowest_validation_loss(config: RunConfig) -> No
     assert isinstance(finished, Finished)
     assert finished.best_epoch == lowest.epoch
     val = finish(prepare(config.data, config.model.block_size)).val
-    for path, told in ((finished.best_path, lowest), (finished.final_path, evaluated[-1])):
+    for path, expected in ((finished.best_path, lowest), (finished.final_path, evaluated[-1])):
         loaded = load_model(path, CPU)
-        assert (loaded.progress.step, loaded.progress.val_loss) == (told.step, told.val_loss)
+        assert (loaded.progress.step, loaded.progress.val_loss) == (expected.step, expected.val_loss)
         n_scored = next(event for event in events if isinstance(event, Prepared)).val_tokens_scored
         windows = FixedWindows(val.ids, config.model.block_size, 8, n_scored)
-        assert windows.loss(loaded.model) == pytest.approx(told.val_loss, rel=1e-6)
+        assert windows.loss(loaded.model) == pytest.approx(expected.val_loss, rel=1e-6)
     best = load_model(finished.best_path, CPU).model
     assert finished.scored_tokens == len(val) - 1, "in the end the whole validation text is affordable"
     assert finished.best_val_loss == pytest.approx(mean_loss(best, np.asarray(val.ids)), rel=1e-6)
@@ -328,7 +328,7 @@ def test_a_device_limit_on_blocks_changes_no_loss(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, model=replace(config.model, dropout=0.0))
-    expected = [e for e in run(with_train(config, out_dir=str(tmp_path / "twin"))) if isinstance(e, Evaluated)]
+    expected = [e for e in run(with_train(config, out_dir=str(tmp_path / "reference"))) if isinstance(e, Evaluated)]
     losses, shapes = GPT.losses, set()
 
     def seen(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:

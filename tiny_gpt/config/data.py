@@ -8,7 +8,7 @@ from tyro.conf import arg
 from tiny_gpt.config.checks import OPTIONAL, require
 from tiny_gpt.config.choices import TOKENIZER_SETTINGS
 
-# The largest vocabulary that bpe trains and that a model file may hold (model_io/safe_pickle.py reads so many tokens).
+# The largest vocabulary that bpe trains and that a model file may hold (model_io/safe_pickle.py accepts that many).
 # GPT-4o's has 200,000.
 MAX_VOCAB_SIZE = 300_000
 
