@@ -19,7 +19,7 @@ def test_sources_without_text_are_refused_with_a_reason(tmp_path, refused):
 
 
 @pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid"), reason="Windows has other permissions")
-def test_file_without_permission_is_refused_and_skipped_in_a_folder(tmp_path, read, refused, monkeypatch):
+def test_file_without_permission_is_refused_or_skipped(tmp_path, read, refused, monkeypatch):
     path = write_file(tmp_path / "locked.txt", b"secret")
     write_file(tmp_path / "open.txt", b"public")
     real_open = open

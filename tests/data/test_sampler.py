@@ -59,7 +59,7 @@ def test_consecutive_blocks_are_uncorrelated():
     assert abs(np.corrcoef(starts[:-1], starts[1:])[0, 1]) < 0.05
 
 
-def test_noise_replaces_that_fraction_by_tokens_of_the_whole_text():
+def test_noise_draws_replacements_from_the_whole_text():
     noise = [sampler(block_size=64, token_noise=0.2).noise(step) for step in range(50)]
     indices = np.concatenate([replaced for replaced, _ in noise])
     positions = np.concatenate([replacements for _, replacements in noise])

@@ -70,13 +70,14 @@ def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -
             try:
                 for n_read in _copy_documents(file, writer, context):
                     yield StageProgress("reading", done_bytes + n_read, total_bytes)
+                # Documents of white space are dropped, so nothing may be left of a file that is not empty.
                 if writer.position() == start:
                     raise context.unreadable("is empty", "file-empty", remedy="give a file with some text in it")
                 skipped += context.skipped
             except UnreadableError as error:
                 if file.is_named:
                     raise
-                writer.truncate(start)
+                writer.truncate(start)  # the documents that were read before the fault are dropped too
                 skipped[error.reason] += 1
                 examples.setdefault(error.reason, file.path.name)
                 last_error = error
@@ -110,6 +111,7 @@ def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext) 
                 writer.begin_document()
                 for piece in document:
                     writer.write(piece)
+                    # The position in the file on disk, also if it is compressed: progress is in bytes of the disk.
                     if raw.tell() - reported > PROGRESS_BYTES:
                         reported = raw.tell()
                         yield reported

@@ -48,7 +48,7 @@ def repeated_fraction(texts: Iterable[str], n_characters: int, max_passages: int
     n_seen = n_repeated = 0
     for text in texts:
         for passage in passages(text):
-            key = hash(passage)
+            key = hash(passage)  # differs between processes (PYTHONHASHSEED), which sampling does not mind
             if key % one_in:
                 continue
             n_seen += len(passage)

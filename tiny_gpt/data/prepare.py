@@ -73,7 +73,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         config.val_fraction,
     )
     store = open_store(folder)
-    if store is None:
+    if store is None:  # never built, or damaged since
         with temporary_build_folder(folder) as build_folder:
             yield from _build(config, sources, build_folder, folder, tokenizer)
         store = open_store(folder)

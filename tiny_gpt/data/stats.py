@@ -70,6 +70,7 @@ def summarize(config: DataConfig) -> Preparation[CorpusSummary]:
         yield StageProgress("looking for repetition", 0, None)
         repeated = repeated_fraction((chunk.read().decode() for chunk in train.chunks()), n_characters)
         overlap = val_overlap(train, val)
+        # Tokenizers are trained on this sample and measured on it: a larger text would take minutes for three of them.
         sample = list(train.sample(STATISTICS_SAMPLE_BYTES))
         token_counts = []
         for name in TOKENIZERS:

@@ -120,7 +120,7 @@ class TextFile:
         sizes = self.documents[:, 1] - self.documents[:, 0]
         total = int(sizes.sum())
         fraction = min(val_fraction, MAX_VALIDATION_BYTES / max(total, 1))
-        every = round(1 / fraction)
+        every = round(1 / fraction)  # one in `every` short documents is held out
         is_long = sizes * LONG_DOCUMENT > total
         is_held_out = np.zeros(len(sizes), dtype=bool)
         is_held_out[np.flatnonzero(~is_long)[every - 1 :: every]] = True
@@ -204,6 +204,7 @@ def _merged(spans: Spans) -> Spans:
     spans = spans[spans[:, 1] > spans[:, 0]]
     if len(spans) == 0:
         return spans
+    # A span begins a new one unless exactly SEPARATOR lies between it and the one before.
     begins = np.append(True, spans[1:, 0] != spans[:-1, 1] + len(SEPARATOR))
     firsts = np.flatnonzero(begins)
     lasts = np.append(firsts[1:] - 1, len(spans) - 1)
@@ -236,6 +237,7 @@ def _last_word_end(file: BinaryIO, start: int, end: int) -> int | None:
     """The last position after `start` and up to `end` where a word is followed by white space."""
     file.seek(start)
     text = file.read(end - start + 1)
+    # Backwards from the end: white space is near, unless the text has none.
     for i in range(len(text) - 1, 0, -1):
         if text[i] in WHITE_SPACE and text[i - 1] not in WHITE_SPACE:
             return start + i

@@ -16,6 +16,7 @@ def read_json_lines(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
             continue
         try:
             record = json.loads(line)
+        # RecursionError: thousands of nested brackets. ValueError also for integers of thousands of digits.
         except (ValueError, RecursionError) as error:
             raise context.unreadable(
                 "has a line that is not JSON",
@@ -27,6 +28,7 @@ def read_json_lines(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
             if text_field not in record:
                 raise missing_field(context, f"line {number:,}", record)
             record = record[text_field]
+        # null counts as an empty record: many published datasets have some.
         if record is not None and not isinstance(record, str):
             raise context.unreadable(
                 f"has a field {text_field!r} that is not text",

@@ -24,6 +24,7 @@ def read_documents(raw: BinaryIO, context: ReadContext) -> Iterator[Document]:
     Raises UnreadableError if the file is not text or not in its format, one of compression.DAMAGE_ERRORS if its bytes
     are damaged, and OSError if they cannot be read.
     """
+    # a.jsonl.gz: decompress by the last suffix, read by the one before it.
     suffixes = [suffix.lower() for suffix in PurePath(context.name).suffixes]
     if suffixes and suffixes[-1] in DECOMPRESSORS:
         raw, suffixes = DECOMPRESSORS[suffixes[-1]](raw), suffixes[:-1]

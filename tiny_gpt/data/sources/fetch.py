@@ -58,6 +58,7 @@ def is_downloaded(name: str) -> bool:
 
 def fetch_url(url: str) -> Preparation[Path]:
     """Download what is at `url`, or find the earlier download. Raises DownloadError."""
+    # A folder per URL, so that files of the same name do not collide and keep the name that messages show.
     folder = downloads_folder() / "web" / hashlib.sha256(url.encode()).hexdigest()[:16]
     name = unquote(urlsplit(url).path).rstrip("/").rsplit("/", 1)[-1].replace("\\", "_") or "page"
     for path in (folder / name, folder / f"{name}.html"):

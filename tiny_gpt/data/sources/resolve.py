@@ -42,6 +42,7 @@ def resolve(specs: Sequence[str]) -> Preparation[Sources]:
     """The files of all `specs`, downloaded if necessary. Raises BadInputError naming a spec that is unavailable."""
     sources = Sources()
     for spec in specs:
+        # A file may have a | in its name.
         alternatives = [spec] if os.path.exists(user_path(spec)) else spec.split("|")
         for i, alternative in enumerate(alternatives):
             try:
@@ -62,6 +63,7 @@ def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
         path = yield from _save_stdin()
         sources.files.append(SourceFile(path))
         return str(path)
+    # A file or folder wins over a dataset of the same name.
     if os.path.isdir(path):
         found = list(files_in_folder(path, sources.skipped))
         if not found:
