@@ -19,7 +19,7 @@ from functools import cache
 
 HEARTBEAT_VARIABLE, REASON_VARIABLE = "TINY_GPT_HEARTBEAT", "TINY_GPT_RESTART_REASON"
 BEATS, PID, RESTART_REQUEST, N_WORDS = range(4)
-N_BYTES = 8 * N_WORDS
+HEARTBEAT_BYTES = 8 * N_WORDS
 
 
 class Heartbeat:
@@ -27,7 +27,7 @@ class Heartbeat:
 
     def __init__(self, path: str) -> None:
         with open(path, "r+b") as file:
-            self._words = memoryview(mmap.mmap(file.fileno(), N_BYTES)).cast("Q")
+            self._words = memoryview(mmap.mmap(file.fileno(), HEARTBEAT_BYTES)).cast("Q")
         self._words[PID] = os.getpid()  # the parent may know only the pid of a launcher
         if sys.platform != "win32":
             # The interpreter appends each signal's number to the file on arrival, even while a long computation delays

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tiny_gpt.duration import format_duration
-from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_VARIABLE, N_BYTES, PID, REASON_VARIABLE, RESTART_REQUEST
+from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_BYTES, HEARTBEAT_VARIABLE, PID, REASON_VARIABLE, RESTART_REQUEST
 from tiny_gpt.host.limits import Limits
 from tiny_gpt.host.memory_leak import LeakDetector
 
@@ -122,9 +122,9 @@ def _run(command: Sequence[str], reason: str, limits: Limits, stops: list[int]) 
         try:
             temporary = tempfile.TemporaryDirectory(prefix="tiny_gpt-", dir=memory, ignore_cleanup_errors=True)
             path = Path(stack.enter_context(temporary), "heartbeat")
-            path.write_bytes(bytes(N_BYTES))
+            path.write_bytes(bytes(HEARTBEAT_BYTES))
             file = stack.enter_context(open(path, "r+b", buffering=0))
-            view = stack.enter_context(memoryview(stack.enter_context(mmap.mmap(file.fileno(), N_BYTES))))
+            view = stack.enter_context(memoryview(stack.enter_context(mmap.mmap(file.fileno(), HEARTBEAT_BYTES))))
             words = stack.enter_context(view.cast("Q"))
             environment = {**os.environ, HEARTBEAT_VARIABLE: str(path), REASON_VARIABLE: reason}
             process = stack.enter_context(subprocess.Popen(command, env=environment))
@@ -200,7 +200,7 @@ class _Child:
         """
         if os.name == "nt":  # only the console sends them, and always to both
             return
-        self._signal_log.seek(N_BYTES)
+        self._signal_log.seek(HEARTBEAT_BYTES)
         received = self._signal_log.read()
         for number, n_sent in Counter(self._known_stops).items():
             if n_sent > max(received.count(number), self._n_forwarded[number]):
