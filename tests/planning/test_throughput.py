@@ -19,7 +19,7 @@ TINY = RunConfig(
 
 
 class Clock:
-    """Goes on by the same time at every reading."""
+    """Advances by the same time whenever it is read."""
 
     def __init__(self, tick_s):
         self.now, self.tick_s = 0.0, tick_s

@@ -2,7 +2,7 @@
 
 Hardware and kernels have silently computed wrong numbers: MPS's attention on permuted inputs (pytorch#181133), its
 linear layers with 3-D inputs (#180776, #192934), gradients of many rows from the second call on (#177116); torch's
-CPU kernel accumulates the gradients of a norm in bf16, off by half. Training goes on then, and ends with a worse model.
+CPU kernel accumulates the gradients of a norm in bf16, off by half. Training then silently gives a worse model.
 So every kind of kernel that training uses is compared with its definition here, in a few seconds.
 """
 
