@@ -1,6 +1,6 @@
 """Load a BPE tokenizer from untrusted JSON: what `Tokenizer.to_str()` of the `tokenizers` library wrote.
 
-The library is unsafe on hostile input. It reads any JSON, at 130 bytes of memory for each string in it. A tokenizer may
+The library is unsafe on malicious input. It reads any JSON, at 130 bytes of memory for each string in it. A tokenizer may
 contain regular expressions that take years on one line of text (catastrophic backtracking), and steps that double the
 text, forty times in a row. So here:
 

@@ -1,4 +1,4 @@
-"""A budget of time (--for, --until): from the clock to progress, which the schedule goes by.
+"""A budget of time (--for, --until): from the clock to progress, which the schedule depends on.
 
 How many steps fit is not known beforehand; it is estimated anew before every step:
 
