@@ -372,7 +372,7 @@ def test_llama_cpp_computes_the_same_logits(architecture, name, shape, tmp_path,
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_llama_cpp_writes_the_same_text(architecture, name, shape, tmp_path, llama):
-    """Greedily, from a model that has learned one text by heart: equal logits of two tokens are not near there."""
+    """Greedy, from a model that has memorized one text, so that no two logits are nearly equal."""
     loaded = make_model(architecture, TOKENIZERS[name], shape, dropout=0.0)
     ids = torch.from_numpy(loaded.tokenizer.encode(TEXT * 10)[:120].astype(np.int64))
     learn(loaded.model, ids)

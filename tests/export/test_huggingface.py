@@ -269,10 +269,10 @@ def test_without_the_package_gguf_its_format_says_what_to_install(tmp_path: Path
 def test_the_plain_folder_holds_everything_by_our_own_names(tmp_path: Path) -> None:
     loaded = random_model("qwen3", size="odd numbers")
     export(loaded, "safetensors", tmp_path / "model")
-    told = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert ModelConfig(**told["model_config"]) == loaded.model.config and Progress(**told["progress"]) == PROGRESS
-    assert told["tokenizer"] == loaded.tokenizer.to_dict() and told["run_config"]["learning_rate"] == 5e-4
-    assert told["format_version"] == 1
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert ModelConfig(**saved["model_config"]) == loaded.model.config and Progress(**saved["progress"]) == PROGRESS
+    assert saved["tokenizer"] == loaded.tokenizer.to_dict() and saved["run_config"]["learning_rate"] == 5e-4
+    assert saved["format_version"] == 1
     with safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as weights:
         for name, weight in loaded.model.state_dict().items():
             assert torch.equal(weights.get_tensor(name), weight)
@@ -289,8 +289,8 @@ def test_the_command_offers_every_format() -> None:
 def test_mlx_is_named_where_it_computes_the_same(tmp_path: Path, architecture: str) -> None:
     """mlx-lm's GPT-2 takes the embedding for the head."""
     notes = write_hf(random_model(architecture), tmp_path)
-    told = "\n".join([*notes, (tmp_path / "README.md").read_text(encoding="utf-8")])
-    assert told.count("mlx_lm.generate") == (0 if architecture == "gpt2" else 2)
+    text = "\n".join([*notes, (tmp_path / "README.md").read_text(encoding="utf-8")])
+    assert text.count("mlx_lm.generate") == (0 if architecture == "gpt2" else 2)
 
 
 def test_the_command_names_the_folder_after_the_run_and_tells_what_to_type(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,6 +1,6 @@
-"""Model files from strangers: none runs code, writes, hangs, or takes memory that it has no bytes for.
+"""Untrusted model files: none runs code, writes, hangs, or makes the reader allocate more than its size justifies.
 
-Run as a program this file is the child process that opens each input of a folder and tells what that took.
+Run as a program, this file is the child process that opens each input of a folder and reports the cost.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def reset_peak():
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """What became of each input, by name: all opened by one fresh process in an empty folder."""
-    folder, empty = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("empty")
+    folder, empty = tmp_path_factory.mktemp("malicious"), tmp_path_factory.mktemp("empty")
     names = [*INPUTS, *LARGEST, "watch"]
     files = [f"{number}.pt" for number in range(len(names) - 1)]
     with warnings.catch_warnings():

@@ -1,10 +1,10 @@
-"""A tokenizer as llama.cpp reads it from a GGUF file: the very ids that ours gives, for any text.
+"""A tokenizer in GGUF form: llama.cpp gives the same ids as ours, for any text.
 
 `bpe` becomes a tokenizer of the type gpt2. `byte` and `char` become one of the type rwkv, which takes the longest token
-that the text goes on with: a known character, or else a byte, as ours. Other types lose some texts. gpt2 drops bytes of
-characters that begin like a known one of three or four bytes: the merges to that one go halfway, and have no token
-there. llama (SentencePiece) takes U+2581 for a space. Ollama runs every type since its 0.30, which hands models to
-llama.cpp (ollama#16031); its own engine for qwen3, before, knew gpt2 alone and cut words by Qwen's pattern.
+that matches at the current position: a known character, or else a byte, as ours. Other types lose some texts. gpt2
+drops bytes of characters that begin like a known one of three or four bytes: the merges to that one go halfway, and
+have no token there. llama (SentencePiece) takes U+2581 for a space. Ollama runs every type since its 0.30, which hands
+models to llama.cpp (ollama#16031); its own engine for qwen3, before, knew gpt2 alone and cut words by Qwen's pattern.
 
 No vocabulary of ours has a token that begins or ends a text, and llama.cpp is told to add none. Yet unless the file
 names one, it ends the text at its type's default (for gpt2 that is id 11), or has none, at which older servers crash

@@ -1,7 +1,7 @@
 """The README.md of an exported model: what it is, what it learned from, how good it is, what it writes, how to use it.
 
-What a model file says may be a stranger's, and a card is there to be published: texts are quoted as code on one line,
-and of a path on this machine only the last part is told.
+The contents of a model file are untrusted, and a card is made to be published: texts are quoted as code on one line,
+and only the last part of a path on this machine is shown.
 """
 
 import re
@@ -115,7 +115,7 @@ def _sources(run_config: dict[str, Any]) -> str:
 
 def _public(source: str) -> str:
     """What may be told of a source: "/home/me/diary.txt" -> "diary.txt"; an address without its query or password."""
-    if "|" in source:  # the one where the other cannot be had
+    if "|" in source:  # the second is used if the first is unavailable
         return " or ".join(map(_public, source.split("|")))
     if source.startswith(("http://", "https://")):
         try:

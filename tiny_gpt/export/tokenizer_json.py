@@ -1,4 +1,4 @@
-"""Our tokenizers as a tokenizer.json of the tokenizers library, which gives the very same ids for any text.
+"""Our tokenizers as a tokenizer.json of the tokenizers library, which gives the same ids for any text.
 
 `bpe` is one already. `byte` and `char` become a byte-level BPE without merges: text is cut into single characters, and
 each is one token if the vocabulary spells it whole, else one for each of its bytes. Only lone surrogates, which no

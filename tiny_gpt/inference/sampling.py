@@ -18,7 +18,7 @@ def sample(
 ) -> int:
     """Draw the next id; with temperature 0 take the likeliest. `seen` are the ids so far, for their penalty.
 
-    Raises BadInputError for logits that are no numbers, as those of a model whose weights are none.
+    Raises BadInputError if the largest logit is NaN or infinite, as for a model with damaged weights.
     """
     if config.repetition_penalty != 1:
         logits_V = penalize(logits_V, seen, config.repetition_penalty)

@@ -1,4 +1,4 @@
-"""Text and JSON from a stranger's folder: how much there may be is settled before memory is taken for it."""
+"""Reads text and JSON from untrusted folders: sizes are limited before memory is allocated."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def read_object(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 def shown(value: object, max_characters: int = 0) -> str:
-    """What a message may quote of a stranger's: short, and no character that a terminal would obey."""
+    """An untrusted value as a message may quote it: short, and without control characters."""
     text = str(value)
     if not isinstance(value, Path):
         text = text[: max_characters or MAX_REASON_CHARACTERS]

@@ -1,7 +1,7 @@
-"""A model from a folder in Hugging Face's form: GPT-2's or Qwen3's architecture, weights in safetensors.
+"""Opens a model folder in Hugging Face's format: one of our architectures, with weights in safetensors.
 
-Such folders are what `tiny-gpt export --to hf` writes, and what people share. A stranger's is read with bounds, its
-sizes are compared before memory is taken, nothing in it runs, and what our network would compute otherwise is refused.
+`tiny-gpt export --to hf` writes such folders, and people share them. They are untrusted: sizes are checked before
+memory is allocated, no code in them runs, and a model that our network would compute differently is rejected.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The tokenizer of a stranger's folder: a tokenizer.json, or GPT-2's older pair of vocab.json and merges.txt.
+"""Reads the tokenizer of an untrusted folder: tokenizer.json, or GPT-2's older pair of vocab.json and merges.txt.
 
-The JSON is brought into the one form that data/strict_bpe.py reads, which judges it. What `char` and `byte` became
-when we exported them is recognized and becomes them again.
+The JSON is converted to the one form that tokenizer/validation.py accepts, and validated there. Exported `char` and
+`byte` tokenizers are recognized and become what they were.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Reading model files without torch, which takes longer to load than a short text to write.
 
-They may be a stranger's, so they are read by strict readers of our own: nothing in them runs, and no memory is taken
-before the sizes that they claim have been held against what is really there. No others look at each checksum.
+They are untrusted, so our own strict readers read them: no code in them runs, and sizes that they claim are checked
+against the file before memory is allocated. Unlike other readers, these verify every checksum.
 """
 
 import contextlib

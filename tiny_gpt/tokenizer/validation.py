@@ -1,8 +1,8 @@
 """Load a BPE tokenizer from untrusted JSON: what `Tokenizer.to_str()` of the `tokenizers` library wrote.
 
-The library is unsafe on malicious input. It reads any JSON, at 130 bytes of memory for each string in it. A tokenizer may
-contain regular expressions that take years on one line of text (catastrophic backtracking), and steps that double the
-text, forty times in a row. So here:
+The library is unsafe on malicious input. It reads any JSON, at 130 bytes of memory for each string in it. A tokenizer
+may contain regular expressions that take years on one line of text (catastrophic backtracking), and steps that double
+the text, forty times in a row. So here:
 
 - the size of the JSON and the number of its strings are bounded before it is parsed;
 - the model must be a BPE in exactly the form that the library writes, and is parsed here, one string at a time;

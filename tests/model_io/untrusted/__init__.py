@@ -1,4 +1,4 @@
-"""Files that a stranger could send in place of a model file, each built to cheat its reader in one way.
+"""Malicious files in place of a model file, each built to attack its reader in one way.
 
 INPUTS maps "group: what is wrong" to a function that writes the file. Each starts from the honest file of `control()`,
 which loads, so each is refused for its own fault.

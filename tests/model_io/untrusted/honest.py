@@ -1,4 +1,4 @@
-"""An honest model file, as parts that can be put together wrongly: what every hostile one starts from."""
+"""A valid model file in parts that can be assembled wrongly: every malicious one starts from it."""
 
 import collections
 import io
