@@ -10,11 +10,17 @@ from tiny_gpt.bootstrap import ROOT
 SAME_MEANING = {
     # Constants that every module of this kind has for itself.
     "FORMAT_VERSION": "the version of the files that a module writes",
-    # The same function of mathematics, once compiled for CPUs and once as an exact reference to check it.
-    "cross_entropy": "kernel and reference",
+    # One mathematical function: in plain torch, compiled for CPUs, as an exact reference, or as the check of it.
+    "adamw": "reference and check",
+    "cross_entropy": "kernel, reference and check",
+    "embed": "torch and kernel",
+    "embedding": "reference and check",
     "gelu": "kernels for training and decoding, and reference",
     "layer_norm": "kernel and reference",
+    "linear": "reference and check",
     "rms_norm": "kernel and reference",
+    "rotate": "torch and kernel",
+    "softmax": "reference and check",
     "swiglu": "kernels for training and decoding",
 }
 
