@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 FULL_EXIT_CODE = 5
-# With less free space than this the disk is the cause, although the log may have had no room for the reason.
+# With less free space than this, the full disk is the cause, even if the log had no room for the message.
 FULL_GB = 0.02
 
 FULL_SIGNS = r"Errno 28|No space left|WinError 112|not enough space"

@@ -310,7 +310,7 @@ def test_broken_environment_is_started_only_once(tmp_path):
 
 @posix_only
 def test_without_exec_the_program_handles_ctrl_c(monkeypatch):
-    # The program interrupts its waiting parent, as Ctrl+C on Windows interrupts both, and exits in its own way.
+    # The program interrupts its waiting parent, as Ctrl+C on Windows interrupts both, then exits with its own code.
     program = "import os, signal, sys, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5); sys.exit(9)"
     parent = (
         "import os; from tiny_gpt import bootstrap; os.name = 'nt'; "

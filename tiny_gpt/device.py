@@ -175,7 +175,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def is_out_of_memory(failure: BaseException) -> bool:
-    """Whether a device had no memory left: CUDA's own error, MPS's plain RuntimeError, the CPU's two ways."""
+    """Whether a device ran out of memory: CUDA has its own exception, MPS raises RuntimeError, CPUs either."""
     if isinstance(failure, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(failure).lower()

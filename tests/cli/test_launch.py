@@ -1,4 +1,4 @@
-"""From settings to a training process: which folder, resumed or new, and what a watchdog's child is told."""
+"""From settings to a training process: which folder, resumed or new, and what a watchdog hands to its child."""
 
 import sys
 from dataclasses import replace

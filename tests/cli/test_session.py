@@ -20,7 +20,7 @@ from tiny_gpt.ui.console import Console
 
 
 def test_train_py_prints_the_guides_lines(trained):
-    # on a busy machine it may also be told that training has become slower
+    # on a busy machine there may also be a warning that training has become slower
     lines = [line for line in trained[1].splitlines() if not re.match(r"step \d+: ", line)]
     forms = [
         *(rf"Epoch 1/2: {at}/6 \[{SPEED}, {DETAILS}\]" for at in (3, 6)),
@@ -61,7 +61,7 @@ def test_model_files_are_complete(trained):
 
 
 def test_best_file_has_the_lowest_validation_loss(train, tmp_path, monkeypatch):
-    """Also where the loss rises again, which a rate of 2 makes sure of."""
+    """Even if the loss rises again, as it does with a learning rate of 2."""
     train(learning_rate=2.0, warmup_steps=0, epochs=4)
     ends = [row for row in rows(tmp_path) if row["step"] % TINY["iters_per_epoch"] == 0]
     lowest = min(ends, key=lambda row: row["val_loss"])
@@ -119,10 +119,8 @@ def test_decoder_is_compiled_before_the_clock_starts(train, monkeypatch):
     monkeypatch.setattr(session, "compile_engine", lambda model, precision: order.append("compiled"))
     make_state = start.TrainState
     monkeypatch.setattr(start, "TrainState", lambda *args: order.append("clock") or make_state(*args))
-    assert train().out.startswith("compiling the decoder for this CPU") and order == [
-        "compiled",
-        "clock",
-    ]
+    assert train().out.startswith("compiling the decoder for this CPU")
+    assert order == ["compiled", "clock"]
 
 
 @pytest.mark.parametrize("consumer", [Console, session.MetricsFile])
@@ -159,7 +157,7 @@ def test_skipped_files_are_reported(command, text, tmp_path):
 
 @pytest.fixture
 def send(monkeypatch):
-    """`send(number, when)`: this process gets the signal when an event fits."""
+    """`send((number, when), ...)`: this process gets signal `number` at the first event for which `when` is true."""
     deliver = session.deliver
 
     def arm(*plan):

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.support import DETAILS, LOSS, RUN_FILES, SPEED, TINY, files_of, flags, load, rows
 from tiny_gpt.bootstrap import ROOT
 
-needs_terminal = pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals of this kind")
+needs_terminal = pytest.mark.skipif(os.name == "nt", reason="Windows has no such pseudo-terminals")
 
 
 def in_terminal(argv, columns, keys_after=(), **environment):
@@ -39,7 +39,7 @@ def in_terminal(argv, columns, keys_after=(), **environment):
         while select.select([controller], [], [], 60)[0]:
             try:
                 chunk = os.read(controller, 65536)
-            except OSError:  # Linux's way of saying that the program is gone
+            except OSError:  # on Linux, when the program has exited
                 break
             if not chunk:
                 break

@@ -42,7 +42,7 @@ def evaluate(args: Sequence[str]) -> int:
         return 0
     for name, value in scores.items():
         print(f"{name.removeprefix('n_').replace('_', ' '):<20}{value:{',' if isinstance(value, int) else ',.4f'}}")
-    print(f"(each block of {block_size} tokens is scored on its own, as for val_loss)")
+    print(f"(each block of {block_size} tokens is scored separately, as for val_loss)")
     return 0
 
 

@@ -47,7 +47,7 @@ class Launch:
     run_dir: str
     is_resumed: bool
     extends: bool
-    """Whether the budget comes on top of what the run has had."""
+    """Whether the budget is added to what the run has already had."""
     requested_at: float
     """When the user gave the command, as time.time(): the start of a timed budget."""
     program: str
@@ -71,7 +71,7 @@ def launch_training(
     from_parent = os.environ.pop(LAUNCH_VARIABLE, None)
     if from_parent is None:
         run_dir, is_resumed = resolve_run_dir(config, mode)
-        # More time for a finished run comes on top; for an unfinished one it is the time of the whole.
+        # A time for a finished run comes on top of what it has had; for an unfinished run it is the total.
         extends = extends or (is_resumed and config.train.is_timed and unfinished(run_dir) is None)
         decided = Launch(str(run_dir), is_resumed, extends, time.time(), program)
     else:

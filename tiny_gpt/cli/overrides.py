@@ -35,7 +35,7 @@ def recipe_config(name: str, args: Sequence[str]) -> RunConfig:
 
 
 def without_given_choices(config: RunConfig, args: Sequence[str]) -> RunConfig:
-    """`config` with those settings taken off `train.auto` that `args` give, so that they are not chosen."""
+    """`config` with the settings that `args` give removed from `train.auto`, so that they are not chosen."""
     given = peek_flags(args, *config.train.auto)
     auto = tuple(name for name in config.train.auto if given[name] is None)
     model, n_head = config.model, given.get("n_head")
@@ -50,7 +50,7 @@ def parse_run(
 ) -> RunArguments:
     """`base` with the settings that `args` give. Raises SystemExit after --help.
 
-    `is_of_run`: `base` stands for the settings of a run that is not known yet, so --help names no values.
+    `is_of_run`: the defaults are the settings of a run. --help does not show them, because the run is not known yet.
     """
     description = inspect.getdoc(arguments) or ""
     if given_budget(args):
@@ -104,13 +104,19 @@ def with_help_default(config: RunConfig, names: Collection[str], text: str) -> R
 
 
 def _with_help_default(section: Any, names: Collection[str], text: str) -> Any:
-    # A subclass that only replaces the annotations which make the help text.
-    kind, hint = type(section), arg(help_behavior_hint=f"(default: {text})" if text else "")
-    types = get_type_hints(kind, include_extras=True)
+    # A subclass with other annotations, which is what --help is generated from.
+    section_class, hint = type(section), arg(help_behavior_hint=f"(default: {text})" if text else "")
+    types = get_type_hints(section_class, include_extras=True)
     replaced = [
         (setting.name, Annotated[types[setting.name], hint], setting.default)
         for setting in fields(section)
         if setting.name in names
     ]
-    subclass = make_dataclass(kind.__name__, replaced, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=True)
+    subclass = make_dataclass(
+        section_class.__name__,
+        replaced,
+        bases=(section_class,),
+        namespace={"__doc__": section_class.__doc__},
+        frozen=True,
+    )
     return subclass(**{setting.name: getattr(section, setting.name) for setting in fields(section)})

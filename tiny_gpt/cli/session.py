@@ -49,7 +49,7 @@ class NextCommands:
         return cls("python3 inference.py", "python3 train.py --data my_text.txt", f"python3 train.py --resume{out_dir}")
 
     def finish_soon(self, elapsed_s: float) -> str:
-        """Resumes a stopped run only to decay its learning rate to zero, in a tenth of the time it has had."""
+        """Resumes a stopped run just to decay its learning rate to zero, in a tenth of the time that it has trained."""
         return f"{self.resume} --for {max(1, round(elapsed_s / 600))}m --cooldown 1"
 
 

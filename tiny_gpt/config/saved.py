@@ -51,7 +51,7 @@ def checked_value(section: type, name: str, value: Any, source: str) -> Any:
         ok, description = isinstance(value, bool), "true or false"
     elif field_type is str:
         ok, description = isinstance(value, str), "a string"
-    else:  # tuple[str, ...]; a single string stands for a list of one
+    else:  # tuple[str, ...]; a single string is a list of one
         value = (value,) if isinstance(value, str) else value
         ok = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
         value, description = tuple(value) if ok else value, "a list of strings"
