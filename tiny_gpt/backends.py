@@ -1,11 +1,11 @@
-"""How a model's loss is computed: four backends with the same result, of which one is the fastest on a given machine.
+"""Backends: four ways to compute a model's loss, with the same result. Which is the fastest depends on the machine.
 
 - `eager` calls GPT.forward and lets autograd differentiate it: the definition, on every device.
 - `fused` is tiny_gpt's own code for CPUs, kernels/training: hand-written forward and backward passes.
 - `compiled` is torch.compile of the eager loss, for one device and one shape at a time.
 - `cuda_graph` computes like `eager`; training/cuda_graph.py records the whole update as a CUDA graph.
 
-planning/autotune.py measures which is the fastest. To add one, write its two functions and add a row to BACKENDS.
+planning/autotune.py measures them. To add one, write its two functions and add a row to BACKENDS.
 """
 
 import functools
@@ -36,7 +36,7 @@ def _eager_losses(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) ->
     return model.losses(ids_BT, targets_BT)
 
 
-# numba takes a second to import, so only those who use the kernels import them.
+# The fused kernels are imported on first use: numba takes a second to import.
 def _fused_loss(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     from tiny_gpt.kernels.training.loss import loss
 
@@ -74,5 +74,5 @@ BACKENDS: dict[str, Backend] = {
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of this name; `auto`, before anything was measured, is `eager`."""
+    """The backend of this name; `auto`, which autotuning replaces by one of them, stands for `eager` until then."""
     return BACKENDS["eager" if name == "auto" else name]

@@ -18,7 +18,8 @@ from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.device import to_device
 
 # A transfer to an Apple GPU (MPS) reads host memory when the GPU reaches it (torch,
-# aten/src/ATen/native/mps/operations/Copy.mm), so as many batches stay alive. Training waits for it more often.
+# aten/src/ATen/native/mps/operations/Copy.mm), so this many batches are kept alive. Training waits for the GPU more
+# often than that (guard.GUARD_INTERVAL).
 KEPT_BATCHES = 64
 # A CUDA GPU keeps a text up to this size, if it takes no more than this fraction of its free memory.
 MAX_RESIDENT_BYTES, MAX_RESIDENT_FRACTION = 1 << 30, 0.1
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
-    """Token ids and, one token further, what to predict; both (B, T) int64."""
+    """Token ids, and at each position the id that comes next, which is to be predicted; both (B, T) int64."""
 
     inputs_BT: torch.Tensor
     targets_BT: torch.Tensor
@@ -69,20 +70,21 @@ class HostBatchReader:
     def batch(self, step: int) -> Batch:
         """The batch of `step`; the next one is read in the background."""
         prefetched = self._prefetched.pop(step, None)
-        both_2BT = prefetched.result() if prefetched else self._read(step)
+        batch_2BT = prefetched.result() if prefetched else self._read(step)
         self._prefetched = {step + 1: self._thread.submit(self._read, step + 1)}
         if self._device.type == "mps":
-            self._kept.append(both_2BT)
-        return Batch(*both_2BT.to(self._device, non_blocking=True))
+            self._kept.append(batch_2BT)
+        return Batch(*batch_2BT.to(self._device, non_blocking=True))
 
     def _read(self, step: int) -> torch.Tensor:
         """Inputs and targets in one tensor (2, B, T), for CUDA in pinned memory, which it can copy asynchronously."""
+        # Row 0 are the inputs' offsets from a block's start, row 1 the targets': one token further.
         offsets_2T = np.arange(2)[:, None] + np.arange(self._sampler.block_size)
         positions_2BT = self._sampler.starts(step)[:, None] + offsets_2T[:, None]
         replaced, replacements = self._sampler.noise(step)
-        positions_2BT[0].flat[replaced] = replacements
-        both_2BT = torch.from_numpy(self._tokens[positions_2BT].astype(np.int64))
-        return both_2BT.pin_memory() if self._device.type == "cuda" else both_2BT
+        positions_2BT[0].flat[replaced] = replacements  # inputs only
+        batch_2BT = torch.from_numpy(self._tokens[positions_2BT].astype(np.int64))
+        return batch_2BT.pin_memory() if self._device.type == "cuda" else batch_2BT
 
 
 class DeviceBatchReader:

@@ -3,9 +3,9 @@
 Every pass over the text (data epoch) cuts it into blocks and reads each block once, in a shuffled order, with the first
 block at another offset. A step takes the next `batch_size` blocks of that endless sequence.
 
-Because nothing depends on what was drawn before, there is no generator state to save: any step can be computed at once,
-on any machine, and a resumed run reads exactly what an uninterrupted one would have. How a batch is divided into
-micro-batches, or over processes, does not change which tokens a step sees.
+Because nothing depends on what was drawn before, there is no generator state to save. The blocks of any step can be
+computed directly, on any machine, and a resumed run reads exactly what an uninterrupted one would have read. How a
+batch is divided into micro-batches, or over processes, does not change which tokens a step sees.
 
 Shape letters: S steps, B blocks of a batch, N replaced tokens.
 """
@@ -31,7 +31,7 @@ class Sampler:
 
     def starts(self, step: int, n_steps: int = 1) -> NDArray[np.int64]:
         """The first token of each block of steps `step` to `step + n_steps - 1`, counted from 0. Shape (S * B,)."""
-        # One block less than fit leaves room to shift the first block of each data epoch by 0 to n_offsets - 1 tokens.
+        # One block fewer than fit leaves room to shift the first block of each data epoch by 0 to n_offsets - 1 tokens.
         n_blocks = max(1, (self.n_tokens - 1) // self.block_size - 1)
         n_offsets = self.n_tokens - n_blocks * self.block_size
         first, last = step * self.batch_size, (step + n_steps) * self.batch_size
@@ -53,8 +53,8 @@ class Sampler:
         if not self.token_noise:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         n_inputs = self.batch_size * self.block_size
-        # The counter keeps these numbers apart from those in `starts`, which has a data epoch where a step is here and
-        # begins at counter 0.
+        # `starts` uses keys [seed, data_epoch] and counters from 0 on. Another range of counters keeps these numbers
+        # independent of those where step and data epoch are equal.
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, 1]))
         replaced = np.flatnonzero(rng.random(n_inputs) < self.token_noise)
         return replaced, rng.integers(self.n_tokens, size=n_inputs)[replaced]

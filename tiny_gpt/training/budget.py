@@ -1,6 +1,6 @@
-"""How long a run trains: a budget turns steps or time into progress from 0 to 1, which the schedules go by.
+"""How long a run trains: a budget turns steps or time into progress from 0 to 1, on which the schedules depend.
 
-A budget of tokens, epochs or data epochs is a number of steps. For a budget of time see timed_budget.py.
+A budget of tokens, epochs or data epochs is converted to a number of steps. For a budget of time see timed_budget.py.
 """
 
 import time
@@ -16,14 +16,14 @@ class TrainingBudget(Protocol):
     """Called around every step of a run."""
 
     def begin_step(self, step: int, reserved_s: float = 0.0) -> SchedulePoint:
-        """Where `step`, counted from 0 over the whole run, stands. Call it once for each step, in order.
+        """The schedule point of `step`, counted from 0 over the whole run. Call it once before each step, in order.
 
         A timed budget leaves `reserved_s` seconds for all that follows the last step.
         """
         ...
 
     def end_step(self, step: int) -> None:
-        """`step` is done."""
+        """Call it after each step."""
         ...
 
     def is_over(self, n_steps: int) -> bool:
@@ -39,7 +39,7 @@ class TrainingBudget(Protocol):
         ...
 
     def roll_back(self, values: dict[str, Any]) -> None:
-        """Return to the point at which `to_dict` gave `values`. Time that has passed since is not given back."""
+        """Return to the state in which `to_dict` returned `values`. Time that has passed since stays used."""
         ...
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Skips steps that would damage the weights: a NaN or infinite loss or gradient, and spikes of the loss.
 
 A spike is a loss more than SIGMAS standard deviations above the mean of the last WINDOW losses, as in OLMo-core and
-Levanter (window 128, 6 sigma), and at least MIN_RISE above that mean.
+Levanter (window 128, 6 sigma), and above that mean by more than the fraction MIN_RISE of it.
 
-All state lies in tensors on the training device. So a GPU's queue is never interrupted for a decision, and a CUDA graph
-can record it; the host reads the counts only now and then.
+All state lies in tensors on the training device. So the host need not wait for a GPU to decide, and a CUDA graph can
+record the decision; the host reads the counts of a GPU only every GUARD_INTERVAL steps.
 """
 
 import math
@@ -38,8 +38,9 @@ class Guard:
         self._skipped = torch.zeros(SKIPS_WINDOW, device=device)
         self._loss_slots, self._skip_slots = (torch.arange(n, device=device) for n in (WINDOW, SKIPS_WINDOW))
         self._streak = torch.zeros((), device=device)
+        """Skipped steps in a row, up to the last step."""
         self._longest_streak = torch.zeros((), device=device)
-        """Since `needs_rollback` was last called."""
+        """The longest since `needs_rollback` was last called: the host does not look after every step."""
         self._n_skipped = torch.zeros((), device=device)
 
     def should_skip(self, step: int | torch.Tensor, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,7 @@ class Guard:
         is_slot = self._skip_slots == step % SKIPS_WINDOW
         self._skipped.copy_(torch.where(is_slot, skips, self._skipped))
         self._n_skipped += skips
-        self._streak.add_(1).mul_(skips)
+        self._streak.add_(1).mul_(skips)  # 0 after a step that was not skipped
         self._longest_streak.copy_(torch.maximum(self._longest_streak, self._streak))
         return skips
 

@@ -1,4 +1,4 @@
-"""Muon: the momentum of each hidden matrix is orthogonalized before it is added, so all its directions learn equally.
+"""Muon: the momentum of each hidden matrix is orthogonalized before it is applied, so all directions learn equally.
 
     momentum = 0.95 momentum + 0.05 gradient
     update   = U V^T, where U S V^T is the singular value decomposition of (0.95 momentum + 0.05 gradient)
@@ -84,14 +84,14 @@ class Muon(torch.optim.Optimizer):
         learning_rate, weight_decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         grad = torch.cat([_grad(matrix) for matrix in matrices])
         if self.found_inf is not None:
-            # A skipped step: no learning rate, and a momentum that is averaged with itself.
+            # A skipped step has a learning rate of 0 and averages the momentum with itself, so that it stays the same.
             learning_rate = learning_rate * (1.0 - self.found_inf)
             grad = torch.where(self.found_inf == 0, grad, momentum)
         momentum.lerp_(grad, 1 - MOMENTUM)
-        # Nesterov's momentum: the average as it would be after the same gradient again.
+        # Nesterov momentum: what the average would be after the same gradient once more.
         direction_NRC = grad.lerp_(momentum, MOMENTUM).unflatten(0, (-1, n_rows))
-        length = learning_rate * RMS_OF_ADAMW * math.sqrt(max(direction_NRC.shape[1:]))
-        update = orthogonalize(direction_NRC, self._dtype).flatten(0, 1).to(momentum.dtype) * length
+        scale = learning_rate * RMS_OF_ADAMW * math.sqrt(max(direction_NRC.shape[1:]))
+        update = orthogonalize(direction_NRC, self._dtype).flatten(0, 1).to(momentum.dtype) * scale
         weights = [matrix.detach() for matrix in matrices]
         torch._foreach_mul_(weights, 1 - learning_rate * weight_decay)
         torch._foreach_sub_(weights, list(_split_rows(update, matrices)))

@@ -26,13 +26,13 @@ class SchedulePoint:
     warmup_done: float
     """How much of the warm-up is done with this step, in the unit of `warmup_length`."""
     warmup_length: float
-    """The warm-up is over where `warmup_done` is greater; 0 for none."""
+    """The warm-up lasts while `warmup_done` is at most this; 0 for no warm-up."""
     decay_progress: float
     """0 at the end of the warm-up, 1 at the last step."""
     is_last: bool
     peak_fraction: float = 1.0
-    """What the warm-up leads to, as a fraction of `learning_rate`; below 1 in a run that cools down from where it is.
-    """
+    """The rate at the end of the warm-up, as a fraction of `learning_rate`; below 1 if the whole budget is a cool-down
+    from the run's last rate."""
 
 
 def schedule_point(step: int, total_steps: int, warmup_steps: int) -> SchedulePoint:
@@ -67,7 +67,7 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
 def is_cooling(point: SchedulePoint, config: TrainConfig) -> bool:
     """Whether the rate has begun to fall. A checkpoint from before that can be trained further for any time."""
     if config.resolved_schedule != "wsd":
-        return True
+        return True  # a cosine depends on the run's length from the first step on
     return point.decay_progress > 1 - config.cooldown or point.peak_fraction < 1
 
 

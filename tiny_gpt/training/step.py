@@ -2,8 +2,8 @@
 
 1. Forward and backward: the loss of each micro-batch and its gradients, which add up to those of the whole batch.
 2. Clip the gradients to a maximum norm.
-3. Let the guard decide whether the step is sane; if it is not, it changes nothing.
-4. Let the optimizer change the weights, at the learning rate that the caller computed (schedule.py).
+3. Let the guard check loss and gradients; a step that it rejects changes no weights.
+4. Update the weights, at the learning rate that the caller computed (schedule.py).
 
 `train_step` is the eager form. cuda_graph.py records `accumulate_gradients` and `update_weights` as CUDA graphs and
 replays them.
@@ -27,7 +27,7 @@ from tiny_gpt.training.guard import Guard
 
 
 class StepResult(NamedTuple):
-    """Scalars on the training device: reading them waits for it."""
+    """Scalars on the training device; reading one waits for the device."""
 
     loss: torch.Tensor
     """Mean over the batch in nats per token."""
@@ -41,7 +41,7 @@ class MicroBatch(NamedTuple):
     inputs_BT: torch.Tensor
     targets_BT: torch.Tensor
     share: float
-    """Its part of the batch, by which its mean loss counts."""
+    """Its fraction of the batch: the weight of its mean loss in that of the batch."""
 
 
 def train_step(
@@ -58,9 +58,10 @@ def train_step(
 ) -> StepResult:
     """One optimizer update with the mean loss over `batch`.
 
-    The batch is computed in at least `n_micro_batches` and `config.grad_accum_steps` parts. Until the update nothing
-    has changed but gradients, so a step that ran out of memory can be repeated. A step that `guard` rejects leaves
-    weights and moments as they are. `cuda_graph`, made for the same model, optimizer and guard, replays the step.
+    The batch is computed in at least `n_micro_batches` and at least `config.grad_accum_steps` micro-batches. Nothing
+    but gradients changes before the update, so a step that ran out of memory can be repeated. A step that `guard`
+    rejects leaves weights and moments as they are. `cuda_graph` (cuda_graph.CudaGraphUpdate, made for the same model,
+    optimizer and guard) does the whole step instead.
     """
     if cuda_graph is not None:
         return cuda_graph(batch, step, learning_rate, n_micro_batches)
@@ -78,7 +79,7 @@ def train_step(
 def micro_batches(
     batch: Batch, config: TrainConfig, step: int, n_micro_batches: int, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """The parts of `batch`, moved to `device`; dropout is seeded for each as it comes."""
+    """The parts of `batch`, moved to `device`. Each is yielded right after torch was seeded for its dropout."""
     batch_size, block_size = batch.inputs_BT.shape
     size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
     parts = zip(batch.inputs_BT.split(size), batch.targets_BT.split(size), strict=True)
@@ -104,13 +105,15 @@ def update_weights(
     step: int | torch.Tensor,
     loss: torch.Tensor,
 ) -> torch.Tensor:
-    """Clip the gradients (0: never) and let the optimizer step, unless `guard` rejects it; returns their norm before
-    clipping."""
+    """Clip the gradients to the norm `grad_clip` (0: no clipping) and call the optimizer; returns the norm before.
+
+    The optimizer changes nothing in a step that `guard` rejects.
+    """
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     if guard is not None:
         skips = guard.should_skip(step, loss, grad_norm)
         # torch's fused optimizers and our Muon change nothing where `found_inf` is 1.0; torch's GradScaler uses the
-        # same attribute. The host never reads the value, so a GPU's queue goes on.
+        # same attribute. The host never reads the value, so it does not wait for a GPU.
         optimizer.found_inf = skips  # type: ignore[attr-defined]
         if model.device.type == "mps":
             freeze_next_step(optimizer, skips)
@@ -124,23 +127,24 @@ def freeze_next_step(optimizer: torch.optim.Optimizer, skips: torch.Tensor) -> N
     MPS's fused AdamW ignores `found_inf` in torch 2.13 (pytorch#186360). Its moments still decay by one step, which the
     other devices leave as they are.
     """
-    takes = skips == 0
+    is_accepted = skips == 0
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * takes.float()
+        group["lr"] = group["lr"] * is_accepted.float()
         for parameter in group["params"]:
-            parameter.grad = parameter.grad.where(takes, 0.0)
+            parameter.grad = parameter.grad.where(is_accepted, 0.0)
 
 
 def micro_batch_size(batch_size: int, n_micro_batches: int, block_size: int, device: torch.device) -> int:
     """Blocks in a micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches` parts.
 
-    A device with a limit (device.most_blocks_at_once) gets more micro-batches, all of one size: it must see one shape.
+    A device with a limit (device.max_blocks_at_once) gets more micro-batches if necessary, and all of one size: a
+    change of shape has given wrong gradients there.
     """
     limit = max_blocks_at_once(block_size, device)
     if limit is None:
         return math.ceil(batch_size / n_micro_batches)
-    fewest = max(n_micro_batches, math.ceil(batch_size / limit))
-    return next((batch_size // n for n in range(fewest, batch_size) if batch_size % n == 0), 1)
+    min_parts = max(n_micro_batches, math.ceil(batch_size / limit))
+    return next((batch_size // n for n in range(min_parts, batch_size) if batch_size % n == 0), 1)
 
 
 def seed_dropout(seed: int, step: int, index: int) -> None:

@@ -1,17 +1,17 @@
-"""A budget of time (--for, --until): from the clock to progress, which the schedule depends on.
+"""A budget of time (--for, --until): from the clock to progress, on which the schedule depends.
 
-How many steps fit is not known beforehand; it is estimated anew before every step:
+How many steps fit is not known beforehand. It is estimated again before every step:
 
     steps left = (time left - time reserved for what follows the last step) / time per step at present
     progress  += (1 - progress) / steps left
 
-So the remaining steps share the remaining progress. A slow machine makes fewer steps, a machine that slept makes fewer,
-and each run ends on time with its learning rate fallen to zero.
+So the remaining steps share the remaining progress. A machine that is slow, or that slept, makes fewer steps; either
+way the run ends on time, with its learning rate decayed to zero.
 
 Two rules protect the cool-down, in which the learning rate falls:
 
 - It never starts with a jump. After a sleep before it, progress catches up with the clock, but only up to its start.
-- It never is cut off. If too little time is left for it, the run ends late, within the tolerance below.
+- It is never cut off. If too little time is left for it, the run ends late, within the tolerance below.
 """
 
 import math
@@ -116,7 +116,7 @@ class TimedBudget:
         """
         self.state = state
         self.steps_left = math.inf
-        """The estimate when the last step began, with that step; 1 for the last one."""
+        """As estimated when the latest step began, that step included; 1 if it is the last of the run."""
         self._config, self._train_s, self._measure_every = config, train_s, measure_every
         self._clocks = clocks or system_clocks()
         self._spent_before_s, self._start = state.spent_s, self._clocks.elapsed()
@@ -160,7 +160,7 @@ class TimedBudget:
                 self.state.trained_s += n_steps * min(self._step_times[-1], longest_s)
 
     def is_measured(self, step: int) -> bool:
-        """Whether the time is taken at the end of `step`, which has begun: at first of each step."""
+        """Whether the time is taken at the end of `step`, which has begun. The first steps are all measured."""
         assert self._measured_from is not None, "begin_step comes before is_measured"
         interval = self._measure_every if self._n_measured >= N_GPU_WARMUP_STEPS + MIN_STEP_TIMES else 1
         return step + 1 - self._measured_from[0] >= interval
@@ -178,7 +178,7 @@ class TimedBudget:
         return state.total_s - self._spent_s()
 
     def roll_back(self, values: dict[str, Any]) -> None:
-        """Less progress and no more time, so the rest is gone through faster."""
+        """Progress goes back and time does not, so each of the remaining steps makes more progress."""
         earlier = TimedBudgetState.from_dict(values)
         if earlier.requested_at != self.state.requested_at:  # a checkpoint from before this budget began
             earlier = TimedBudgetState()
