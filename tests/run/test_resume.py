@@ -438,7 +438,7 @@ def test_on_a_low_battery_it_saves_pauses_and_goes_on_when_plugged_in(config, tm
     paused = next(i for i, event in enumerate(events) if isinstance(event, Warned) and "paused" in event.text)
     assert "battery at 15%" in events[paused].text
     assert isinstance(events[paused - 1], Checkpointed) and events[paused - 1].step == events[paused].step
-    assert "training goes on" in lines
+    assert "training continues" in lines
     assert any(line.startswith("paused once on a low battery") for line in events[-1].incidents)
     assert same(weights, load_model(Path(config.train.out_dir) / FINAL_FILE, CPU).model.state_dict())
 

@@ -1,7 +1,7 @@
 """Where a run's time goes: training steps, evaluations, saving and pauses; and how fast its steps are.
 
-All of it is measured by time.perf_counter(), a monotonic clock that nobody can set and that stands still while a Linux
-machine or a Mac sleeps.
+All of it is measured by time.perf_counter(), a monotonic clock: setting the system's time does not change it, and it
+stops while a Linux machine or a Mac sleeps.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from tiny_gpt.device import synchronize
 # The first steps warm the device up (MPS compiles its kernels in them); the throughput is taken from those after them.
 N_WARMUP_STEPS = 3
 MEASURED_S = 4.0
-# What makes a run safe or shows it (checkpoints, best models, samples) may take this share of the time.
+# Checkpoints, best models and samples may each take at most this fraction of the time.
 MAX_OVERHEAD = 0.01
 
 
@@ -59,7 +59,7 @@ class RunClock:
             setattr(self, name, getattr(self, name) + time.perf_counter() - start)
 
     def start_lap(self, step: int) -> None:
-        """Begin an interval at `step` for which `lap` gives the throughput."""
+        """Begin an interval at `step`, which `lap` ends."""
         self._lap_step, self._lap_train_s = step, self.train_s
 
     def lap(self, step: int) -> tuple[int, float]:
@@ -96,12 +96,12 @@ class Throttle:
         self._cost_s = 0.0
 
     def allows(self, interval_s: float = 0.0) -> bool:
-        """Whether at least `interval_s` has passed since the last time, and enough to make up for its cost."""
+        """Whether at least `interval_s` has passed, and enough for the last cost to stay within MAX_OVERHEAD."""
         return time.perf_counter() - self._last >= max(interval_s, self._cost_s / MAX_OVERHEAD)
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
-        """Take the time inside as the cost."""
+        """Measure the cost: the time inside the `with` block."""
         start = time.perf_counter()
         try:
             yield

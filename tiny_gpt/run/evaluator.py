@@ -15,7 +15,7 @@ from tiny_gpt.training.timed_budget import LATE_S, TimedBudget
 
 # An evaluation this many times slower than its arithmetic was interrupted, by the machine's sleep for example.
 INTERRUPTED_FACTOR = 5
-# Progress between two evaluations of a timed run; more where they take too much of the time.
+# Progress between two evaluations of a timed run, at least: slow evaluations are further apart.
 EVAL_PROGRESS = 0.025
 # Scoring keeps no activations, so a CUDA GPU scores this many micro-batches at once, up to a number of logits.
 MAX_MICRO_BATCHES, MAX_LOGITS = 4, 1 << 27
@@ -24,7 +24,7 @@ FINAL_SHARE = 0.01
 
 
 class Evaluator:
-    """Scores what the model of `state` has learned of `dataset`."""
+    """Scores the model of `state` on fixed windows of the training and the validation text."""
 
     def __init__(self, state: TrainState, dataset: Dataset) -> None:
         self.state, self.dataset = state, dataset
@@ -43,11 +43,11 @@ class Evaluator:
         return self.train_windows.n_tokens + self.val_windows.n_tokens
 
     def fit_batch_size(self) -> None:
-        """Follow the size of the micro-batches, after it has changed."""
+        """Adjust the windows per batch to the size of the micro-batches, after it has changed."""
         self.val_windows.batch_size = self.train_windows.batch_size = self._batch_size()
 
     def resume(self) -> None:
-        """Follow the state to the checkpoint that it continues from."""
+        """Count progress and time since the last evaluation from the restored state on."""
         self.fit_batch_size()
         self._last_progress = self.state.budget.progress(self.state.step)
         self._last_train_s = self.state.clock.train_s
@@ -76,7 +76,7 @@ class Evaluator:
         return losses
 
     def final_windows(self, left_s: float | None) -> FixedWindows | None:
-        """More of the validation text, for the best model's score at the end; None where a run was too short for more.
+        """More windows of the validation text, for the best model's final score; None if a run was too short for more.
 
         A timed run, which ends in `left_s` seconds, scores as much as there is time for: the machine may have become
         faster or slower since the time was reserved.
@@ -125,5 +125,5 @@ class Evaluator:
         n_blocks, model = self.state.micro_batch_size, self.state.model
         if model.device.type != "cuda":
             return n_blocks
-        most = MAX_LOGITS // (model.config.block_size * model.vocab_size)
-        return max(n_blocks, min(MAX_MICRO_BATCHES * n_blocks, most))
+        max_blocks = MAX_LOGITS // (model.config.block_size * model.vocab_size)
+        return max(n_blocks, min(MAX_MICRO_BATCHES * n_blocks, max_blocks))

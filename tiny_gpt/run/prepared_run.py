@@ -22,7 +22,7 @@ class PreparedRun:
     """A run that is ready to train."""
 
     config: RunConfig
-    """With every setting that was left open filled in."""
+    """With a value for every setting that was left open."""
     trainer: Trainer
     event: Prepared
 
@@ -36,14 +36,14 @@ def compilation_notices(config: RunConfig, device: torch.device) -> Iterator[Not
 
 
 def with_choices(config: RunConfig, sources: tuple[str, ...], candidate: Candidate) -> RunConfig:
-    """`config` with the text and the backend that the run uses, so that a rerun of config.json computes the same."""
+    """`config` with the text and the backend that the run uses, so that its config.json reproduces the run."""
     data, train = replace(config.data, data=sources), replace(config.train, **asdict(candidate))
     return replace(config, data=data, train=train)
 
 
 def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> GPT:
     """The run's model with the initial weights of its seed."""
-    reset_peak_memory(device)  # that of measuring backends
+    reset_peak_memory(device)  # measuring the backends does not count
     torch.manual_seed(config.train.seed)
     return GPT(config.model, vocab_size, PRECISIONS[config.train.precision]).to(device)
 

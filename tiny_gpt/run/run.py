@@ -1,4 +1,4 @@
-"""A training run from its settings to its model files: the one entrance to this package."""
+"""A training run from its settings to its model files: the entry point of this package."""
 
 from collections.abc import Iterator
 

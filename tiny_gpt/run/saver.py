@@ -1,7 +1,7 @@
 """Saving on a disk that may be full, broken, read-only or gone.
 
-A night's training is worth more than any single file: what cannot be saved now is reported and left for the next time,
-and training goes on.
+Hours of training are worth more than any single file: a failed save is reported and retried at the next one, and
+training continues.
 """
 
 import errno
@@ -51,7 +51,7 @@ class Saver:
     def _report_failure(self, failure: Exception) -> None:
         had_problem, self.problem = self.problem, str(self.as_error(failure))
         if not had_problem:
-            self.state.warn(f"{self.problem}; training goes on, and saving is retried")
+            self.state.warn(f"{self.problem}; training continues, and saving is retried")
 
     def as_error(self, failure: Exception) -> OutOfResourcesError:
         """The failure of a save in words for the user."""

@@ -1,4 +1,4 @@
-"""Prepare a new run: read the text, fill in every open setting, make the model."""
+"""Prepare a new run: read the text, choose every setting that the user left open, build the model."""
 
 from collections.abc import Generator
 from dataclasses import asdict, replace
@@ -27,7 +27,10 @@ from tiny_gpt.training.budget import RunRequest, resolve_steps
 
 
 def start_run(requested: RunConfig, request: RunRequest) -> Generator[PreparationEvent, None, PreparedRun]:
-    """A new run of what is `requested`; an earlier run in its folder is archived.
+    """Prepare a run with the `requested` settings; an earlier run in its folder is archived.
+
+    The settings become complete in three steps: `shaped` has the shape of --start-from's model, `planned` what the
+    planner chose for the recipe `auto`, `config` the measured backend and precision too.
 
     Raises UsageError and BadInputError before anything in the folder is changed.
     """
@@ -42,16 +45,16 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     planner: Planner | None = None
     if shaped.train.auto:
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
-    tuned = resolve_steps(planner.plan(shaped)[0] if planner else shaped, len(dataset.train))
-    yield from compilation_notices(tuned, device)
-    choice = choose_backend(tuned, vocab_size, device)
-    config = with_choices(tuned, dataset.sources, choice.candidate)
+    planned = resolve_steps(planner.plan(shaped)[0] if planner else shaped, len(dataset.train))
+    yield from compilation_notices(planned, device)
+    choice = choose_backend(planned, vocab_size, device)
+    config = with_choices(planned, dataset.sources, choice.candidate)
     plan = expected_plan(config, planner, choice) if planner else None
 
     model = build_model(config, vocab_size, device)
     if initial:
         model.load_state_dict(initial.model.state_dict())
-    del initial  # its memory is free before the optimizer takes its own
+    del initial  # frees its memory before the optimizer allocates the moments
     description = RunDescription(config, requested, dataset.identity, machine_fingerprint(device))
     out_dir = user_path(requested.train.out_dir)
     trainer = Trainer(TrainState(model, config.train, request), dataset, config, description, out_dir)
@@ -63,15 +66,14 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
 
 
 def open_initial_model(start_from: str) -> LoadedModel | None:
-    """The model that --start-from names; raises BadInputError where it cannot be read."""
+    """The model that --start-from names; raises BadInputError if it cannot be read."""
     return open_path(user_path(start_from), torch.device("cpu")) if start_from else None
 
 
 def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
     """`requested` with the shape and the tokenizer of the `initial` model, but its own dropout.
 
-    Raises UsageError naming the settings that the user gave otherwise: those that are neither a recipe's nor the
-    model's.
+    Raises UsageError naming the settings that the user changed: those with neither the model's value nor a recipe's.
     """
     tokenizer = initial.tokenizer.to_dict()["type"]
     fixed = asdict(initial.model.config) | {"tokenizer": tokenizer, "vocab_size": initial.tokenizer.vocab_size}
@@ -99,6 +101,6 @@ def expected_plan(config: RunConfig, planner: Planner, choice: BackendChoice) ->
     """What to expect of the run; nothing is known of one that starts from another model."""
     if config.train.start_from:
         return None
-    # On a GPU the choice has timed whole steps of this very model.
+    # On a GPU, choose_backend has timed whole training steps of this model.
     step_s = choice.seconds.get(str(choice.candidate)) if planner.device.type != "cpu" else None
     return planner.plan_of(config, step_s or planner.step_time(config))

@@ -19,7 +19,7 @@ from tiny_gpt.training.schedule import SchedulePoint, is_cooling
 from tiny_gpt.training.step import micro_batch_size
 from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, start_timed_budget
 
-# More warnings than this are thinned out from the middle: the first and the last ones tell most.
+# Of more warnings than this, those in the middle are dropped: the first and the last ones are the most useful.
 MAX_INCIDENTS = 200
 # Names of counters in the checkpoints of earlier versions.
 RENAMED_COUNTERS = {"n_parts": "n_micro_batches"}
@@ -83,7 +83,7 @@ class TrainState:
     """A model in training. The trainer changes it; evaluator, checkpoints and model files read it."""
 
     def __init__(self, model: GPT, config: TrainConfig, request: RunRequest | None = None) -> None:
-        """`request` tells when the user asked for the run, from which a timed budget counts."""
+        """A timed budget counts from the time of the `request`."""
         self.model, self.config, self.request = model, config, request or RunRequest()
         self.optimizer = make_optimizer(model, config)
         self.guard = Guard(model.device)
@@ -122,8 +122,8 @@ class TrainState:
     def finish_step(self, point: SchedulePoint, scheduled_rate: float) -> None:
         """Count a step that is done. `scheduled_rate` is its learning rate before `rate_factor`.
 
-        A timed budget waits for the device where it takes the time, and in its last steps: a GPU's queue of steps would
-        make the run late.
+        A timed budget waits for the device after the steps that it times, and in its last steps: a GPU's queue of steps
+        would make the run late.
         """
         budget, counters = self.budget, self.counters
         if isinstance(budget, TimedBudget) and (
@@ -148,7 +148,7 @@ class TrainState:
     # --- evaluations and warnings ---
 
     def record(self, evaluated: Evaluated) -> None:
-        """Add an evaluation to the history; a new lowest loss forgives earlier rollbacks."""
+        """Add an evaluation to the history; a new lowest loss resets the count of rollbacks."""
         if evaluated.val_loss < self.counters.lowest_val_loss:
             self.counters.lowest_val_loss = evaluated.val_loss
             self.counters.n_rollbacks, self.counters.rolled_back_to = 0, None
@@ -178,7 +178,7 @@ class TrainState:
         return {"run": asdict(counters), "best": self.best.to_json_line() if self.best else None}
 
     def summary(self) -> dict[str, Any]:
-        """What a checkpoint's manifest says without a look into its files."""
+        """What a checkpoint's manifest says about it, readable without loading its other files."""
         is_evaluated = bool(self.history) and self.history[-1].step == self.step
         return {
             "step": self.step,

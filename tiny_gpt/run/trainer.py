@@ -1,6 +1,7 @@
 """The training loop: steps, evaluations, checkpoints, and what happens when one goes wrong.
 
-`Trainer.train` sequences and yields events; it prints nothing. The mathematics of a step is in training/step.py.
+`Trainer.train` decides what happens when and yields events; it prints nothing. The mathematics of a step is in
+training/step.py.
 """
 
 import math
@@ -42,20 +43,20 @@ from tiny_gpt.training.timed_budget import TimedBudget
 
 Result = TypeVar("Result")
 
-# A timed run has a checkpoint at least after this share of its time.
+# A timed run writes a checkpoint at least once in this fraction of its time.
 CHECKPOINT_SHARE = 0.05
-# Writing a sample of the best model, and all else that follows training. A model of three million parameters takes
-# 0.5 s on 2 cores of an AMD EPYC.
+# Seconds to generate a sample of the best model, and for all else that follows training. A model of three million
+# parameters takes 0.5 s on 2 cores of an AMD EPYC.
 SAMPLE_S = 1.0
-# Rollbacks without a better evaluation in between; more of them do not help.
+# After this many rollbacks without a better evaluation in between, the run gives up.
 MAX_ROLLBACKS = 3
-# A run shorter than this is over before the machine falls asleep.
+# A run shorter than this ends before the machine falls asleep.
 LONG_S = 600
 
 
 @dataclass(frozen=True)
 class DoneStep:
-    """A step that is done, its losses still on the device."""
+    """A finished step; its loss and gradient norm are still on the device."""
 
     point: SchedulePoint
     learning_rate: float
@@ -111,10 +112,11 @@ class Trainer:
             is_epoch_end = self._is_epoch_end(point)
             is_due = is_epoch_end or self.evaluator.is_due(point)
             if stop_signal is not None:
-                if not is_due:  # the evaluation of a stop is not part of the run: the checkpoint comes before it
+                if not is_due:  # an uninterrupted run would not evaluate here: save without this evaluation
                     yield from self._report(self.checkpoints.save())
                 yield Stopping(stop_signal)
             evaluates = is_due or stop_signal is not None
+            # Reading the loss waits for a GPU's queue of steps, so most steps are reported without it.
             batch_loss = done.result.loss.item() if evaluates or state.step == 1 else None
             yield StepDone(state.step, batch_loss, done.learning_rate, point.progress, budget.remaining_s())
             yield from self._measure_throughput(state.step - first_step, monitor)
@@ -139,7 +141,7 @@ class Trainer:
     # --- steps ---
 
     def _train_one_step(self, point: SchedulePoint) -> DoneStep:
-        """The step at `point`, in smaller micro-batches if memory runs out."""
+        """Do the step at `point`, in smaller micro-batches if memory runs out."""
         state, counters, train = self.state, self.state.counters, self.config.train
         batch = self.batches.batch(state.step + counters.batch_offset)
         scheduled_rate = learning_rate(point, train)
@@ -189,6 +191,7 @@ class Trainer:
             return
         remaining_s = state.budget.remaining_s()
         if remaining_s is None:
+            # Scoring a token takes a third of the time of training on it: there is no backward pass.
             overhead = 1 + self.evaluator.n_tokens / 3 / self.tokens_per_step / self.evaluator.steps_between
             remaining_s = (self.config.train.total_steps - state.step) * step_s * overhead
         remaining_s = max(0.0, remaining_s)
@@ -231,18 +234,18 @@ class Trainer:
     # --- checkpoints ---
 
     def _save_first_checkpoint(self) -> Iterator[Event]:
-        """Of step 0, which shows that the disk works, or of where a new budget begins."""
+        """Save step 0, which shows that the disk works, or the step at which a new budget begins."""
         if not self.checkpoints.store.steps():
             yield self.checkpoints.save_first()
         yield from self._report(self.checkpoints.save())
 
     def _checkpoint_before_cooldown(self, point: SchedulePoint) -> Iterator[Event]:
-        """The last state from which the run can be extended without a jump of the loss."""
+        """Save the last state from which the run can be extended without a jump of the loss."""
         if is_cooling(point, self.config.train) and not self.state.is_cooling and self.state.step:
             yield from self._report(self.checkpoints.save())
 
     def _between_steps(self, monitor: HostMonitor, is_epoch_end: bool) -> Iterator[Event]:
-        """A checkpoint where one is due; a pause or a restart where one is needed."""
+        """Save a checkpoint if one is due; pause or restart if the machine requires it."""
         state = self.state
         pause_reason, restart = monitor.pause_reason(), monitor.restart_requested
         interval_s = 0 if is_epoch_end else 60 * self.config.reliability.checkpoint_minutes
@@ -260,7 +263,7 @@ class Trainer:
             yield Warned(state.step, f"paused: {pause_reason}")
             with state.clock.count_as("pause"):
                 monitor.wait_out_pause()
-            yield Warned(state.step, "training goes on")
+            yield Warned(state.step, "training continues")
 
     def _reserved_s(self) -> float:
         """Seconds that a timed run needs after its last step: to evaluate, save, score the best model and sample."""
@@ -271,7 +274,7 @@ class Trainer:
     # --- divergence ---
 
     def _is_diverging(self, point: SchedulePoint) -> bool:
-        """Ask the guard, on a GPU only now and then since that waits for its queue; warn of the steps it skipped."""
+        """Ask the guard, on a GPU only every GUARD_INTERVAL steps, and warn of the steps that it skipped."""
         state = self.state
         if state.model.device.type != "cpu" and state.step % GUARD_INTERVAL and not point.is_last:
             return False
@@ -288,7 +291,7 @@ class Trainer:
         yield from self._report(self.model_files.save_pending(force=True))
         target = None if before.n_rollbacks == MAX_ROLLBACKS else self._rollback_target()
         if target is None:
-            raise DivergedError(self._divergence(trouble), code="training-diverged")
+            raise DivergedError(self._divergence_message(trouble), code="training-diverged")
         self.checkpoints.roll_back(target)
         self.evaluator.resume()
         state.warn(
@@ -301,13 +304,13 @@ class Trainer:
     def _rollback_target(self) -> Checkpoint | None:
         """The newest healthy checkpoint; after a rollback that did not help, one from before its target.
 
-        Such trouble may have begun before the last checkpoint that looked healthy.
+        The divergence may have begun before the last checkpoint that looked healthy.
         """
         counters = self.state.counters
         newest = counters.step if counters.rolled_back_to is None else counters.rolled_back_to
         return self.checkpoints.newest_healthy(newest) or self.checkpoints.newest_healthy(counters.step)
 
-    def _divergence(self, trouble: str) -> str:
+    def _divergence_message(self, trouble: str) -> str:
         counters, best = self.state.counters, self.state.best
         kept = ""
         if best:
@@ -349,8 +352,10 @@ class Trainer:
         )
 
     def _final_score(self, path: Path, beat: Callable[[], None]) -> tuple[float, int] | None:
-        """Loss of the model file at `path` over as much validation text as the run was long enough for, and how many
-        tokens that is; None where that is no more than an evaluation scores, or more than memory holds."""
+        """Score the model file at `path` over more validation text than during the run: (loss, number of tokens).
+
+        None if the run was too short for more, or if memory runs out.
+        """
         left_s = self.state.budget.remaining_s()
         windows = self.evaluator.final_windows(None if left_s is None else left_s - SAMPLE_S)
         if windows is None:
@@ -358,7 +363,7 @@ class Trainer:
         trained = self.state.model
         try:
             with self.state.clock.count_as("eval"):
-                model = load_model(path, trained.device, trained.compute_dtype).model
+                model = load_model(path, trained.device, trained.compute_dtype).model  # beside the one in training
                 return windows.loss(model, beat), windows.n_tokens
         except Exception as failure:
             if not is_out_of_memory(failure):
@@ -366,6 +371,6 @@ class Trainer:
             return None
 
     def _report(self, *events: Event | None) -> Iterator[Event]:
-        """The warnings since the last report, then `events` but None."""
+        """The warnings since the last report, then those of `events` that are not None."""
         yield from self.state.take_warnings()
         yield from (event for event in events if event is not None)

@@ -7,7 +7,7 @@ from tiny_gpt.run.events import Evaluated, Event, Finished, Prepared, RolledBack
 
 
 class MetricsFile:
-    """Consumes a run's events into a file that holds each evaluated step once, also after a resume or a roll-back."""
+    """Consumes a run's events into a file that holds each evaluated step once, also after a resume or a rollback."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
