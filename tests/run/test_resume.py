@@ -295,7 +295,7 @@ def test_where_its_path_is_broken_a_run_goes_on_with_another(config, monkeypatch
     def broken():
         raise ImportError("no numba")
 
-    monkeypatch.setattr(autotune_cache, "read", lambda *_: None)
+    monkeypatch.setattr(autotune_cache, "read_choice", lambda *_: None)
     monkeypatch.setattr(Workload, "trials", lambda self, found: dict.fromkeys(found, broken))
     finished = end(with_train(config, backend="fused"), is_resumed=True)[2]
     message = "--backend fused cannot be used here: no numba; this run continues with eager"

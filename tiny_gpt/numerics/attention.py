@@ -18,7 +18,7 @@ from tiny_gpt.numerics.harness import Deviation, Function, Harness, in_fp64, rel
 
 # The default model's heads; an odd length; few queries and wide heads, for which MPS has a kernel of its own.
 SHAPES_BHTK = [(2, 8, 128, 32), (2, 3, 77, 16), (3, 3, 5, 64)]
-WORKAROUND = "torch's attention is wrong on permuted inputs (pytorch#181133); tiny_gpt copies them first"
+ATTENTION_WORKAROUND = "torch's attention is wrong on permuted inputs (pytorch#181133); tiny_gpt copies them first"
 
 
 def contiguous(harness: Harness) -> Iterator[Deviation]:
@@ -31,7 +31,7 @@ def contiguous(harness: Harness) -> Iterator[Deviation]:
 
 def permuted(harness: Harness) -> Iterator[Deviation]:
     """Inference on a prompt: q, k and v are permuted views of one projection."""
-    note = WORKAROUND if harness.device.type == "mps" else ""
+    note = ATTENTION_WORKAROUND if harness.device.type == "mps" else ""
     expected = _on_projection(reference.attention)
     for shape_BHTK in SHAPES_BHTK:
         what, bound = f"{shape_BHTK}", harness.product_bound(shape_BHTK[2])

@@ -31,7 +31,7 @@ from tiny_gpt.numerics.harness import (
 )
 
 N_TOKENS = 8192
-WORKAROUND = "torch's linear is wrong on 3-D inputs (pytorch#180776, #192934); tiny_gpt makes them 2-D"
+LINEAR_WORKAROUND = "torch's linear is wrong on 3-D inputs (pytorch#180776, #192934); tiny_gpt makes them 2-D"
 
 
 def linear(harness: Harness) -> Iterator[Deviation]:
@@ -44,7 +44,7 @@ def linear(harness: Harness) -> Iterator[Deviation]:
 
 def linear_3d(harness: Harness) -> Iterator[Deviation]:
     """3-D inputs: to the model's layer, and to torch's with and without a bias."""
-    note = WORKAROUND if harness.device.type == "mps" else ""
+    note = LINEAR_WORKAROUND if harness.device.type == "mps" else ""
     for B, T, D, n_out in [(2, 64, 128, 384), (6, 6, 634, 634)]:
         what, bound = f"({B}, {T}, {D}) to {n_out}", harness.product_bound(D)
         no_bias = {"x": harness.draw(B, T, D), "weight": harness.draw(n_out, D)}

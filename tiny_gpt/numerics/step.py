@@ -15,7 +15,7 @@ from tiny_gpt.numerics import reference
 from tiny_gpt.numerics.harness import FP32_EPS, Array, Deviation, Harness, norm_error, relative_error, to_array
 from tiny_gpt.training.optimizer import make_optimizer
 
-VOCAB_SIZE, BATCH_SIZE = 97, 32
+VOCAB_SIZE, N_BLOCKS = 97, 32
 # Half the tokens of a step of the default model, in a network small enough for a step in fp64 in less than a second.
 CONFIG = ModelConfig(n_layer=2, n_head=2, d_model=64, d_ff=256, block_size=128, dropout=0.0)
 # Weights are fp32 in every precision. 1 - 0.999^n loses ten bits there, and an update is a hundredth of a weight.
@@ -122,7 +122,7 @@ def make_models(harness: Harness, architecture: str) -> tuple[GPT, GPT]:
 
 def draw_batch(harness: Harness) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets (B, T) on the CPU; one id makes up a third of them, like the space in a text."""
-    ids_BT = harness.draw_integers(BATCH_SIZE, CONFIG.block_size + 1, low=0, high=VOCAB_SIZE)
+    ids_BT = harness.draw_integers(N_BLOCKS, CONFIG.block_size + 1, low=0, high=VOCAB_SIZE)
     ids_BT[:, ::3] = 5
     return ids_BT[:, :-1], ids_BT[:, 1:]
 

@@ -111,7 +111,7 @@ def choose_backend(
     cache_file = workload.cache_file(candidates)
     make_trials = make_trials or Workload.trials
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        cached = autotune_cache.read(cache_file, candidates)
+        cached = autotune_cache.read_choice(cache_file, candidates)
         # torch.compile runs again in this process. Should it fail, better here than in the first step.
         if cached and (cached.candidate.backend != "compiled" or _works(make_trials(workload, [cached.candidate]))):
             return cached
@@ -122,7 +122,7 @@ def choose_backend(
     choice = _decide(config.train, candidates, seconds, failures)
     # NotImplementedError is permanent. Any other failure may have passed by the next start, so nothing is cached.
     if all(isinstance(failure, NotImplementedError) for failure in failures.values()):
-        autotune_cache.write(cache_file, choice)
+        autotune_cache.write_choice(cache_file, choice)
     return choice
 
 

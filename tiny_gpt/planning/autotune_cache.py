@@ -34,7 +34,7 @@ def cache_file(device: torch.device, candidates: list[Candidate], workload: list
     return cache_folder() / FOLDER / f"{sha256_of_json(key)[:32]}.json"
 
 
-def read(file: Path, candidates: list[Candidate]) -> BackendChoice | None:
+def read_choice(file: Path, candidates: list[Candidate]) -> BackendChoice | None:
     """The choice in `file`; None where there is none or it makes no sense."""
     try:
         values: Any = json.loads(file.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def read(file: Path, candidates: list[Candidate]) -> BackendChoice | None:
     return BackendChoice(chosen, seconds, failures) if seconds else None
 
 
-def write(file: Path, choice: BackendChoice) -> None:
+def write_choice(file: Path, choice: BackendChoice) -> None:
     """Store `choice`, if the disk allows it."""
     values = {"candidate": str(choice.candidate), "seconds": choice.seconds, "failures": choice.failures}
     with contextlib.suppress(OSError, OutOfResourcesError):

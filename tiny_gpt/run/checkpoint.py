@@ -28,7 +28,7 @@ from tiny_gpt.run.events import Evaluated
 
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 HISTORY_FILE = "metrics.jsonl"
-MAX_HISTORY_BYTES, MAX_HEADER_BYTES = 1 << 28, 1 << 23
+MAX_HISTORY_BYTES, MAX_TENSOR_HEADER_BYTES = 1 << 28, 1 << 23
 
 
 def checkpoint_files(
@@ -100,7 +100,7 @@ def _check_header(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(8)
     n_header_bytes = int.from_bytes(start, "little")
-    if len(start) < 8 or n_header_bytes > MAX_HEADER_BYTES:
+    if len(start) < 8 or n_header_bytes > MAX_TENSOR_HEADER_BYTES:
         raise DamagedError(f"{path.name} has a header of {n_header_bytes:,} bytes")
 
 

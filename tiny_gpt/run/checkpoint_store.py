@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import Writable, sha256_of, sha256_of_json, sync_folder, sync_to_disk
 
-FORMAT = "tiny_gpt checkpoint"
+CHECKPOINT_FORMAT = "tiny_gpt checkpoint"
 FORMAT_VERSION = 1
 CHECKPOINTS_FOLDER = "checkpoints"
 MANIFEST_FILE = "manifest.json"
@@ -110,7 +110,7 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             entries = {name: _write_file(partial / name, content) for name, content in files.items()}
-            manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": entries, "about": about}
+            manifest = {"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, "files": entries, "about": about}
             manifest["sha256"] = sha256_of_json(manifest)
             text = json.dumps(manifest, indent=1).encode()
             _write_file(partial / MANIFEST_FILE, lambda sink: sink.write(text))
@@ -228,7 +228,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(read_bounded(path / MANIFEST_FILE, MAX_MANIFEST_BYTES))
         if manifest.pop("sha256") != sha256_of_json(manifest):
             raise DamagedError("its manifest does not match its checksum")
-        if manifest["format"] != FORMAT or type(manifest["format_version"]) is not int:
+        if manifest["format"] != CHECKPOINT_FORMAT or type(manifest["format_version"]) is not int:
             raise DamagedError("it is not a checkpoint of tiny_gpt")
         if manifest["format_version"] != FORMAT_VERSION:
             raise BadInputError(

@@ -82,7 +82,7 @@ def archive_earlier_run(out_dir: Path) -> Path | None:
     return folder
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json_atomically(path: Path, values: Mapping[str, Any]) -> None:
     """Write config.json or plan.json, complete or not at all; raises OutOfResourcesError."""
     with atomic_write(path) as file:
         file.write(json.dumps(values, indent=2).encode() + b"\n")

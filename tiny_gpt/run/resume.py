@@ -22,7 +22,7 @@ from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.checkpoint_store import DamagedError
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
-from tiny_gpt.run.output_folder import write_json
+from tiny_gpt.run.output_folder import write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
 from tiny_gpt.run.saved_run import SavedRun, find_resume_point, merge_settings
 from tiny_gpt.run.state import TrainState
@@ -69,7 +69,7 @@ def resume_run(requested: RunConfig, request: RunRequest) -> Generator[Preparati
     if reason := restart_reason():
         notes.append(f"restarted: {reason}")
     load_checkpoint(trainer, saved, extends, notes)
-    write_json(out_dir / CONFIG_FILE, config.to_flat())
+    write_json_atomically(out_dir / CONFIG_FILE, config.to_flat())
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan))
 
 

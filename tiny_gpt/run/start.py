@@ -19,7 +19,7 @@ from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.planner import Planner, measure_machine_and_text
 from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
-from tiny_gpt.run.output_folder import archive_earlier_run, write_json
+from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
@@ -59,9 +59,9 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     out_dir = user_path(requested.train.out_dir)
     trainer = Trainer(TrainState(model, config.train, request), dataset, config, description, out_dir)
     earlier_run = archive_earlier_run(out_dir)
-    write_json(out_dir / CONFIG_FILE, config.to_flat())
+    write_json_atomically(out_dir / CONFIG_FILE, config.to_flat())
     if plan:
-        write_json(out_dir / PLAN_FILE, plan.to_dict())
+        write_json_atomically(out_dir / PLAN_FILE, plan.to_dict())
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan, earlier_run))
 
 
