@@ -1,8 +1,8 @@
 """From parsed settings to a training process: which folder, resumed or new, and under the watchdog or not.
 
-Unless --no-watchdog is given, `launch` runs twice. The first process decides where the run goes, asking the user if
-need be, and becomes the watchdog. It starts the same command again as a child process, which finds the decision in an
-environment variable and trains.
+Unless --no-watchdog is given, `launch_training` runs twice. The first process decides where the run goes, asking the
+user if need be, and becomes the watchdog. It starts the same command again as a child process, which finds the decision
+in an environment variable and trains.
 """
 
 import json
@@ -73,41 +73,41 @@ def launch_training(
         run_dir, is_resumed = resolve_run_dir(config, mode)
         # A time for a finished run comes on top of what it has had; for an unfinished run it is the total.
         extends = extends or (is_resumed and config.train.is_timed and unfinished(run_dir) is None)
-        decided = Launch(str(run_dir), is_resumed, extends, time.time(), program)
+        launch = Launch(str(run_dir), is_resumed, extends, time.time(), program)
     else:
-        decided = Launch.from_json(from_parent)
-        if restart_reason():  # the first child began it
-            decided = replace(decided, is_resumed=True)
+        launch = Launch.from_json(from_parent)
+        if restart_reason():  # an earlier child process has begun the run
+            launch = replace(launch, is_resumed=True)
     if config.reliability.watchdog and not is_watched():
-        return _watch(decided, restart_command)
-    return _train(config, decided)
+        return _watch(launch, restart_command)
+    return _train(config, launch)
 
 
-def _watch(decided: Launch, command: Sequence[str]) -> int:
+def _watch(launch: Launch, command: Sequence[str]) -> int:
     from tiny_gpt.host.watchdog import watch
 
-    os.environ[LAUNCH_VARIABLE] = decided.to_json()
+    os.environ[LAUNCH_VARIABLE] = launch.to_json()
     sys.stdout.flush()  # before the child writes to the same file
     try:
-        return watch(command, command, lambda: newest_step(Path(decided.run_dir)), error)
+        return watch(command, command, lambda: newest_step(Path(launch.run_dir)), error)
     finally:
         del os.environ[LAUNCH_VARIABLE]
 
 
-def _train(config: RunConfig, decided: Launch) -> int:
+def _train(config: RunConfig, launch: Launch) -> int:
     heartbeat()  # before torch is imported, which takes seconds: see Heartbeat
     from tiny_gpt.cli.session import NextCommands, train_and_sample
     from tiny_gpt.training.budget import RunRequest
 
     start_from = config.train.start_from
-    if start_from and not decided.is_resumed:  # a resumed run has its weights
+    if start_from and not launch.is_resumed:  # a resumed run continues from its checkpoint instead
         start_from = str(find_model(start_from))
-    config = replace(config, train=replace(config.train, out_dir=decided.run_dir, start_from=start_from))
+    config = replace(config, train=replace(config.train, out_dir=launch.run_dir, start_from=start_from))
     return train_and_sample(
         config,
-        decided.is_resumed,
-        RunRequest(decided.requested_at, decided.extends, is_restart=bool(restart_reason())),
-        NextCommands.of(decided.program, decided.run_dir),
+        launch.is_resumed,
+        RunRequest(launch.requested_at, launch.extends, is_restart=bool(restart_reason())),
+        NextCommands.of(launch.program, launch.run_dir),
     )
 
 

@@ -74,7 +74,7 @@ def train(args: Sequence[str]) -> int:
         base = replace(base, train=replace(base.train, out_dir=""))
     else:
         name = origin["recipe"] or "auto"
-        base = recipe_config(name, args) if name in RECIPES else RunConfig()  # the parser explains an unknown name
+        base = recipe_config(name, args) if name in RECIPES else RunConfig()  # the parser rejects an unknown name
     command = parse_run(TrainCommand, "tiny-gpt train", args, base)
     config = run_settings(command, command.sources)
     return launch_training(config, command.run, [sys.executable, "-m", "tiny_gpt", "train", *args], program_name())

@@ -88,7 +88,7 @@ class HostBatchReader:
 
 
 class DeviceBatchReader:
-    """Keeps the whole text in a GPU's memory. Only positions are transferred; the GPU gathers the batches itself."""
+    """Keeps the whole text in a GPU's memory. Only positions are transferred; the batches are gathered on the GPU."""
 
     def __init__(self, tokens: NDArray[np.unsignedinteger], sampler: Sampler, device: torch.device) -> None:
         self._sampler, self._device = sampler, device

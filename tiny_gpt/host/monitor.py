@@ -1,4 +1,4 @@
-"""What a run learns from the machine it runs on: stop signals, its watchdog's wishes, sleep, low battery, slow-downs.
+"""What a run learns from the machine it runs on: stop signals, restart requests, sleep, low battery, slow-downs.
 
 The trainer asks between two steps. Nothing here acts by itself, except that it keeps the machine awake.
 """
@@ -21,7 +21,7 @@ from tiny_gpt.host.signals import StopRequest
 CHECK_INTERVAL_S = 5.0
 BATTERY_INTERVAL_S = 30.0
 PAUSE_POLL_S = 5.0
-# Shorter sleeps are not worth a line.
+# Shorter sleeps are not reported.
 MIN_SLEEP_S = 30.0
 # Training is slow when N_SLOW_INTERVALS intervals between evaluations in a row ran below this fraction of the best
 # throughput that was sustained for as many.
@@ -75,7 +75,7 @@ class HostMonitor:
 
     @property
     def restart_requested(self) -> bool:
-        """Whether the watchdog wants a checkpoint saved and a new process."""
+        """Whether the watchdog has asked for a checkpoint and a new process."""
         return self._heartbeat is not None and self._heartbeat.restart_requested
 
     # --- what has happened ---

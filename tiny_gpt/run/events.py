@@ -31,7 +31,7 @@ class Prepared:
     """What the user should know about the text, a line each."""
     model: ModelConfig
     train: TrainConfig
-    """Both as they are used, with every open setting filled in."""
+    """Both as they are used, with a value for every setting that was left open."""
     tokenizer: str
     vocab_size: int
     train_tokens: int
@@ -55,7 +55,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer update. `batch_loss` is read from the device only now and then, since reading waits for it."""
+    """One optimizer update. `batch_loss` is None for most steps, since reading it waits for the device."""
 
     step: int
     batch_loss: float | None
