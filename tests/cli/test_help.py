@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli_reference
 import pytest
 
 from tiny_gpt.bootstrap import ROOT
@@ -89,3 +90,8 @@ def test_import_of_the_program_is_light():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"torch", "numpy", "numba", "pyarrow", "requests", "tokenizers", "safetensors", "psutil", "tqdm", "wakepy"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_command_line_page_is_current():
+    page = cli_reference.PAGE.read_text(encoding="utf-8")
+    assert page == cli_reference.reference(), "run: .venv/bin/python scripts/cli_reference.py"
