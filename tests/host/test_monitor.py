@@ -96,7 +96,7 @@ def test_the_real_machine_reports_nothing():
     assert HostMonitor(StopRequest(), keep_awake=False).notes() == []
 
 
-def test_without_a_clock_that_stops_in_sleep_the_battery_still_counts():
+def test_without_a_sleep_clock_the_battery_still_counts():
     machine = SimulatedMachine()
     machine.monitor = machine.observe(Clocks(*3 * [lambda: machine.wall]))
     machine.train(60)
