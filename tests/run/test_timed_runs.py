@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny_gpt.config import BUDGETS, FINAL_FILE, DataConfig, ModelConfig, ReliabilityConfig, RunConfig, TrainConfig
+from tests.run.support import CPU, of, with_train
+from tiny_gpt.config import BUDGETS, FINAL_FILE, TrainConfig
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.model_io.model_file import load_model
@@ -42,38 +43,19 @@ class SimulatedMachine:
 
 
 @pytest.fixture
-def config(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("the cat sat on a mat and said hello to every dog in town.\n" * 60)
-    return RunConfig(
-        ModelConfig(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=8),
-        DataConfig((str(text),)),
-        TrainConfig(
-            for_="9s",
-            batch_size=8,
-            learning_rate=0.01,
-            warmup_steps=3,
-            device="cpu",
-            precision="fp32",
-            backend="eager",
-            out_dir=str(tmp_path / "run"),
-        ),
-        ReliabilityConfig(checkpoint_minutes=1e-9, keep_awake=False),
-    )
+def config(config):
+    """Nine seconds; evaluated on as much text as the defaults have it."""
+    train = TrainConfig()
+    return with_train(config, for_="9s", iters_per_epoch=train.iters_per_epoch, eval_interval=train.eval_interval)
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, save_at_every_step):
     """Each step takes 0.1 s; checkpoints may take any share of the time."""
     machine = SimulatedMachine()
     monkeypatch.setattr(timed_budget, "system_clocks", lambda: Clocks(elapsed=lambda: machine.now))
     monkeypatch.setattr(clock.RunClock, "train_s", property(lambda _: machine.train_s))
-    monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
     return machine
-
-
-def with_train(config, **changes):
-    return replace(config, train=replace(config.train, **changes))
 
 
 def events_of(config, machine, resume=False, request=None, until=lambda event: False):
@@ -87,10 +69,6 @@ def events_of(config, machine, resume=False, request=None, until=lambda event: F
             break
     events.close()
     return found
-
-
-def of(kind, events):
-    return [event for event in events if isinstance(event, kind)]
 
 
 def share(event, config):
@@ -108,7 +86,7 @@ def test_keeps_a_checkpoint_from_before_the_cooldown(config, machine):
     assert [event.progress for event in steps] == sorted(event.progress for event in steps)
     assert steps[-1].progress == 1 and steps[-1].learning_rate == 0
     evaluated = of(Evaluated, events)
-    assert evaluated[-1].step == steps[-1].step == load_model(finished.final_path, torch.device("cpu")).progress.step
+    assert evaluated[-1].step == steps[-1].step == load_model(finished.final_path, CPU).progress.step
     assert 1 < len(evaluated) <= 41
     store = CheckpointStore(Path(config.train.out_dir))
     before = max(event.step for event in steps if event.learning_rate == config.train.learning_rate)
@@ -122,7 +100,7 @@ def test_slow_saving_postpones_the_best_model_to_the_end(config, machine, monkey
         monkeypatch.setattr(clock, "MAX_OVERHEAD", share)
         events = events_of(with_train(config, out_dir=f"{config.train.out_dir}-{share}", **changes), machine)
         best = min(of(Evaluated, events), key=lambda event: event.val_loss)
-        assert load_model(events[-1].best_path, torch.device("cpu")).progress.val_loss == best.val_loss
+        assert load_model(events[-1].best_path, CPU).progress.val_loss == best.val_loss
         return [event for event in of(Saved, events) if event.is_best], best
 
     saved, best = saved_best(1e-9)

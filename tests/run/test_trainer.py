@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.run.support import CPU, with_train
 from tests.support import MODEL, VOCAB_SIZE, mean_loss, random_model
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, DataConfig, RunConfig, TrainConfig
 from tiny_gpt.data.dataloader import BatchLoader
@@ -41,7 +42,6 @@ from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.training.optimizer import OPTIMIZERS
 from tiny_gpt.training.schedule import learning_rate_at
 
-CPU = torch.device("cpu")
 LEARNABLE = "abcdefghijklmnopqrstuvwxyz\n" * 55
 # Validation, the last tenth, shares no character with what is learned: its loss only rises.
 MISLEADING = "abcd" * 450 + "WXYZ" * 50
@@ -68,10 +68,6 @@ def config(tmp_path: Path) -> RunConfig:
     return RunConfig(replace(MODEL, dropout=0.2), DataConfig((str(text),)), train)
 
 
-def with_train(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, train=replace(config.train, **changes))
-
-
 def figures(events: list[Event]) -> list[tuple[float, ...]]:
     """All that a run reports and that no clock measures."""
     steps = [astuple(event) for event in events if isinstance(event, StepDone)]
@@ -82,7 +78,7 @@ def figures(events: list[Event]) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("path", ["eager", "fused"])
-def test_same_seed_gives_the_same_bits_and_another_seed_others(
+def test_the_same_seed_gives_the_same_bits(
     config: RunConfig, tmp_path: Path, architecture: Any, precision: Any, path: Any
 ) -> None:
     config = with_train(config, epochs=2, backend=path, precision=precision, grad_accum_steps=2)
@@ -107,7 +103,7 @@ def test_learns_a_learnable_text(config: RunConfig, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("token_noise", [0.0, 0.3])
-def test_a_run_equals_a_loop_written_out_by_hand(config: RunConfig, token_noise: float) -> None:
+def test_a_run_equals_a_hand_written_loop(config: RunConfig, token_noise: float) -> None:
     """Losses of the steps' batches within 1e-4, though 24 steps of Adam magnify every rounding."""
     train = replace(config.train, token_noise=token_noise)
     config = replace(config, model=replace(config.model, dropout=0.0), train=train)
@@ -144,7 +140,7 @@ def test_a_run_trains_with_dropout(config: RunConfig, tmp_path: Path) -> None:
     assert first_loss(0.0) != pytest.approx(first_loss(0.5), rel=1e-6)
 
 
-def test_how_a_batch_is_divided_does_not_change_a_run(config: RunConfig, tmp_path: Path) -> None:
+def test_micro_batches_do_not_change_a_run(config: RunConfig, tmp_path: Path) -> None:
     config = replace(config, model=replace(config.model, dropout=0.0))
     losses = []
     for n_micro_batches in (1, 2, 4):
@@ -154,7 +150,7 @@ def test_how_a_batch_is_divided_does_not_change_a_run(config: RunConfig, tmp_pat
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_events_come_in_order_and_files_are_whole_when_announced(config: RunConfig) -> None:
+def test_events_are_in_order_and_saved_files_complete(config: RunConfig) -> None:
     events, best_so_far = [], math.inf
     for event in run(config):
         if isinstance(event, StageProgress | Notice):
@@ -238,7 +234,7 @@ def until_saved(events: Iterator[Event]) -> None:
     assert any(isinstance(event, Saved) for event in events)
 
 
-def test_weights_that_became_no_numbers_are_those_of_the_last_checkpoint_again(config: RunConfig) -> None:
+def test_nan_weights_are_rolled_back(config: RunConfig) -> None:
     training = trainer(config)
     events = training.train(monitor())
     until_saved(events)
@@ -252,7 +248,7 @@ def test_weights_that_became_no_numbers_are_those_of_the_last_checkpoint_again(c
         assert all(weight.isfinite().all() for weight in load_model(path, CPU).model.state_dict().values())
 
 
-def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoints_aside(config: RunConfig) -> None:
+def test_a_rollback_halves_the_rate_and_skips_batches(config: RunConfig) -> None:
     training = trainer(config)
     training.checkpoints.is_due = lambda interval_s: False  # type: ignore[method-assign]
     events = training.train(monitor())
@@ -279,7 +275,7 @@ def test_a_step_back_halves_the_rate_takes_other_batches_and_sets_later_checkpoi
     assert read == [12], "the bad steps 11 and 12, where the evaluation noticed, had batches 10 and 11"
 
 
-def test_trouble_that_stays_ends_the_run_and_leaves_the_best_file(config: RunConfig) -> None:
+def test_lasting_divergence_keeps_the_best_model(config: RunConfig) -> None:
     training = trainer(config)
     events = training.train(monitor())
     until_saved(events)
@@ -292,7 +288,7 @@ def test_trouble_that_stays_ends_the_run_and_leaves_the_best_file(config: RunCon
     assert not training.model_files.final_path.exists()
 
 
-def test_a_run_that_diverges_at_once_says_so_and_saves_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_immediate_divergence_saves_nothing(config: RunConfig, tmp_path: Path) -> None:
     config = with_train(config, learning_rate=1e30, warmup_steps=0)
     with pytest.raises(DivergedError, match="--learning-rate") as error:
         list(run(config))
@@ -301,7 +297,7 @@ def test_a_run_that_diverges_at_once_says_so_and_saves_nothing(config: RunConfig
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6, 8])
-def test_a_run_asked_to_stop_ends_the_step_evaluates_and_saves(config: RunConfig, stop_after: int) -> None:
+def test_a_stop_finishes_the_step_and_saves(config: RunConfig, stop_after: int) -> None:
     training, stop = trainer(config), StopRequest()
     events: list[Event] = []
     for event in training.train(monitor(stop)):
