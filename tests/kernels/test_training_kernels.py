@@ -17,8 +17,8 @@ from tiny_gpt.config.architectures import ARCHITECTURES
 from tiny_gpt.device import pick_precision
 from tiny_gpt.kernels.threads import WORKERS
 from tiny_gpt.kernels.training import attention, loss
-from tiny_gpt.model.attention import plain_attention
-from tiny_gpt.model.dropout import LEVELS, makeup, n_dropped
+from tiny_gpt.model.attention import attention_by_definition
+from tiny_gpt.model.dropout import LEVELS, inverse_keep_probability, n_dropped
 from tiny_gpt.model.gpt import GPT
 
 FUSED = BACKENDS["fused"]
@@ -200,7 +200,7 @@ def attend(q_BHTK, k_BHTK, v_BHTK, p, seed=3):
     B, H, T, K = q_BHTK.shape
     qkv_RN = torch.stack((q_BHTK, k_BHTK, v_BHTK)).permute(1, 3, 0, 2, 4).reshape(B * T, 3 * H * K).contiguous()
     y_RD, logsum_BHT = torch.empty(B * T, H * K), torch.empty(B, H, T)
-    shared = H, T, np.uint32(n_dropped(p)), makeup(p), np.uint64(seed)
+    shared = H, T, np.uint32(n_dropped(p)), inverse_keep_probability(p), np.uint64(seed)
     arrays = y_RD.numpy(), logsum_BHT.numpy()
     WORKERS.run(attention.forward, B * H, 1, qkv_RN.numpy(), None, None, *shared, *arrays)
     return qkv_RN, shared, y_RD, logsum_BHT
@@ -218,7 +218,7 @@ class TestAttention:
     def test_with_dropout_it_equals_the_plain_one_with_the_same_mask(self):
         B, H, T, p = 2, 3, 70, 0.2
         q, k, v, grad = (torch.randn(B, H, T, T) for _ in range(4))
-        kept = kept_elements(B, H, T, p) * makeup(p)
+        kept = kept_elements(B, H, T, p) * inverse_keep_probability(p)
         inputs = [x.double().requires_grad_() for x in (q, k, v)]
         scores = inputs[0] @ inputs[1].transpose(-2, -1) / math.sqrt(T)
         weights = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
@@ -237,7 +237,7 @@ class TestAttention:
 
     def test_without_dropout_it_equals_the_plain_one_over_many_strips(self):
         q, k, v = (torch.randn(1, 2, 200, 24) for _ in range(3))
-        expected = plain_attention(q.double(), k.double(), v.double())
+        expected = attention_by_definition(q.double(), k.double(), v.double())
         y_RD = attend(q, k, v, 0.0)[2]
         torch.testing.assert_close(y_RD.view(1, 200, 2, 24).transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
 

@@ -1,6 +1,6 @@
-"""Every way of computing causal attention against its definition in fp64.
+"""Causal attention, however it is computed, against its definition in fp64.
 
-Bounds are of the largest error over the largest element of the reference.
+Bounds are for the largest error relative to the largest element of the reference.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tiny_gpt.model.attention import causal_attention, plain_attention
+from tiny_gpt.model.attention import attention_by_definition, causal_attention
 
 SHAPES_BHTK = [(1, 1, 1, 2), (3, 2, 1, 8), (2, 3, 7, 5), (1, 2, 33, 10), (2, 2, 64, 32), (1, 3, 129, 16)]
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -22,7 +22,7 @@ all_dtypes = pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
 
 
 def projected(shape_BHTK: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Queries, keys and values as the model makes them: strided views of one projection; and a gradient to send."""
+    """Queries, keys and values as the model makes them, strided views of one projection; and an output gradient."""
     B, H, T, K = shape_BHTK
     generator = torch.Generator().manual_seed(T)
     qkv_BTHK = torch.randn(B, T, 3 * H, K, generator=generator, dtype=torch.float64).to(dtype)
@@ -33,14 +33,16 @@ def projected(shape_BHTK: tuple[int, int, int, int], dtype: torch.dtype) -> tupl
 def reference(
     q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor, keep_BHTT: torch.Tensor | float = 1.0
 ) -> torch.Tensor:
-    """softmax(q k' / sqrt(K)) over the past, times what dropout keeps, times v."""
+    """softmax(q k^T / sqrt(K)) over the positions so far, times dropout's mask, times v."""
     T, K = q_BHTK.shape[-2:]
     future_TT = torch.ones(T, T).triu(1).bool()
     scores_BHTT = (torch.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHTK) / math.sqrt(K)).masked_fill(future_TT, -math.inf)
     return torch.einsum("bhts,bhsk->bhtk", scores_BHTT.softmax(-1) * keep_BHTT, v_BHTK)
 
 
-def outcome(attention: Attention, inputs: tuple[torch.Tensor, ...], *args: object) -> tuple[torch.Tensor, ...]:
+def outputs_and_gradients(
+    attention: Attention, inputs: tuple[torch.Tensor, ...], *args: object
+) -> tuple[torch.Tensor, ...]:
     """The output, and the gradients of queries, keys and values."""
     *qkv, gradient = inputs
     leaves = [x.detach().requires_grad_() for x in qkv]
@@ -53,26 +55,26 @@ def outcome(attention: Attention, inputs: tuple[torch.Tensor, ...], *args: objec
 def assert_near(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], bound: float) -> None:
     for name, x, y in zip(("output", "q.grad", "k.grad", "v.grad"), found, expected, strict=True):
         error = (x.double() - y).abs().max()
-        assert error <= bound * max(1.0, y.abs().max().item()), f"{name} is off by {error}"
+        assert error <= bound * max(1.0, y.abs().max().item()), f"{name}: error {error}"
 
 
-def in_fp64(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def to_fp64(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(x.double() for x in inputs)
 
 
 @all_shapes
 @all_dtypes
-@pytest.mark.parametrize("attention", [causal_attention, plain_attention])
+@pytest.mark.parametrize("attention", [causal_attention, attention_by_definition])
 def test_output_and_gradients_equal_the_definition(attention: Attention, shape_BHTK: Any, dtype: torch.dtype) -> None:
     inputs = projected(shape_BHTK, dtype)
     assert inputs[0].is_contiguous() == (shape_BHTK[2] == 1 and shape_BHTK[0] == 1)
-    found, expected = outcome(attention, inputs, 0.0), outcome(reference, in_fp64(inputs))
+    found, expected = outputs_and_gradients(attention, inputs, 0.0), outputs_and_gradients(reference, to_fp64(inputs))
     assert {x.dtype for x in found} == {dtype}
     assert_near(found, expected, BOUNDS[dtype])
 
 
 @all_dtypes
-def test_output_is_the_same_without_gradients_and_for_contiguous_inputs(dtype: torch.dtype) -> None:
+def test_output_is_the_same_without_gradients(dtype: torch.dtype) -> None:
     q, k, v, _ = projected((2, 3, 33, 8), dtype)
     expected = causal_attention(q.detach().requires_grad_(), k, v).detach()
     with torch.no_grad():
@@ -84,16 +86,16 @@ def test_output_is_the_same_without_gradients_and_for_contiguous_inputs(dtype: t
     assert_near((contiguous,) * 4, (expected.double(),) * 4, BOUNDS[dtype])
 
 
-def test_a_single_query_sees_all_that_the_cache_holds() -> None:
+def test_a_single_query_sees_the_whole_cache() -> None:
     q, k, v, _ = projected((2, 3, 33, 8), torch.float32)
     with torch.no_grad():
         last = causal_attention(q[:, :, -1:], k, v)
-    assert_near((last,) * 4, (reference(*in_fp64((q, k, v)))[:, :, -1:],) * 4, BOUNDS[torch.float32])
+    assert_near((last,) * 4, (reference(*to_fp64((q, k, v)))[:, :, -1:],) * 4, BOUNDS[torch.float32])
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("n_seen", [1, 32, 63])
-def test_no_position_depends_on_a_later_one(n_seen: int, dropout_p: float) -> None:
+@pytest.mark.parametrize("n_kept", [1, 32, 63])
+def test_no_position_depends_on_later_ones(n_kept: int, dropout_p: float) -> None:
     q, k, v, _ = projected((2, 2, 64, 8), torch.float32)
 
     def seeded_attention(*qkv: torch.Tensor) -> torch.Tensor:
@@ -101,21 +103,21 @@ def test_no_position_depends_on_a_later_one(n_seen: int, dropout_p: float) -> No
         q, k, v = qkv
         return causal_attention(q, k, v, dropout_p)
 
-    only_seen = torch.zeros_like(q)
-    only_seen[:, :, :n_seen] = 1
-    out, *gradients = outcome(seeded_attention, (q, k, v, only_seen))
+    only_kept = torch.zeros_like(q)
+    only_kept[:, :, :n_kept] = 1
+    out, *gradients = outputs_and_gradients(seeded_attention, (q, k, v, only_kept))
     for gradient in gradients:
-        assert (gradient[:, :, n_seen:] == 0).all()
+        assert (gradient[:, :, n_kept:] == 0).all()
     changed = [x.clone() for x in (q, k, v)]
     for x in changed:
-        x[:, :, n_seen:] = 30 * torch.randn_like(x[:, :, n_seen:])
-    after = outcome(seeded_attention, (*changed, only_seen))[0]
-    assert (out[:, :, :n_seen] - after[:, :, :n_seen]).abs().max() <= 1e-6
-    assert (out[:, :, n_seen:] - after[:, :, n_seen:]).abs().max() > 1
+        x[:, :, n_kept:] = 30 * torch.randn_like(x[:, :, n_kept:])
+    after = outputs_and_gradients(seeded_attention, (*changed, only_kept))[0]
+    assert (out[:, :, :n_kept] - after[:, :, :n_kept]).abs().max() <= 1e-6
+    assert (out[:, :, n_kept:] - after[:, :, n_kept:]).abs().max() > 1
 
 
 def dropped_weights(q: torch.Tensor, k: torch.Tensor, dropout_p: float, seed: int) -> torch.Tensor:
-    """What attention multiplies the values with, (B, H, T, T): its output where the values are unit vectors."""
+    """The weights after dropout, (B, H, T, T): attention's output where the values are unit vectors."""
     B, H, T, K = q.shape
     columns = []
     for units_TK in torch.eye(T, dtype=q.dtype).split(K, dim=1):
@@ -128,9 +130,7 @@ def dropped_weights(q: torch.Tensor, k: torch.Tensor, dropout_p: float, seed: in
 
 @all_dtypes
 @pytest.mark.parametrize("shape_BHTK", [(2, 3, 7, 5), (1, 2, 33, 10), (2, 2, 64, 32)], ids=str)
-def test_with_dropout_output_and_gradients_equal_the_definition_with_the_same_elements_dropped(
-    shape_BHTK: Any, dtype: torch.dtype
-) -> None:
+def test_with_dropout_output_and_gradients_equal_the_definition(shape_BHTK: Any, dtype: torch.dtype) -> None:
     dropout_p = 0.15
     inputs = projected(shape_BHTK, dtype)
     q, k, _, _ = inputs
@@ -141,14 +141,14 @@ def test_with_dropout_output_and_gradients_equal_the_definition_with_the_same_el
         q, k, v = qkv
         return causal_attention(q, k, v, dropout_p)
 
-    found = outcome(seeded_attention, inputs)
-    expected = outcome(reference, in_fp64(inputs), is_kept / (1 - dropout_p))
+    found = outputs_and_gradients(seeded_attention, inputs)
+    expected = outputs_and_gradients(reference, to_fp64(inputs), is_kept / (1 - dropout_p))
     assert_near(found, expected, max(BOUNDS[dtype], 1e-4))  # the rate is exact to 1/65536
-    for again, first in zip(outcome(seeded_attention, inputs), found, strict=True):
+    for again, first in zip(outputs_and_gradients(seeded_attention, inputs), found, strict=True):
         assert torch.equal(again, first)
 
 
-def test_dropout_drops_the_given_share_of_weights_apart_in_every_head() -> None:
+def test_dropout_is_independent_between_heads_and_seeds() -> None:
     q, k, _, _ = projected((4, 4, 64, 8), torch.float32)
     past_TT = torch.ones(64, 64).tril().bool()
     is_kept = (dropped_weights(q, k, 0.15, seed=0) != 0)[..., past_TT].flatten(0, 1).double()

@@ -1,4 +1,4 @@
-"""Dropout as a random process: its rate, its mean, and that no element tells about another. Bounds are 5 sigma."""
+"""Dropout as a random process: its rate, its mean and the independence of elements. Bounds are 5 sigma."""
 
 import math
 
@@ -8,28 +8,28 @@ import torch
 from tiny_gpt.model.dropout import dropout
 
 N_ELEMENTS = 1 << 20
-EXACT_TO = 1 / 65536  # of the rate
+RESOLUTION = 1 / 65536  # of the drop probability
 
 all_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 
 
 def kept(p: float, *shape: int) -> torch.Tensor:
-    """1.0 where an element stays, else 0.0."""
+    """1.0 where an element is kept, else 0.0."""
     return (dropout(torch.ones(shape), p) != 0).double()
 
 
 @pytest.mark.parametrize("p", [0.01, 0.15, 0.5, 0.9])
-def test_zeroes_the_given_share_and_keeps_the_mean(p: float) -> None:
+def test_drops_the_given_fraction_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     x = dropout(torch.ones(4 * N_ELEMENTS), p)
     sigma = math.sqrt(p * (1 - p) / len(x))
-    assert (x == 0).double().mean().item() == pytest.approx(p, abs=5 * sigma + EXACT_TO)
-    assert x[x != 0].unique().tolist() == pytest.approx([1 / (1 - p)], rel=EXACT_TO / (1 - p))
+    assert (x == 0).double().mean().item() == pytest.approx(p, abs=5 * sigma + RESOLUTION)
+    assert x[x != 0].unique().tolist() == pytest.approx([1 / (1 - p)], rel=RESOLUTION / (1 - p))
     assert x.double().mean().item() == pytest.approx(1, abs=5 * sigma / (1 - p))
 
 
 def test_elements_are_independent() -> None:
-    """Of their neighbours, also across rows, of the other 16-bit parts of a draw, and of the next call's elements."""
+    """Of their neighbors (across rows too), of the other 16-bit parts of a draw, and of the next call's elements."""
     torch.manual_seed(0)
     x = kept(0.15, N_ELEMENTS // 256, 256).flatten()
     following = kept(0.15, N_ELEMENTS)
@@ -40,29 +40,29 @@ def test_elements_are_independent() -> None:
     for i, (a, b) in enumerate(pairs):
         assert abs(torch.corrcoef(torch.stack((a, b)))[0, 1]) < 5 / math.sqrt(len(a)), f"pair {i}"
     for lane in lanes:
-        assert lane.mean().item() == pytest.approx(0.85, abs=5 * math.sqrt(0.15 * 0.85 / len(lane)) + EXACT_TO)
-    per_group = lanes.sum(0)  # a binomial law says how often a draw drops all, some or none of its four
+        assert lane.mean().item() == pytest.approx(0.85, abs=5 * math.sqrt(0.15 * 0.85 / len(lane)) + RESOLUTION)
+    per_group = lanes.sum(0)  # binomial: how many of its four elements a draw keeps
     for n in range(5):
-        chance = math.comb(4, n) * 0.85**n * 0.15 ** (4 - n)
-        bound = 5 * math.sqrt(chance * (1 - chance) / len(per_group)) + 4 * EXACT_TO
-        assert (per_group == n).double().mean().item() == pytest.approx(chance, abs=bound)
+        probability = math.comb(4, n) * 0.85**n * 0.15 ** (4 - n)
+        bound = 5 * math.sqrt(probability * (1 - probability) / len(per_group)) + 4 * RESOLUTION
+        assert (per_group == n).double().mean().item() == pytest.approx(probability, abs=bound)
 
 
 @all_dtypes
 @pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 5), (2, 3, 7), (1023,)], ids=str)
-def test_every_element_is_zeroed_or_scaled_whatever_the_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_elements_of_any_shape_are_zeroed_or_scaled(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=dtype)
     drawn = torch.stack([dropout(x, 0.25) for _ in range(200)])
     assert drawn.dtype == dtype and drawn.shape == (200, *shape)
     expected = (drawn != 0) * (x.double() / 0.75)
     torch.testing.assert_close(drawn.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
-    share_dropped = (drawn == 0).double().mean(0)
-    assert (share_dropped > 0.05).all() and (share_dropped < 0.5).all()  # 6 sigma of 200 draws
+    fraction_dropped = (drawn == 0).double().mean(0)
+    assert (fraction_dropped > 0.05).all() and (fraction_dropped < 0.5).all()  # 6 sigma of 200 draws
 
 
 @all_dtypes
-def test_gradient_is_dropped_and_scaled_like_the_input(dtype: torch.dtype) -> None:
+def test_gradient_has_the_same_mask_and_scale(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.ones(3, 37, dtype=dtype).T.requires_grad_()
     y = dropout(x, 0.4)
@@ -73,7 +73,7 @@ def test_gradient_is_dropped_and_scaled_like_the_input(dtype: torch.dtype) -> No
     assert 0 < x.grad.count_nonzero() < x.numel()
 
 
-def test_same_seed_draws_the_same() -> None:
+def test_the_seed_determines_the_mask() -> None:
     torch.manual_seed(7)
     first, second = kept(0.5, 1000), kept(0.5, 1000)
     torch.manual_seed(7)
@@ -83,6 +83,6 @@ def test_same_seed_draws_the_same() -> None:
     assert not torch.equal(kept(0.5, 1000), first)
 
 
-def test_rate_zero_changes_nothing() -> None:
+def test_probability_zero_changes_nothing() -> None:
     x = torch.randn(5, 7)
     assert torch.equal(dropout(x, 0.0), x)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from tests.model.reference import as_hf, hf_copy, hf_model
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.config.architectures import ARCHITECTURES
-from tiny_gpt.model.gpt import GPT, one_hot_embed
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.layers import embed_by_product
 
 VOCAB_SIZE = 67
 LOGITS_BOUND = 2e-5  # five times what was measured; a norm's other epsilon or GELU's other form is far above it
@@ -229,7 +230,7 @@ def test_the_deterministic_embedding_equals_the_lookup() -> None:
     torch.manual_seed(0)
     embedding, ids_BT = torch.nn.Embedding(7, 5), torch.randint(7, (3, 11))
     found = []
-    for embed in (embedding, lambda ids_BT: one_hot_embed(embedding, ids_BT)):
+    for embed in (embedding, lambda ids_BT: embed_by_product(embedding, ids_BT)):
         embedding.zero_grad()
         out_BTD = embed(ids_BT)
         (out_BTD * torch.arange(out_BTD.numel()).view_as(out_BTD)).sum().backward()

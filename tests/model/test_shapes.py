@@ -33,7 +33,7 @@ def test_shapes_are_those_of_the_network(config, vocab_size):
     assert dict(weight_shapes(config, vocab_size)) == shapes
     n_bytes = sum(weight.numel() * 4 for weight in GPT(config, vocab_size).state_dict().values())
     check_dimensions(config, vocab_size, shapes, n_bytes)
-    with pytest.raises(ValueError, match=f"would take {n_bytes} bytes, and it has {n_bytes - 1}"):
+    with pytest.raises(ValueError, match=f"would take {n_bytes} bytes, but it has only {n_bytes - 1}"):
         check_dimensions(config, vocab_size, shapes, n_bytes - 1)
 
 
@@ -52,7 +52,7 @@ def test_any_other_size_is_rejected_quickly(architecture, name, value):
     if (config.traits.positions, name, value) == ("rotary", "block_size", 9):
         return  # no weight depends on it
     started = time.perf_counter()
-    with pytest.raises(ValueError, match=r"do not fit its settings|too long for so small a model"):
+    with pytest.raises(ValueError, match=r"do not fit its settings|too long for such a small model"):
         check_dimensions(config, vocab_size, shapes, 10**6)
     assert time.perf_counter() - started < 1
 
@@ -90,9 +90,9 @@ def test_long_rotary_blocks_need_a_large_model():
 def test_wrong_weight_names_are_rejected():
     shapes = shapes_of(CONFIGS[0], 10)
     for change in ({"norm.bias": None}, {"norm.bias": (1, 256)}):
-        odd = {name: shape for name, shape in (shapes | change).items() if shape is not None}
+        changed = {name: shape for name, shape in (shapes | change).items() if shape is not None}
         with pytest.raises(ValueError, match="do not fit its settings"):
-            check_dimensions(CONFIGS[0], 10, odd, 10**9)
+            check_dimensions(CONFIGS[0], 10, changed, 10**9)
     renamed = {name.replace("blocks.0", "blocks.9"): shape for name, shape in shapes.items()}
     with pytest.raises(ValueError, match=r"do not fit its settings \(blocks\.0"):
         check_dimensions(CONFIGS[0], 10, renamed, 10**9)

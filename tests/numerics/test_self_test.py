@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tests.numerics import wrong_kernels
 from tests.numerics.wrong_kernels import BOTH, FAULTS, UNAFFECTED
-from tiny_gpt.model.gpt import LayerNorm
+from tiny_gpt.model.layers import LayerNorm
 from tiny_gpt.numerics import self_test
 from tiny_gpt.numerics.harness import Harness
 from tiny_gpt.numerics.self_test import run_check

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from tiny_gpt.model import dropout as dropout_module
 from tiny_gpt.model.attention import _ExplicitAttention
-from tiny_gpt.model.gpt import GPT, LayerNorm
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.layers import LayerNorm
 from tiny_gpt.numerics import reference
 from tiny_gpt.numerics.harness import in_fp64
 

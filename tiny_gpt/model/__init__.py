@@ -1,1 +1,1 @@
-"""The network: gpt.py reads from the outside in, attention.py holds the kernels, kv_cache.py the memory of decoding."""
+"""The network in plain torch: gpt.py is to be read first; attention, dropout, layers and kv_cache are its parts."""

@@ -1,10 +1,22 @@
-"""A decoder-only transformer: token ids in, logits of the next token out. Knows nothing of text.
+"""The language model: token ids in, logits of the next token out. It knows nothing of text or of training.
 
-Two stock architectures that other tools load: `gpt2` is GPT-2's (Radford et al. 2019; learned positions,
-LayerNorm, tanh-form GELU, biases), `qwen3` is Qwen3's (arXiv 2505.09388; rotary positions, RMSNorm, normed queries
-and keys, SwiGLU, no biases). Both have a head of their own, untied from the embedding.
+A decoder-only transformer in plain torch, to be read from top to bottom:
 
-Shapes: B batch, T time, D model width, F feed-forward width, H heads, K head width, V vocabulary.
+    GPT              turns ids into vectors, runs the blocks, predicts the next token from the last vectors
+      Block            adds to each vector what attention found, then what the feed-forward layer computed
+        SelfAttention    lets each position look at the positions before it
+        MLP, GatedMLP    computes on each position's vector by itself
+
+The architectures differ in the traits of config/architectures.py: their norm, positions and feed-forward layer.
+This file defines what is computed. Faster backends (backends.py) compute the same, and tests compare both with each
+other and with transformers' own classes.
+
+A tensor's name ends in its shape, one letter for each dimension: x_BTD has shape (B, T, D).
+
+    B  batch: sequences side by side      D  d_model: width of a position's vector
+    T  time: positions of a sequence      F  d_ff: hidden width of the feed-forward layer
+    H  n_head: attention heads            K  width of one head's queries, keys and values
+    V  vocabulary size
 """
 
 import math
@@ -17,12 +29,16 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.attention import causal_attention
 from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
+from tiny_gpt.model.layers import LayerNorm, Linear, RMSNorm, embed
 
-INIT_STD = 0.02  # GPT-2's
+INIT_STD = 0.02  # of GPT-2
+
+# Cosines and sines, each (T, K), that rotate queries and keys; None for architectures with learned positions.
+Rope = tuple[torch.Tensor, torch.Tensor] | None
 
 
 class GPT(nn.Module):
-    """The whole network. Weights are fp32; the arithmetic between them runs in `compute_dtype`."""
+    """The whole network. Weights are fp32; activations are in `compute_dtype`."""
 
     rope_cos_TK: torch.Tensor
     rope_sin_TK: torch.Tensor
@@ -34,43 +50,57 @@ class GPT(nn.Module):
         if config.traits.positions == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.d_model)
         else:
+            # Computed from the config, so not saved with the weights.
             cos_TK, sin_TK = rope_table(config)
             self.register_buffer("rope_cos_TK", cos_TK, persistent=False)
             self.register_buffer("rope_sin_TK", sin_TK, persistent=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config, config.d_model)
+        # Untied: its weights are not those of the embedding.
         self.head = Linear(config.d_model, vocab_size, bias=False)
         self._initialize()
 
     def _initialize(self) -> None:
-        """gpt2: GPT-2's normal weights, narrower where n_layer outputs add up in the residual stream. qwen3: each
-        layer and the head begin with outputs of zero, and all else learns from there (docs/log/recipe.md)."""
-        starts_at_zero = self.config.traits.initialization == "zero_output"
-        residual_std, matrix_std = INIT_STD / math.sqrt(2 * self.config.n_layer), INIT_STD
-        if starts_at_zero:
+        """Draw the weights that training starts from.
+
+        The residual stream is a sum of 2 * n_layer outputs: of `attention.out` and `mlp.down` in each block. In both
+        schemes these matrices start smaller than the others, so that the sum does not grow with the depth.
+
+        `gpt2`: a standard deviation of 0.02, divided by sqrt(2 * n_layer) for these matrices, as in GPT-2's paper.
+
+        `zero_output`: zeros for these matrices and for the head. Every block starts as the identity and every
+        prediction as a uniform guess, so gradients start well-scaled at any depth (the idea is that of arXiv
+        1901.09321; docs/log/recipe.md has what it gains). The other matrices get 0.5 / sqrt(d_model), half the
+        deviation at which a product with a normalized vector keeps its size.
+        """
+        zero_output = self.config.traits.initialization == "zero_output"
+        if zero_output:
             residual_std, matrix_std = 0.0, 0.5 / math.sqrt(self.config.d_model)
+        else:
+            residual_std, matrix_std = INIT_STD / math.sqrt(2 * self.config.n_layer), INIT_STD
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(parameter, std=residual_std)
-            elif name == "head.weight" and starts_at_zero:
+            elif name == "head.weight" and zero_output:
                 nn.init.zeros_(parameter)
             elif name.startswith("blocks.") and parameter.ndim == 2:
                 nn.init.normal_(parameter, std=matrix_std)
-            elif parameter.ndim == 2:
+            elif parameter.ndim == 2:  # embeddings, and GPT-2's head
                 nn.init.normal_(parameter, std=INIT_STD)
+            # What is left are the norms' weights, which start as ones.
 
     def forward(self, ids_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """Logits (B, T, V) of the token after each position.
+        """Logits (B, T, V): at each position, of the token after it.
 
-        With a cache, `ids_BT` continues what it holds: many tokens into an empty cache, or one at a time. T plus the
-        cache's length is at most block_size.
+        With a cache, `ids_BT` continues the positions that it holds: several at once if it is empty, else one at a
+        time. The length of the cache plus T is at most block_size.
         """
         start = cache.length if cache else 0
         end = start + ids_BT.shape[1]
         x_BTD = embed(self.token_embedding, ids_BT)
-        rope = None
+        rope: Rope = None
         if self.config.traits.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(torch.arange(start, end, device=ids_BT.device))
         else:
@@ -84,7 +114,7 @@ class GPT(nn.Module):
         return self.head(self.norm(x_BTD))
 
     def losses(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each target in nats, (B, T) fp32."""
+        """Cross-entropy of each target in nats, (B, T) fp32. In training, targets are the ids one position later."""
         logits_BTV = self(ids_BT).float()
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
 
@@ -97,22 +127,13 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def embed(embedding: nn.Embedding, ids_BT: torch.Tensor) -> torch.Tensor:
-    """The row (B, T, D) of each id. MPS adds up the gradients of equal ids in any order, so where torch is told to be
-    deterministic it gets a product instead (pytorch#195404)."""
-    if ids_BT.device.type != "mps" or not torch.are_deterministic_algorithms_enabled():
-        return embedding(ids_BT)
-    return one_hot_embed(embedding, ids_BT)
-
-
-def one_hot_embed(embedding: nn.Embedding, ids_BT: torch.Tensor) -> torch.Tensor:
-    """The same by a product with ones and zeros, which is deterministic everywhere."""
-    ones_NV = F.one_hot(ids_BT.flatten(), embedding.num_embeddings).to(embedding.weight.dtype)
-    return (ones_NV @ embedding.weight).unflatten(0, ids_BT.shape)
-
-
 class Block(nn.Module):
-    """Attention looks back, the feed-forward layer thinks; each adds to what was there."""
+    """One transformer block: attention moves information between positions, the feed-forward layer processes it.
+
+    Both *add* to the residual stream x instead of replacing it, so gradients reach the first block undiminished. They
+    read a normalized copy ("pre-norm"): with the norm after the addition, as in the first transformers, deep networks
+    need long warm-ups to train at all (arXiv 2002.04745).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -121,42 +142,45 @@ class Block(nn.Module):
         self.norm2 = make_norm(config, config.d_model)
         self.mlp = MLP(config) if config.traits.mlp == "gelu" else GatedMLP(config)
 
-    def forward(
-        self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
-    ) -> torch.Tensor:
+    def forward(self, x_BTD: torch.Tensor, rope: Rope, cache: KVCache | None) -> torch.Tensor:
         x_BTD = x_BTD + self.attention(self.norm1(x_BTD), rope, cache)
         return x_BTD + self.mlp(self.norm2(x_BTD))
 
 
 class SelfAttention(nn.Module):
-    """Every position gathers from those before it what its queries ask for."""
+    """Causal multi-head self-attention (arXiv 1706.03762).
+
+    From its vector each position computes, for each head, a query (what it looks for), a key (what it offers to later
+    positions) and a value (what it passes on). It receives the average of the values so far, weighted by how well
+    their keys match its query.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
-        head_dim = config.dim_per_head
-        self.qkv = Linear(config.d_model, 3 * config.n_head * head_dim, bias=config.traits.bias)
-        self.out = Linear(config.n_head * head_dim, config.d_model, bias=config.traits.bias)
+        width = config.n_head * config.dim_per_head
+        # One product makes queries, keys and values of all heads.
+        self.qkv = Linear(config.d_model, 3 * width, bias=config.traits.bias)
+        self.out = Linear(width, config.d_model, bias=config.traits.bias)
+        # Normalized queries and keys bound the attention scores, so that training stays stable at high learning rates.
         self.q_norm, self.k_norm = (
-            make_norm(config, head_dim) if config.traits.qk_norm else nn.Identity() for _ in range(2)
+            make_norm(config, config.dim_per_head) if config.traits.qk_norm else nn.Identity() for _ in range(2)
         )
 
-    def forward(
-        self, x_BTD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None, cache: KVCache | None
-    ) -> torch.Tensor:
-        qkv_BTHK = self.qkv(x_BTD).unflatten(-1, (3 * self.n_head, -1))
+    def forward(self, x_BTD: torch.Tensor, rope: Rope, cache: KVCache | None) -> torch.Tensor:
+        qkv_BTHK = self.qkv(x_BTD).unflatten(-1, (3 * self.n_head, -1))  # (B, T, 3 H, K)
         q_BHTK, k_BHTK, v_BHTK = qkv_BTHK.transpose(1, 2).chunk(3, dim=1)
         q_BHTK, k_BHTK = self.q_norm(q_BHTK), self.k_norm(k_BHTK)
         if rope is not None:
             q_BHTK, k_BHTK = rotate(torch.cat((q_BHTK, k_BHTK), dim=1), *rope).chunk(2, dim=1)
-        if cache is not None:
+        if cache is not None:  # the new positions see all that are cached
             k_BHTK, v_BHTK = cache.append(self.layer, k_BHTK, v_BHTK)
         y_BHTK = causal_attention(q_BHTK, k_BHTK, v_BHTK, self.dropout if self.training else 0.0)
         return self.out(y_BHTK.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
-    """GPT-2's feed-forward layer."""
+    """GPT-2's feed-forward layer: widen, apply GELU (in its tanh form), narrow."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -170,7 +194,7 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU (arXiv 2002.05202), as in Qwen3 and Llama."""
+    """SwiGLU (arXiv 2002.05202): a gate decides how much of each hidden number passes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -183,58 +207,28 @@ class GatedMLP(nn.Module):
         return dropout(self.down(hidden_BTF), self.dropout if self.training else 0.0)
 
 
-class Linear(nn.Linear):
-    """fp32 weights, product in the input's dtype, always as one 2-D product (bf16 3-D ones were wrong on MPS:
-    pytorch#181936)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x.flatten(0, -2), self.weight.to(x.dtype), bias).unflatten(0, x.shape[:-1])
-
-
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm with arithmetic in fp32 at least; its result has the input's dtype.
-
-    torch's CPU kernel for bf16 adds up the gradients by weight and bias in bf16, which put them off by half in a
-    guide's step (docs/log/numerics.md).
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float() if x.dtype == torch.bfloat16 and not x.is_cuda else x
-        weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
-        return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """Scale each vector to root mean square one (arXiv 1910.07467), statistics in fp32."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda:  # which has one kernel for it
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
-        return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
-
-
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """The architecture's own normalization over the last dimension."""
+    """The architecture's normalization over the last dimension."""
     kind = LayerNorm if config.traits.norm == "layernorm" else RMSNorm
     return kind(width, eps=config.traits.norm_eps)
 
 
 def rope_table(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (T, K) of rotary positions (arXiv 2104.09864), the halves of K turned by the same angles."""
+    """Cosines and sines (T, K) of rotary positions (RoPE, arXiv 2104.09864).
+
+    Pair k of a head's K numbers is rotated by position * theta^(-2k / K): fast for the first pairs, which tell near
+    positions apart, slow for the last. A pair is (k, k + K/2), so both halves of the table are equal.
+    """
     frequencies = config.rope_theta ** (-torch.arange(0, config.dim_per_head, 2).float() / config.dim_per_head)
     angles = torch.outer(torch.arange(config.block_size).float(), frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
 def rotate(x_BHTK: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (k, k + K/2) by its position's angle."""
+    """Rotate each pair of numbers by its position's angle.
+
+    The product of a rotated query and a rotated key depends only on the distance between their positions.
+    """
     first, second = x_BHTK.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x_BHTK * cos_TK + turned * sin_TK
+    quarter_turn = torch.cat((-second, first), dim=-1)
+    return x_BHTK * cos_TK + quarter_turn * sin_TK

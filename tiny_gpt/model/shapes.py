@@ -1,4 +1,7 @@
-"""The names and shapes of a GPT's weights, by arithmetic: what a stranger's file is held against before building it."""
+"""Names and shapes of a model's weights by arithmetic, without torch.
+
+Untrusted files are checked against these before a model is built, and the planner counts parameters with them.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,40 +9,41 @@ from collections.abc import Iterator, Mapping
 from tiny_gpt.config import ModelConfig
 
 FP32_BYTES = 4
-# The table of rotary positions is computed, not read, so no weights stand behind its size: 2^16 positions of 64.
+# The table of rotary positions is computed, not read, so its size is not limited by the file's. 2^16 positions of 64.
 MAX_ROPE_NUMBERS = 1 << 22
 
 
 def check_dimensions(config: ModelConfig, vocab_size: int, shapes: Mapping[str, tuple[int, ...]], n_bytes: int) -> None:
-    """Raise ValueError, saying why, unless weights of these `shapes`, `n_bytes` in all, make this very GPT.
+    """Raise ValueError unless weights of these `shapes`, in `n_bytes` of file, are those of GPT(config, vocab_size).
 
-    Afterwards building it takes about `n_bytes` of memory. No loop is longer than `shapes`, however large the settings.
+    Afterwards, building the model takes about `n_bytes` of memory. The check itself is quick, however large the
+    settings are: no loop is longer than `shapes`.
     """
-    n_weights = len(_around_the_blocks(config, vocab_size)) + config.n_layer * len(_in_a_block(config))
+    n_weights = len(_shapes_outside_blocks(config, vocab_size)) + config.n_layer * len(_shapes_in_block(config))
     if len(shapes) == n_weights:
-        odd = [name for name, shape in weight_shapes(config, vocab_size) if shapes.get(name) != shape]
+        wrong = [name for name, shape in weight_shapes(config, vocab_size) if shapes.get(name) != shape]
     else:
-        odd = [f"{len(shapes)} instead of {n_weights}"]
-    if odd:
-        raise ValueError(f"its weights do not fit its settings ({', '.join(odd[:3])})")
+        wrong = [f"{len(shapes)} instead of {n_weights}"]
+    if wrong:
+        raise ValueError(f"its weights do not fit its settings ({', '.join(wrong[:3])})")
     needed = FP32_BYTES * sum(map(math.prod, shapes.values()))
     if needed > n_bytes:
-        raise ValueError(f"its weights would take {needed} bytes, and it has {n_bytes}")
+        raise ValueError(f"its weights would take {needed} bytes, but it has only {n_bytes}")
     n_rope_numbers = config.block_size * config.dim_per_head
     if config.traits.positions == "rotary" and n_rope_numbers > MAX_ROPE_NUMBERS + n_bytes // 16:
-        raise ValueError(f"a block_size of {config.block_size} is too long for so small a model")
+        raise ValueError(f"a block_size of {config.block_size} is too long for such a small model")
 
 
 def weight_shapes(config: ModelConfig, vocab_size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What `GPT(config, vocab_size).state_dict()` would hold."""
-    yield from _around_the_blocks(config, vocab_size).items()
+    """The names and shapes in `GPT(config, vocab_size).state_dict()`."""
+    yield from _shapes_outside_blocks(config, vocab_size).items()
     for layer in range(config.n_layer):
-        for name, shape in _in_a_block(config).items():
+        for name, shape in _shapes_in_block(config).items():
             yield f"blocks.{layer}.{name}", shape
 
 
 def n_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Those of `GPT(config, vocab_size)`."""
+    """Number of parameters of `GPT(config, vocab_size)`."""
     return sum(math.prod(shape) for _, shape in weight_shapes(config, vocab_size))
 
 
@@ -50,11 +54,11 @@ def product_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int,
 
 
 def n_multiplied(config: ModelConfig, vocab_size: int) -> int:
-    """Parameters in `product_shapes`."""
+    """Number of parameters in `product_shapes`: a forward pass takes twice as many operations per token."""
     return sum(map(math.prod, product_shapes(config, vocab_size).values()))
 
 
-def _around_the_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+def _shapes_outside_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     D = config.d_model
     shapes = {"token_embedding.weight": (vocab_size, D), "norm.weight": (D,), "head.weight": (vocab_size, D)}
     if config.traits.positions == "learned":
@@ -64,29 +68,28 @@ def _around_the_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[
     return shapes
 
 
-def _in_a_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    D, F, K = config.d_model, config.d_ff, config.dim_per_head
-    HK, traits = config.n_head * K, config.traits
-    shapes: dict[str, tuple[int, ...]] = {
-        "norm1.weight": (D,),
-        "attention.qkv.weight": (3 * HK, D),
-        "attention.out.weight": (D, HK),
-        "norm2.weight": (D,),
-        "mlp.up.weight": (F, D),
-        "mlp.down.weight": (D, F),
+def _shapes_in_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    D, F, K, traits = config.d_model, config.d_ff, config.dim_per_head, config.traits
+    HK = config.n_head * K
+    matrices = {
+        "attention.qkv": (3 * HK, D),
+        "attention.out": (D, HK),
+        "mlp.up": (F, D),
+        "mlp.down": (D, F),
     }
     if traits.mlp == "swiglu":
-        shapes["mlp.gate.weight"] = (F, D)
-    norms = {name: shape for name, shape in shapes.items() if "norm" in name}
-    if traits.norm == "layernorm":
-        shapes |= {name.replace("weight", "bias"): shape for name, shape in norms.items()}
+        matrices["mlp.gate"] = (F, D)
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in matrices.items()}
+    shapes |= {"norm1.weight": (D,), "norm2.weight": (D,)}
     if traits.bias:
-        shapes |= {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items() if len(shape) == 2}
+        shapes |= {f"{name}.bias": (n_outputs,) for name, (n_outputs, _) in matrices.items()}
+    if traits.norm == "layernorm":
+        shapes |= {"norm1.bias": (D,), "norm2.bias": (D,)}
     if traits.qk_norm:
         shapes |= {"attention.q_norm.weight": (K,), "attention.k_norm.weight": (K,)}
     return shapes
 
 
 def second_window_offset(block_size: int) -> int:
-    """Tokens by which decoding's second window starts after its first: half a block, at least one."""
+    """Tokens by which generation's second window starts after the first: half a block, at least one."""
     return (block_size + 1) // 2

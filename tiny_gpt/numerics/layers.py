@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.dropout import LEVELS, dropout
-from tiny_gpt.model.gpt import LayerNorm, Linear, RMSNorm, embed
 from tiny_gpt.model.kv_cache import KVCache
+from tiny_gpt.model.layers import LayerNorm, Linear, RMSNorm, embed
 from tiny_gpt.numerics import reference
 from tiny_gpt.numerics.harness import (
     FP32_EPS,

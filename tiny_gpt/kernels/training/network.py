@@ -19,7 +19,7 @@ from torch import nn
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.threads import WORKERS, run_rows
 from tiny_gpt.kernels.training import attention, feed_forward, residual
-from tiny_gpt.model.dropout import makeup, n_dropped
+from tiny_gpt.model.dropout import inverse_keep_probability, n_dropped
 
 # Tasks for each thread, so that all end at nearly the same time.
 TASKS_EACH = 8
@@ -258,7 +258,7 @@ class Pass:
 def _dropout(p: float) -> tuple[Any, ...]:
     """What the loops need to know of one dropout: how many draws drop, the factor that makes up for it, a new seed."""
     seed = int(torch.randint(2**63 - 1, ()).item()) if p else 0
-    return np.uint32(n_dropped(p)), makeup(p), np.uint64(seed)
+    return np.uint32(n_dropped(p)), inverse_keep_probability(p), np.uint64(seed)
 
 
 def _run_heads(loop: Any, logsum_BHT: torch.Tensor, *arguments: Any) -> None:
