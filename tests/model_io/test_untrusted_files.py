@@ -111,7 +111,7 @@ def reset_peak():
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """What became of each input, by name: all opened by one fresh process in an empty folder."""
-    folder, empty = tmp_path_factory.mktemp("malicious"), tmp_path_factory.mktemp("empty")
+    folder, empty = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("empty")
     names = [*INPUTS, *LARGEST, "watch"]
     files = [f"{number}.pt" for number in range(len(names) - 1)]
     with warnings.catch_warnings():

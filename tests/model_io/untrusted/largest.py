@@ -13,7 +13,7 @@ def largest_tokenizer(path):
     letters = [a + b for a in "abcdefghij" for b in "uvwxyz"]
     tokens = dict.fromkeys([*BYTES_VOCAB, *letters])
     merges = []
-    for a, b, c in itertools.product(letters, data_epochs=3):
+    for a, b, c in itertools.product(letters, repeat=3):
         tokens[a + b] = tokens[a + b + c] = None
         merges += [(a + b, c), (a, b + c)]
     settings = json.loads(library())
