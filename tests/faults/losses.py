@@ -18,6 +18,7 @@ from tests.faults.child import Child, Ended
 from tests.faults.kills import wait_until
 from tests.faults.trial import Group, Trial, times
 from tests.faults.world import KINDS, Faults, damaged_steps, leftovers, result, resume_run, rows
+from tiny_gpt.backends import BACKENDS, Backend
 from tiny_gpt.config import BEST_FILE, FINAL_FILE
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.model.gpt import GPT
@@ -77,14 +78,17 @@ class BadBatches:
             current = step
             return read(batches, step)
 
-        def bad_losses(model: GPT, *args: Any, **more: Any) -> torch.Tensor:
-            nonlocal is_spent
-            found = losses(model, *args, **more)
-            is_hit = self.first <= current < self.until and model.training != self.in_validation
-            if not is_hit or (self.in_validation and is_spent):
-                return found
-            is_spent = True
-            return WAYS[self.way](found)
+        def faulty(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+            def bad_losses(model: GPT, *args: Any, **more: Any) -> torch.Tensor:
+                nonlocal is_spent
+                found = compute(model, *args, **more)
+                is_hit = self.first <= current < self.until and model.training != self.in_validation
+                if not is_hit or (self.in_validation and is_spent):
+                    return found
+                is_spent = True
+                return WAYS[self.way](found)
+
+            return bad_losses
 
         def checked_step(model: GPT, optimizer: torch.optim.Optimizer, *args: Any, **more: Any) -> Any:
             # A second spike in a row may count as normal for this text.
@@ -98,7 +102,9 @@ class BadBatches:
                 os._exit(TOUCHED_CODE)
             return done
 
-        GPT.losses, BatchLoader.batch, trainer.train_step = bad_losses, reading, checked_step  # type: ignore[assignment]
+        GPT.losses, BatchLoader.batch, trainer.train_step = faulty(losses), reading, checked_step  # type: ignore[assignment]
+        fused = BACKENDS["fused"]  # which computes the loss without GPT.losses
+        BACKENDS["fused"] = Backend(faulty(fused.loss), faulty(fused.losses))
 
     def killed_after(self, folder: Path, n_calls: int) -> Faults:
         """Kill after this many modifying calls since the run began to move checkpoints aside."""

@@ -45,7 +45,9 @@ def export(loaded: LoadedModel, to: str, target: Path) -> list[str]:
 def refuse_existing(target: Path) -> None:
     """Nothing of a person's is ever replaced. Raises UsageError."""
     if os.path.lexists(target):
-        raise UsageError(f"{target} is there already; name another place with --out, or move it away")
+        raise UsageError(
+            f"{target} is there already; name another place with --out, or move it away", code="output-exists"
+        )
 
 
 def write_safetensors(loaded: LoadedModel, folder: Path) -> list[str]:
@@ -72,7 +74,7 @@ def _write_gguf(loaded: LoadedModel, folder: Path) -> list[str]:
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
-        raise UsageError("--to gguf takes the package gguf: pip install gguf") from error
+        raise UsageError("--to gguf takes the package gguf: pip install gguf", code="gguf-not-installed") from error
     return write_gguf(loaded, folder)
 
 

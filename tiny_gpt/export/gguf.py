@@ -142,7 +142,10 @@ def tensors(model: GPT) -> Iterator[tuple[str, NDArray[np.float32]]]:
             block = f"blk.{layer}."
         values = weight.float().cpu().numpy()
         if not np.abs(values).max() <= F16_MAX:  # of NaN it does not hold either
-            raise BadInputError(f"the model's weight {our_name} is NaN, or too large for 16 bits; export hf instead")
+            raise BadInputError(
+                f"the model's weight {our_name} is NaN, or too large for 16 bits; export hf instead",
+                code="weight-not-finite-in-fp16",
+            )
         if part == "attention.qkv" and architecture.splits_qkv:
             for letter, third in zip("qkv", np.split(values, 3), strict=True):
                 is_rotated = architecture.rotates_neighbors and letter in "qk"

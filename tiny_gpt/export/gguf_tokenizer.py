@@ -45,7 +45,8 @@ def _add_bpe(writer: GGUFWriter, tokenizer: BpeTokenizer) -> int:
     if not tokenizer.splits_like_gpt2 or model["ignore_merges"]:
         raise BadInputError(
             "the model's tokenizer cuts text into words otherwise than GPT-2's, or has tokens added to it, and GGUF "
-            "cannot say so: llama.cpp would read other tokens than the model learned; export hf instead"
+            "cannot say so: llama.cpp would read other tokens than the model learned; export hf instead",
+            code="tokenizer-not-in-gguf",
         )
     tokens = [""] * tokenizer.vocab_size
     for token, i in model["vocab"].items():

@@ -23,7 +23,10 @@ def sample(
     if config.repetition_penalty != 1:
         logits_V = penalize(logits_V, seen, config.repetition_penalty)
     if not math.isfinite(logits_V.max()):
-        raise BadInputError("this model computes no numbers: its weights are damaged or have diverged; use another one")
+        raise BadInputError(
+            "the model produced NaN or infinite logits: its weights are damaged or have diverged; use another model",
+            code="logits-not-finite",
+        )
     if config.temperature == 0:
         return int(logits_V.argmax())
     cumulative_V = probabilities(logits_V, config).cumsum()

@@ -39,7 +39,10 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
     Raises BadInputError saying why when it is damaged, or of a kind that tiny_gpt does not compute.
     """
     if not path.is_dir():
-        raise BadInputError(f"{shown(path)} is no folder; name one that has a {CONFIG_FILE} and a {WEIGHTS_FILE}")
+        raise BadInputError(
+            f"{shown(path)} is no folder; name one that has a {CONFIG_FILE} and a {WEIGHTS_FILE}",
+            code="not-a-model-folder",
+        )
     values = read_object(path / CONFIG_FILE, MAX_CONFIG_BYTES)
     hf = read_config(values, shown(path / CONFIG_FILE))
     with open_weights(path, hf.model.architecture) as weights:
@@ -64,7 +67,8 @@ def _padding(path: Path, hf: HFConfig, n_ids: int) -> list[str]:
     if n_ids > hf.vocab_size:
         raise BadInputError(
             f"{shown(path)}: the tokenizer has {n_ids:,} ids, the model's vocab_size is only {hf.vocab_size:,}; "
-            "they do not belong together"
+            "they do not belong together",
+            code="tokenizer-larger-than-vocab",
         )
     n_cut = hf.vocab_size - n_ids
     return [f"{n_cut:,} rows of the embedding that stand for no token were cut off."] if n_cut else []
@@ -74,4 +78,6 @@ def _copy(weights: HFWeights, model: GPT, hf: HFConfig, path: Path) -> None:
     try:
         weights.copy_into(model, hf)
     except (OSError, SafetensorError) as error:
-        raise BadInputError(f"{shown(path)}: the weights cannot be read ({shown(error)}); fetch it anew") from error
+        raise BadInputError(
+            f"{shown(path)}: the weights cannot be read ({shown(error)}); fetch it anew", code="weights-unreadable"
+        ) from error

@@ -59,12 +59,15 @@ def library_json(model: dict[str, Any], **steps: Any) -> str:
     """
     if not (steps.keys() <= _STEPS.keys() and model.keys() <= _MODEL.keys()):
         odd = sorted((steps.keys() - _STEPS.keys()) | (model.keys() - _MODEL.keys()))
-        raise BadInputError(f"the tokenizer has settings that tiny_gpt does not know: {shown(', '.join(odd))}")
+        raise BadInputError(
+            f"the tokenizer has settings that tiny_gpt does not know: {shown(', '.join(odd))}",
+            code="tokenizer-settings-unknown",
+        )
     settings = _STEPS | steps | {"model": _MODEL | model}
     try:
         return json.dumps(settings, ensure_ascii=False, separators=(",", ":"))
     except RecursionError as error:
-        raise BadInputError("the tokenizer's settings are too deep") from error
+        raise BadInputError("the tokenizer's settings are too deep", code="tokenizer-too-deep") from error
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, list[str]]:
@@ -84,18 +87,21 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, list[str]]:
     else:
         raise BadInputError(
             f"{shown(folder)} has no {TOKENIZER_FILE}, nor {VOCAB_FILE} with {MERGES_FILE}; tiny_gpt reads only "
-            "byte-level BPE tokenizers, such as GPT-2's and Qwen's"
+            "byte-level BPE tokenizers, such as GPT-2's and Qwen's",
+            code="tokenizer-missing",
         )
     try:
         return _tokenizer(settings), notes
     except BadInputError as error:
-        raise BadInputError(f"{shown(path)}: {error}") from error
+        raise BadInputError(f"{shown(path)}: {error}", code="tokenizer-unsupported") from error
 
 
 def _tokenizer(settings: dict[str, Any]) -> Tokenizer:
     model = settings.pop("model", None)
     if not isinstance(model, dict):
-        raise BadInputError("not a tokenizer.json of the tokenizers library: it has no model")
+        raise BadInputError(
+            "not a tokenizer.json of the tokenizers library: it has no model", code="tokenizer-without-model"
+        )
     settings |= {"truncation": None, "padding": None}  # of training; they are no part of the ids
     merges = model.get("merges")
     if isinstance(merges, list):  # up to 2024 the library wrote a pair as one text

@@ -89,25 +89,31 @@ def open_model_file(path: Path) -> Iterator[StoredModel]:
 
             yield StoredModel(config, tokenizer, progress, run_config, read_into)
         except (OSError, ValueError, BadInputError) as error:
-            raise BadInputError(f"{path} is damaged: {_one_line(error)}") from error
+            raise BadInputError(f"{path} is damaged: {_one_line(error)}", code="model-file-damaged") from error
 
 
 def _descriptor(path: Path) -> int:
     """The file, opened, if it is one: a pipe would make us wait, and a device never ends. Raises BadInputError."""
     if os.path.isdir(path):
-        raise BadInputError(f"{path} is a folder without a {BEST_FILE}; name a run's folder or a model file")
+        raise BadInputError(
+            f"{path} is a folder without a {BEST_FILE}; name a run's folder or a model file",
+            code="folder-without-model",
+        )
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError):
         raise BadInputError(
-            f"no model {path}: train one first (tiny-gpt train, or python3 train.py), or name a run or a model file"
+            f"no model {path}: train one first (tiny-gpt train, or python3 train.py), or name a run or a model file",
+            code="no-model",
         ) from None
     except (OSError, ValueError) as error:
-        raise BadInputError(f"cannot read {path}: {getattr(error, 'strerror', None) or _one_line(error)}") from error
+        raise BadInputError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or _one_line(error)}", code="model-file-unreadable"
+        ) from error
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise BadInputError(f"{path} is a pipe or a device; name a file such as {BEST_FILE}")
+    raise BadInputError(f"{path} is a pipe or a device; name a file such as {BEST_FILE}", code="model-file-not-regular")
 
 
 def _read(path: Path, file: BinaryIO) -> tuple[StrictArchive, dict[str, Any]]:
@@ -124,19 +130,23 @@ def _read(path: Path, file: BinaryIO) -> tuple[StrictArchive, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise BadInputError(
             f"{path} is not a tiny_gpt model file, or was cut short or damaged ({_one_line(error)}); "
-            "name a file that tiny_gpt wrote, or train again"
+            "name a file that tiny_gpt wrote, or train again",
+            code="not-a-model-file",
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BadInputError(f"{path} was not written by tiny_gpt; name a file such as {BEST_FILE}")
+        raise BadInputError(
+            f"{path} was not written by tiny_gpt; name a file such as {BEST_FILE}", code="model-file-foreign"
+        )
     if (version := content.get("format_version")) != FORMAT_VERSION:
         shown = _one_line(version) if isinstance(version, int | str | None) else "unknown"
         raise BadInputError(
             f"{path} has format version {shown}, this tiny_gpt reads {FORMAT_VERSION}; "
-            "use the tiny_gpt that wrote it, or a newer one"
+            "use the tiny_gpt that wrote it, or a newer one",
+            code="model-file-version",
         )
     damaged_parts = [name for name in PARTS if not isinstance(content.get(name), dict)]
     if damaged_parts:
-        raise BadInputError(f"{path} is damaged: it lacks {', '.join(damaged_parts)}")
+        raise BadInputError(f"{path} is damaged: it lacks {', '.join(damaged_parts)}", code="model-file-incomplete")
     return archive, content
 
 
