@@ -61,7 +61,7 @@ def library_json(model: dict[str, Any], **steps: Any) -> str:
         odd = sorted((steps.keys() - _STEPS.keys()) | (model.keys() - _MODEL.keys()))
         raise BadInputError(
             f"the tokenizer has settings that tiny_gpt does not know: {shown(', '.join(odd))}",
-            code="tokenizer-settings-unknown",
+            code="tokenizer-json-settings-unknown",
         )
     settings = _STEPS | steps | {"model": _MODEL | model}
     try:
@@ -88,7 +88,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, list[str]]:
         raise BadInputError(
             f"{shown(folder)} has no {TOKENIZER_FILE}, nor {VOCAB_FILE} with {MERGES_FILE}; tiny_gpt reads only "
             "byte-level BPE tokenizers, such as GPT-2's and Qwen's",
-            code="tokenizer-missing",
+            code="tokenizer-files-missing",
         )
     try:
         return _tokenizer(settings), notes
