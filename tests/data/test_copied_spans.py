@@ -1,6 +1,7 @@
 """What a text copies from another."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ def test_the_longest_passages_win_and_none_overlap():
     query = TEXT[100:180] + TEXT[5000:5400] + TEXT[90:170]
     spans = INDEX.find(query)
     assert [round(span.n_bytes, -1) for span in spans] == [80, 400, 80]
-    assert all(before.end <= after.start for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before.end <= after.start for before, after in pairwise(spans))
     assert INDEX.copied_fraction(query) == pytest.approx(1, abs=0.01)
 
 
