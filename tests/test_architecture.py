@@ -16,8 +16,8 @@ LAYERS = [
     {"tiny_gpt", "errors", "duration", "bootstrap"},
     # The settings, the file system, the devices, and the machine that a run shares with others.
     {"config", "files", "device", "host"},
-    # The network in plain torch, and text to tokens.
-    {"model", "tokenizer"},
+    # The network in plain torch, text to tokens, and a web server that knows of neither.
+    {"model", "tokenizer", "web"},
     # Text to batches, models to and from files, and what numba compiles.
     {"data", "model_io", "kernels"},
     # A model's loss with or without our kernels, and generation.
@@ -133,12 +133,12 @@ def test_help_and_the_package_load_no_torch():
     program = """if True:
         import sys
         import tiny_gpt
-        loaded = {"torch", "numpy", "tyro"} & set(sys.modules)
+        loaded = {"torch", "numpy", "tyro", "starlette"} & set(sys.modules)
         assert not loaded, loaded
         from tiny_gpt.cli.main import main
         for args in (["--help"], ["--version"], ["train", "--help"], ["generate", "--help"], ["nonsense"]):
             main(args)
-        assert "torch" not in sys.modules and "numpy" not in sys.modules
+        assert not {"torch", "numpy", "starlette"} & set(sys.modules)
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

@@ -35,6 +35,7 @@ from tiny_gpt.config.run import (
 from tiny_gpt.config.sampling import EvalConfig, OutputConfig, SampleConfig
 from tiny_gpt.config.saved import model_config_from
 from tiny_gpt.config.training import BUDGETS, TrainConfig
+from tiny_gpt.config.web import WebConfig
 
 __all__ = [
     "ARCHITECTURES",
@@ -66,6 +67,7 @@ __all__ = [
     "ScheduleName",
     "TokenizerName",
     "TrainConfig",
+    "WebConfig",
     "flag",
     "load_config",
     "model_config_from",
