@@ -33,7 +33,12 @@ def test_a_subset_is_evenly_spaced_and_always_the_same(max_tokens: int) -> None:
         assert gaps.max() - gaps.min() <= 8 and len(tokens) - windows.starts[-1] <= 24, "to within a block, to the end"
     model = random_model().eval()
     expected = [mean_loss(model, tokens[start : start + 9]) for start in windows.starts]
-    assert windows.loss(model) == pytest.approx(np.mean(expected), rel=1e-6)
+    loss, error = windows.loss_and_error(model)
+    assert loss == windows.loss(model) == pytest.approx(np.mean(expected), rel=1e-6)
+    if len(expected) > 1:
+        assert error == pytest.approx(np.std(expected, ddof=1) / len(expected) ** 0.5, rel=1e-4)
+    else:
+        assert math.isnan(error)
     again = FixedWindows(tokens, MODEL.block_size, batch_size=4, max_tokens=max_tokens)
     assert again.loss(model) == windows.loss(model)
 

@@ -188,6 +188,13 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def memory_bytes(device: torch.device) -> int:
+    """The memory in use now: of the GPU for cuda, otherwise this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used at once so far: of the GPU for cuda, otherwise this process's resident set."""
     if device.type == "cuda":

@@ -54,14 +54,27 @@ class FixedWindows:
 
         `beat` is called after each batch: a whole text may take long, and a watchdog may be waiting.
         """
+        return self.loss_and_error(model, beat)[0]
+
+    def loss_and_error(self, model: GPT, beat: Callable[[], None] = lambda: None) -> tuple[float, float]:
+        """`loss`, and its standard error: how far the loss over other windows of such text may lie from it.
+
+        The windows are taken as independent. NaN for a single one.
+        """
         # Summed in fp64, so that the sum of many tokens is exact enough; MPS has none.
         dtype = torch.float64 if model.device.type != "mps" else torch.float32
         total = torch.zeros((), dtype=dtype, device=model.device)
+        sums: list[torch.Tensor] = []
         with contextlib.closing(self._score_batches(model)) as batches:
             for losses_BT, _ in batches:
                 total += losses_BT.sum(dtype=total.dtype)
+                sums.append(losses_BT.sum(dim=1, dtype=torch.float32))
                 beat()
-        return total.item() / self.n_tokens
+        n_windows = len(self.starts)
+        if n_windows < 2:
+            return total.item() / self.n_tokens, math.nan
+        spread = torch.cat(sums)[:n_windows].std().item()  # of the windows' sums; padding comes last
+        return total.item() / self.n_tokens, spread * math.sqrt(n_windows) / self.n_tokens
 
     def losses(self, model: GPT) -> torch.Tensor:
         """The loss of each token in nats, (n_tokens,), in the order of the windows, on the CPU."""

@@ -47,6 +47,7 @@ def test_metrics_have_one_line_per_evaluation(trained):
     assert [(row["step"], row["epoch"]) for row in found] == [(3, 1), (6, 1), (9, 2), (12, 2)]
     for row in found:
         assert row.keys() >= {"train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
+        del row["val_loss_error"]  # these texts have too few windows for one
         assert all(value > 0 for value in row.values())
 
 
@@ -229,7 +230,7 @@ def test_second_signal_while_saving_keeps_the_old_file(train, send, tmp_path, mo
 
 
 def test_ctrl_c_while_sampling_loses_nothing(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "sample_text", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(session.Samples, "final_text", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert train().code == 130
     assert_intact(tmp_path, *RUN_FILES)
 

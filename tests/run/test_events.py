@@ -21,6 +21,8 @@ def test_an_evaluation_round_trips_through_json():
         assert json.loads(line)["step"] == 7 and line.count("\n") == 1
         back = Evaluated.from_json_line(line)
         assert back.to_json_line() == line and back.grad_norm == row.grad_norm
+    older = {name: value for name, value in json.loads(evaluation(7).to_json_line()).items() if value is not None}
+    assert Evaluated.from_json_line(json.dumps(older)) == evaluation(7), "of an earlier version"
     seven, one = evaluation(7).to_json_line(), evaluation(1).to_json_line()
     for odd in ("", "{}", "[]", seven.replace("7", '"7"'), one.replace("1", "true")):
         with pytest.raises((ValueError, TypeError)):

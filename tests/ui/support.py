@@ -78,6 +78,8 @@ def evaluated(step, **changes):
         grad_norm=0.5,
         tokens_per_s=20_000.0,
         elapsed_s=100.0,
+        val_loss_error=0.01,
+        time=1_800_000_000.0,
     )
     return Evaluated(**values | changes)
 

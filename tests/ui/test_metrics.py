@@ -30,6 +30,9 @@ def test_one_json_line_per_evaluation(tmp_path):
         "grad_norm": 0.5,
         "tokens_per_s": 20_000.0,
         "elapsed_s": 100.0,
+        "val_loss_error": 0.01,
+        "memory_bytes": None,
+        "time": 1_800_000_000.0,
     }
 
 

@@ -5,7 +5,7 @@ Imports torch; `launch` starts it.
 
 import contextlib
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 from tiny_gpt.cli.process import discard_output
@@ -21,7 +21,7 @@ from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
-from tiny_gpt.ui.samples import Samples, sample_text
+from tiny_gpt.ui.samples import Samples
 from tiny_gpt.ui.terminal import error, printable, quoted
 
 
@@ -56,13 +56,14 @@ class NextCommands:
 def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, commands: NextCommands) -> int:
     """Train, then print a sample of the best model and the commands to type next. Returns the exit code."""
     plan, finished = None, None
+    samples = Samples(config, user_path(config.train.out_dir) / SAMPLES_FOLDER)
     out_dir = user_path(config.train.out_dir)
     with contextlib.closing(Console(config, sys.stdout)) as console:
         consumers: list[Consumer] = [
             console,
             MetricsFile(out_dir / METRICS_FILE),
             LogFile(config, out_dir / LOG_FILE),
-            Samples(config, out_dir / SAMPLES_FOLDER),
+            samples,
         ]
         for i, event in enumerate(run(config, resume, request)):
             deliver(event, consumers)
@@ -75,7 +76,7 @@ def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, comma
                 finished = event
     assert finished is not None, "a run ends with Finished or raises"
     try:
-        _print_sample_and_next_commands(finished, plan, config, commands)
+        _print_sample_and_next_commands(finished, plan, config, commands, samples)
         sys.stdout.flush()
     except OSError:  # the reader has closed; the training is complete all the same
         discard_output()
@@ -83,13 +84,12 @@ def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, comma
 
 
 def _print_sample_and_next_commands(
-    finished: Finished, plan: Plan | None, config: RunConfig, commands: NextCommands
+    finished: Finished, plan: Plan | None, config: RunConfig, commands: NextCommands, samples: Samples
 ) -> None:
     if finished.stopped_by is None:
-        sampling = replace(SampleConfig(), seed=config.train.seed)
         at = f"step {finished.best_step:,}" if config.train.is_timed else f"epoch {finished.best_epoch}"
-        print(f"\nA sample from the best model ({at}), temperature {sampling.temperature}:\n")
-        print(printable(sample_text(finished.best_path, sampling)))
+        print(f"\nA sample from the best model ({at}), temperature {SampleConfig().temperature}:\n")
+        print(printable(samples.final_text(finished)))
     best_path = str(finished.best_path)
     checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {quoted(best_path)}"
     print(f'\nGenerate text: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')

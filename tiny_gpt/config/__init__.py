@@ -28,9 +28,13 @@ from tiny_gpt.config.run import (
     LOG_FILE,
     METRICS_FILE,
     PLAN_FILE,
+    REPORT_FILE,
+    SAMPLE_INDEX_FILE,
     SAMPLES_FOLDER,
+    TEXT_FACTS_FILE,
     RunConfig,
     load_config,
+    sample_file,
 )
 from tiny_gpt.config.sampling import EvalConfig, OutputConfig, SampleConfig
 from tiny_gpt.config.saved import model_config_from
@@ -48,7 +52,10 @@ __all__ = [
     "MAX_VOCAB_SIZE",
     "METRICS_FILE",
     "PLAN_FILE",
+    "REPORT_FILE",
     "SAMPLES_FOLDER",
+    "SAMPLE_INDEX_FILE",
+    "TEXT_FACTS_FILE",
     "TOKENIZER_SETTINGS",
     "Architecture",
     "ArchitectureName",
@@ -71,4 +78,5 @@ __all__ = [
     "flag",
     "load_config",
     "model_config_from",
+    "sample_file",
 ]

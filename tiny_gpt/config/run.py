@@ -21,6 +21,14 @@ PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
 SAMPLES_FOLDER = "samples"
+SAMPLE_INDEX_FILE = "index.jsonl"
+REPORT_FILE = "report.html"
+TEXT_FACTS_FILE = "text_facts.json"
+
+
+def sample_file(step: int) -> str:
+    """The name, in SAMPLES_FOLDER, of the sample of the model of `step`."""
+    return f"step-{step:08}.txt"
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,15 @@ class Evaluator:
         is_time = self._last_progress + EVAL_PROGRESS <= point.progress <= 1 - EVAL_PROGRESS
         return point.is_last or (is_time and is_affordable)
 
-    def score(self, point: SchedulePoint, beat: Callable[[], None]) -> tuple[float, float]:
-        """Training and validation loss after the step at `point`. `beat` is called after each batch."""
+    def score(self, point: SchedulePoint, beat: Callable[[], None]) -> tuple[float, float, float]:
+        """Training loss, validation loss and its standard error, after the step at `point`.
+
+        `beat` is called after each batch.
+        """
         model, clock = self.state.model, self.state.clock
         before_s = clock.eval_s
         with clock.count_as("eval"):
-            losses = self.train_windows.loss(model, beat), self.val_windows.loss(model, beat)
+            losses = self.train_windows.loss(model, beat), *self.val_windows.loss_and_error(model, beat)
         token_s = (clock.eval_s - before_s) / self.n_tokens
         if not 0 < INTERRUPTED_FACTOR * self._estimated_token_s() < token_s:
             self._measured_token_s = token_s

@@ -5,7 +5,7 @@ Losses are mean cross-entropy in nats per token. Steps and epochs count from 1 a
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,12 @@ class Evaluated:
     grad_norm: float
     tokens_per_s: float
     elapsed_s: float
+    val_loss_error: float = math.nan
+    """Standard error of `val_loss`, from how much its windows differ; NaN for a single window."""
+    memory_bytes: float = math.nan
+    """Memory in use: of the GPU for cuda, otherwise of this process."""
+    time: float = math.nan
+    """When it was done, as time.time()."""
 
     def to_json_line(self) -> str:
         """A line of metrics.jsonl, with its newline. JSON has no NaN: NaN and infinity become null."""
@@ -97,12 +103,14 @@ class Evaluated:
 
     @classmethod
     def from_json_line(cls, line: str) -> "Evaluated":
-        """The inverse of `to_json_line`, null read as NaN; raises ValueError."""
+        """The inverse of `to_json_line`, null read as NaN; raises ValueError. Earlier versions wrote fewer fields."""
         row = json.loads(line)
         keys = {field.name: _KEY_IN_FILE.get(field.name, field.name) for field in fields(cls)}
-        if not isinstance(row, dict) or row.keys() != set(keys.values()):
+        required = {keys[field.name] for field in fields(cls) if field.default is MISSING}
+        if not isinstance(row, dict) or not required <= row.keys() <= set(keys.values()):
             raise ValueError("unexpected fields")
-        values: dict[str, Any] = {name: math.nan if row[key] is None else row[key] for name, key in keys.items()}
+        found = {name: row.get(key) for name, key in keys.items()}
+        values: dict[str, Any] = {name: math.nan if value is None else value for name, value in found.items()}
         if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
             raise ValueError("a field is not a number")
         return cls(**values)

@@ -18,7 +18,9 @@ from tiny_gpt.config import (
     LOG_FILE,
     METRICS_FILE,
     PLAN_FILE,
+    REPORT_FILE,
     SAMPLES_FOLDER,
+    TEXT_FACTS_FILE,
 )
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_files, write_error
@@ -65,7 +67,7 @@ def archive_earlier_run(out_dir: Path) -> Path | None:
     Returns that folder; None where there is neither a model file nor a checkpoint to keep. Raises OutOfResourcesError.
     """
     worth_keeping = (BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER)
-    others = (CONFIG_FILE, PLAN_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER)
+    others = (CONFIG_FILE, PLAN_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER, REPORT_FILE, TEXT_FACTS_FILE)
     names = [name for name in (*worth_keeping, *others) if (out_dir / name).exists()]
     if not set(names) & set(worth_keeping):
         return None

@@ -5,6 +5,7 @@ training/step.py.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TypeVar
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.device import is_out_of_memory, peak_memory_bytes
+from tiny_gpt.device import is_out_of_memory, memory_bytes, peak_memory_bytes
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.evaluation import bits_per_byte
 from tiny_gpt.host.monitor import HostMonitor
@@ -206,7 +207,7 @@ class Trainer:
     def _evaluate(self, done: DoneStep, beat: Callable[[], None]) -> Evaluated:
         step, clock = self.state.step, self.state.clock
         n_steps, train_s = clock.lap(step)
-        train_loss, val_loss = self._retry_out_of_memory(lambda: self.evaluator.score(done.point, beat))
+        train_loss, val_loss, error = self._retry_out_of_memory(lambda: self.evaluator.score(done.point, beat))
         return Evaluated(
             step=step,
             epoch=math.ceil(step / self.config.train.iters_per_epoch),
@@ -218,6 +219,9 @@ class Trainer:
             grad_norm=done.result.grad_norm.item(),
             tokens_per_s=n_steps * self.tokens_per_step / train_s,
             elapsed_s=clock.elapsed_s,
+            val_loss_error=error,
+            memory_bytes=memory_bytes(self.state.model.device),
+            time=time.time(),
         )
 
     def _record(self, evaluated: Evaluated) -> Iterator[Event]:
