@@ -1,4 +1,9 @@
-"""Counters in an array of int64 that several threads change at once."""
+"""Atomic operations on int64 counters that several threads share, and the system's yield.
+
+numba offers none for CPUs, so each is an intrinsic: a Python function that emits LLVM instructions. All are
+sequentially consistent (seq_cst): every thread sees them in one common order, and what a thread wrote before one of
+them is visible to whoever sees its result. threads.py relies on both.
+"""
 
 import ctypes
 import os
@@ -12,7 +17,7 @@ from numba.extending import intrinsic
 
 
 def _register_yield() -> None:
-    """Make the system's "let another thread go first" known to compiled code."""
+    """Make the system's "give the core to another thread" callable from compiled code under one name."""
     library = ctypes.CDLL("kernel32" if os.name == "nt" else None)
     function = library.SwitchToThread if os.name == "nt" else library.sched_yield
     address = ctypes.cast(function, ctypes.c_void_p).value
@@ -21,12 +26,13 @@ def _register_yield() -> None:
 
 
 _register_yield()
-let_others_go = types.ExternalFunction("tiny_gpt_yield", types.int32())
+# By name, not by address: cached machine code must run in a later process, where the address is another.
+sched_yield = types.ExternalFunction("tiny_gpt_yield", types.int32())
 
 
 @intrinsic
-def add(typing_context, counters, place, amount):
-    """Add to a counter in one indivisible act; the value before."""
+def atomic_add(typing_context, counters, index, amount):
+    """counters[index] += amount; returns the value before."""
 
     def generate(context, builder, signature, arguments):
         pointer = _pointer(context, builder, signature, arguments)
@@ -36,8 +42,19 @@ def add(typing_context, counters, place, amount):
 
 
 @intrinsic
-def read(typing_context, counters, place):
-    """A counter as it is now, and with it all that was written before it was changed."""
+def atomic_exchange(typing_context, counters, index, value):
+    """counters[index] = value; returns the value before."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments)
+        return builder.atomic_rmw("xchg", pointer, arguments[2], "seq_cst")
+
+    return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def atomic_load(typing_context, counters, index):
+    """counters[index] as it is now. A plain read in a waiting loop would be moved out of the loop by LLVM."""
 
     def generate(context, builder, signature, arguments):
         return builder.load_atomic(_pointer(context, builder, signature, arguments), "seq_cst", 8)

@@ -7,6 +7,7 @@ No kernel uses numba's `parallel=True`, `prange` or full `fastmath`: threads.py 
 results do not depend on the number of threads, and the fast-math flags below keep NaN and infinity intact.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -60,6 +61,24 @@ def is_cached(function: Any) -> bool:
     """Whether machine code of a compiled function, for any argument types, is in the disk cache."""
     code = function.py_func.__code__
     return any(_cache_dir(Path(code.co_filename).parent).rglob(f"*.{code.co_name}-*.nbi"))
+
+
+def add_stamp(package: Path, name: str) -> None:
+    """Note in the disk cache of a package that what `name` stands for has been compiled.
+
+    For functions of which several variants are compiled, for different argument types: `is_cached` knows only whether
+    there is one.
+    """
+    stamp = _cache_dir(package) / f"{name}.stamp"
+    with contextlib.suppress(OSError):
+        if not stamp.exists():
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
+
+
+def has_stamp(package: Path, name: str) -> bool:
+    """Whether `add_stamp` was called for these sources, by any process."""
+    return (_cache_dir(package) / f"{name}.stamp").exists()
 
 
 def delete_stale_caches(package: Path) -> None:

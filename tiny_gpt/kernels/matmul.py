@@ -1,62 +1,111 @@
-"""Small matrix products inside a compiled loop, as fast as the machine multiplies.
+"""The two matrix products of the kernels. Large products between them are torch's.
 
-Operands lie in flat arrays of 32-bit words. For numbers in bf16, where the machine multiplies pairs of them, a word is
-such a pair, two neighbours along the dimension that is summed over; otherwise it is one fp32 number. So a matrix has
-three forms:
+`matmul` is for training's attention: small matrices that lie in a core's own cache, so that arithmetic is the limit. It
+keeps a tile of the result in registers and uses the bf16 instruction where there is one.
 
-- natural: row by row. The words of a row are its numbers in order.
-- transposed: the words of the natural form, column by column.
-- stacked: with pairs, two rows at a time, their numbers of one column in one word; otherwise as the natural form.
+`matmul_few_rows` is for decoding: one or a few rows times a large weight matrix, each weight of which is used once per
+row, so that reading the weights is the limit. They are stored in exactly the order in which they are read, in 16 bits
+where wanted, and each result is added up in the same order however many rows there are.
 
-The left operand is read word by word and may lie in any way; the right one is read 16 words at once, along what are
-the columns of the result. Sums are fp32.
+One function for both would be slower at either: a register tile of 4 to 8 rows is mostly empty when one row is decoded,
+and decoding's order of sums, which makes results independent of the number of rows, has no place for pairs.
+
+
+Memory layouts for `matmul`
+
+Operands lie in flat arrays of 32-bit words. For bf16 numbers, where the processor multiplies pairs of them, a word
+holds such a pair: two neighbours along the dimension that is summed over, the first in the lower half. Otherwise a
+word is one fp32 number. For a matrix whose rows are a, b, c, d, in pairs:
+
+    row-major    a0 a1 | a2 a3   each row's words side by side: the sum runs along the row
+                 b0 b1 | b2 b3
+                 ...
+    transposed   a0 a1 | b0 b1   the row-major words, column by column
+                 a2 a3 | b2 b3
+    row pairs    a0 b0 | a1 b1 | a2 b2 | a3 b3    two rows in one row of words: the sum runs down the column
+                 c0 d0 | c1 d1 | c2 d2 | c3 d3
+
+Without pairs, "row pairs" is the same as row-major. The left operand is read one word at a time and may lie in any way.
+The right one is read 16 words at a time along the columns of the result, so those must be neighbours.
+
+The layout follows from the sum: in scores = q @ k.T it runs over a head's width, so one operand is row-major and the
+other transposed; in y = weights @ v it runs over the keys, so v lies in row pairs.
 """
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
 
-from tiny_gpt.kernels.arithmetic import BFLOAT, HAS_512_BITS, HAS_BF16, bits_of_bf16
+from tiny_gpt.kernels.arithmetic import BFLOAT, HAS_512_BITS, HAS_BF16, f32_to_bf16, to_f32
 from tiny_gpt.kernels.compiled import compiled, compiled_reassoc
 
-# Rows and columns of a result come in multiples of this; what is added to fill them up is zero.
+_U = np.uint64
+
+# --- matmul: a tile of the result in registers ---
+
+# Matrices are padded with zeros to a multiple of this many rows and columns, a whole number of tiles.
 COLUMNS = 32
 
+# Words in a vector of 512 bits; where registers have 256, LLVM makes two instructions of one.
 _LANES = 16
-# What is summed up at once in registers: 16 vectors of 512 bits, or 8 of 256.
+# Sums in registers: 8 rows of 2 vectors are 16 of the 32 registers of 512 bits, the others hold operands; 4 rows of 1
+# vector are 8 of the 16 registers of 256 bits. Each word of the left operand is used 2 * 16 (1 * 16) times after one
+# load, each vector of the right one 8 (4) times, so that multiply-adds outnumber loads.
 _TILE_ROWS, _TILE_VECTORS = (8, 2) if HAS_512_BITS else (4, 1)
 
-_U = np.uint64
 _I64, _I32, _F32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _SUMS = ir.VectorType(_F32, _LANES)
 
 
-@compiled
-def product(a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_rows, n_columns, n_steps, adds):
-    """c = a @ b, or c += a @ b where `adds`, summed over `n_steps` words.
+class Words(NamedTuple):
+    """A matrix, or a part of one, in a flat array: word (i, j) is array[start + i * row_stride + j * column_stride].
 
-    Word (row, step) of a is a[a_start + row * a_row + step * a_step], word (step, column) of b is
-    b[b_start + step * b_step + column], number (row, column) of c is c[c_start + row * c_row + column].
+    All numbers are unsigned (np.uint64), which spares numba the question whether an index is negative.
     """
+
+    array: NDArray[Any]
+    start: np.uint64
+    row_stride: np.uint64
+    column_stride: np.uint64
+
+
+@compiled
+def matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
+    """result = left @ right, or result += left @ right; sums over `n_words` words, in fp32.
+
+    The columns of `right` and `result` are neighbours: their column_stride counts as 1. Loops run over whole tiles, so
+    `n_rows` and `n_columns` are rounded up to them, which padding makes harmless.
+    """
+    a, a_start, a_row, a_column = left
+    b, b_start, b_row, _ = right
+    c, c_start, c_row, _ = result
     for row in range(_U(0), n_rows, _U(_TILE_ROWS)):
         for column in range(_U(0), n_columns, _U(_TILE_VECTORS * _LANES)):
-            _tile(
-                a, a_start + row * a_row, a_row, a_step,
-                b, b_start + column, b_step,
+            _multiply_tile(
+                a, a_start + row * a_row, a_row, a_column,
+                b, b_start + column, b_row,
                 c, c_start + row * c_row + column, c_row,
-                n_steps, adds,
+                n_words, accumulate,
             )  # fmt: skip
 
 
 @intrinsic
-def _tile(typing_context, a, a_start, a_row, a_step, b, b_start, b_step, c, c_start, c_row, n_steps, adds):
-    """The part of a product whose sums are kept in registers."""
+def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_row, c, c_start, c_row, n_words, adds):
+    """One tile of the result, written in LLVM's own instructions: numba has no vector types, and LLVM's vectorizer does
+    not find this tiling by itself.
+
+    For each word along the sum: load 1 or 2 vectors of the right operand; for each row broadcast a word of the left one
+    and multiply-add. This is the outer-product form of the BLIS micro-kernel (Van Zee and van de Geijn 2015).
+    """
 
     def generate(context, builder, signature, arguments):
-        a_start, a_row, a_step = (arguments[i] for i in (1, 2, 3))
-        b_start, b_step, c_start, c_row, n_steps, adds = (arguments[i] for i in (5, 6, 8, 9, 10, 11))
+        a_start, a_row, a_column = (arguments[i] for i in (1, 2, 3))
+        b_start, b_row, c_start, c_row, n_words, adds = (arguments[i] for i in (5, 6, 8, 9, 10, 11))
 
         def address(argument, *offsets):
             array = context.make_array(signature.args[argument])(context, builder, arguments[argument])
@@ -65,11 +114,13 @@ def _tile(typing_context, a, a_start, a_row, a_step, b, b_start, b_step, c, c_st
                 pointer = builder.gep(pointer, [offset])
             return pointer
 
-        def vector(pointer, kind, number):
-            return builder.bitcast(builder.gep(pointer, [_I64(number * _LANES)]), kind.as_pointer())
+        def vector(pointer, vector_type, number):
+            return builder.bitcast(builder.gep(pointer, [_I64(number * _LANES)]), vector_type.as_pointer())
 
-        words = ir.VectorType(_I32 if signature.args[0].dtype == types.uint32 else _F32, _LANES)
+        word_type = _I32 if signature.args[0].dtype == types.uint32 else _F32
+        word_vector = ir.VectorType(word_type, _LANES)
         rows, vectors = range(_TILE_ROWS), range(_TILE_VECTORS)
+        # Stack slots that LLVM turns into registers.
         sums = [[cgutils.alloca_once(builder, _SUMS) for _ in vectors] for _ in rows]
         results = [address(7, builder.add(c_start, builder.mul(_I64(row), c_row))) for row in rows]
         with builder.if_else(adds) as (then, otherwise):
@@ -81,12 +132,13 @@ def _tile(typing_context, a, a_start, a_row, a_step, b, b_start, b_step, c, c_st
                 for row in rows:
                     for v in vectors:
                         builder.store(ir.Constant(_SUMS, [0.0] * _LANES), sums[row][v])
-        with cgutils.for_range(builder, n_steps, intp=_I64) as loop:
-            b_words = address(4, b_start, builder.mul(loop.index, b_step))
-            right = [builder.load(vector(b_words, words, v), align=4) for v in vectors]
-            a_words = address(0, a_start, builder.mul(loop.index, a_step))
+        with cgutils.for_range(builder, n_words, intp=_I64) as loop:
+            b_words = address(4, b_start, builder.mul(loop.index, b_row))
+            right = [builder.load(vector(b_words, word_vector, v), align=4) for v in vectors]
+            a_words = address(0, a_start, builder.mul(loop.index, a_column))
             for row in rows:
-                left = _everywhere(builder, words, builder.load(builder.gep(a_words, [builder.mul(_I64(row), a_row)])))
+                a_word = builder.load(builder.gep(a_words, [builder.mul(_I64(row), a_row)]))
+                left = _broadcast(builder, word_vector, a_word)
                 for v in vectors:
                     added = _multiply_add(builder, builder.load(sums[row][v]), left, right[v])
                     builder.store(added, sums[row][v])
@@ -99,66 +151,77 @@ def _tile(typing_context, a, a_start, a_row, a_step, b, b_start, b_step, c, c_st
     return types.void(a, *numbers, b, *numbers[:2], c, *numbers, types.boolean), generate
 
 
-def _everywhere(builder: ir.IRBuilder, words: ir.VectorType, word: ir.Value) -> ir.Value:
-    undefined = ir.Constant(words, ir.Undefined)
+def _broadcast(builder: ir.IRBuilder, vector_type: ir.VectorType, word: ir.Value) -> ir.Value:
+    """A vector with `word` in every lane."""
+    undefined = ir.Constant(vector_type, ir.Undefined)
     first = builder.insert_element(undefined, word, _I32(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, _LANES), [0] * _LANES))
 
 
 def _multiply_add(builder: ir.IRBuilder, sums: ir.Value, left: ir.Value, right: ir.Value) -> ir.Value:
-    """sums + left * right in every lane, for pairs with both products."""
+    """sums + left * right in every lane; for pairs, both products of a lane are added to its sum."""
     if left.type == _SUMS:
-        kind, name = ir.FunctionType(_SUMS, [_SUMS] * 3), f"llvm.fma.v{_LANES}f32"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [left, right, sums])
+        function_type, name = ir.FunctionType(_SUMS, [_SUMS] * 3), f"llvm.fma.v{_LANES}f32"
+        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [left, right, sums])
     pairs = ir.VectorType(BFLOAT, 2 * _LANES)
-    kind = ir.FunctionType(_SUMS, [_SUMS, pairs, pairs])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+    function_type = ir.FunctionType(_SUMS, [_SUMS, pairs, pairs])
+    name = "llvm.x86.avx512bf16.dpbf16ps.512"
+    function = cgutils.get_or_insert_function(builder.module, function_type, name)
     return builder.call(function, [sums, builder.bitcast(left, pairs), builder.bitcast(right, pairs)])
 
 
-def pair_of(like):
-    """Numbers in a word, for operands of the dtype that the array `like` is stored in."""
+# --- layouts ---
 
 
-@overload(pair_of, inline="always")
-def _pair_of_for(like):
-    return (lambda like: _U(2)) if _in_pairs(like) else (lambda like: _U(1))
+def _is_paired(array: types.Array) -> bool:
+    return HAS_BF16 and array.dtype == types.uint16
 
 
-def natural(like, n_rows, n_columns):
-    """Room for a matrix in its natural form, filled with zeros."""
+def numbers_per_word(like):
+    """1, or 2 where numbers stored as those of the array `like` are multiplied in pairs."""
 
 
-@overload(natural, inline="always")
-def _natural_for(like, n_rows, n_columns):
-    kind = np.uint16 if _in_pairs(like) else np.float32
-    return lambda like, n_rows, n_columns: np.zeros(n_rows * n_columns, kind)
+@overload(numbers_per_word, inline="always")
+def _numbers_per_word(like):
+    return (lambda like: _U(2)) if _is_paired(like) else (lambda like: _U(1))
 
 
-def words_of(numbers):
-    """The words of a matrix in its natural form."""
+def zeros_row_major(like, n_rows, n_columns):
+    """A row-major matrix of zeros for numbers stored as those of the array `like`, flat. Not words yet: see
+    `as_words`."""
 
 
-@overload(words_of, inline="always")
-def _words_of_for(numbers):
-    return (lambda numbers: numbers.view(np.uint32)) if _in_pairs(numbers) else (lambda numbers: numbers)
+@overload(zeros_row_major, inline="always")
+def _zeros_row_major(like, n_rows, n_columns):
+    # Without the pair instruction, bf16 numbers become fp32 once, when they are loaded.
+    dtype = np.uint16 if _is_paired(like) else np.float32
+    return lambda like, n_rows, n_columns: np.zeros(n_rows * n_columns, dtype)
+
+
+def as_words(numbers):
+    """The words of a row-major matrix, in the same memory."""
+
+
+@overload(as_words, inline="always")
+def _as_words(numbers):
+    return (lambda numbers: numbers.view(np.uint32)) if _is_paired(numbers) else (lambda numbers: numbers)
 
 
 @compiled_reassoc
 def transpose(words, n_rows, n_words, out):
-    """The natural form of rows of `n_words` becomes the transposed one."""
+    """Row-major words become transposed ones: out[word, row] = words[row, word]. Writes are in order, reads jump."""
     for word in range(n_words):
         for row in range(n_rows):
             out[word * n_rows + row] = words[row * n_words + word]
 
 
-def stack(numbers, n_rows, n_columns, out):
-    """The natural form becomes the stacked one."""
+def pack_row_pairs(numbers, n_rows, n_columns, out):
+    """A row-major matrix becomes words in row pairs."""
 
 
-@overload(stack)
-def _stack_for(numbers, n_rows, n_columns, out):
-    if not _in_pairs(numbers):
+@overload(pack_row_pairs)
+def _pack_row_pairs(numbers, n_rows, n_columns, out):
+    if not _is_paired(numbers):
 
         def copy(numbers, n_rows, n_columns, out):
             for i in range(n_rows * n_columns):
@@ -166,36 +229,139 @@ def _stack_for(numbers, n_rows, n_columns, out):
 
         return copy
 
-    def stack_pairs(numbers, n_rows, n_columns, out):
+    def pack(numbers, n_rows, n_columns, out):
         for pair in range(n_rows // _U(2)):
-            above = pair * _U(2) * n_columns
+            first = pair * _U(2) * n_columns
             for i in range(n_columns):
-                below = np.uint32(np.uint32(numbers[above + n_columns + i]) << np.uint32(16))
-                out[pair * n_columns + i] = np.uint32(numbers[above + i]) | below
+                second = np.uint32(np.uint32(numbers[first + n_columns + i]) << np.uint32(16))
+                out[pair * n_columns + i] = np.uint32(numbers[first + i]) | second
 
-    return stack_pairs
-
-
-def put_stacked(words, pair, n_columns, column, first, second):
-    """Put the numbers of rows 2 * pair and 2 * pair + 1 in one column into a stacked matrix of `n_columns` columns."""
+    return pack
 
 
-@overload(put_stacked, inline="always")
-def _put_stacked_for(words, pair, n_columns, column, first, second):
+def store_row_pair(words, pair, n_columns, column, first, second):
+    """Store the fp32 numbers of rows 2 * pair and 2 * pair + 1 in one column of a matrix in row pairs."""
+
+
+@overload(store_row_pair, inline="always")
+def _store_row_pair(words, pair, n_columns, column, first, second):
     if words.dtype == types.uint32:
 
-        def put_word(words, pair, n_columns, column, first, second):
-            above = np.uint32(np.uint32(bits_of_bf16(second)) << np.uint32(16))
-            words[pair * n_columns + column] = np.uint32(np.uint32(bits_of_bf16(first)) | above)
+        def store_word(words, pair, n_columns, column, first, second):
+            upper = np.uint32(np.uint32(f32_to_bf16(second)) << np.uint32(16))
+            words[pair * n_columns + column] = np.uint32(np.uint32(f32_to_bf16(first)) | upper)
 
-        return put_word
+        return store_word
 
-    def put_numbers(words, pair, n_columns, column, first, second):
-        place = (pair + pair) * n_columns + column
-        words[place], words[place + n_columns] = first, second
+    def store_numbers(words, pair, n_columns, column, first, second):
+        index = (pair + pair) * n_columns + column
+        words[index], words[index + n_columns] = first, second
 
-    return put_numbers
+    return store_numbers
 
 
-def _in_pairs(array: types.Array) -> bool:
-    return HAS_BF16 and array.dtype == types.uint16
+# --- matmul_few_rows: weights in the order in which they are read ---
+
+# Columns of the result that are added up together, 256 bytes in fp32. Sums of four rows, four rows of weights and the
+# inputs stay in the first-level cache (32 KiB or more), where a tile's sums are read and written for every four inputs.
+TILE = 64
+
+
+def tile_weights(weight_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A weight matrix as `matmul_few_rows` reads it: (N / TILE rounded up, K, TILE), padded with zeros.
+
+    [tile, k, j] is the weight of output tile * TILE + j and input k.
+    """
+    n, k = weight_NK.shape
+    n_tiles = -(-n // TILE)
+    padded = np.zeros((n_tiles * TILE, k), dtype=np.float32)
+    padded[:n] = weight_NK
+    return np.ascontiguousarray(padded.reshape(n_tiles, TILE, k).transpose(0, 2, 1))
+
+
+@compiled
+def matmul_few_rows(weight_LTKJ, layer, x_RK, y_RN, n_rows, first_tile, end_tile):
+    """y += x @ weight.T for the outputs of some tiles of one layer. L layers, T tiles of J = TILE outputs, K inputs.
+
+    The innermost loop runs over a tile's outputs, neighbours in `weight` and `y`: it is vectorized. Four inputs are
+    taken at a time, so that y is read and written a quarter as often, and up to four rows, so that a weight is read
+    and converted once for them. Each output is added up input by input in the same order whichever of the three loops
+    computes its row: a text is the same to the bit, whatever is generated beside it.
+    """
+    layer, n_rows = _U(layer), _U(n_rows)
+    for t in range(_U(first_tile), _U(end_tile)):
+        row = _U(0)
+        while row + _U(4) <= n_rows:
+            _add_four_rows(weight_LTKJ, layer, t, x_RK, y_RN, row)
+            row += _U(4)
+        while row + _U(2) <= n_rows:
+            _add_two_rows(weight_LTKJ, layer, t, x_RK, y_RN, row)
+            row += _U(2)
+        if row < n_rows:
+            _add_one_row(weight_LTKJ, layer, t, x_RK, y_RN, row)
+        _add_last_inputs(weight_LTKJ, layer, t, x_RK, y_RN, n_rows)
+
+
+@compiled
+def _add_four_rows(weight_LTKJ, layer, t, x_RK, y_RN, r):
+    one, two, three, four, tile = _U(1), _U(2), _U(3), _U(4), _U(TILE)
+    r1, r2, r3, start = r + one, r + two, r + three, t * tile
+    for i in range(_U(weight_LTKJ.shape[2]) // four):
+        k = i * four
+        k1, k2, k3 = k + one, k + two, k + three
+        a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
+        b, b1, b2, b3 = x_RK[r1, k], x_RK[r1, k1], x_RK[r1, k2], x_RK[r1, k3]
+        c, c1, c2, c3 = x_RK[r2, k], x_RK[r2, k1], x_RK[r2, k2], x_RK[r2, k3]
+        d, d1, d2, d3 = x_RK[r3, k], x_RK[r3, k1], x_RK[r3, k2], x_RK[r3, k3]
+        for j in range(tile):
+            n = start + j
+            w, w1 = to_f32(weight_LTKJ[layer, t, k, j]), to_f32(weight_LTKJ[layer, t, k1, j])
+            w2, w3 = to_f32(weight_LTKJ[layer, t, k2, j]), to_f32(weight_LTKJ[layer, t, k3, j])
+            y_RN[r, n] = y_RN[r, n] + a * w + a1 * w1 + a2 * w2 + a3 * w3
+            y_RN[r1, n] = y_RN[r1, n] + b * w + b1 * w1 + b2 * w2 + b3 * w3
+            y_RN[r2, n] = y_RN[r2, n] + c * w + c1 * w1 + c2 * w2 + c3 * w3
+            y_RN[r3, n] = y_RN[r3, n] + d * w + d1 * w1 + d2 * w2 + d3 * w3
+
+
+@compiled
+def _add_two_rows(weight_LTKJ, layer, t, x_RK, y_RN, r):
+    one, two, three, four, tile = _U(1), _U(2), _U(3), _U(4), _U(TILE)
+    r1, start = r + one, t * tile
+    for i in range(_U(weight_LTKJ.shape[2]) // four):
+        k = i * four
+        k1, k2, k3 = k + one, k + two, k + three
+        a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
+        b, b1, b2, b3 = x_RK[r1, k], x_RK[r1, k1], x_RK[r1, k2], x_RK[r1, k3]
+        for j in range(tile):
+            n = start + j
+            w, w1 = to_f32(weight_LTKJ[layer, t, k, j]), to_f32(weight_LTKJ[layer, t, k1, j])
+            w2, w3 = to_f32(weight_LTKJ[layer, t, k2, j]), to_f32(weight_LTKJ[layer, t, k3, j])
+            y_RN[r, n] = y_RN[r, n] + a * w + a1 * w1 + a2 * w2 + a3 * w3
+            y_RN[r1, n] = y_RN[r1, n] + b * w + b1 * w1 + b2 * w2 + b3 * w3
+
+
+@compiled
+def _add_one_row(weight_LTKJ, layer, t, x_RK, y_RN, r):
+    one, two, three, four, tile = _U(1), _U(2), _U(3), _U(4), _U(TILE)
+    start = t * tile
+    for i in range(_U(weight_LTKJ.shape[2]) // four):
+        k = i * four
+        k1, k2, k3 = k + one, k + two, k + three
+        a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
+        for j in range(tile):
+            n = start + j
+            w, w1 = to_f32(weight_LTKJ[layer, t, k, j]), to_f32(weight_LTKJ[layer, t, k1, j])
+            w2, w3 = to_f32(weight_LTKJ[layer, t, k2, j]), to_f32(weight_LTKJ[layer, t, k3, j])
+            y_RN[r, n] = y_RN[r, n] + a * w + a1 * w1 + a2 * w2 + a3 * w3
+
+
+@compiled
+def _add_last_inputs(weight_LTKJ, layer, t, x_RK, y_RN, n_rows):
+    """The up to three inputs that are left over, for all rows."""
+    n_inputs, tile = _U(weight_LTKJ.shape[2]), _U(TILE)
+    start = t * tile
+    for k in range(n_inputs // _U(4) * _U(4), n_inputs):
+        for row in range(n_rows):
+            a = x_RK[row, k]
+            for j in range(tile):
+                y_RN[row, start + j] = y_RN[row, start + j] + a * to_f32(weight_LTKJ[layer, t, k, j])

@@ -34,10 +34,7 @@ def compile_decoder(architecture: str, in_half: bool) -> None:
 
 def is_decoder_compiled(architecture: str) -> bool:
     """Whether an earlier process has compiled the decoder for this architecture."""
-    from tiny_gpt.kernels.decoding.forward import PROGRAMS
-
-    run, _ = PROGRAMS[ARCHITECTURES[architecture].positions]
-    return compiled.is_cached(run)
+    return compiled.has_stamp(KERNELS / "decoding", architecture)
 
 
 def compile_training() -> None:

@@ -1,1 +1,2 @@
-"""Decoding on a processor by compiled code: kernels → programs → decoder, and the team of threads that runs them."""
+"""Decoding on a CPU: weights.py packs a model, forward.py takes tokens through it with layers.py, decoder.py runs
+it."""

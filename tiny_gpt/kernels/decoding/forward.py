@@ -1,182 +1,185 @@
-"""What one member of a team does to take some tokens through a model: the forward pass of both architectures, for
-decoding, out of the loops of kernels.py. model/gpt.py defines the same in plain torch, and tests hold both together.
+"""One forward pass for decoding: what each thread of a team does to take some tokens through a model.
 
-A row is one token at one place of one slot of the cache: `rows_R3` holds (token id, slot, position), `wanted_M` the
-rows after which logits are wanted, `sizes_2` how many there are of both; so all arrays stay the same from job to job.
-Rows are taken
-through a layer together, each sees what its slot holds up to itself, so that a batch, a whole prompt, and a batch that
-is read a second time at other positions are all just rows. Work is shared out by tiles of outputs and by heads;
-between two kinds of work all members meet.
+model/gpt.py defines the same in plain torch, and tests compare both. One program serves all architectures: an optional
+part is a field that is None (decoding/weights.py), and numba compiles a variant without it.
 
-Letters: R rows, L layers, D model width, F feed-forward width, H heads, K head width, S places of a slot, V vocabulary.
+A row is one token at one place of one slot of the cache. All rows go through a layer together, and each attends to its
+own slot up to its own place. So one token, a batch of texts, a whole prompt, and a second window that is read along are
+all just rows.
+
+Threads divide the outputs of a matrix product by tiles, and attention by heads. Before a step that needs what other
+threads have computed, all meet at a barrier: 5 per layer. Norms are cheap: each thread computes them for itself, into
+its own buffer, which spares a barrier.
+
+R rows, L layers, D model width, F feed-forward width, N outputs, H heads, K head width, S slots of the cache, T
+places of a slot, V vocabulary, M threads.
 """
 
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
 from tiny_gpt.kernels.compiled import compiled
-from tiny_gpt.kernels.decoding.layers import (
-    TILE,
-    attend,
-    gelu,
-    layer_norm,
-    product,
-    rms_norm,
-    rotate,
-    store,
-    swiglu,
-)
-from tiny_gpt.kernels.decoding.team import go_on, meet
+from tiny_gpt.kernels.decoding.layers import append_to_cache, attend, gelu, normalize, normalize_head, rotate, swiglu
+from tiny_gpt.kernels.matmul import TILE, matmul_few_rows
+from tiny_gpt.kernels.threads import barrier, same_kernel_follows
+
+Array = NDArray[np.float32]
+
+
+class Batch(NamedTuple):
+    """What to compute. The arrays stay the same from job to job, only their contents change."""
+
+    sizes_2: NDArray[np.int64]
+    """How many rows and how many rows of logits there are."""
+    rows_R3: NDArray[np.int64]
+    """(token id, slot, position) of each row; the position is also its place in the slot."""
+    logits_rows_R: NDArray[np.int64]
+    """The rows after which logits are wanted."""
+
+
+class Cache(NamedTuple):
+    keys_LSHKT: Array
+    values_LSHTK: Array
+
+
+class Buffers(NamedTuple):
+    """Activations; widths are rounded up to whole tiles."""
+
+    x_RD: Array
+    """The residual stream."""
+    normed_MRD: Array
+    """One for each thread."""
+    qkv_RN: Array
+    y_RD: Array
+    gate_RF: Array | None
+    hidden_RF: Array
+    scores_MT: Array
+    """One for each thread."""
+    logits_RV: Array
 
 
 @compiled
-def _share(n, member, n_members):
-    """First and end of the part of `n` that is this member's."""
-    return n * member // n_members, n * (member + 1) // n_members
+def forward(thread, n_head, weights, batch, cache, buffers):
+    """buffers.logits := those after the rows that batch.logits_rows names; the cache gets all rows' keys and values."""
+    n_rows, n_logits = batch.sizes_2[0], batch.sizes_2[1]
+    normed_RD, scores_T = buffers.normed_MRD[thread.number], buffers.scores_MT[thread.number]
+    _embed(thread, weights.token_VD, weights.position_SD, batch.rows_R3, n_rows, buffers.x_RD)
+    barrier(thread)
+    for layer in range(weights.qkv.weight_LTKJ.shape[0]):
+        for r in range(n_rows):
+            normalize(buffers.x_RD, r, weights.norm1, layer, normed_RD, r)
+        _linear(thread, weights.qkv, layer, normed_RD, buffers.qkv_RN, n_rows)
+        barrier(thread)
+        for head in range(thread.number, n_head, thread.n_threads):
+            _attend_head(weights.rope, layer, head, n_head, n_rows, batch.rows_R3, cache, scores_T, buffers)
+        barrier(thread)
+        _add_linear(thread, weights.out, layer, buffers.y_RD, buffers.x_RD, n_rows)
+        barrier(thread)
+        for r in range(n_rows):
+            normalize(buffers.x_RD, r, weights.norm2, layer, normed_RD, r)
+        _feed_forward(thread, weights.gate, weights.up, layer, normed_RD, buffers.gate_RF, buffers.hidden_RF, n_rows)
+        barrier(thread)
+        _add_linear(thread, weights.down, layer, buffers.hidden_RF, buffers.x_RD, n_rows)
+        barrier(thread)
+    for i in range(n_logits):
+        normalize(buffers.x_RD, batch.logits_rows_R[i], weights.norm, 0, normed_RD, i)
+    _linear(thread, weights.head, 0, normed_RD, buffers.logits_RV, n_logits)
+    barrier(thread)
 
 
 @compiled
-def _linear(weight_LTKJ, bias_LN, layer, x_RK, y_RN, n_rows, first, end):
-    """y := x @ weight.T + bias, for the outputs of some tiles."""
+def run_jobs(thread, job, kernel_id, *arguments):
+    """Run `forward` for this job and for those that follow it soon with the same arrays; the last one's number."""
+    while True:
+        forward(thread, *arguments)
+        if not same_kernel_follows(thread.counters, job, kernel_id):
+            return job
+        job += 1
+
+
+@compiled
+def _embed(thread, token_VD, position_SD, rows_R3, n_rows, x_RD):
+    for r in range(thread.number, n_rows, thread.n_threads):
+        token, position = rows_R3[r, 0], rows_R3[r, 2]
+        for d in range(token_VD.shape[1]):
+            if position_SD is None:
+                x_RD[r, d] = token_VD[token, d]
+            else:
+                x_RD[r, d] = token_VD[token, d] + position_SD[position, d]
+
+
+@compiled
+def _tiles_of(thread, weight_LTKJ):
+    """(first, end) of the tiles of a matrix whose outputs this thread computes."""
+    n_tiles = weight_LTKJ.shape[1]
+    return n_tiles * thread.number // thread.n_threads, n_tiles * (thread.number + 1) // thread.n_threads
+
+
+@compiled
+def _linear(thread, linear, layer, x_RK, y_RN, n_rows):
+    """y := x @ weight.T + bias, for this thread's tiles."""
+    first, end = _tiles_of(thread, linear.weight_LTKJ)
+    _set_to_bias(linear.bias_LN, layer, y_RN, n_rows, first * TILE, end * TILE)
+    matmul_few_rows(linear.weight_LTKJ, layer, x_RK, y_RN, n_rows, first, end)
+
+
+@compiled
+def _add_linear(thread, linear, layer, x_RK, y_RN, n_rows):
+    """y += x @ weight.T + bias, for this thread's tiles."""
+    first, end = _tiles_of(thread, linear.weight_LTKJ)
+    _add_bias(linear.bias_LN, layer, y_RN, n_rows, first * TILE, end * TILE)
+    matmul_few_rows(linear.weight_LTKJ, layer, x_RK, y_RN, n_rows, first, end)
+
+
+@compiled
+def _set_to_bias(bias_LN, layer, y_RN, n_rows, first, end):
     for r in range(n_rows):
-        for n in range(first * TILE, end * TILE):
-            y_RN[r, n] = bias_LN[layer, n]
-    product(weight_LTKJ, layer, x_RK, y_RN, n_rows, first, end)
+        for n in range(first, end):
+            y_RN[r, n] = np.float32(0.0) if bias_LN is None else bias_LN[layer, n]
 
 
 @compiled
-def _add_linear(weight_LTKJ, bias_LN, layer, x_RK, y_RN, n_rows, first, end):
-    """y := y + x @ weight.T + bias, for the outputs of some tiles."""
-    for r in range(n_rows):
-        for n in range(first * TILE, end * TILE):
-            y_RN[r, n] += bias_LN[layer, n]
-    product(weight_LTKJ, layer, x_RK, y_RN, n_rows, first, end)
+def _add_bias(bias_LN, layer, y_RN, n_rows, first, end):
+    if bias_LN is not None:
+        for r in range(n_rows):
+            for n in range(first, end):
+                y_RN[r, n] += bias_LN[layer, n]
 
 
 @compiled
-def _attend_head(layer, head, n_head, n_rows, rows_R3, qkv_RN, keys, values, scores_S, y_RN):
-    """Store keys and values of all rows for one head, then mix: a row sees its slot's places up to its own."""
+def _feed_forward(thread, gate, up, layer, x_RD, gate_RF, hidden_RF, n_rows):
+    """hidden := GELU(up(x)), or silu(gate(x)) * up(x) in a model with a gate, for this thread's tiles."""
+    first, end = _tiles_of(thread, up.weight_LTKJ)
+    if gate is None:
+        _linear(thread, up, layer, x_RD, hidden_RF, n_rows)
+        gelu(hidden_RF, n_rows, first * TILE, end * TILE)
+    else:
+        _linear(thread, gate, layer, x_RD, gate_RF, n_rows)
+        _linear(thread, up, layer, x_RD, hidden_RF, n_rows)
+        swiglu(gate_RF, hidden_RF, n_rows, first * TILE, end * TILE)
+
+
+@compiled
+def _attend_head(rope, layer, head, n_head, n_rows, rows_R3, cache, scores_T, buffers):
+    """Attention of all rows for one head. All keys and values are stored first: rows may be of one slot."""
+    keys, values, qkv_RN = cache.keys_LSHKT, cache.values_LSHTK, buffers.qkv_RN
     width = keys.shape[3]
+    q, k = head * width, (n_head + head) * width
     for r in range(n_rows):
-        store(qkv_RN, r, (n_head + head) * width, keys, values, layer, rows_R3[r, 1], head, rows_R3[r, 2])
+        _apply_rope(qkv_RN, r, q, k, rope, layer, rows_R3[r, 2])
+        append_to_cache(qkv_RN, r, k, keys, values, layer, rows_R3[r, 1], head, rows_R3[r, 2])
     for r in range(n_rows):
         slot, n_places = rows_R3[r, 1], rows_R3[r, 2] + 1
-        attend(qkv_RN, r, head * width, keys, values, layer, slot, head, n_places, scores_S, y_RN)
+        attend(qkv_RN, r, q, keys, values, layer, slot, head, n_places, scores_T, buffers.y_RD)
 
 
 @compiled
-def gpt2(
-    member, n_members, counters, n_head, eps,
-    sizes_2, rows_R3, wanted_M, tokens_VD, positions_SD,
-    norm1_L2D, qkv_w, qkv_b, out_w, out_b, norm2_L2D, up_w, up_b, down_w, down_b,
-    norm_12D, head_w, head_b, keys, values,
-    x_RD, h_MRD, qkv_RN, y_RN, hidden_RF, scores_MS, logits_MV,
-):  # fmt: skip
-    """GPT-2's way: learned positions, LayerNorm, GELU, biases."""
-    n_rows, n_wanted, n_layer = sizes_2[0], sizes_2[1], len(norm1_L2D)
-    d_model, h_RD, scores_S = tokens_VD.shape[1], h_MRD[member], scores_MS[member]
-    for r in range(member, n_rows, n_members):
-        token, position = rows_R3[r, 0], rows_R3[r, 2]
-        for d in range(d_model):
-            x_RD[r, d] = tokens_VD[token, d] + positions_SD[position, d]
-    meet(counters, n_members)
-    for layer in range(n_layer):
-        for r in range(n_rows):
-            layer_norm(x_RD, r, norm1_L2D, layer, eps, h_RD, r)
-        first, end = _share(qkv_w.shape[1], member, n_members)
-        _linear(qkv_w, qkv_b, layer, h_RD, qkv_RN, n_rows, first, end)
-        meet(counters, n_members)
-        for head in range(member, n_head, n_members):
-            _attend_head(layer, head, n_head, n_rows, rows_R3, qkv_RN, keys, values, scores_S, y_RN)
-        meet(counters, n_members)
-        first, end = _share(out_w.shape[1], member, n_members)
-        _add_linear(out_w, out_b, layer, y_RN, x_RD, n_rows, first, end)
-        meet(counters, n_members)
-        for r in range(n_rows):
-            layer_norm(x_RD, r, norm2_L2D, layer, eps, h_RD, r)
-        first, end = _share(up_w.shape[1], member, n_members)
-        _linear(up_w, up_b, layer, h_RD, hidden_RF, n_rows, first, end)
-        gelu(hidden_RF, n_rows, first * TILE, end * TILE)
-        meet(counters, n_members)
-        first, end = _share(down_w.shape[1], member, n_members)
-        _add_linear(down_w, down_b, layer, hidden_RF, x_RD, n_rows, first, end)
-        meet(counters, n_members)
-    for i in range(n_wanted):
-        layer_norm(x_RD, wanted_M[i], norm_12D, 0, eps, h_RD, i)
-    first, end = _share(head_w.shape[1], member, n_members)
-    _linear(head_w, head_b, 0, h_RD, logits_MV, n_wanted, first, end)
-    meet(counters, n_members)
-
-
-@compiled
-def qwen3(
-    member, n_members, counters, n_head, eps,
-    sizes_2, rows_R3, wanted_M, cos_SK, sin_SK, tokens_VD,
-    norm1_LD, qkv_w, qkv_b, q_norm_LK, k_norm_LK, out_w, out_b, norm2_LD, gate_w, up_w, up_b, down_w, down_b,
-    norm_1D, head_w, head_b, keys, values,
-    x_RD, h_MRD, qkv_RN, y_RN, gate_RF, hidden_RF, scores_MS, logits_MV,
-):  # fmt: skip
-    """Rotary positions, RMSNorm, SwiGLU, and normalized queries and keys if there are weights for it; the biases are
-    zeros."""
-    n_rows, n_wanted, n_layer, width = sizes_2[0], sizes_2[1], len(norm1_LD), keys.shape[3]
-    d_model, h_RD, scores_S = tokens_VD.shape[1], h_MRD[member], scores_MS[member]
-    for r in range(member, n_rows, n_members):
-        for d in range(d_model):
-            x_RD[r, d] = tokens_VD[rows_R3[r, 0], d]
-    meet(counters, n_members)
-    for layer in range(n_layer):
-        for r in range(n_rows):
-            rms_norm(x_RD, r, 0, norm1_LD, layer, eps, h_RD, r)
-        first, end = _share(qkv_w.shape[1], member, n_members)
-        _linear(qkv_w, qkv_b, layer, h_RD, qkv_RN, n_rows, first, end)
-        meet(counters, n_members)
-        for head in range(member, n_head, n_members):
-            q, k = head * width, (n_head + head) * width
-            for r in range(n_rows):
-                if q_norm_LK is not None:
-                    rms_norm(qkv_RN, r, q, q_norm_LK, layer, eps, qkv_RN, r)
-                if k_norm_LK is not None:
-                    rms_norm(qkv_RN, r, k, k_norm_LK, layer, eps, qkv_RN, r)
-                rotate(qkv_RN, r, q, cos_SK, sin_SK, rows_R3[r, 2])
-                rotate(qkv_RN, r, k, cos_SK, sin_SK, rows_R3[r, 2])
-            _attend_head(layer, head, n_head, n_rows, rows_R3, qkv_RN, keys, values, scores_S, y_RN)
-        meet(counters, n_members)
-        first, end = _share(out_w.shape[1], member, n_members)
-        _add_linear(out_w, out_b, layer, y_RN, x_RD, n_rows, first, end)
-        meet(counters, n_members)
-        for r in range(n_rows):
-            rms_norm(x_RD, r, 0, norm2_LD, layer, eps, h_RD, r)
-        first, end = _share(up_w.shape[1], member, n_members)
-        _linear(gate_w, up_b, layer, h_RD, gate_RF, n_rows, first, end)
-        _linear(up_w, up_b, layer, h_RD, hidden_RF, n_rows, first, end)
-        swiglu(gate_RF, hidden_RF, n_rows, first * TILE, end * TILE)
-        meet(counters, n_members)
-        first, end = _share(down_w.shape[1], member, n_members)
-        _add_linear(down_w, down_b, layer, hidden_RF, x_RD, n_rows, first, end)
-        meet(counters, n_members)
-    for i in range(n_wanted):
-        rms_norm(x_RD, wanted_M[i], 0, norm_1D, 0, eps, h_RD, i)
-    first, end = _share(head_w.shape[1], member, n_members)
-    _linear(head_w, head_b, 0, h_RD, logits_MV, n_wanted, first, end)
-    meet(counters, n_members)
-
-
-@compiled
-def serve_gpt2(member, n_members, counters, job, owner, *arguments):
-    """Do this job and those that follow it for the same arrays; the last one that was done."""
-    while True:
-        gpt2(member, n_members, counters, *arguments)
-        if not go_on(counters, job, owner):
-            return job
-        job += 1
-
-
-@compiled
-def serve_qwen3(member, n_members, counters, job, owner, *arguments):
-    """Do this job and those that follow it for the same arrays; the last one that was done."""
-    while True:
-        qwen3(member, n_members, counters, *arguments)
-        if not go_on(counters, job, owner):
-            return job
-        job += 1
-
-
-# The program for each kind of positions, and what serves it.
-PROGRAMS = {"learned": (gpt2, serve_gpt2), "rotary": (qwen3, serve_qwen3)}
+def _apply_rope(qkv_RN, r, q, k, rope, layer, position):
+    """Normalize and rotate a row's query and key of one head, where the model has rotary positions."""
+    if rope is not None:
+        normalize_head(qkv_RN, r, q, rope.q_norm, layer)
+        normalize_head(qkv_RN, r, k, rope.k_norm, layer)
+        rotate(qkv_RN, r, q, rope.cos_SK, rope.sin_SK, position)
+        rotate(qkv_RN, r, k, rope.cos_SK, rope.sin_SK, position)

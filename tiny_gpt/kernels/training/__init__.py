@@ -1,1 +1,1 @@
-"""Training on a CPU: the whole loss and its gradients by torch's products and compiled loops between them."""
+"""Training on a CPU: the whole loss and its gradients, by torch's matrix products and one kernel between any two."""

@@ -1,27 +1,51 @@
 """Causal attention with dropout, forward and backward, one head of one block at a time.
 
-A head's numbers fit into a core's own memory, so scores and weights are never stored: the forward pass keeps the
-logarithm of each query's sum of weights, from which the backward pass makes them again (FlashAttention, arXiv
-2205.14135). Scores are computed with the keys as rows and the queries as columns, STRIP of either at a time; strips in
-which no query may see a key are left out. The forms in which a matrix lies are those of native/tile.py.
+A head's matrices fit into a core's second-level cache (at 128 tokens of 64 numbers, 32 KiB each), so the T x T scores
+are never stored: they are computed a strip at a time, 32 keys or queries wide. The forward pass keeps, for each
+query, the logarithm of its sum of weights, from which the backward pass computes the weights again (FlashAttention,
+Dao et al., arXiv 2205.14135). Strips in which no query may see a key are left out: nearly half of the work.
 
-`qkv` holds a token's queries, keys and values in one row, head by head, as one product makes them; heads.py reads and
-writes one head of it. Their bias, if there is one, is added there; but not to keys, where it would add the same to all
-scores of a query, which no softmax notices.
+The softmax is computed in base 2: queries are multiplied by log2(e) / sqrt(K) when they are loaded, so that exp(score)
+becomes exp2, and `logsum` is log2(sum of 2^score). Scores stand with keys as rows and queries as columns: then what
+belongs to a query (largest score, sum) is a column, and loops over 16 or 32 queries side by side are vectorized.
 
-Letters: R tokens, S blocks of T tokens each, H heads of K numbers; `place` counts tokens within a block.
+matmul.py defines the layouts (row-major, transposed, row pairs) and `Words`. The functions here say which of them each
+product needs.
+
+R tokens, B blocks of T tokens each, H heads of K numbers, N = 3 H K; `place` counts tokens within a block.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, exp2, stored
+from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, cast_like, exp2
 from tiny_gpt.kernels.compiled import compiled_reassoc
-from tiny_gpt.kernels.matmul import COLUMNS, natural, pair_of, product, put_stacked, stack, transpose, words_of
-from tiny_gpt.kernels.threads import take, take_another
-from tiny_gpt.kernels.training.dropout import bits, seed_of
-from tiny_gpt.kernels.training.heads import load, load_keys, load_sums, load_turned, unload
+from tiny_gpt.kernels.matmul import (
+    COLUMNS,
+    Words,
+    as_words,
+    matmul,
+    numbers_per_word,
+    pack_row_pairs,
+    store_row_pair,
+    transpose,
+    zeros_row_major,
+)
+from tiny_gpt.kernels.threads import first_task, next_task
+from tiny_gpt.kernels.training.dropout import keeps_pair, stream_seeds
+from tiny_gpt.kernels.training.heads import (
+    KEYS,
+    QUERIES,
+    VALUES,
+    HeadSlice,
+    load,
+    load_keys,
+    load_queries,
+    load_softmax_statistics,
+    store_gradient,
+)
 
 STRIP = 32
 _HALF = STRIP // 2
@@ -31,228 +55,388 @@ _F = np.float32
 _W = np.uint32
 
 
+class Shape(NamedTuple):
+    """How the rows of `qkv` are divided."""
+
+    n_head: int
+    block_size: int
+    """Tokens of a block, T."""
+    heads_per_task: int
+
+
+class Inputs(NamedTuple):
+    """Tensors outside kernels, arrays inside."""
+
+    qkv_RN: Any
+    bias_N: Any
+    """Or None."""
+    rope: Any
+    """heads.Rope, or None."""
+
+
+class _Sizes(NamedTuple):
+    """Sizes of a head's matrices, unsigned."""
+
+    n_places: np.uint64
+    n_places_padded: np.uint64
+    width: np.uint64
+    width_padded: np.uint64
+    n_words: np.uint64
+    """In a row of `width_padded` numbers."""
+    pair: np.uint64
+    """Numbers in a word."""
+
+
 @compiled_reassoc
-def forward(
-    tasks, n_at_once, qkv_RN, bias_N, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT
-):  # fmt: skip
-    """y := for each token the values of those up to it, weighted by how well their keys answer its query."""
-    pair, width, strip = pair_of(qkv_RN), _U(y_RD.shape[1]) // _U(n_head), _U(STRIP)
-    n_places, n_columns, padded = _U(n_places), _filled(_U(n_places)), _filled(width)
-    n_words = padded // pair
-    q, k = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, padded)
-    v, weights = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, strip)
-    q_words, k_words, weights_words = words_of(q), words_of(k), words_of(weights)
-    q_transposed = words_of(natural(qkv_RN, n_columns, padded))
-    v_stacked = words_of(natural(qkv_RN, n_columns, padded))
-    scores, y = np.empty(n_columns * strip, np.float32), np.empty(strip * padded, np.float32)
-    highest, total = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
-    scale = _F(1 / math.sqrt(np.float64(width))) * LOG2_E
-    task = take(tasks)
+def _sizes_of(qkv_RN, width, n_places):
+    n_places, width, pair = _U(n_places), _U(width), numbers_per_word(qkv_RN)
+    width_padded = _padded(width)
+    return _Sizes(n_places, _padded(n_places), width, width_padded, width_padded // pair, pair)
+
+
+@compiled_reassoc
+def _padded(n):
+    return (n + _U(COLUMNS - 1)) // _U(COLUMNS) * _U(COLUMNS)
+
+
+@compiled_reassoc
+def _slices(number, shape, sizes):
+    """(block, head, slices of the head's queries, keys and values in a row of `qkv`); the first is also its slice of
+    `y`."""
+    n_head = _U(shape.n_head)
+    block, head = number // n_head, number % n_head
+    first_row, column, across = block * sizes.n_places, head * sizes.width, n_head * sizes.width
+    queries = HeadSlice(first_row, sizes.n_places, column, sizes.width)
+    keys = HeadSlice(first_row, sizes.n_places, column + across, sizes.width)
+    values = HeadSlice(first_row, sizes.n_places, column + across + across, sizes.width)
+    return block, head, queries, keys, values
+
+
+@compiled_reassoc
+def _query_scale(width):
+    return _F(1 / math.sqrt(np.float64(width))) * LOG2_E
+
+
+# --- forward ---
+
+
+class _ForwardBuffers(NamedTuple):
+    """A thread's matrices of one head, allocated once per kernel: row-major, transposed, or in row pairs."""
+
+    q: Any
+    k: Any
+    v: Any
+    q_transposed: Any
+    v_pairs: Any
+    scores: Any
+    """A strip of queries as columns, all keys up to them as rows, fp32."""
+    weights: Any
+    """The same in row pairs."""
+    y: Any
+    largest: Any
+    total: Any
+    """Per query of a strip."""
+
+
+@compiled_reassoc
+def _forward_buffers(qkv_RN, sizes):
+    places, width, strip = sizes.n_places_padded, sizes.width_padded, _U(STRIP)
+    return _ForwardBuffers(
+        zeros_row_major(qkv_RN, places, width),
+        zeros_row_major(qkv_RN, places, width),
+        zeros_row_major(qkv_RN, places, width),
+        as_words(zeros_row_major(qkv_RN, places, width)),
+        as_words(zeros_row_major(qkv_RN, places, width)),
+        np.empty(places * strip, np.float32),
+        as_words(zeros_row_major(qkv_RN, places, strip)),
+        np.empty(strip * width, np.float32),
+        np.empty(STRIP, np.float32),
+        np.empty(STRIP, np.float32),
+    )
+
+
+@compiled_reassoc
+def forward(tasks, shape, inputs, dropout, y_RD, logsum_BHT):
+    """y := for each token the mean of the values up to it, weighted by softmax(query . keys / sqrt(K)), after dropout
+    of the weights. logsum := log2 of each query's sum of weights."""
+    sizes = _sizes_of(inputs.qkv_RN, y_RD.shape[1] // shape.n_head, shape.block_size)
+    buffers = _forward_buffers(inputs.qkv_RN, sizes)
+    heads_per_task = _U(shape.heads_per_task)
+    task = first_task(tasks)
     while task >= 0:
-        for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
-            block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
-            first, start, across = block * n_places, head * width, _U(n_head) * width
-            load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
-            load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-            load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
-            transpose(q_words, n_columns, n_words, q_transposed)
-            stack(v, n_columns, padded, v_stacked)
-            for first_query in range(_U(0), n_columns, strip):
-                n_keys = first_query + strip
-                product(
-                    k_words, _U(0), n_words, _U(1),
-                    q_transposed, first_query, n_columns,
-                    scores, _U(0), strip,
-                    n_keys, strip, n_words, False,
-                )  # fmt: skip
-                _softmax(scores, weights_words, first_query, n_columns, dropped, seeds, highest, total)
-                product(
-                    weights_words, _U(0), _U(1), strip,
-                    v_stacked, _U(0), padded,
-                    y, _U(0), padded,
-                    strip, padded, n_keys // pair, False,
-                )  # fmt: skip
-                for query in range(min(strip, n_places - first_query)):
-                    place = first_query + query
-                    factor = _F(makeup) / total[query]
-                    for i in range(width):
-                        y_RD[first + place, start + i] = stored(y_RD, y[query * padded + i] * factor)
-                    logsum_SHT[block, head, place] = highest[query] + _F(math.log2(total[query]))
-        task = take_another(tasks)
+        for number in range(_U(task) * heads_per_task, (_U(task) + _U(1)) * heads_per_task):
+            _forward_head(number, shape, sizes, inputs, dropout, buffers, y_RD, logsum_BHT)
+        task = next_task(tasks)
 
 
 @compiled_reassoc
-def _softmax(scores, weights, first_query, n_columns, dropped, seeds, highest, total):
-    """Scores of keys (rows) and STRIP queries (columns) become weights, not yet divided by their `total`, stacked.
+def _forward_head(number, shape, sizes, inputs, dropout, buffers, y_RD, logsum_BHT):
+    block, head, queries, keys, values = _slices(number, shape, sizes)
+    zero, one, strip, places, width = _U(0), _U(1), _U(STRIP), sizes.n_places_padded, sizes.width_padded
+    seeds, keep_scale = stream_seeds(dropout.seed, number), _F(dropout.keep_scale)
+    load_queries(inputs.qkv_RN, inputs.bias_N, inputs.rope, queries, _query_scale(sizes.width), buffers.q, width)
+    load_keys(inputs.qkv_RN, inputs.rope, keys, buffers.k, width)
+    load(inputs.qkv_RN, inputs.bias_N, values, buffers.v, width)
+    transpose(as_words(buffers.q), places, sizes.n_words, buffers.q_transposed)
+    pack_row_pairs(buffers.v, places, width, buffers.v_pairs)
+    for first_query in range(zero, places, strip):
+        n_keys = first_query + strip  # those that the strip's last query sees
+        matmul(  # scores = k @ q.T
+            Words(as_words(buffers.k), zero, sizes.n_words, one),
+            Words(buffers.q_transposed, first_query, places, one),
+            Words(buffers.scores, zero, strip, one),
+            n_keys, strip, sizes.n_words, False,
+        )  # fmt: skip
+        _softmax(
+            buffers.scores, buffers.weights, first_query, places, dropout.threshold, seeds, buffers.largest,
+            buffers.total,
+        )  # fmt: skip
+        matmul(  # y = weights.T @ v: the left operand's rows are the queries, columns of `weights`
+            Words(buffers.weights, zero, one, strip),
+            Words(buffers.v_pairs, zero, width, one),
+            Words(buffers.y, zero, width, one),
+            strip, width, n_keys // sizes.pair, False,
+        )  # fmt: skip
+        _store_strip(buffers, first_query, queries, width, keep_scale, y_RD, logsum_BHT, block, head)
 
-    Scores are in base 2. `n_columns` numbers the elements for dropout.
+
+@compiled_reassoc
+def _softmax(scores, weights, first_query, n_columns, threshold, seeds, largest, total):
+    """The scores of a strip of queries (columns) become weights, not yet divided by their `total`, in row pairs.
+
+    `n_columns` is what numbers the elements for dropout. The total counts dropped weights too: dropout comes after the
+    softmax.
     """
-    seed, another_seed = seeds
     strip, half, two = _U(STRIP), _U(_HALF), _U(2)
     n_keys = first_query + strip
+    # The last 32 keys are those of the strip's own tokens: here a query does not see all.
     for key in range(strip):
         for query in range(strip):
             if key > query:
                 scores[(first_query + key) * strip + query] = _F(-np.inf)
     for query in range(strip):
-        highest[query] = _F(-np.inf)
+        largest[query] = _F(-np.inf)
         total[query] = _F(0.0)
     for key in range(n_keys):
         for query in range(strip):
             score = scores[key * strip + query]
-            highest[query] = highest[query] if highest[query] > score else score
+            largest[query] = largest[query] if largest[query] > score else score
+    # Two keys at a time make a row pair. Two queries at a time, half a strip apart, share a hash; that far apart so
+    # that both are loaded and stored as whole vectors.
     for row in range(n_keys // two):
-        above, below = row * two * strip, (row * two + _U(1)) * strip
-        number = _number(row * two, first_query, n_columns)
-        number_below = _number(row * two + _U(1), first_query, n_columns)
+        first, second = row * two * strip, (row * two + _U(1)) * strip
+        first_number = _dropout_number(row * two, first_query, n_columns)
+        second_number = _dropout_number(row * two + _U(1), first_query, n_columns)
         for query in range(half):
             other = query + half
-            a, b = exp2(scores[above + query] - highest[query]), exp2(scores[below + query] - highest[query])
-            c, d = exp2(scores[above + other] - highest[other]), exp2(scores[below + other] - highest[other])
+            a, b = exp2(scores[first + query] - largest[query]), exp2(scores[second + query] - largest[query])
+            c, d = exp2(scores[first + other] - largest[other]), exp2(scores[second + other] - largest[other])
             total[query] += a + b
             total[other] += c + d
-            if dropped:
-                drawn = bits(number + _W(query), seed, another_seed)
-                drawn_below = bits(number_below + _W(query), seed, another_seed)
-                a = a if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
-                b = b if _W(drawn_below & _W(0xFFFF)) >= dropped else _F(0.0)
-                c = c if _W(drawn >> _W(16)) >= dropped else _F(0.0)
-                d = d if _W(drawn_below >> _W(16)) >= dropped else _F(0.0)
-            put_stacked(weights, row, strip, query, a, b)
-            put_stacked(weights, row, strip, other, c, d)
+            if threshold:
+                keeps_a, keeps_c = keeps_pair(first_number + _W(query), seeds, threshold)
+                keeps_b, keeps_d = keeps_pair(second_number + _W(query), seeds, threshold)
+                a, b = a if keeps_a else _F(0.0), b if keeps_b else _F(0.0)
+                c, d = c if keeps_c else _F(0.0), d if keeps_d else _F(0.0)
+            store_row_pair(weights, row, strip, query, a, b)
+            store_row_pair(weights, row, strip, other, c, d)
 
 
 @compiled_reassoc
-def backward(
-    tasks, n_at_once, qkv_RN, bias_N, turning, n_head, n_places, dropped, makeup, seed, y_RD, logsum_SHT,
-    grad_y_RD, grad_qkv_RN, grad_bias_SN, grad_norms_SHK,
-):  # fmt: skip
-    """The gradients by `qkv`; each block's share of those by its bias, if there is one, and each head's share of those
-    by the weights of the queries' and the keys' norm, side by side, with `turning`."""
-    pair, width, strip = pair_of(qkv_RN), _U(y_RD.shape[1]) // _U(n_head), _U(STRIP)
-    n_places, n_columns, padded = _U(n_places), _filled(_U(n_places)), _filled(width)
-    n_words = padded // pair
-    q, k = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, padded)
-    v, grad_y = natural(qkv_RN, n_columns, padded), natural(qkv_RN, n_columns, padded)
-    q_words, k_words, v_words, grad_y_words = words_of(q), words_of(k), words_of(v), words_of(grad_y)
-    q_transposed = words_of(natural(qkv_RN, n_columns, padded))
-    grad_y_transposed = words_of(natural(qkv_RN, n_columns, padded))
-    q_stacked = words_of(natural(qkv_RN, n_columns, padded))
-    k_stacked = words_of(natural(qkv_RN, n_columns, padded))
-    grad_y_stacked = words_of(natural(qkv_RN, n_columns, padded))
-    scores, grad_weights = np.empty(strip * n_columns, np.float32), np.empty(strip * n_columns, np.float32)
-    weights, grad_scores = natural(qkv_RN, strip, n_columns), natural(qkv_RN, strip, n_columns)
-    weights_words, grad_scores_words = words_of(weights), words_of(grad_scores)
-    grad_scores_stacked = words_of(natural(qkv_RN, strip, n_columns))
-    grad_q, grad_k = np.empty(n_columns * padded, np.float32), np.empty(n_columns * padded, np.float32)
-    grad_v = np.empty(n_columns * padded, np.float32)
-    logsum, delta = np.empty(n_columns, np.float32), np.zeros(n_columns, np.float32)
-    scale = _F(1 / math.sqrt(np.float64(width))) * LOG2_E
-    task = take(tasks)
+def _store_strip(buffers, first_query, part, width_padded, keep_scale, y_RD, logsum_BHT, block, head):
+    """Divide by the totals and store. Dropout's keep_scale is multiplied in here, K times per query, instead of into
+    each of up to T weights."""
+    y, largest, total = buffers.y, buffers.largest, buffers.total
+    for query in range(min(_U(STRIP), part.n_rows - first_query)):
+        place = first_query + query
+        factor = keep_scale / total[query]
+        for i in range(part.width):
+            y_RD[part.first_row + place, part.column + i] = cast_like(y_RD, y[query * width_padded + i] * factor)
+        logsum_BHT[block, head, place] = largest[query] + _F(math.log2(total[query]))
+
+
+# --- backward ---
+
+
+class _BackwardBuffers(NamedTuple):
+    """A thread's matrices of one head, allocated once per kernel: row-major, transposed, or in row pairs."""
+
+    q: Any
+    k: Any
+    v: Any
+    grad_y: Any
+    q_transposed: Any
+    grad_y_transposed: Any
+    q_pairs: Any
+    k_pairs: Any
+    grad_y_pairs: Any
+    scores: Any
+    grad_weights: Any
+    """A strip of keys as rows, all queries from the first of them on as columns, fp32."""
+    weights: Any
+    grad_scores: Any
+    grad_scores_pairs: Any
+    grad_q: Any
+    grad_k: Any
+    grad_v: Any
+    """Row-major in fp32."""
+    logsum: Any
+    delta: Any
+    """Per query; see heads.load_softmax_statistics."""
+
+
+@compiled_reassoc
+def _backward_buffers(qkv_RN, sizes):
+    places, width, strip = sizes.n_places_padded, sizes.width_padded, _U(STRIP)
+    return _BackwardBuffers(
+        zeros_row_major(qkv_RN, places, width),
+        zeros_row_major(qkv_RN, places, width),
+        zeros_row_major(qkv_RN, places, width),
+        zeros_row_major(qkv_RN, places, width),
+        as_words(zeros_row_major(qkv_RN, places, width)),
+        as_words(zeros_row_major(qkv_RN, places, width)),
+        as_words(zeros_row_major(qkv_RN, places, width)),
+        as_words(zeros_row_major(qkv_RN, places, width)),
+        as_words(zeros_row_major(qkv_RN, places, width)),
+        np.empty(strip * places, np.float32),
+        np.empty(strip * places, np.float32),
+        zeros_row_major(qkv_RN, strip, places),
+        zeros_row_major(qkv_RN, strip, places),
+        as_words(zeros_row_major(qkv_RN, strip, places)),
+        np.empty(places * width, np.float32),
+        np.empty(places * width, np.float32),
+        np.empty(places * width, np.float32),
+        np.empty(places, np.float32),
+        np.zeros(places, np.float32),
+    )
+
+
+@compiled_reassoc
+def backward(tasks, shape, inputs, dropout, y_RD, logsum_BHT, grad_y_RD, gradients):
+    """gradients (heads.QkvGradients) := those of `qkv`, its bias and the norms of queries and keys, from that of y."""
+    sizes = _sizes_of(inputs.qkv_RN, y_RD.shape[1] // shape.n_head, shape.block_size)
+    buffers = _backward_buffers(inputs.qkv_RN, sizes)
+    heads_per_task = _U(shape.heads_per_task)
+    task = first_task(tasks)
     while task >= 0:
-        for each in range(_U(task) * _U(n_at_once), (_U(task) + _U(1)) * _U(n_at_once)):
-            block, head, seeds = each // _U(n_head), each % _U(n_head), seed_of(seed, each)
-            first, start, across = block * n_places, head * width, _U(n_head) * width
-            load_turned(qkv_RN, bias_N, turning, 0, first, start, n_places, width, scale, q, padded)
-            load_keys(qkv_RN, turning, first, start + across, n_places, width, k, padded)
-            load(qkv_RN, bias_N, first, start + across + across, n_places, width, v, padded)
-            load(grad_y_RD, None, first, start, n_places, width, grad_y, padded)
-            transpose(q_words, n_columns, n_words, q_transposed)
-            transpose(grad_y_words, n_columns, n_words, grad_y_transposed)
-            stack(q, n_columns, padded, q_stacked)
-            stack(k, n_columns, padded, k_stacked)
-            stack(grad_y, n_columns, padded, grad_y_stacked)
-            load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta)
-            for first_key in range(_U(0), n_columns, strip):
-                n_queries = n_columns - first_key
-                product(
-                    k_words, first_key * n_words, n_words, _U(1),
-                    q_transposed, first_key, n_columns,
-                    scores, _U(0), n_queries,
-                    strip, n_queries, n_words, False,
-                )  # fmt: skip
-                product(
-                    v_words, first_key * n_words, n_words, _U(1),
-                    grad_y_transposed, first_key, n_columns,
-                    grad_weights, _U(0), n_queries,
-                    strip, n_queries, n_words, False,
-                )  # fmt: skip
-                _softmax_backward(
-                    scores, grad_weights, logsum, delta, first_key, n_columns, dropped, _F(makeup), seeds,
-                    weights, grad_scores,
-                )  # fmt: skip
-                stack(grad_scores, strip, n_queries, grad_scores_stacked)
-                product(
-                    weights_words, _U(0), n_queries // pair, _U(1),
-                    grad_y_stacked, first_key // pair * padded, padded,
-                    grad_v, first_key * padded, padded,
-                    strip, padded, n_queries // pair, False,
-                )  # fmt: skip
-                product(
-                    grad_scores_words, _U(0), n_queries // pair, _U(1),
-                    q_stacked, first_key // pair * padded, padded,
-                    grad_k, first_key * padded, padded,
-                    strip, padded, n_queries // pair, False,
-                )  # fmt: skip
-                product(
-                    grad_scores_stacked, _U(0), _U(1), n_queries,
-                    k_stacked, first_key // pair * padded, padded,
-                    grad_q, first_key * padded, padded,
-                    n_queries, padded, strip // pair, first_key > 0,
-                )  # fmt: skip
-            unload(
-                grad_q, padded, scale * LN_2, qkv_RN, turning, 0, first, start, n_places, width,
-                grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
+        for number in range(_U(task) * heads_per_task, (_U(task) + _U(1)) * heads_per_task):
+            block, head, queries, keys, values = _slices(number, shape, sizes)
+            _load_for_backward(inputs, queries, keys, values, grad_y_RD, sizes, buffers)
+            load_softmax_statistics(
+                y_RD, grad_y_RD, logsum_BHT, block, head, queries, buffers.logsum, buffers.delta
             )  # fmt: skip
-            unload(
-                grad_k, padded, LN_2, qkv_RN, turning, 1, first, start + across, n_places, width,
-                grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
-            )  # fmt: skip
-            unload(
-                grad_v, padded, _F(makeup), qkv_RN, None, 2, first, start + across + across, n_places, width,
-                grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
-            )  # fmt: skip
-        task = take_another(tasks)
+            _backward_head(number, sizes, dropout, buffers)
+            _store_gradients(inputs, block, head, queries, keys, values, sizes, dropout, buffers, gradients)
+        task = next_task(tasks)
+
+
+@compiled_reassoc
+def _load_for_backward(inputs, queries, keys, values, grad_y_RD, sizes, buffers):
+    """Each matrix in all layouts that `_backward_head` needs: five products, over the width, the queries and the
+    keys."""
+    places, width = sizes.n_places_padded, sizes.width_padded
+    load_queries(inputs.qkv_RN, inputs.bias_N, inputs.rope, queries, _query_scale(sizes.width), buffers.q, width)
+    load_keys(inputs.qkv_RN, inputs.rope, keys, buffers.k, width)
+    load(inputs.qkv_RN, inputs.bias_N, values, buffers.v, width)
+    load(grad_y_RD, None, queries, buffers.grad_y, width)
+    transpose(as_words(buffers.q), places, sizes.n_words, buffers.q_transposed)
+    transpose(as_words(buffers.grad_y), places, sizes.n_words, buffers.grad_y_transposed)
+    pack_row_pairs(buffers.q, places, width, buffers.q_pairs)
+    pack_row_pairs(buffers.k, places, width, buffers.k_pairs)
+    pack_row_pairs(buffers.grad_y, places, width, buffers.grad_y_pairs)
+
+
+@compiled_reassoc
+def _backward_head(number, sizes, dropout, buffers):
+    """grad_q, grad_k and grad_v of one head, a strip of keys at a time.
+
+    A strip's rows of grad_k and grad_v are complete at once; to grad_q, which all keys contribute to, it is added.
+    """
+    zero, one, strip, n_words = _U(0), _U(1), _U(STRIP), sizes.n_words
+    places, width, pair = sizes.n_places_padded, sizes.width_padded, sizes.pair
+    seeds, keep_scale = stream_seeds(dropout.seed, number), _F(dropout.keep_scale)
+    for first_key in range(zero, places, strip):
+        n_queries = places - first_key  # those that see the strip's first key
+        result = Words(buffers.scores, zero, n_queries, one)
+        matmul(  # scores = k @ q.T
+            Words(as_words(buffers.k), first_key * n_words, n_words, one),
+            Words(buffers.q_transposed, first_key, places, one),
+            result, strip, n_queries, n_words, False,
+        )  # fmt: skip
+        result = Words(buffers.grad_weights, zero, n_queries, one)
+        matmul(  # grad_weights = v @ grad_y.T
+            Words(as_words(buffers.v), first_key * n_words, n_words, one),
+            Words(buffers.grad_y_transposed, first_key, places, one),
+            result, strip, n_queries, n_words, False,
+        )  # fmt: skip
+        _softmax_backward(
+            buffers.scores, buffers.grad_weights, buffers.logsum, buffers.delta, first_key, places,
+            dropout.threshold, keep_scale, seeds, buffers.weights, buffers.grad_scores,
+        )  # fmt: skip
+        pack_row_pairs(buffers.grad_scores, strip, n_queries, buffers.grad_scores_pairs)
+        query_words = n_queries // pair
+        result = Words(buffers.grad_v, first_key * width, width, one)
+        matmul(  # grad_v = weights @ grad_y
+            Words(as_words(buffers.weights), zero, query_words, one),
+            Words(buffers.grad_y_pairs, first_key // pair * width, width, one),
+            result, strip, width, query_words, False,
+        )  # fmt: skip
+        result = Words(buffers.grad_k, first_key * width, width, one)
+        matmul(  # grad_k = grad_scores @ q
+            Words(as_words(buffers.grad_scores), zero, query_words, one),
+            Words(buffers.q_pairs, first_key // pair * width, width, one),
+            result, strip, width, query_words, False,
+        )  # fmt: skip
+        result = Words(buffers.grad_q, first_key * width, width, one)
+        matmul(  # grad_q += grad_scores.T @ k; the first strip, which all queries see, sets it
+            Words(buffers.grad_scores_pairs, zero, one, n_queries),
+            Words(buffers.k_pairs, first_key // pair * width, width, one),
+            result, n_queries, width, strip // pair, first_key > zero,
+        )  # fmt: skip
 
 
 @compiled_reassoc
 def _softmax_backward(
-    scores, grad_weights, logsum, delta, first_key, n_columns, dropped, makeup, seeds, weights, grad_scores
+    scores, grad_weights, logsum, delta, first_key, n_columns, threshold, keep_scale, seeds, weights, grad_scores
 ):  # fmt: skip
-    """For STRIP keys (rows) and the queries from the first of them on (columns): what was left of the weights after
-    dropout, and from the gradients by these those by the scores."""
-    seed, another_seed = seeds
+    """For a strip of keys (rows) and the queries from its first token on (columns): the weights as dropout left them,
+    and the gradients of the scores: weight * (grad_weight - delta)."""
     strip, half = _U(STRIP), _U(_HALF)
     n_queries = n_columns - first_key
     for key in range(strip):
-        above = key * n_queries
+        row = key * n_queries
         for start in range(_U(0), n_queries, strip):
-            number = _number(first_key + key, first_key + start, n_columns)
+            number = _dropout_number(first_key + key, first_key + start, n_columns)
             for lane in range(half):
                 query, other = start + lane, start + lane + half
                 place, other_place = first_key + query, first_key + other
                 # No query sees a later key.
-                a = exp2(scores[above + query] - logsum[place]) if query >= key else _F(0.0)
-                b = exp2(scores[above + other] - logsum[other_place]) if other >= key else _F(0.0)
-                grad_a, grad_b = grad_weights[above + query] * makeup, grad_weights[above + other] * makeup
-                left_a, left_b = a, b
-                if dropped:
-                    drawn = bits(number + _W(lane), seed, another_seed)
-                    keeps_a, keeps_b = _W(drawn & _W(0xFFFF)) >= dropped, _W(drawn >> _W(16)) >= dropped
-                    left_a, left_b = a if keeps_a else _F(0.0), b if keeps_b else _F(0.0)
+                a = exp2(scores[row + query] - logsum[place]) if query >= key else _F(0.0)
+                b = exp2(scores[row + other] - logsum[other_place]) if other >= key else _F(0.0)
+                grad_a, grad_b = grad_weights[row + query] * keep_scale, grad_weights[row + other] * keep_scale
+                kept_a, kept_b = a, b
+                if threshold:
+                    keeps_a, keeps_b = keeps_pair(number + _W(lane), seeds, threshold)
+                    kept_a, kept_b = a if keeps_a else _F(0.0), b if keeps_b else _F(0.0)
                     grad_a, grad_b = grad_a if keeps_a else _F(0.0), grad_b if keeps_b else _F(0.0)
-                weights[above + query], weights[above + other] = stored(weights, left_a), stored(weights, left_b)
-                grad_scores[above + query] = stored(grad_scores, a * (grad_a - delta[place]))
-                grad_scores[above + other] = stored(grad_scores, b * (grad_b - delta[other_place]))
+                weights[row + query], weights[row + other] = cast_like(weights, kept_a), cast_like(weights, kept_b)
+                grad_scores[row + query] = cast_like(grad_scores, a * (grad_a - delta[place]))
+                grad_scores[row + other] = cast_like(grad_scores, b * (grad_b - delta[other_place]))
 
 
 @compiled_reassoc
-def _number(key, query, n_columns):
-    """The number for dropout of a key and a query that begins a strip; those of the strip's first half follow it, and
-    each of them decides about the query of the second half as well."""
+def _store_gradients(inputs, block, head, queries, keys, values, sizes, dropout, buffers, gradients):
+    """Scores are q . k * scale in base 2, with the scale inside the loaded q, and d(2^x) = ln 2 * 2^x dx: so grad_q
+    still lacks scale * ln 2 and grad_k, made from the scaled q, ln 2. grad_v lacks dropout's keep_scale."""
+    qkv_RN, rope, width, scale = inputs.qkv_RN, inputs.rope, sizes.width_padded, _query_scale(sizes.width)
+    store_gradient(buffers.grad_q, width, scale * LN_2, qkv_RN, rope, QUERIES, queries, gradients, block, head)
+    store_gradient(buffers.grad_k, width, LN_2, qkv_RN, rope, KEYS, keys, gradients, block, head)
+    keep_scale = _F(dropout.keep_scale)
+    store_gradient(buffers.grad_v, width, keep_scale, qkv_RN, None, VALUES, values, gradients, block, head)
+
+
+@compiled_reassoc
+def _dropout_number(key, query, n_columns):
+    """The number for dropout's hash of a key and of a query that begins a strip. Those of the next 15 queries follow
+    it; each decides about the query half a strip further as well."""
     return _W(key * (n_columns // _U(2)) + query // _U(2))
-
-
-@compiled_reassoc
-def _filled(n):
-    return (n + _U(COLUMNS - 1)) // _U(COLUMNS) * _U(COLUMNS)

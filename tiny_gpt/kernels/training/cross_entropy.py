@@ -1,18 +1,21 @@
-"""Cross-entropy of some rows of logits, and on the same pass its gradient in their place.
+"""Cross-entropy of some rows of logits and, in the same pass, its gradient in place of the logits.
 
-Rows are tokens, a task is ROWS of them. A target below zero is ignored.
+A row's loss is logsum(logits) - logits[target], and its gradient is softmax(logits) - one_hot(target): both need the
+logarithm of the sum of exponentials only. It is computed in base 2, after the largest logit is subtracted, so that no
+exponential overflows.
+
+Rows are tokens; a task is ROWS of them. A negative target is ignored. R tokens, V vocabulary.
 """
 
 import math
 
 import numpy as np
 
-from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, exp2, stored, wide
+from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, cast_like, exp2, to_f32
 from tiny_gpt.kernels.compiled import compiled_reassoc
-from tiny_gpt.kernels.threads import take, take_another
+from tiny_gpt.kernels.threads import first_task, next_task, task_rows
 
 ROWS = 16
-# Numbers side by side that keep a highest of their own: a comparison is not compiled_reassoc by itself.
 _LANES = 16
 
 _U = np.uint64
@@ -20,48 +23,60 @@ _F = np.float32
 
 
 @compiled_reassoc
-def cross_entropy(tasks, logits_RV, targets_R, first, losses_R, scale):
-    """losses := of each row, in nats, from row `first` of targets and losses on; with a scale, logits := the gradients
-    of their sum times `scale`."""
+def cross_entropy(tasks, logits_RV, targets_R, first_target, losses_R, scale):
+    """losses := each row's, in nats. The logits are those of the targets from `first_target` on.
+
+    With a `scale`, logits := the gradients of (sum of the rows' losses) * scale; with None they stay as they are.
+    """
     n_rows, n_logits = _U(logits_RV.shape[0]), _U(logits_RV.shape[1])
-    first = _U(first)
-    highest = np.empty(_LANES, np.float32)
-    task = take(tasks)
+    first_target = _U(first_target)
+    lanes = np.empty(_LANES, np.float32)
+    task = first_task(tasks)
     while task >= 0:
-        for row in range(_U(task) * _U(ROWS), min(n_rows, (_U(task) + _U(1)) * _U(ROWS))):
-            top = _highest(logits_RV, row, n_logits, highest) * LOG2_E
+        first, end = task_rows(task, ROWS, n_rows)
+        for row in range(first, end):
+            largest = _largest(logits_RV, row, n_logits, lanes) * LOG2_E
             total = _F(0.0)
             for v in range(n_logits):
-                total += exp2(wide(logits_RV[row, v]) * LOG2_E - top)
-            logsum = top + _F(math.log2(total))
-            target = targets_R[first + row]
-            losses_R[first + row] = _F(0.0)
+                total += exp2(to_f32(logits_RV[row, v]) * LOG2_E - largest)
+            logsum = largest + _F(math.log2(total))
+            target = targets_R[first_target + row]
+            losses_R[first_target + row] = _F(0.0)
             if target >= 0:
-                losses_R[first + row] = logsum * LN_2 - wide(logits_RV[row, _U(target)])
+                losses_R[first_target + row] = logsum * LN_2 - to_f32(logits_RV[row, _U(target)])
             if scale is not None:
-                factor = _F(scale) if target >= 0 else _F(0.0)
-                right = exp2(wide(logits_RV[row, _U(max(target, 0))]) * LOG2_E - logsum)
-                for v in range(n_logits):
-                    probability = exp2(wide(logits_RV[row, v]) * LOG2_E - logsum)
-                    logits_RV[row, v] = stored(logits_RV, probability * factor)
-                if target >= 0:
-                    logits_RV[row, _U(target)] = stored(logits_RV, (right - _F(1.0)) * factor)
-        task = take_another(tasks)
+                _logits_to_gradients(logits_RV, row, n_logits, target, logsum, _F(scale))
+        task = next_task(tasks)
 
 
 @compiled_reassoc
-def _highest(logits_RV, row, n_logits, highest):
-    lanes = _U(_LANES)
-    for lane in range(lanes):
-        highest[lane] = wide(logits_RV[row, min(lane, n_logits - _U(1))])
-    for start in range(_U(0), n_logits // lanes * lanes, lanes):
-        for lane in range(lanes):
-            logit = wide(logits_RV[row, start + lane])
-            highest[lane] = highest[lane] if highest[lane] > logit else logit
-    top = highest[0]
-    for lane in range(lanes):
-        top = top if top > highest[lane] else highest[lane]
-    for v in range(n_logits // lanes * lanes, n_logits):
-        logit = wide(logits_RV[row, v])
-        top = top if top > logit else logit
-    return top
+def _logits_to_gradients(logits_RV, row, n_logits, target, logsum, scale):
+    """The target's gradient is taken from its logit before that is overwritten: what is stored may be rounded to bf16,
+    and a probability near 1 must be subtracted from 1 before that."""
+    factor = scale if target >= 0 else _F(0.0)
+    target_probability = exp2(to_f32(logits_RV[row, _U(max(target, 0))]) * LOG2_E - logsum)
+    for v in range(n_logits):
+        probability = exp2(to_f32(logits_RV[row, v]) * LOG2_E - logsum)
+        logits_RV[row, v] = cast_like(logits_RV, probability * factor)
+    if target >= 0:
+        logits_RV[row, _U(target)] = cast_like(logits_RV, (target_probability - _F(1.0)) * factor)
+
+
+@compiled_reassoc
+def _largest(logits_RV, row, n_logits, lanes):
+    """The largest logit of a row. The fast-math flags do not let LLVM reorder comparisons, because of NaN; so 16
+    numbers side by side each keep a largest of their own, which is vectorized."""
+    n_lanes = _U(_LANES)
+    for lane in range(n_lanes):
+        lanes[lane] = to_f32(logits_RV[row, min(lane, n_logits - _U(1))])
+    for start in range(_U(0), n_logits // n_lanes * n_lanes, n_lanes):
+        for lane in range(n_lanes):
+            logit = to_f32(logits_RV[row, start + lane])
+            lanes[lane] = lanes[lane] if lanes[lane] > logit else logit
+    largest = lanes[0]
+    for lane in range(n_lanes):
+        largest = largest if largest > lanes[lane] else lanes[lane]
+    for v in range(n_logits // n_lanes * n_lanes, n_logits):
+        logit = to_f32(logits_RV[row, v])
+        largest = largest if largest > logit else logit
+    return largest

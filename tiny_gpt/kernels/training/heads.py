@@ -1,171 +1,258 @@
-"""One head's numbers on their way into attention and back: from the rows of all heads into matrices of its own.
+"""Copies one head's numbers between the rows of all heads and matrices of its own: the way into attention and back.
 
-Rotary positions are applied on the way: `turning` holds the weights of the norms of queries and keys (None for an
-architecture without them), the cosines and sines of positions, and the norms' epsilon.
+In a row of `qkv` stand all heads' queries, then all keys, then all values, as one matrix product makes them. A head's
+matrix has a row per token and is padded with zeros (matmul.COLUMNS). What differs between architectures happens while
+numbers are copied: biases are added, queries and keys are normalized and rotated by their position (RoPE).
 
-Letters: R tokens, N all numbers of a token's row, T tokens of a block, S blocks, H heads of K numbers.
+R tokens, N all numbers of a token's row, T tokens of a block, B blocks, H heads, K head width.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from tiny_gpt.kernels.arithmetic import prefetch, restored, stored, wide
+from tiny_gpt.kernels.arithmetic import cast_like, convert_like, to_f32
 from tiny_gpt.kernels.compiled import compiled_reassoc
+
+QUERIES, KEYS, VALUES = 0, 1, 2
 
 _U = np.uint64
 _F = np.float32
 
 
-@compiled_reassoc
-def load(source_RN, bias_N, first, start, n_places, width, matrix, padded):
-    """Put the numbers of one head into a natural matrix of `padded` columns."""
-    for place in range(n_places):
-        _prefetch(source_RN, first + place, start + width, width)
-        if bias_N is None:
-            for i in range(width):
-                matrix[place * padded + i] = restored(matrix, source_RN[first + place, start + i])
-        else:
-            for i in range(width):
-                value = wide(source_RN[first + place, start + i]) + bias_N[start + i]
-                matrix[place * padded + i] = stored(matrix, value)
+class Rope(NamedTuple):
+    """How queries and keys are transformed before they are compared; tensors outside kernels, arrays inside."""
+
+    norms_2K: Any
+    """Weights of the RMSNorm of each head's queries and of its keys; None without (Llama)."""
+    eps: float
+    cos_TK: Any
+    sin_TK: Any
+    """Of each position's angles; pair (k, k + K / 2) is rotated by angle k (arXiv 2104.09864)."""
+
+
+class HeadSlice(NamedTuple):
+    """Where one head's numbers stand in an array with a row per token: all unsigned."""
+
+    first_row: np.uint64
+    n_rows: np.uint64
+    column: np.uint64
+    width: np.uint64
+
+
+class QkvGradients(NamedTuple):
+    """Tensors outside kernels, arrays inside."""
+
+    qkv_RN: Any
+    bias_BN: Any
+    """Each block's share, or None without biases."""
+    norms_BH2K: Any
+    """Each head's share of those of Rope.norms, queries' and keys' side by side; None without."""
+
+
+@intrinsic
+def _prefetch(typing_context, array, row, column):
+    """Start to fetch the cache line of a number into the second-level cache."""
+
+    def generate(context, builder, signature, arguments):
+        matrix = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(
+            context, builder, signature.args[0], matrix, [arguments[1], arguments[2]], wraparound=False
+        )
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        # Its arguments: for reading, locality 2 of 0 to 3, data (not code).
+        builder.call(function, [builder.bitcast(pointer, byte), i32(0), i32(2), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, types.uint64), generate
 
 
 @compiled_reassoc
-def load_turned(qkv_RN, bias_N, turning, which, first, start, n_places, width, scale, matrix, padded):
-    """The same for queries (`which` is 0) or keys (1), scaled; with `turning`, normed and turned before."""
-    if turning is None:
-        for place in range(n_places):
-            _prefetch(qkv_RN, first + place, start + width, width)
+def _prefetch_next_head(array_RN, row, part):
+    """The next head's numbers stand right of this one's, and a thread takes heads of a block one after the other. The
+    processor prefetches by itself only along rows, but one head's numbers are short pieces of many rows."""
+    for i in range(_U(0), part.width, _U(64) // _U(array_RN.itemsize)):
+        _prefetch(array_RN, row, part.column + part.width + i)
+
+
+# --- forward ---
+
+
+@compiled_reassoc
+def load(source_RN, bias_N, part, matrix, padded):
+    """matrix := one head's numbers plus their bias, if there is one. `padded`: its columns, a multiple of COLUMNS."""
+    first_row, n_rows, column, width = part
+    for place in range(n_rows):
+        _prefetch_next_head(source_RN, first_row + place, part)
+        for i in range(width):
+            if bias_N is None:
+                matrix[place * padded + i] = convert_like(matrix, source_RN[first_row + place, column + i])
+            else:
+                value = to_f32(source_RN[first_row + place, column + i]) + bias_N[column + i]
+                matrix[place * padded + i] = cast_like(matrix, value)
+
+
+@compiled_reassoc
+def load_queries(qkv_RN, bias_N, rope, part, scale, matrix, padded):
+    """The same for queries, multiplied by `scale` and, unless `rope` is None, transformed as it says."""
+    if rope is None:
+        first_row, n_rows, column, width = part
+        for place in range(n_rows):
+            _prefetch_next_head(qkv_RN, first_row + place, part)
             for i in range(width):
-                value = wide(qkv_RN[first + place, start + i])
+                value = to_f32(qkv_RN[first_row + place, column + i])
                 if bias_N is not None:
-                    value += bias_N[start + i]
-                matrix[place * padded + i] = stored(matrix, value * scale)
+                    value += bias_N[column + i]
+                matrix[place * padded + i] = cast_like(matrix, value * scale)
     else:
-        norms_2K, cos_TK, sin_TK, eps = turning
-        row, turned, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
-        for place in range(n_places):
-            _prefetch(qkv_RN, first + place, start + width, width)
-            for i in range(width):
-                row[i] = wide(qkv_RN[first + place, start + i])
-            _normalize(row, width, norms_2K, which, eps, scale)
-            for i in range(half):
-                turned[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
-                turned[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
-            for i in range(width):
-                matrix[place * padded + i] = stored(matrix, turned[i])
+        load_with_rope(qkv_RN, rope, QUERIES, part, scale, matrix, padded)
 
 
 @compiled_reassoc
-def load_keys(qkv_RN, turning, first, start, n_places, width, matrix, padded):
-    if turning is None:
-        load(qkv_RN, None, first, start, n_places, width, matrix, padded)
+def load_keys(qkv_RN, rope, part, matrix, padded):
+    """The same for keys, without their bias: it would add the same number to all scores of a query, which leaves the
+    softmax as it is. (Not with RoPE, which rotates it differently at each position; but no architecture has both.)"""
+    if rope is None:
+        load(qkv_RN, None, part, matrix, padded)
     else:
-        load_turned(qkv_RN, None, turning, 1, first, start, n_places, width, _F(1.0), matrix, padded)
+        load_with_rope(qkv_RN, rope, KEYS, part, _F(1.0), matrix, padded)
 
 
 @compiled_reassoc
-def _prefetch(numbers_RN, row, start, width):
-    """Have the next head's numbers fetched, which lie beside this one's."""
-    for i in range(_U(0), width, _U(64) // _U(numbers_RN.itemsize)):
-        prefetch(numbers_RN, row, start + i)
-
-
-@compiled_reassoc
-def load_sums(y_RD, grad_y_RD, logsum_SHT, block, head, first, start, n_places, width, logsum, delta):
-    """What each query's softmax needs on the way back: its sum, and how its result and the gradient agree."""
-    for place in range(n_places):
-        logsum[place] = logsum_SHT[block, head, place]
-        _prefetch(y_RD, first + place, start + width, width)
-        agreement = _F(0.0)
+def load_with_rope(qkv_RN, rope, which, part, scale, matrix, padded):
+    """Queries or keys (`which`): normalized, if Rope has norms, multiplied by `scale` and rotated."""
+    norms_2K, eps, cos_TK, sin_TK = rope
+    first_row, n_rows, column, width = part
+    row, rotated, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
+    for place in range(n_rows):
+        _prefetch_next_head(qkv_RN, first_row + place, part)
         for i in range(width):
-            agreement += wide(y_RD[first + place, start + i]) * wide(grad_y_RD[first + place, start + i])
-        delta[place] = agreement
-    for place in range(n_places, _U(logsum.shape[0])):
-        logsum[place] = _F(np.inf)  # what fills up the last strip has no weight
-
-
-@compiled_reassoc
-def unload(
-    grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width,
-    grad_qkv_RN, grad_bias_SN, grad_norms_SHK, block, head,
-):  # fmt: skip
-    """The way back of `_load`: from the gradient by a head's loaded numbers, times `scale`, to those by what was
-    loaded."""
-    if turning is not None:
-        _turn_back(
-            grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head
-        )  # fmt: skip
-    if grad_bias_SN is not None:
-        for i in range(width):
-            grad_bias_SN[block, start + i] = _F(0.0)
-    for place in range(n_places):
-        _prefetch(grad_qkv_RN, first + place, start + width, width)
-        for i in range(width):
-            value = grad[place * padded + i] * scale
-            grad_qkv_RN[first + place, start + i] = stored(grad_qkv_RN, value)
-            if grad_bias_SN is not None:
-                grad_bias_SN[block, start + i] += value
-
-
-@compiled_reassoc
-def _turn_back(
-    grad, padded, scale, qkv_RN, turning, which, first, start, n_places, width, grad_norms_SHK, block, head
-):  # fmt: skip
-    """From the gradients by normed and turned numbers to those by the numbers themselves, in place."""
-    norms_2K, cos_TK, sin_TK, eps = turning
-    row, back, half, at = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2), _U(which) * width
-    grad_norm = np.zeros(width, np.float32)
-    for place in range(n_places):
-        above = place * padded
+            row[i] = to_f32(qkv_RN[first_row + place, column + i])
+        _scale_row(row, width, norms_2K, which, eps, scale)
         for i in range(half):
-            a, b = grad[above + i], grad[above + half + i]
-            back[i] = a * cos_TK[place, i] + b * sin_TK[place, i]
-            back[half + i] = b * cos_TK[place, i] - a * sin_TK[place, i]
+            rotated[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
+            rotated[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
         for i in range(width):
-            row[i] = wide(qkv_RN[first + place, start + i])
-        _normalize_backward(back, row, width, norms_2K, which, eps, grad, above, grad_norm)
-    if grad_norms_SHK is not None:
-        for i in range(width):
-            grad_norms_SHK[block, head, at + i] = grad_norm[i] * scale
+            matrix[place * padded + i] = cast_like(matrix, rotated[i])
 
 
 @compiled_reassoc
-def _normalize(row, width, norms_2K, which, eps, scale):
-    """Scale `row`, and normalize it before if the architecture does that, in place."""
+def _scale_row(row, width, norms_2K, which, eps, scale):
+    """row := RMSNorm(row) * scale, or row * scale without norms. Rotating comes later: it is linear."""
     if norms_2K is None:
         for i in range(width):
             row[i] *= scale
     else:
-        factor = _scale_of(row, width, eps) * scale
+        factor = _inverse_rms(row, width, eps) * scale
         for i in range(width):
             row[i] *= factor * norms_2K[which, i]
 
 
 @compiled_reassoc
-def _normalize_backward(back, row, width, norms_2K, which, eps, grad, above, grad_norm):
-    """From the gradients `back` by the normalized numbers to those by `row`; `row` becomes its normalized self."""
-    if norms_2K is None:
-        for i in range(width):
-            grad[above + i] = back[i]
-    else:
-        factor = _scale_of(row, width, eps)
-        for i in range(width):
-            row[i] *= factor
-        along = _F(0.0)
-        for i in range(width):
-            grad_norm[i] += back[i] * row[i]
-            along += back[i] * norms_2K[which, i] * row[i]
-        along /= _F(width)
-        for i in range(width):
-            grad[above + i] = factor * (back[i] * norms_2K[which, i] - row[i] * along)
-
-
-@compiled_reassoc
-def _scale_of(row, width, eps):
-    """One over the root of the mean square."""
+def _inverse_rms(row, width, eps):
+    """1 / sqrt(mean(row^2) + eps)"""
     squares = _F(0.0)
     for i in range(width):
         squares += row[i] * row[i]
     return _F(1.0) / _F(math.sqrt(squares / _F(width) + _F(eps)))
+
+
+# --- backward ---
+
+
+@compiled_reassoc
+def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, block, head, part, logsum, delta):
+    """For each query the logarithm of its sum of weights, from the forward pass, and delta = y . grad_y.
+
+    The softmax's backward pass needs sum_k(weight_k * grad_weight_k) over all keys of a query. As
+    grad_weight_k = value_k . grad_y and y = sum_k(weight_k * value_k), that is y . grad_y (FlashAttention, appendix B).
+    """
+    first_row, n_rows, column, width = part
+    for place in range(n_rows):
+        logsum[place] = logsum_BHT[block, head, place]
+        _prefetch_next_head(y_RD, first_row + place, part)
+        dot = _F(0.0)
+        for i in range(width):
+            dot += to_f32(y_RD[first_row + place, column + i]) * to_f32(grad_y_RD[first_row + place, column + i])
+        delta[place] = dot
+    for place in range(n_rows, _U(logsum.shape[0])):
+        logsum[place] = _F(np.inf)  # padding gets weights of 2^-inf = 0
+
+
+@compiled_reassoc
+def store_gradient(grad, padded, scale, qkv_RN, rope, which, part, gradients, block, head):
+    """The way back of the functions above: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv` in
+    gradients.qkv_RN, and this block's and this head's shares of those of the bias and the norms are stored.
+
+    With `rope`, `grad` is overwritten.
+    """
+    if rope is not None:
+        _rope_backward(grad, padded, scale, qkv_RN, rope, which, part, gradients.norms_BH2K, block, head)
+    _store(grad, padded, scale, part, gradients.qkv_RN, gradients.bias_BN, block)
+
+
+@compiled_reassoc
+def _store(grad, padded, scale, part, grad_qkv_RN, grad_bias_BN, block):
+    first_row, n_rows, column, width = part
+    if grad_bias_BN is not None:
+        for i in range(width):
+            grad_bias_BN[block, column + i] = _F(0.0)
+    for place in range(n_rows):
+        _prefetch_next_head(grad_qkv_RN, first_row + place, part)
+        for i in range(width):
+            value = grad[place * padded + i] * scale
+            grad_qkv_RN[first_row + place, column + i] = cast_like(grad_qkv_RN, value)
+            if grad_bias_BN is not None:
+                grad_bias_BN[block, column + i] += value
+
+
+@compiled_reassoc
+def _rope_backward(grad, padded, scale, qkv_RN, rope, which, part, grad_norms_BH2K, block, head):
+    """In place, from the gradient of rotated numbers to that of `qkv`: rotate back, then through the norm."""
+    norms_2K, eps, cos_TK, sin_TK = rope
+    first_row, n_rows, column, width = part
+    back, half = np.empty(width, np.float32), width // _U(2)
+    row, grad_norm = np.empty(width, np.float32), np.zeros(width, np.float32)
+    for place in range(n_rows):
+        start = place * padded
+        for i in range(half):
+            a, b = grad[start + i], grad[start + half + i]
+            back[i] = a * cos_TK[place, i] + b * sin_TK[place, i]
+            back[half + i] = b * cos_TK[place, i] - a * sin_TK[place, i]
+        for i in range(width):
+            row[i] = to_f32(qkv_RN[first_row + place, column + i])
+        _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start)
+    _store_norm_gradient(grad_norm, width, scale, which, grad_norms_BH2K, block, head)
+
+
+@compiled_reassoc
+def _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start):
+    """As residual._normalize_backward for RMSNorm, for one head's row; without norms, `back` itself."""
+    if norms_2K is None:
+        for i in range(width):
+            grad[start + i] = back[i]
+    else:
+        r = _inverse_rms(row, width, eps)
+        for i in range(width):
+            row[i] *= r
+        mean_gn = _F(0.0)
+        for i in range(width):
+            grad_norm[i] += back[i] * row[i]
+            mean_gn += back[i] * norms_2K[which, i] * row[i]
+        mean_gn /= _F(width)
+        for i in range(width):
+            grad[start + i] = r * (back[i] * norms_2K[which, i] - row[i] * mean_gn)
+
+
+@compiled_reassoc
+def _store_norm_gradient(grad_norm, width, scale, which, grad_norms_BH2K, block, head):
+    if grad_norms_BH2K is not None:
+        for i in range(width):
+            grad_norms_BH2K[block, head, _U(which) * width + i] = grad_norm[i] * scale

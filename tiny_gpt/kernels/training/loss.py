@@ -1,9 +1,9 @@
-"""The loss and its gradients by all parameters: the network (network.py), its head, and cross-entropy.
+"""The loss and its gradients: the network (network.py), the head's matrix product, and cross-entropy.
 
-The logits, which may be larger than all the rest, are made some rows at a time, turned into gradients at once, and
-forgotten.
+The logits of a batch may be larger than all other activations together. So they are computed for some rows at a time,
+turned into gradients in place, multiplied into the gradients of the head, and forgotten.
 
-Letters: R tokens of B blocks of T, D model width, V vocabulary.
+R tokens of B blocks of T, D model width, V vocabulary.
 """
 
 from typing import Any
@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from tiny_gpt.kernels.threads import run_rows
 from tiny_gpt.kernels.training import cross_entropy
-from tiny_gpt.kernels.training.network import Model, Pass
+from tiny_gpt.kernels.training.network import ForwardBackward, Model
+from tiny_gpt.kernels.training.tasks import run_rows
 
-# Logits that are held at once: as many as fit into a shared cache.
-N_LOGITS = 1 << 22
+# Logits that are held at once: 16 MiB in fp32, 8 MiB in bf16, which the processor's shared (last-level) cache holds.
+MAX_LOGITS = 1 << 22
 
 
 def loss(model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats, with gradients by every parameter."""
+    """Mean cross-entropy in nats; `backward` gives every parameter its gradient. Negative targets are ignored but count
+    in the mean."""
     if not torch.is_grad_enabled():
         return losses(model, ids_BT, targets_BT).mean()
     mean: torch.Tensor = _Loss.apply(model, ids_BT, targets_BT, *dict(model.named_parameters()).values())
@@ -31,44 +32,47 @@ def losses(model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torc
     """Cross-entropy of each target in nats, (B, T) fp32, without gradients and without dropout; 0 where a target is
     negative."""
     with torch.no_grad():
-        way = Pass(model, ids_BT, learns=False)
-        normed_RD = way.forward()
-        head_VD, losses_R = way.weight("head.weight"), torch.empty(len(normed_RD))
-        for rows in logit_parts(len(normed_RD), model.vocab_size):
+        network = ForwardBackward(model, ids_BT, needs_gradients=False)
+        normed_RD = network.forward()
+        head_VD, losses_R = network.weight("head.weight"), torch.empty(len(normed_RD))
+        for rows in _row_slices(len(normed_RD), model.vocab_size):
             _cross_entropy(normed_RD[rows] @ head_VD.t(), targets_BT.flatten(), rows.start, losses_R, None)
     return losses_R.view(targets_BT.shape)
 
 
 class _Loss(torch.autograd.Function):
-    """All of it as autograd sees it: one function of all parameters."""
+    """The whole loss as autograd sees it: one function of all parameters."""
 
     @staticmethod
     def forward(ctx: Any, model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor, *_: torch.Tensor) -> Any:
-        ctx.way = Pass(model, ids_BT)
-        losses_R, ctx.grad_normed_RD, ctx.grad_head_VD = _head(ctx.way, ctx.way.forward(), targets_BT.flatten())
+        ctx.network = ForwardBackward(model, ids_BT)
+        normed_RD = ctx.network.forward()
+        losses_R, ctx.grad_normed_RD, ctx.grad_head_VD = _head(ctx.network, normed_RD, targets_BT.flatten())
         return losses_R.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        way, ctx.way = ctx.way, None
-        if (scale := grad.item()) != 1.0:
+        network, ctx.network = ctx.network, None
+        if (scale := grad.item()) != 1.0:  # the share of a micro-batch
             ctx.grad_normed_RD.mul_(scale)
             ctx.grad_head_VD.mul_(scale)
-        gradients = way.backward(ctx.grad_normed_RD) | {"head.weight": ctx.grad_head_VD}
-        return None, None, None, *(gradients[name] for name, _ in way.model.named_parameters())
+        gradients = network.backward(ctx.grad_normed_RD) | {"head.weight": ctx.grad_head_VD}
+        # One for each argument of forward: model, ids and targets have none.
+        return None, None, None, *(gradients[name] for name, _ in network.model.named_parameters())
 
 
 def _head(
-    way: Pass, normed_RD: torch.Tensor, targets_R: torch.Tensor
+    network: ForwardBackward, normed_RD: torch.Tensor, targets_R: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each token's loss, and the gradients of their mean by `normed` and by the head's weight."""
-    head_VD, n_rows = way.weight("head.weight"), len(normed_RD)
+    """Each token's loss, and the gradients of their mean: that of `normed` and that of the head's weight."""
+    head_VD, n_rows = network.weight("head.weight"), len(normed_RD)
     losses_R, grad_normed_RD = torch.empty(n_rows), torch.empty_like(normed_RD)
     grad_head_VD = torch.zeros(head_VD.shape)
-    for rows in logit_parts(n_rows, len(head_VD)):
+    for rows in _row_slices(n_rows, len(head_VD)):
         logits_RV = normed_RD[rows] @ head_VD.t()
         _cross_entropy(logits_RV, targets_R, rows.start, losses_R, 1 / n_rows)
+        # From here on logits_RV holds gradients.
         torch.mm(logits_RV, head_VD, out=grad_normed_RD[rows])
         grad_head_VD += logits_RV.t() @ normed_RD[rows]
     return losses_R, grad_normed_RD, grad_head_VD
@@ -80,7 +84,7 @@ def _cross_entropy(
     run_rows(cross_entropy.cross_entropy, cross_entropy.ROWS, logits_RV, targets_R, first, losses_R, scale)
 
 
-def logit_parts(n_rows: int, vocab_size: int) -> list[slice]:
-    """Parts of the rows, so that each part has N_LOGITS logits or fewer, one row at least."""
-    size = max(1, min(n_rows, N_LOGITS // vocab_size))
+def _row_slices(n_rows: int, vocab_size: int) -> list[slice]:
+    """Slices of the rows with at most MAX_LOGITS logits each, or one row."""
+    size = max(1, min(n_rows, MAX_LOGITS // vocab_size))
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]

@@ -1,20 +1,30 @@
-"""The residual stream: what a layer adds to it, dropout of that, and the norm of the sum, in one pass each way.
+"""The residual stream: each layer's output is added to it, after dropout, and the sum is normalized for the next layer.
 
-The stream is fp32, and so is its gradient; what goes into products and comes out of them has the dtype of these. With
-`norm_bias` a norm is LayerNorm, without it RMSNorm. Rows are tokens; a task is ROWS of them, and what is added up over
-rows comes as one share of each task, so that it does not depend on the number of threads.
+One kernel does all three for a row at a time, while the row is in the first-level cache, in each direction. The stream
+and its gradient are fp32; what goes into matrix products and comes out of them has the products' format.
 
-Letters: R tokens, D model width.
+A norm with a bias is LayerNorm (arXiv 1607.06450), one without RMSNorm (arXiv 1910.07467). With x the sum:
+
+    LayerNorm   y = (x - mean(x)) * r * weight + bias,  r = 1 / sqrt(mean((x - mean(x))^2) + eps)
+    RMSNorm     y = x * r * weight,                     r = 1 / sqrt(mean(x^2) + eps)
+
+Rows are tokens; a task is ROWS of them. What is summed over rows, the gradients of weights and biases, comes as one
+partial sum per task, which torch adds up: so it does not depend on the number of threads.
+
+Optional arguments are None; numba compiles a variant for each combination, in which `is None` costs nothing.
+
+R tokens, D model width, P tasks, V vocabulary, T tokens of a block.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tiny_gpt.kernels.arithmetic import stored, wide
+from tiny_gpt.kernels.arithmetic import cast_like, to_f32
 from tiny_gpt.kernels.compiled import compiled_reassoc
-from tiny_gpt.kernels.threads import N_TASKS, take, take_another
-from tiny_gpt.kernels.training.dropout import bits, seed_of
+from tiny_gpt.kernels.threads import N_TASKS, first_task, next_task, task_rows
+from tiny_gpt.kernels.training.dropout import Dropout, keeps_pair, stream_seeds
 
 ROWS = 64
 
@@ -22,165 +32,258 @@ _U = np.uint64
 _F = np.float32
 _W = np.uint32
 
+# Fields are tensors outside kernels and arrays inside.
+
+
+class LayerOutput(NamedTuple):
+    """What a layer adds to the stream: the product of its last matrix, still without bias and dropout."""
+
+    product_RD: Any
+    bias_D: Any
+    """Or None."""
+    dropout: Dropout
+
+
+class Norm(NamedTuple):
+    weight_D: Any
+    bias_D: Any
+    """Or None, in RMSNorm."""
+    eps: float
+
+
+class StreamState(NamedTuple):
+    """The stream where a norm is taken."""
+
+    sum_RD: Any
+    normed_RD: Any
+    statistics_R2: Any
+    """Mean (0 in RMSNorm) and r of each row: the backward pass normalizes again with them."""
+
+
+class NormGradients(NamedTuple):
+    weight_PD: Any
+    bias_PD: Any
+    """Or None."""
+
+
+class OutputGradients(NamedTuple):
+    product_RD: Any
+    bias_PD: Any
+    """Or None."""
+
 
 @compiled_reassoc
 def embed(tasks, ids_R, token_VD, position_TD, x_RD):
-    """x := the embedding of each token, plus that of its position in a block where positions have one."""
+    """x := the embedding of each token, plus that of its position where positions have one (else None)."""
     n_rows, width = _U(x_RD.shape[0]), _U(x_RD.shape[1])
-    task = take(tasks)
+    task = first_task(tasks)
     while task >= 0:
-        for row in range(_U(task) * _U(ROWS), min(n_rows, (_U(task) + _U(1)) * _U(ROWS))):
-            id_ = _U(ids_R[row])
+        first, end = task_rows(task, ROWS, n_rows)
+        for row in range(first, end):
+            token = _U(ids_R[row])
             if position_TD is None:
                 for i in range(width):
-                    x_RD[row, i] = token_VD[id_, i]
+                    x_RD[row, i] = token_VD[token, i]
             else:
-                place = row % _U(position_TD.shape[0])
+                position = row % _U(position_TD.shape[0])
                 for i in range(width):
-                    x_RD[row, i] = token_VD[id_, i] + position_TD[place, i]
-        task = take_another(tasks)
+                    x_RD[row, i] = token_VD[token, i] + position_TD[position, i]
+        task = next_task(tasks)
 
 
 @compiled_reassoc
 def embed_backward(tasks, ids_R, grad_x_RD, grad_token_VD):
-    """Add each token's gradient to that of its embedding, row after row; a task is a part of the columns."""
+    """Add each row's gradient to that of its token's embedding.
+
+    Rows of the same token must not be added by two threads at once, nor in an order that depends on them: a task is a
+    range of columns, and all rows are added in order.
+    """
     n_rows, width, n_tasks = _U(grad_x_RD.shape[0]), _U(grad_x_RD.shape[1]), _U(tasks[N_TASKS])
-    task = take(tasks)
+    task = first_task(tasks)
     while task >= 0:
         first, end = _U(task) * width // n_tasks, (_U(task) + _U(1)) * width // n_tasks
         for row in range(n_rows):
-            id_ = _U(ids_R[row])
+            token = _U(ids_R[row])
             for i in range(first, end):
-                grad_token_VD[id_, i] += grad_x_RD[row, i]
-        task = take_another(tasks)
+                grad_token_VD[token, i] += grad_x_RD[row, i]
+        task = next_task(tasks)
+
+
+# --- forward ---
 
 
 @compiled_reassoc
-def add_norm(
-    tasks, x_RD, branch_RD, bias_D, dropped, makeup, seed, norm_D, norm_bias_D, eps, sum_RD, normed_RD, factors_R2
-):  # fmt: skip
-    """sum := x + dropout(branch + bias), if there is a branch, and normed := its norm.
+def add_norm(tasks, x_RD, output, norm, state):
+    """state.sum := x + dropout(output.product + output.bias), and the norm of it.
 
-    `factors` keeps the mean of each row, zero in RMSNorm, and one over its deviation.
+    Without an output (None) state.sum is x itself.
     """
-    n_rows, width = _U(x_RD.shape[0]), _U(x_RD.shape[1])
-    seed, another_seed = seed_of(seed, 0)
-    half = (width + _U(1)) // _U(2)
-    task = take(tasks)
+    n_rows = _U(x_RD.shape[0])
+    task = first_task(tasks)
     while task >= 0:
-        for row in range(_U(task) * _U(ROWS), min(n_rows, (_U(task) + _U(1)) * _U(ROWS))):
-            if branch_RD is not None:
-                if dropped:
-                    _add_dropped(
-                        x_RD, branch_RD, bias_D, row, half, width, dropped, _F(makeup), seed, another_seed, sum_RD
-                    )  # fmt: skip
-                elif bias_D is None:
-                    for i in range(width):
-                        sum_RD[row, i] = x_RD[row, i] + wide(branch_RD[row, i])
-                else:
-                    for i in range(width):
-                        sum_RD[row, i] = x_RD[row, i] + (wide(branch_RD[row, i]) + bias_D[i])
-            mean, squares = _F(0.0), _F(0.0)
-            if norm_bias_D is not None:
-                for i in range(width):
-                    mean += sum_RD[row, i]
-                mean /= _F(width)
-            for i in range(width):
-                squares += (sum_RD[row, i] - mean) * (sum_RD[row, i] - mean)
-            factor = _F(1.0) / _F(math.sqrt(squares / _F(width) + _F(eps)))
-            factors_R2[row, 0], factors_R2[row, 1] = mean, factor
-            if norm_bias_D is not None:
-                for i in range(width):
-                    normed = (sum_RD[row, i] - mean) * factor * norm_D[i] + norm_bias_D[i]
-                    normed_RD[row, i] = stored(normed_RD, normed)
-            else:
-                for i in range(width):
-                    normed_RD[row, i] = stored(normed_RD, sum_RD[row, i] * factor * norm_D[i])
-        task = take_another(tasks)
+        first, end = task_rows(task, ROWS, n_rows)
+        for row in range(first, end):
+            _add_output(x_RD, output, row, state.sum_RD)
+            _normalize(state.sum_RD, row, norm.weight_D, norm.bias_D, _F(norm.eps), state)
+        task = next_task(tasks)
 
 
 @compiled_reassoc
-def add_norm_backward(
-    tasks, grad_normed_RD, grad_sum_RD, sum_RD, norm_D, factors_R2, dropped, makeup, seed,
-    grad_norm_PD, grad_norm_bias_PD, grad_branch_RD, grad_branch_bias_PD,
-):  # fmt: skip
-    """From the gradients by the norm and by the sum, which is all that goes on from here, to those by x, in the place
-    of those by the sum, and by the branch, if there is one. P counts tasks."""
-    n_rows, width = _U(sum_RD.shape[0]), _U(sum_RD.shape[1])
-    seed, another_seed = seed_of(seed, 0)
-    half, grad_branch_D = (width + _U(1)) // _U(2), np.empty(width, np.float32)
-    task = take(tasks)
-    while task >= 0:
-        p = _U(task)
-        for i in range(width):
-            grad_norm_PD[p, i] = _F(0.0)
-        if grad_norm_bias_PD is not None:
-            for i in range(width):
-                grad_norm_bias_PD[p, i] = _F(0.0)
-        if grad_branch_bias_PD is not None:
-            for i in range(width):
-                grad_branch_bias_PD[p, i] = _F(0.0)
-        for row in range(p * _U(ROWS), min(n_rows, (p + _U(1)) * _U(ROWS))):
-            mean, factor = factors_R2[row, 0], factors_R2[row, 1]
-            middle, along = _F(0.0), _F(0.0)
-            for i in range(width):
-                grad = wide(grad_normed_RD[row, i])
-                normed = (sum_RD[row, i] - mean) * factor
-                grad_norm_PD[p, i] += grad * normed
-                middle += grad * norm_D[i]
-                along += grad * norm_D[i] * normed
-            if grad_norm_bias_PD is not None:
-                middle /= _F(width)
-                for i in range(width):
-                    grad_norm_bias_PD[p, i] += wide(grad_normed_RD[row, i])
-            else:
-                middle = _F(0.0)
-            along /= _F(width)
-            for i in range(width):
-                normed = (sum_RD[row, i] - mean) * factor
-                grad_sum_RD[row, i] += factor * (wide(grad_normed_RD[row, i]) * norm_D[i] - middle - normed * along)
-            if grad_branch_RD is not None:
-                if dropped:
-                    _drop(grad_sum_RD, row, half, width, dropped, _F(makeup), seed, another_seed, grad_branch_D)
-                else:
-                    for i in range(width):
-                        grad_branch_D[i] = grad_sum_RD[row, i]
-                for i in range(width):
-                    grad_branch_RD[row, i] = stored(grad_branch_RD, grad_branch_D[i])
-                if grad_branch_bias_PD is not None:
-                    for i in range(width):
-                        grad_branch_bias_PD[p, i] += grad_branch_D[i]
-        task = take_another(tasks)
+def _add_output(x_RD, output, row, sum_RD):
+    if output is not None:
+        if output.dropout.threshold:
+            _add_dropped(x_RD, output.product_RD, output.bias_D, output.dropout, row, sum_RD)
+        else:
+            _add(x_RD, output.product_RD, output.bias_D, row, sum_RD)
 
 
 @compiled_reassoc
-def _add_dropped(x_RD, branch_RD, bias_D, row, half, width, dropped, makeup, seed, another_seed, sum_RD):
-    """One draw decides about a number of the row's first half and one of its second."""
+def _add(x_RD, product_RD, bias_D, row, sum_RD):
+    for i in range(_U(x_RD.shape[1])):
+        if bias_D is None:
+            sum_RD[row, i] = x_RD[row, i] + to_f32(product_RD[row, i])
+        else:
+            sum_RD[row, i] = x_RD[row, i] + (to_f32(product_RD[row, i]) + bias_D[i])
+
+
+@compiled_reassoc
+def _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD):
+    """One hash decides about element i of the row's first half and element i of its second half: so both loads and both
+    stores run over neighbours, and the loop is vectorized. Of an odd width the middle element has a hash to itself."""
+    width, seeds = _U(x_RD.shape[1]), stream_seeds(dropout.seed, 0)
+    half, threshold, keep_scale = (width + _U(1)) // _U(2), dropout.threshold, _F(dropout.keep_scale)
     for i in range(width - half):
-        drawn, other = bits(_W(row * half) + _W(i), seed, another_seed), half + i
-        a, b = wide(branch_RD[row, i]), wide(branch_RD[row, other])
+        keeps_a, keeps_b = keeps_pair(_W(row * half) + _W(i), seeds, threshold)
+        other = half + i
+        a, b = to_f32(product_RD[row, i]), to_f32(product_RD[row, other])
         if bias_D is not None:
             a, b = a + bias_D[i], b + bias_D[other]
-        a = a * makeup if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
-        b = b * makeup if _W(drawn >> _W(16)) >= dropped else _F(0.0)
+        a = a * keep_scale if keeps_a else _F(0.0)
+        b = b * keep_scale if keeps_b else _F(0.0)
         sum_RD[row, i], sum_RD[row, other] = x_RD[row, i] + a, x_RD[row, other] + b
     if width % _U(2):
         i = half - _U(1)
-        a = wide(branch_RD[row, i])
+        a = to_f32(product_RD[row, i])
         if bias_D is not None:
             a = a + bias_D[i]
-        keeps = _W(bits(_W(row * half) + _W(i), seed, another_seed) & _W(0xFFFF)) >= dropped
-        sum_RD[row, i] = x_RD[row, i] + (a * makeup if keeps else _F(0.0))
+        keeps, _ = keeps_pair(_W(row * half) + _W(i), seeds, threshold)
+        sum_RD[row, i] = x_RD[row, i] + (a * keep_scale if keeps else _F(0.0))
 
 
 @compiled_reassoc
-def _drop(grad_RD, row, half, width, dropped, makeup, seed, another_seed, grad_branch_D):
-    """The same choice on the way back."""
+def _normalize(sum_RD, row, weight_D, bias_D, eps, state):
+    normed_RD, statistics_R2, width = state.normed_RD, state.statistics_R2, _U(sum_RD.shape[1])
+    mean, squares = _F(0.0), _F(0.0)
+    if bias_D is not None:
+        for i in range(width):
+            mean += sum_RD[row, i]
+        mean /= _F(width)
+    # Two passes, the mean first: mean(x^2) - mean(x)^2 would cancel where the mean is large.
+    for i in range(width):
+        squares += (sum_RD[row, i] - mean) * (sum_RD[row, i] - mean)
+    r = _F(1.0) / _F(math.sqrt(squares / _F(width) + eps))
+    statistics_R2[row, 0], statistics_R2[row, 1] = mean, r
+    for i in range(width):
+        if bias_D is not None:
+            normed_RD[row, i] = cast_like(normed_RD, (sum_RD[row, i] - mean) * r * weight_D[i] + bias_D[i])
+        else:
+            normed_RD[row, i] = cast_like(normed_RD, sum_RD[row, i] * r * weight_D[i])
+
+
+# --- backward ---
+
+
+@compiled_reassoc
+def add_norm_backward(tasks, grad_normed_RD, grad_sum_RD, state, norm, dropout, norm_gradients, output_gradients):
+    """grad_sum, the gradient that the sum gets from later layers, becomes that of x: the sum's, now through its norm
+    too.
+
+    `norm_gradients` := each task's share of those of the norm's weight and bias; `output_gradients` := those of the
+    layer's product and, per task, of its bias. The latter is None where nothing was added.
+    """
+    n_rows, width = _U(grad_sum_RD.shape[0]), _U(grad_sum_RD.shape[1])
+    grad_output_D = np.empty(width, np.float32)
+    task = first_task(tasks)
+    while task >= 0:
+        part = _U(task)
+        _set_zero(norm_gradients.weight_PD, part)
+        _set_zero(norm_gradients.bias_PD, part)
+        if output_gradients is not None:
+            _set_zero(output_gradients.bias_PD, part)
+        first, end = task_rows(task, ROWS, n_rows)
+        for row in range(first, end):
+            _normalize_backward(
+                grad_normed_RD, grad_sum_RD, state, norm.weight_D, row, norm_gradients.weight_PD,
+                norm_gradients.bias_PD, part,
+            )  # fmt: skip
+            if output_gradients is not None:
+                _drop(grad_sum_RD, dropout, row, grad_output_D)
+                _store_output_gradients(
+                    grad_output_D, row, output_gradients.product_RD, output_gradients.bias_PD, part
+                )  # fmt: skip
+        task = next_task(tasks)
+
+
+@compiled_reassoc
+def _set_zero(sums_PD, part):
+    if sums_PD is not None:
+        for i in range(_U(sums_PD.shape[1])):
+            sums_PD[part, i] = _F(0.0)
+
+
+@compiled_reassoc
+def _normalize_backward(grad_normed_RD, grad_sum_RD, state, weight_D, row, grad_weight_PD, grad_bias_PD, part):
+    """Add the gradient through the norm to grad_sum.
+
+    With n = (x - mean) * r and g = grad * weight: grad_x = r * (g - mean(g) - n * mean(g * n)), without mean(g) in
+    RMSNorm, which subtracts no mean.
+    """
+    sum_RD, width = state.sum_RD, _U(grad_sum_RD.shape[1])
+    mean, r = state.statistics_R2[row, 0], state.statistics_R2[row, 1]
+    mean_g, mean_gn = _F(0.0), _F(0.0)
+    for i in range(width):
+        grad = to_f32(grad_normed_RD[row, i])
+        n = (sum_RD[row, i] - mean) * r
+        grad_weight_PD[part, i] += grad * n
+        mean_g += grad * weight_D[i]
+        mean_gn += grad * weight_D[i] * n
+    if grad_bias_PD is not None:
+        mean_g /= _F(width)
+        for i in range(width):
+            grad_bias_PD[part, i] += to_f32(grad_normed_RD[row, i])
+    else:
+        mean_g = _F(0.0)
+    mean_gn /= _F(width)
+    for i in range(width):
+        n = (sum_RD[row, i] - mean) * r
+        grad_sum_RD[row, i] += r * (to_f32(grad_normed_RD[row, i]) * weight_D[i] - mean_g - n * mean_gn)
+
+
+@compiled_reassoc
+def _drop(grad_RD, dropout, row, grad_output_D):
+    """grad_output := the gradient of a row before dropout: the same hashes as in `_add_dropped`."""
+    width, seeds = _U(grad_RD.shape[1]), stream_seeds(dropout.seed, 0)
+    half, threshold, keep_scale = (width + _U(1)) // _U(2), dropout.threshold, _F(dropout.keep_scale)
+    if not threshold:
+        for i in range(width):
+            grad_output_D[i] = grad_RD[row, i]
+        return
     for i in range(width - half):
-        drawn, other = bits(_W(row * half) + _W(i), seed, another_seed), half + i
-        grad_branch_D[i] = grad_RD[row, i] * makeup if _W(drawn & _W(0xFFFF)) >= dropped else _F(0.0)
-        grad_branch_D[other] = grad_RD[row, other] * makeup if _W(drawn >> _W(16)) >= dropped else _F(0.0)
+        keeps_a, keeps_b = keeps_pair(_W(row * half) + _W(i), seeds, threshold)
+        other = half + i
+        grad_output_D[i] = grad_RD[row, i] * keep_scale if keeps_a else _F(0.0)
+        grad_output_D[other] = grad_RD[row, other] * keep_scale if keeps_b else _F(0.0)
     if width % _U(2):
         i = half - _U(1)
-        keeps = _W(bits(_W(row * half) + _W(i), seed, another_seed) & _W(0xFFFF)) >= dropped
-        grad_branch_D[i] = grad_RD[row, i] * makeup if keeps else _F(0.0)
+        keeps, _ = keeps_pair(_W(row * half) + _W(i), seeds, threshold)
+        grad_output_D[i] = grad_RD[row, i] * keep_scale if keeps else _F(0.0)
+
+
+@compiled_reassoc
+def _store_output_gradients(grad_output_D, row, grad_product_RD, grad_bias_PD, part):
+    width = _U(grad_output_D.shape[0])
+    for i in range(width):
+        grad_product_RD[row, i] = cast_like(grad_product_RD, grad_output_D[i])
+    if grad_bias_PD is not None:
+        for i in range(width):
+            grad_bias_PD[part, i] += grad_output_D[i]

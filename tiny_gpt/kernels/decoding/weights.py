@@ -1,0 +1,108 @@
+"""A model's weights in the form that the decoder's kernel reads: named groups, each stacked over all layers.
+
+One array holds a matrix of all layers, so that the kernel has one argument for it and picks a layer by index. Fields
+that an architecture does not have are None; numba compiles a variant of the kernel without them.
+
+L layers, D model width, K head width, N outputs of a linear layer (T tiles of J), S positions, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tiny_gpt.config import ModelConfig
+from tiny_gpt.kernels.matmul import TILE, tile_weights
+
+FP16_MAX = 65504
+
+Array = NDArray[np.float32]
+
+
+class Linear(NamedTuple):
+    weight_LTKJ: NDArray[Any]
+    """Tiled as matmul.tile_weights does, in fp32 or as fp16 bits (int16)."""
+    bias_LN: Array | None
+
+
+class Norm(NamedTuple):
+    """LayerNorm, or RMSNorm without a bias."""
+
+    weight_LD: Array
+    bias_LD: Array | None
+    eps: float
+
+
+class Rope(NamedTuple):
+    """Rotary positions, and the norms that queries and keys get before."""
+
+    cos_SK: Array
+    sin_SK: Array
+    q_norm: Norm | None
+    k_norm: Norm | None
+
+
+class Weights(NamedTuple):
+    token_VD: Array
+    position_SD: Array | None
+    rope: Rope | None
+    norm1: Norm
+    qkv: Linear
+    out: Linear
+    norm2: Norm
+    gate: Linear | None
+    up: Linear
+    down: Linear
+    norm: Norm
+    head: Linear
+
+
+def pack_weights(config: ModelConfig, weights: Mapping[str, Array], in_half: bool) -> Weights:
+    """`weights` by the names of model/gpt.py. `in_half`: matrices in fp16, unless a number is too large for it."""
+    in_half = in_half and all(np.abs(weight).max() <= FP16_MAX for weight in weights.values())
+    traits, blocks = config.traits, [f"blocks.{layer}." for layer in range(config.n_layer)]
+
+    def linear(name: str, prefixes: list[str] = blocks) -> Linear:
+        matrices = [tile_weights(weights[f"{prefix}{name}.weight"]) for prefix in prefixes]
+        if in_half:
+            matrices = [matrix.astype(np.float16).view(np.int16) for matrix in matrices]
+        if f"{prefixes[0]}{name}.bias" not in weights:
+            return Linear(np.stack(matrices), None)
+        biases = [weights[f"{prefix}{name}.bias"] for prefix in prefixes]
+        return Linear(np.stack(matrices), np.stack([np.pad(bias_N, (0, -len(bias_N) % TILE)) for bias_N in biases]))
+
+    def norm(name: str, prefixes: list[str] = blocks) -> Norm:
+        scales = np.stack([weights[f"{prefix}{name}.weight"] for prefix in prefixes])
+        if f"{prefixes[0]}{name}.bias" not in weights:
+            return Norm(scales, None, traits.norm_eps)
+        return Norm(scales, np.stack([weights[f"{prefix}{name}.bias"] for prefix in prefixes]), traits.norm_eps)
+
+    return Weights(
+        token_VD=weights["token_embedding.weight"],
+        position_SD=weights.get("position_embedding.weight"),
+        rope=_rope(
+            config,
+            norm("attention.q_norm") if traits.qk_norm else None,
+            norm("attention.k_norm") if traits.qk_norm else None,
+        ),
+        norm1=norm("norm1"),
+        qkv=linear("attention.qkv"),
+        out=linear("attention.out"),
+        norm2=norm("norm2"),
+        gate=linear("mlp.gate") if traits.mlp == "swiglu" else None,
+        up=linear("mlp.up"),
+        down=linear("mlp.down"),
+        norm=norm("norm", [""]),
+        head=linear("head", [""]),
+    )
+
+
+def _rope(config: ModelConfig, q_norm: Norm | None, k_norm: Norm | None) -> Rope | None:
+    """gpt.rope_table without torch: cosines and sines of all positions, the second half of K as the first."""
+    if config.traits.positions != "rotary":
+        return None
+    width = config.dim_per_head
+    frequencies = np.float32(config.rope_theta) ** (-np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    angles = np.tile(np.outer(np.arange(config.block_size, dtype=np.float32), frequencies), 2)
+    return Rope(np.cos(angles), np.sin(angles), q_norm, k_norm)
