@@ -45,6 +45,11 @@ def compiled_reassoc(function: Callable[..., Any]) -> Any:
     return _compile(function, REASSOC_OPTIONS)
 
 
+def inline_reassoc(function: Callable[..., Any]) -> Any:
+    """Like `compiled_reassoc` for a part of a kernel: its source is put into the function that calls it."""
+    return numba.njit(inline="always", **REASSOC_OPTIONS)(function)
+
+
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     # numba reads CACHE_DIR when the function is decorated, not when it is compiled.
     previous = numba.config.CACHE_DIR

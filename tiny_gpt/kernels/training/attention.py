@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, cast_like, exp2
-from tiny_gpt.kernels.compiled import compiled_reassoc
+from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
 from tiny_gpt.kernels.matmul import (
     COLUMNS,
     Words,
@@ -38,12 +38,12 @@ from tiny_gpt.kernels.training.dropout import keeps_pair, stream_seeds
 from tiny_gpt.kernels.training.heads import (
     KEYS,
     QUERIES,
-    VALUES,
-    HeadSlice,
+    head_of,
     load,
     load_keys,
-    load_queries,
     load_softmax_statistics,
+    load_with_rope,
+    rope_backward,
     store_gradient,
 )
 
@@ -70,6 +70,8 @@ class Inputs(NamedTuple):
     qkv_RN: Any
     bias_N: Any
     """Or None."""
+    norms_2K: Any
+    """Weights of the RMSNorm of each head's queries and of its keys, or None."""
     rope: Any
     """heads.Rope, or None."""
 
@@ -99,22 +101,18 @@ def _padded(n):
     return (n + _U(COLUMNS - 1)) // _U(COLUMNS) * _U(COLUMNS)
 
 
-@compiled_reassoc
-def _slices(number, shape, sizes):
-    """(block, head, slices of the head's queries, keys and values in a row of `qkv`); the first is also its slice of
-    `y`."""
-    n_head = _U(shape.n_head)
-    block, head = number // n_head, number % n_head
-    first_row, column, across = block * sizes.n_places, head * sizes.width, n_head * sizes.width
-    queries = HeadSlice(first_row, sizes.n_places, column, sizes.width)
-    keys = HeadSlice(first_row, sizes.n_places, column + across, sizes.width)
-    values = HeadSlice(first_row, sizes.n_places, column + across + across, sizes.width)
-    return block, head, queries, keys, values
-
-
-@compiled_reassoc
+@inline_reassoc
 def _query_scale(width):
     return _F(1 / math.sqrt(np.float64(width))) * LOG2_E
+
+
+@inline_reassoc
+def _load_qkv(inputs, head, query_scale, width, q, k, v):
+    """q, k and v := a head's queries, scaled, its keys and its values."""
+    qkv_RN, bias_N, norms_2K, rope = inputs
+    load_with_rope(qkv_RN, bias_N, norms_2K, rope, QUERIES, head.queries, query_scale, q, width)
+    load_keys(qkv_RN, norms_2K, rope, head.keys, k, width)
+    load(qkv_RN, bias_N, head.values, v, width)
 
 
 # --- forward ---
@@ -161,22 +159,20 @@ def forward(tasks, shape, inputs, dropout, y_RD, logsum_BHT):
     of the weights. logsum := log2 of each query's sum of weights."""
     sizes = _sizes_of(inputs.qkv_RN, y_RD.shape[1] // shape.n_head, shape.block_size)
     buffers = _forward_buffers(inputs.qkv_RN, sizes)
-    heads_per_task = _U(shape.heads_per_task)
+    heads_per_task, query_scale = _U(shape.heads_per_task), _query_scale(sizes.width)
     task = first_task(tasks)
     while task >= 0:
         for number in range(_U(task) * heads_per_task, (_U(task) + _U(1)) * heads_per_task):
-            _forward_head(number, shape, sizes, inputs, dropout, buffers, y_RD, logsum_BHT)
+            head = head_of(number, _U(shape.n_head), sizes.n_places, sizes.width)
+            _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RD, logsum_BHT)
         task = next_task(tasks)
 
 
-@compiled_reassoc
-def _forward_head(number, shape, sizes, inputs, dropout, buffers, y_RD, logsum_BHT):
-    block, head, queries, keys, values = _slices(number, shape, sizes)
+@inline_reassoc
+def _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RD, logsum_BHT):
     zero, one, strip, places, width = _U(0), _U(1), _U(STRIP), sizes.n_places_padded, sizes.width_padded
-    seeds, keep_scale = stream_seeds(dropout.seed, number), _F(dropout.keep_scale)
-    load_queries(inputs.qkv_RN, inputs.bias_N, inputs.rope, queries, _query_scale(sizes.width), buffers.q, width)
-    load_keys(inputs.qkv_RN, inputs.rope, keys, buffers.k, width)
-    load(inputs.qkv_RN, inputs.bias_N, values, buffers.v, width)
+    seeds, keep_scale = stream_seeds(dropout.seed, head.number), _F(dropout.keep_scale)
+    _load_qkv(inputs, head, query_scale, width, buffers.q, buffers.k, buffers.v)
     transpose(as_words(buffers.q), places, sizes.n_words, buffers.q_transposed)
     pack_row_pairs(buffers.v, places, width, buffers.v_pairs)
     for first_query in range(zero, places, strip):
@@ -197,7 +193,7 @@ def _forward_head(number, shape, sizes, inputs, dropout, buffers, y_RD, logsum_B
             Words(buffers.y, zero, width, one),
             strip, width, n_keys // sizes.pair, False,
         )  # fmt: skip
-        _store_strip(buffers, first_query, queries, width, keep_scale, y_RD, logsum_BHT, block, head)
+        _store_strip(buffers, first_query, head, width, keep_scale, y_RD, logsum_BHT)
 
 
 @compiled_reassoc
@@ -242,17 +238,17 @@ def _softmax(scores, weights, first_query, n_columns, threshold, seeds, largest,
             store_row_pair(weights, row, strip, other, c, d)
 
 
-@compiled_reassoc
-def _store_strip(buffers, first_query, part, width_padded, keep_scale, y_RD, logsum_BHT, block, head):
+@inline_reassoc
+def _store_strip(buffers, first_query, head, width_padded, keep_scale, y_RD, logsum_BHT):
     """Divide by the totals and store. Dropout's keep_scale is multiplied in here, K times per query, instead of into
     each of up to T weights."""
-    y, largest, total = buffers.y, buffers.largest, buffers.total
+    y, largest, total, part = buffers.y, buffers.largest, buffers.total, head.queries
     for query in range(min(_U(STRIP), part.n_rows - first_query)):
         place = first_query + query
         factor = keep_scale / total[query]
         for i in range(part.width):
             y_RD[part.first_row + place, part.column + i] = cast_like(y_RD, y[query * width_padded + i] * factor)
-        logsum_BHT[block, head, place] = largest[query] + _F(math.log2(total[query]))
+        logsum_BHT[head.block, head.head, place] = largest[query] + _F(math.log2(total[query]))
 
 
 # --- backward ---
@@ -316,29 +312,24 @@ def backward(tasks, shape, inputs, dropout, y_RD, logsum_BHT, grad_y_RD, gradien
     """gradients (heads.QkvGradients) := those of `qkv`, its bias and the norms of queries and keys, from that of y."""
     sizes = _sizes_of(inputs.qkv_RN, y_RD.shape[1] // shape.n_head, shape.block_size)
     buffers = _backward_buffers(inputs.qkv_RN, sizes)
-    heads_per_task = _U(shape.heads_per_task)
+    heads_per_task, query_scale = _U(shape.heads_per_task), _query_scale(sizes.width)
     task = first_task(tasks)
     while task >= 0:
         for number in range(_U(task) * heads_per_task, (_U(task) + _U(1)) * heads_per_task):
-            block, head, queries, keys, values = _slices(number, shape, sizes)
-            _load_for_backward(inputs, queries, keys, values, grad_y_RD, sizes, buffers)
-            load_softmax_statistics(
-                y_RD, grad_y_RD, logsum_BHT, block, head, queries, buffers.logsum, buffers.delta
-            )  # fmt: skip
-            _backward_head(number, sizes, dropout, buffers)
-            _store_gradients(inputs, block, head, queries, keys, values, sizes, dropout, buffers, gradients)
+            head = head_of(number, _U(shape.n_head), sizes.n_places, sizes.width)
+            _load_for_backward(inputs, head, query_scale, grad_y_RD, sizes, buffers)
+            load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, head, buffers.logsum, buffers.delta)
+            _backward_head(head.number, sizes, dropout, buffers)
+            _store_gradients(head, inputs, sizes.width_padded, query_scale, dropout, buffers, gradients)
         task = next_task(tasks)
 
 
-@compiled_reassoc
-def _load_for_backward(inputs, queries, keys, values, grad_y_RD, sizes, buffers):
-    """Each matrix in all layouts that `_backward_head` needs: five products, over the width, the queries and the
-    keys."""
+@inline_reassoc
+def _load_for_backward(inputs, head, query_scale, grad_y_RD, sizes, buffers):
+    """Each matrix in all layouts that `_backward_head` needs: its sums run over the width, the queries and the keys."""
     places, width = sizes.n_places_padded, sizes.width_padded
-    load_queries(inputs.qkv_RN, inputs.bias_N, inputs.rope, queries, _query_scale(sizes.width), buffers.q, width)
-    load_keys(inputs.qkv_RN, inputs.rope, keys, buffers.k, width)
-    load(inputs.qkv_RN, inputs.bias_N, values, buffers.v, width)
-    load(grad_y_RD, None, queries, buffers.grad_y, width)
+    _load_qkv(inputs, head, query_scale, width, buffers.q, buffers.k, buffers.v)
+    load(grad_y_RD, None, head.queries, buffers.grad_y, width)
     transpose(as_words(buffers.q), places, sizes.n_words, buffers.q_transposed)
     transpose(as_words(buffers.grad_y), places, sizes.n_words, buffers.grad_y_transposed)
     pack_row_pairs(buffers.q, places, width, buffers.q_pairs)
@@ -424,15 +415,18 @@ def _softmax_backward(
                 grad_scores[row + other] = cast_like(grad_scores, b * (grad_b - delta[other_place]))
 
 
-@compiled_reassoc
-def _store_gradients(inputs, block, head, queries, keys, values, sizes, dropout, buffers, gradients):
+@inline_reassoc
+def _store_gradients(head, inputs, width, query_scale, dropout, buffers, gradients):
     """Scores are q . k * scale in base 2, with the scale inside the loaded q, and d(2^x) = ln 2 * 2^x dx: so grad_q
     still lacks scale * ln 2 and grad_k, made from the scaled q, ln 2. grad_v lacks dropout's keep_scale."""
-    qkv_RN, rope, width, scale = inputs.qkv_RN, inputs.rope, sizes.width_padded, _query_scale(sizes.width)
-    store_gradient(buffers.grad_q, width, scale * LN_2, qkv_RN, rope, QUERIES, queries, gradients, block, head)
-    store_gradient(buffers.grad_k, width, LN_2, qkv_RN, rope, KEYS, keys, gradients, block, head)
-    keep_scale = _F(dropout.keep_scale)
-    store_gradient(buffers.grad_v, width, keep_scale, qkv_RN, None, VALUES, values, gradients, block, head)
+    qkv_RN, _, norms_2K, rope = inputs
+    grad_qkv_RN, grad_bias_BN, grad_norms_BH2K = gradients
+    q_scale, v_scale = query_scale * LN_2, _F(dropout.keep_scale)
+    rope_backward(buffers.grad_q, width, q_scale, qkv_RN, norms_2K, rope, QUERIES, head, grad_norms_BH2K)
+    rope_backward(buffers.grad_k, width, LN_2, qkv_RN, norms_2K, rope, KEYS, head, grad_norms_BH2K)
+    store_gradient(buffers.grad_q, width, q_scale, head.queries, head.block, grad_qkv_RN, grad_bias_BN)
+    store_gradient(buffers.grad_k, width, LN_2, head.keys, head.block, grad_qkv_RN, grad_bias_BN)
+    store_gradient(buffers.grad_v, width, v_scale, head.values, head.block, grad_qkv_RN, grad_bias_BN)
 
 
 @compiled_reassoc

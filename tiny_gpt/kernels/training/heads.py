@@ -17,23 +17,22 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tiny_gpt.kernels.arithmetic import cast_like, convert_like, to_f32
-from tiny_gpt.kernels.compiled import compiled_reassoc
+from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
 
-QUERIES, KEYS, VALUES = 0, 1, 2
+QUERIES, KEYS = 0, 1
 
 _U = np.uint64
 _F = np.float32
 
 
 class Rope(NamedTuple):
-    """How queries and keys are transformed before they are compared; tensors outside kernels, arrays inside."""
+    """How queries and keys are rotated before they are compared; tensors outside kernels, arrays inside."""
 
-    norms_2K: Any
-    """Weights of the RMSNorm of each head's queries and of its keys; None without (Llama)."""
-    eps: float
     cos_TK: Any
     sin_TK: Any
     """Of each position's angles; pair (k, k + K / 2) is rotated by angle k (arXiv 2104.09864)."""
+    eps: float
+    """Of the norms before."""
 
 
 class HeadSlice(NamedTuple):
@@ -43,6 +42,29 @@ class HeadSlice(NamedTuple):
     n_rows: np.uint64
     column: np.uint64
     width: np.uint64
+
+
+class Head(NamedTuple):
+    """One head of one block, and where its numbers stand in `qkv`."""
+
+    number: np.uint64
+    """Among all heads of all blocks; selects the stream of dropout's random bits."""
+    block: np.uint64
+    head: np.uint64
+    queries: HeadSlice
+    """Also the head's slice of `y`."""
+    keys: HeadSlice
+    values: HeadSlice
+
+
+@compiled_reassoc
+def head_of(number, n_head, n_places, width):
+    block, head = number // n_head, number % n_head
+    first_row, column, across = block * n_places, head * width, n_head * width
+    queries = HeadSlice(first_row, n_places, column, width)
+    keys = HeadSlice(first_row, n_places, column + across, width)
+    values = HeadSlice(first_row, n_places, column + across + across, width)
+    return Head(number, block, head, queries, keys, values)
 
 
 class QkvGradients(NamedTuple):
@@ -100,10 +122,11 @@ def load(source_RN, bias_N, part, matrix, padded):
 
 
 @compiled_reassoc
-def load_queries(qkv_RN, bias_N, rope, part, scale, matrix, padded):
-    """The same for queries, multiplied by `scale` and, unless `rope` is None, transformed as it says."""
+def load_with_rope(qkv_RN, bias_N, norms_2K, rope, which, part, scale, matrix, padded):
+    """The same for queries or keys (`which`), multiplied by `scale`, after they were normalized, if there are norms,
+    and rotated, if there is a `rope`."""
+    first_row, n_rows, column, width = part
     if rope is None:
-        first_row, n_rows, column, width = part
         for place in range(n_rows):
             _prefetch_next_head(qkv_RN, first_row + place, part)
             for i in range(width):
@@ -112,47 +135,34 @@ def load_queries(qkv_RN, bias_N, rope, part, scale, matrix, padded):
                     value += bias_N[column + i]
                 matrix[place * padded + i] = cast_like(matrix, value * scale)
     else:
-        load_with_rope(qkv_RN, rope, QUERIES, part, scale, matrix, padded)
+        cos_TK, sin_TK, eps = rope
+        row, rotated, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
+        for place in range(n_rows):
+            _prefetch_next_head(qkv_RN, first_row + place, part)
+            for i in range(width):
+                row[i] = to_f32(qkv_RN[first_row + place, column + i])
+            if norms_2K is None:
+                for i in range(width):
+                    row[i] *= scale
+            else:
+                factor = _inverse_rms(row, width, eps) * scale
+                for i in range(width):
+                    row[i] *= factor * norms_2K[which, i]
+            for i in range(half):
+                rotated[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
+                rotated[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
+            for i in range(width):
+                matrix[place * padded + i] = cast_like(matrix, rotated[i])
 
 
 @compiled_reassoc
-def load_keys(qkv_RN, rope, part, matrix, padded):
+def load_keys(qkv_RN, norms_2K, rope, part, matrix, padded):
     """The same for keys, without their bias: it would add the same number to all scores of a query, which leaves the
     softmax as it is. (Not with RoPE, which rotates it differently at each position; but no architecture has both.)"""
     if rope is None:
         load(qkv_RN, None, part, matrix, padded)
     else:
-        load_with_rope(qkv_RN, rope, KEYS, part, _F(1.0), matrix, padded)
-
-
-@compiled_reassoc
-def load_with_rope(qkv_RN, rope, which, part, scale, matrix, padded):
-    """Queries or keys (`which`): normalized, if Rope has norms, multiplied by `scale` and rotated."""
-    norms_2K, eps, cos_TK, sin_TK = rope
-    first_row, n_rows, column, width = part
-    row, rotated, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
-    for place in range(n_rows):
-        _prefetch_next_head(qkv_RN, first_row + place, part)
-        for i in range(width):
-            row[i] = to_f32(qkv_RN[first_row + place, column + i])
-        _scale_row(row, width, norms_2K, which, eps, scale)
-        for i in range(half):
-            rotated[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
-            rotated[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
-        for i in range(width):
-            matrix[place * padded + i] = cast_like(matrix, rotated[i])
-
-
-@compiled_reassoc
-def _scale_row(row, width, norms_2K, which, eps, scale):
-    """row := RMSNorm(row) * scale, or row * scale without norms. Rotating comes later: it is linear."""
-    if norms_2K is None:
-        for i in range(width):
-            row[i] *= scale
-    else:
-        factor = _inverse_rms(row, width, eps) * scale
-        for i in range(width):
-            row[i] *= factor * norms_2K[which, i]
+        load_with_rope(qkv_RN, None, norms_2K, rope, KEYS, part, _F(1.0), matrix, padded)
 
 
 @compiled_reassoc
@@ -168,16 +178,16 @@ def _inverse_rms(row, width, eps):
 
 
 @compiled_reassoc
-def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, block, head, part, logsum, delta):
+def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, head, logsum, delta):
     """For each query the logarithm of its sum of weights, from the forward pass, and delta = y . grad_y.
 
     The softmax's backward pass needs sum_k(weight_k * grad_weight_k) over all keys of a query. As
     grad_weight_k = value_k . grad_y and y = sum_k(weight_k * value_k), that is y . grad_y (FlashAttention, appendix B).
     """
-    first_row, n_rows, column, width = part
+    first_row, n_rows, column, width = head.queries
     for place in range(n_rows):
-        logsum[place] = logsum_BHT[block, head, place]
-        _prefetch_next_head(y_RD, first_row + place, part)
+        logsum[place] = logsum_BHT[head.block, head.head, place]
+        _prefetch_next_head(y_RD, first_row + place, head.queries)
         dot = _F(0.0)
         for i in range(width):
             dot += to_f32(y_RD[first_row + place, column + i]) * to_f32(grad_y_RD[first_row + place, column + i])
@@ -187,19 +197,9 @@ def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, block, head, part, logs
 
 
 @compiled_reassoc
-def store_gradient(grad, padded, scale, qkv_RN, rope, which, part, gradients, block, head):
-    """The way back of the functions above: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv` in
-    gradients.qkv_RN, and this block's and this head's shares of those of the bias and the norms are stored.
-
-    With `rope`, `grad` is overwritten.
-    """
-    if rope is not None:
-        _rope_backward(grad, padded, scale, qkv_RN, rope, which, part, gradients.norms_BH2K, block, head)
-    _store(grad, padded, scale, part, gradients.qkv_RN, gradients.bias_BN, block)
-
-
-@compiled_reassoc
-def _store(grad, padded, scale, part, grad_qkv_RN, grad_bias_BN, block):
+def store_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias_BN):
+    """The way back of `load`: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv`, and its sum over
+    the rows this block's share of that of the bias, if there is one."""
     first_row, n_rows, column, width = part
     if grad_bias_BN is not None:
         for i in range(width):
@@ -214,25 +214,29 @@ def _store(grad, padded, scale, part, grad_qkv_RN, grad_bias_BN, block):
 
 
 @compiled_reassoc
-def _rope_backward(grad, padded, scale, qkv_RN, rope, which, part, grad_norms_BH2K, block, head):
-    """In place, from the gradient of rotated numbers to that of `qkv`: rotate back, then through the norm."""
-    norms_2K, eps, cos_TK, sin_TK = rope
-    first_row, n_rows, column, width = part
-    back, half = np.empty(width, np.float32), width // _U(2)
-    row, grad_norm = np.empty(width, np.float32), np.zeros(width, np.float32)
-    for place in range(n_rows):
-        start = place * padded
-        for i in range(half):
-            a, b = grad[start + i], grad[start + half + i]
-            back[i] = a * cos_TK[place, i] + b * sin_TK[place, i]
-            back[half + i] = b * cos_TK[place, i] - a * sin_TK[place, i]
-        for i in range(width):
-            row[i] = to_f32(qkv_RN[first_row + place, column + i])
-        _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start)
-    _store_norm_gradient(grad_norm, width, scale, which, grad_norms_BH2K, block, head)
+def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad_norms_BH2K):
+    """The way back of `load_with_rope`, in place: from the gradient of rotated numbers to that of the numbers in `qkv`,
+    still without `scale`. Nothing without `rope`. The gradient of the norm's weight is stored, if there is one."""
+    if rope is not None:
+        cos_TK, sin_TK, eps = rope
+        first_row, n_rows, column, width = head.queries if which == QUERIES else head.keys
+        back, half = np.empty(width, np.float32), width // _U(2)
+        row, grad_norm = np.empty(width, np.float32), np.zeros(width, np.float32)
+        for place in range(n_rows):
+            start = place * padded
+            for i in range(half):
+                a, b = grad[start + i], grad[start + half + i]
+                back[i] = a * cos_TK[place, i] + b * sin_TK[place, i]
+                back[half + i] = b * cos_TK[place, i] - a * sin_TK[place, i]
+            for i in range(width):
+                row[i] = to_f32(qkv_RN[first_row + place, column + i])
+            _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start)
+        if grad_norms_BH2K is not None:
+            for i in range(width):
+                grad_norms_BH2K[head.block, head.head, _U(which) * width + i] = grad_norm[i] * scale
 
 
-@compiled_reassoc
+@inline_reassoc
 def _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start):
     """As residual._normalize_backward for RMSNorm, for one head's row; without norms, `back` itself."""
     if norms_2K is None:
@@ -249,10 +253,3 @@ def _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, star
         mean_gn /= _F(width)
         for i in range(width):
             grad[start + i] = r * (back[i] * norms_2K[which, i] - row[i] * mean_gn)
-
-
-@compiled_reassoc
-def _store_norm_gradient(grad_norm, width, scale, which, grad_norms_BH2K, block, head):
-    if grad_norms_BH2K is not None:
-        for i in range(width):
-            grad_norms_BH2K[block, head, _U(which) * width + i] = grad_norm[i] * scale

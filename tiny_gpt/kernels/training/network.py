@@ -33,7 +33,7 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.training import attention, feed_forward, residual
 from tiny_gpt.kernels.training.dropout import Dropout, new_dropout
 from tiny_gpt.kernels.training.heads import QkvGradients, Rope
-from tiny_gpt.kernels.training.residual import LayerOutput, Norm, NormGradients, OutputGradients, StreamState
+from tiny_gpt.kernels.training.residual import StreamState
 from tiny_gpt.kernels.training.tasks import run_rows, run_tasks
 
 # Tasks per thread in attention: enough that all threads end at nearly the same time.
@@ -131,11 +131,11 @@ class ForwardBackward:
     ) -> StreamState:
         """Add what the linear layer `output` has computed to the stream, unless there is none yet, and take a norm."""
         dropout = new_dropout(dropout_p if output else 0.0)
-        added = LayerOutput(product_RD, self.parameters.get(f"{output}.bias"), dropout) if output else None
         sum_RD = torch.empty_like(x_RD) if output else x_RD
         normed_RD = torch.empty(x_RD.shape, dtype=self.model.compute_dtype)
         state = StreamState(sum_RD, normed_RD, torch.empty(len(x_RD), 2))
-        run_rows(residual.add_norm, residual.ROWS, x_RD, added, self._norm(norm), state)
+        bias_D, parameters = self.parameters.get(f"{output}.bias"), self._norm(norm)
+        run_rows(residual.add_norm, residual.ROWS, x_RD, product_RD, bias_D, dropout, *parameters, state)
         if self.needs_gradients:
             self._streams.append(_SavedStream(norm, output, dropout, state))
         return state
@@ -179,27 +179,21 @@ class ForwardBackward:
     def _add_norm_backward(self, grad_normed_RD: torch.Tensor, grad_x_RD: torch.Tensor) -> Any:
         """The way back of the last `_add_norm`: the gradient of the product that was added, or None."""
         norm, output, dropout, state = self._streams.pop()
-        has_norm_bias, has_bias = f"{norm}.bias" in self.parameters, f"{output}.bias" in self.parameters
-        norm_gradients = NormGradients(
-            self._partial_sums(grad_x_RD, residual.ROWS),
-            self._partial_sums(grad_x_RD, residual.ROWS) if has_norm_bias else None,
+        weight_D, norm_bias_D, _ = self._norm(norm)
+        grad_product_RD = None if output is None else torch.empty_like(grad_normed_RD)
+        # Partial sums for each task.
+        has_bias = f"{output}.bias" in self.parameters
+        grad_weight_PD, grad_norm_bias_PD, grad_bias_PD = (
+            self._partial_sums(grad_x_RD, residual.ROWS) if exists else None
+            for exists in (True, norm_bias_D is not None, has_bias)
         )
-        output_gradients = None
-        if output:
-            bias_PD = self._partial_sums(grad_x_RD, residual.ROWS) if has_bias else None
-            output_gradients = OutputGradients(torch.empty_like(grad_normed_RD), bias_PD)
         run_rows(
-            residual.add_norm_backward, residual.ROWS, grad_normed_RD, grad_x_RD, state, self._norm(norm), dropout,
-            norm_gradients, output_gradients,
+            residual.add_norm_backward, residual.ROWS, grad_normed_RD, grad_x_RD, state, weight_D, dropout,
+            grad_weight_PD, grad_norm_bias_PD, grad_product_RD, grad_bias_PD,
         )  # fmt: skip
-        self.gradients[f"{norm}.weight"] = norm_gradients.weight_PD.sum(0)
-        if has_norm_bias:
-            self.gradients[f"{norm}.bias"] = norm_gradients.bias_PD.sum(0)
-        if output_gradients is None:
-            return None
-        if has_bias:
-            self.gradients[f"{output}.bias"] = output_gradients.bias_PD.sum(0)
-        return output_gradients.product_RD
+        sums_PD = {f"{norm}.weight": grad_weight_PD, f"{norm}.bias": grad_norm_bias_PD, f"{output}.bias": grad_bias_PD}
+        self.gradients |= {name: sum_PD.sum(0) for name, sum_PD in sums_PD.items() if sum_PD is not None}
+        return grad_product_RD
 
     def _feed_forward_backward(self, name: str, grad_product_RD: torch.Tensor) -> torch.Tensor:
         saved, normed_RD = self._feed_forwards.pop(), self._streams[-1].state.normed_RD
@@ -260,9 +254,9 @@ class ForwardBackward:
         self.gradients[f"{name}.weight"] = (grad_RD.t() @ x_RD).float()
         return grad_RD @ self.weight(f"{name}.weight")
 
-    def _norm(self, name: str) -> Norm:
-        bias_D = self.parameters.get(f"{name}.bias")
-        return Norm(self.parameters[f"{name}.weight"], bias_D, self.traits.norm_eps)
+    def _norm(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None, float]:
+        """(weight, bias of a LayerNorm or None, eps)"""
+        return self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"), self.traits.norm_eps
 
     def _positions(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """Learned positions of a block, or their gradients; None in a model with RoPE."""
@@ -270,13 +264,12 @@ class ForwardBackward:
         return None if position_TD is None else position_TD[: self.block_size]
 
     def _attention_inputs(self, name: str, qkv_RN: torch.Tensor) -> attention.Inputs:
-        rope = None
+        norms_2K = rope = None
         if self.traits.positions == "rotary":
-            norms_2K = None
             if self.traits.qk_norm:
                 norms_2K = torch.stack([self.parameters[f"{name}.{which}_norm.weight"] for which in "qk"])
-            rope = Rope(norms_2K, self.traits.norm_eps, self.model.rope_cos_TK, self.model.rope_sin_TK)
-        return attention.Inputs(qkv_RN, self.parameters.get(f"{name}.qkv.bias"), rope)
+            rope = Rope(self.model.rope_cos_TK, self.model.rope_sin_TK, self.traits.norm_eps)
+        return attention.Inputs(qkv_RN, self.parameters.get(f"{name}.qkv.bias"), norms_2K, rope)
 
     def _run_heads(self, kernel: Any, *arguments: Any) -> None:
         """Run a kernel over all heads of all blocks.

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tiny_gpt.kernels.arithmetic import cast_like, to_f32
-from tiny_gpt.kernels.compiled import compiled_reassoc
+from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
 from tiny_gpt.kernels.threads import N_TASKS, first_task, next_task, task_rows
-from tiny_gpt.kernels.training.dropout import Dropout, keeps_pair, stream_seeds
+from tiny_gpt.kernels.training.dropout import keeps_pair, stream_seeds
 
 ROWS = 64
 
@@ -32,44 +32,14 @@ _U = np.uint64
 _F = np.float32
 _W = np.uint32
 
-# Fields are tensors outside kernels and arrays inside.
-
-
-class LayerOutput(NamedTuple):
-    """What a layer adds to the stream: the product of its last matrix, still without bias and dropout."""
-
-    product_RD: Any
-    bias_D: Any
-    """Or None."""
-    dropout: Dropout
-
-
-class Norm(NamedTuple):
-    weight_D: Any
-    bias_D: Any
-    """Or None, in RMSNorm."""
-    eps: float
-
 
 class StreamState(NamedTuple):
-    """The stream where a norm is taken."""
+    """The stream where a norm is taken; tensors outside kernels, arrays inside."""
 
     sum_RD: Any
     normed_RD: Any
     statistics_R2: Any
     """Mean (0 in RMSNorm) and r of each row: the backward pass normalizes again with them."""
-
-
-class NormGradients(NamedTuple):
-    weight_PD: Any
-    bias_PD: Any
-    """Or None."""
-
-
-class OutputGradients(NamedTuple):
-    product_RD: Any
-    bias_PD: Any
-    """Or None."""
 
 
 @compiled_reassoc
@@ -113,37 +83,28 @@ def embed_backward(tasks, ids_R, grad_x_RD, grad_token_VD):
 
 
 @compiled_reassoc
-def add_norm(tasks, x_RD, output, norm, state):
-    """state.sum := x + dropout(output.product + output.bias), and the norm of it.
+def add_norm(tasks, x_RD, product_RD, bias_D, dropout, norm_weight_D, norm_bias_D, eps, state):
+    """state.sum := x + dropout(product + bias), and the norm of it.
 
-    Without an output (None) state.sum is x itself.
+    `product` is that of a layer's last matrix; None where there is nothing to add and state.sum is x itself.
     """
-    n_rows = _U(x_RD.shape[0])
+    sum_RD, normed_RD, statistics_R2 = state
+    n_rows, width = _U(x_RD.shape[0]), _U(x_RD.shape[1])
     task = first_task(tasks)
     while task >= 0:
         first, end = task_rows(task, ROWS, n_rows)
         for row in range(first, end):
-            _add_output(x_RD, output, row, state.sum_RD)
-            _normalize(state.sum_RD, row, norm.weight_D, norm.bias_D, _F(norm.eps), state)
+            if product_RD is not None:
+                if dropout.threshold:
+                    _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD)
+                elif bias_D is None:
+                    for i in range(width):
+                        sum_RD[row, i] = x_RD[row, i] + to_f32(product_RD[row, i])
+                else:
+                    for i in range(width):
+                        sum_RD[row, i] = x_RD[row, i] + (to_f32(product_RD[row, i]) + bias_D[i])
+            _normalize(sum_RD, row, norm_weight_D, norm_bias_D, eps, normed_RD, statistics_R2)
         task = next_task(tasks)
-
-
-@compiled_reassoc
-def _add_output(x_RD, output, row, sum_RD):
-    if output is not None:
-        if output.dropout.threshold:
-            _add_dropped(x_RD, output.product_RD, output.bias_D, output.dropout, row, sum_RD)
-        else:
-            _add(x_RD, output.product_RD, output.bias_D, row, sum_RD)
-
-
-@compiled_reassoc
-def _add(x_RD, product_RD, bias_D, row, sum_RD):
-    for i in range(_U(x_RD.shape[1])):
-        if bias_D is None:
-            sum_RD[row, i] = x_RD[row, i] + to_f32(product_RD[row, i])
-        else:
-            sum_RD[row, i] = x_RD[row, i] + (to_f32(product_RD[row, i]) + bias_D[i])
 
 
 @compiled_reassoc
@@ -170,9 +131,9 @@ def _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD):
         sum_RD[row, i] = x_RD[row, i] + (a * keep_scale if keeps else _F(0.0))
 
 
-@compiled_reassoc
-def _normalize(sum_RD, row, weight_D, bias_D, eps, state):
-    normed_RD, statistics_R2, width = state.normed_RD, state.statistics_R2, _U(sum_RD.shape[1])
+@inline_reassoc
+def _normalize(sum_RD, row, weight_D, bias_D, eps, normed_RD, statistics_R2):
+    width = _U(sum_RD.shape[1])
     mean, squares = _F(0.0), _F(0.0)
     if bias_D is not None:
         for i in range(width):
@@ -181,7 +142,7 @@ def _normalize(sum_RD, row, weight_D, bias_D, eps, state):
     # Two passes, the mean first: mean(x^2) - mean(x)^2 would cancel where the mean is large.
     for i in range(width):
         squares += (sum_RD[row, i] - mean) * (sum_RD[row, i] - mean)
-    r = _F(1.0) / _F(math.sqrt(squares / _F(width) + eps))
+    r = _F(1.0) / _F(math.sqrt(squares / _F(width) + _F(eps)))
     statistics_R2[row, 0], statistics_R2[row, 1] = mean, r
     for i in range(width):
         if bias_D is not None:
@@ -194,52 +155,60 @@ def _normalize(sum_RD, row, weight_D, bias_D, eps, state):
 
 
 @compiled_reassoc
-def add_norm_backward(tasks, grad_normed_RD, grad_sum_RD, state, norm, dropout, norm_gradients, output_gradients):
+def add_norm_backward(
+    tasks, grad_normed_RD, grad_sum_RD, state, norm_weight_D, dropout, grad_norm_weight_PD, grad_norm_bias_PD,
+    grad_product_RD, grad_bias_PD,
+):  # fmt: skip
     """grad_sum, the gradient that the sum gets from later layers, becomes that of x: the sum's, now through its norm
-    too.
-
-    `norm_gradients` := each task's share of those of the norm's weight and bias; `output_gradients` := those of the
-    layer's product and, per task, of its bias. The latter is None where nothing was added.
-    """
+    too. The others := the gradients of the norm's weight and bias, of the product and of its bias; None where there is
+    none of these."""
+    sum_RD, _, statistics_R2 = state
     n_rows, width = _U(grad_sum_RD.shape[0]), _U(grad_sum_RD.shape[1])
     grad_output_D = np.empty(width, np.float32)
     task = first_task(tasks)
     while task >= 0:
         part = _U(task)
-        _set_zero(norm_gradients.weight_PD, part)
-        _set_zero(norm_gradients.bias_PD, part)
-        if output_gradients is not None:
-            _set_zero(output_gradients.bias_PD, part)
+        _set_zero(grad_norm_weight_PD, part)
+        _set_zero(grad_norm_bias_PD, part)
+        _set_zero(grad_bias_PD, part)
         first, end = task_rows(task, ROWS, n_rows)
         for row in range(first, end):
             _normalize_backward(
-                grad_normed_RD, grad_sum_RD, state, norm.weight_D, row, norm_gradients.weight_PD,
-                norm_gradients.bias_PD, part,
+                grad_normed_RD, grad_sum_RD, sum_RD, statistics_R2, norm_weight_D, row, grad_norm_weight_PD,
+                grad_norm_bias_PD, part,
             )  # fmt: skip
-            if output_gradients is not None:
-                _drop(grad_sum_RD, dropout, row, grad_output_D)
-                _store_output_gradients(
-                    grad_output_D, row, output_gradients.product_RD, output_gradients.bias_PD, part
-                )  # fmt: skip
+            if grad_product_RD is not None:
+                if dropout.threshold:
+                    _drop(grad_sum_RD, dropout, row, grad_output_D)
+                else:
+                    for i in range(width):
+                        grad_output_D[i] = grad_sum_RD[row, i]
+                for i in range(width):
+                    grad_product_RD[row, i] = cast_like(grad_product_RD, grad_output_D[i])
+                if grad_bias_PD is not None:
+                    for i in range(width):
+                        grad_bias_PD[part, i] += grad_output_D[i]
         task = next_task(tasks)
 
 
-@compiled_reassoc
+@inline_reassoc
 def _set_zero(sums_PD, part):
     if sums_PD is not None:
         for i in range(_U(sums_PD.shape[1])):
             sums_PD[part, i] = _F(0.0)
 
 
-@compiled_reassoc
-def _normalize_backward(grad_normed_RD, grad_sum_RD, state, weight_D, row, grad_weight_PD, grad_bias_PD, part):
+@inline_reassoc
+def _normalize_backward(
+    grad_normed_RD, grad_sum_RD, sum_RD, statistics_R2, weight_D, row, grad_weight_PD, grad_bias_PD, part
+):
     """Add the gradient through the norm to grad_sum.
 
     With n = (x - mean) * r and g = grad * weight: grad_x = r * (g - mean(g) - n * mean(g * n)), without mean(g) in
     RMSNorm, which subtracts no mean.
     """
-    sum_RD, width = state.sum_RD, _U(grad_sum_RD.shape[1])
-    mean, r = state.statistics_R2[row, 0], state.statistics_R2[row, 1]
+    width = _U(grad_sum_RD.shape[1])
+    mean, r = statistics_R2[row, 0], statistics_R2[row, 1]
     mean_g, mean_gn = _F(0.0), _F(0.0)
     for i in range(width):
         grad = to_f32(grad_normed_RD[row, i])
@@ -264,10 +233,6 @@ def _drop(grad_RD, dropout, row, grad_output_D):
     """grad_output := the gradient of a row before dropout: the same hashes as in `_add_dropped`."""
     width, seeds = _U(grad_RD.shape[1]), stream_seeds(dropout.seed, 0)
     half, threshold, keep_scale = (width + _U(1)) // _U(2), dropout.threshold, _F(dropout.keep_scale)
-    if not threshold:
-        for i in range(width):
-            grad_output_D[i] = grad_RD[row, i]
-        return
     for i in range(width - half):
         keeps_a, keeps_b = keeps_pair(_W(row * half) + _W(i), seeds, threshold)
         other = half + i
@@ -277,13 +242,3 @@ def _drop(grad_RD, dropout, row, grad_output_D):
         i = half - _U(1)
         keeps, _ = keeps_pair(_W(row * half) + _W(i), seeds, threshold)
         grad_output_D[i] = grad_RD[row, i] * keep_scale if keeps else _F(0.0)
-
-
-@compiled_reassoc
-def _store_output_gradients(grad_output_D, row, grad_product_RD, grad_bias_PD, part):
-    width = _U(grad_output_D.shape[0])
-    for i in range(width):
-        grad_product_RD[row, i] = cast_like(grad_product_RD, grad_output_D[i])
-    if grad_bias_PD is not None:
-        for i in range(width):
-            grad_bias_PD[part, i] += grad_output_D[i]
