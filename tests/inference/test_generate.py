@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_gpt.kernels.decoding.team import Team
 from torch.nn import functional as F
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -32,7 +33,6 @@ from tiny_gpt.inference.torch_decoder import TorchDecoder
 from tiny_gpt.kernels.decoding import decoder as cpu_decoder
 from tiny_gpt.kernels.decoding import team
 from tiny_gpt.kernels.decoding.decoder import MAX_ROWS, CompiledDecoder
-from tiny_gpt.kernels.decoding.team import Team
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.stored_model import Progress

@@ -30,6 +30,8 @@ OPTIONS: dict[str, Any] = dict(nogil=True, error_model="numpy", fastmath={"contr
 # the same machine code always adds in the same order.
 REASSOC_OPTIONS: dict[str, Any] = OPTIONS | dict(fastmath=OPTIONS["fastmath"] | {"reassoc"})
 
+# There is no Python in a kernel at run time: `njit` refuses to compile what it cannot type.
+
 # Before a vectorized loop LLVM checks at run time that its arrays do not overlap. By default it gives up beyond 8
 # checks; the kernels' loops read and write many arrays.
 llvmlite.binding.set_option("tiny_gpt", "--runtime-memory-check-threshold=64")
@@ -46,7 +48,12 @@ def compiled_reassoc(function: Callable[..., Any]) -> Any:
 
 
 def inline_reassoc(function: Callable[..., Any]) -> Any:
-    """Like `compiled_reassoc` for a part of a kernel: its source is put into the function that calls it."""
+    """Like `compiled_reassoc`, for a part of a kernel: its source becomes a part of the function that calls it.
+
+    Calling a small function costs nothing either way, since LLVM inlines it. But LLVM optimizes a function once by
+    itself and once more where it is inlined, and may reassociate its sums differently: an inlined part rounds exactly
+    as if it stood in the kernel.
+    """
     return numba.njit(inline="always", **REASSOC_OPTIONS)(function)
 
 

@@ -56,6 +56,6 @@ def compile_training() -> None:
 
 def is_training_compiled() -> bool:
     """Whether an earlier process has compiled the training kernels, most of them at least."""
-    from tiny_gpt.kernels.training import attention
+    from tiny_gpt.kernels.training.attention_backward import attention_backward
 
-    return compiled.is_cached(attention.backward)
+    return compiled.is_cached(attention_backward)

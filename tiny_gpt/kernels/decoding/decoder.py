@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.compiled import add_stamp
-from tiny_gpt.kernels.decoding.forward import Batch, Buffers, Cache, forward, run_jobs
+from tiny_gpt.kernels.decoding.forward import Buffers, Cache, DecodeBatch, forward, run_jobs
 from tiny_gpt.kernels.decoding.weights import pack_weights
 from tiny_gpt.kernels.matmul import TILE
 from tiny_gpt.kernels.threads import TeamKernel, ThreadPool
@@ -43,7 +43,7 @@ class CompiledDecoder:
         self._config, self._n_texts, self._vocab_size = config, n_texts, len(weights["head.weight"])
         self._weights = pack_weights(config, weights, in_half)
         n_threads, n_rows = n_processors(), max(MAX_ROWS, 2 * n_texts)
-        self._batch = Batch(*(np.zeros(shape, dtype=np.int64) for shape in (2, (n_rows, 3), n_rows)))
+        self._batch = DecodeBatch(*(np.zeros(shape, dtype=np.int64) for shape in (2, (n_rows, 3), n_rows)))
         self._buffers = self._make_buffers(n_threads, n_rows)
         self._make_cache(n_slots=1, n_places=1)
         self._n_threads = self._fastest_number(n_threads)
@@ -69,6 +69,7 @@ class CompiledDecoder:
         self._cache = Cache(
             np.zeros((*slots, width, n_places), dtype=np.float32), np.zeros((*slots, n_places, width), dtype=np.float32)
         )
+        # A new kernel id: threads that still wait for the old arrays must not take these for them.
         arguments = (self._config.n_head, self._weights, self._batch, self._cache, self._buffers)
         self._kernel = TeamKernel(forward, run_jobs, next(_kernel_ids), arguments)
 
@@ -78,6 +79,7 @@ class CompiledDecoder:
         ids = ids[-block_size:]
         self._front, self._back = 0, self._n_texts
         self._position, self._needs_second = len(ids), len(ids) + n_ahead > block_size
+        # A text that stays within the block needs no second window and no more places than it will have tokens.
         n_slots, n_places = self._n_texts * (2 if self._needs_second else 1), min(len(ids) + n_ahead, block_size)
         _, slots_there, _, _, places_there = self._cache.keys_LSHKT.shape
         if n_slots > slots_there or n_places > places_there:
@@ -85,6 +87,7 @@ class CompiledDecoder:
         second_ids = ids[second_window_offset(block_size) :] if self._needs_second else ()
         rows = [(token, self._back, position) for position, token in enumerate(second_ids)]
         rows += [(token, self._front, position) for position, token in enumerate(ids)]
+        # The second window, if there is one, goes first, so that the logits of the last part are those of the first.
         for start in range(0, len(rows), MAX_ROWS):
             part = rows[start : start + MAX_ROWS]
             logits = self._forward(part, [len(part) - 1], self._n_threads)
@@ -96,10 +99,12 @@ class CompiledDecoder:
     def step(self, ids: Sequence[int], texts: Sequence[int]) -> Array:
         """See `decoder.Decoder`."""
         offset = second_window_offset(self._config.block_size)
+        # The window is full: the second one, half a block behind, takes its place and becomes the first.
         if self._position == self._config.block_size:
             self._front, self._back = self._back, self._front
             self._position -= offset
         rows = [(token, self._front + text, self._position) for token, text in zip(ids, texts, strict=True)]
+        # The window that is read along begins `offset` later, so a token's position in it is smaller.
         if self._needs_second and self._position >= offset:
             position = self._position - offset
             rows += [(token, self._back + text, position) for token, text in zip(ids, texts, strict=True)]

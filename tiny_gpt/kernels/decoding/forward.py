@@ -28,7 +28,7 @@ from tiny_gpt.kernels.threads import barrier, same_kernel_follows
 Array = NDArray[np.float32]
 
 
-class Batch(NamedTuple):
+class DecodeBatch(NamedTuple):
     """What to compute. The arrays stay the same from job to job, only their contents change."""
 
     sizes_2: NDArray[np.int64]
@@ -65,6 +65,7 @@ def forward(thread, n_head, weights, batch, cache, buffers):
     """buffers.logits := those after the rows that batch.logits_rows names; the cache gets all rows' keys and values."""
     n_rows, n_logits = batch.sizes_2[0], batch.sizes_2[1]
     normed_RD, scores_T = buffers.normed_MRD[thread.number], buffers.scores_MT[thread.number]
+    # Each row by one thread; all need all of it, for the norm.
     _embed(thread, weights.token_VD, weights.position_SD, batch.rows_R3, n_rows, buffers.x_RD)
     barrier(thread)
     for layer in range(weights.qkv.weight_LTKJ.shape[0]):
@@ -72,6 +73,7 @@ def forward(thread, n_head, weights, batch, cache, buffers):
             normalize(buffers.x_RD, r, weights.norm1, layer, normed_RD, r)
         _linear(thread, weights.qkv, layer, normed_RD, buffers.qkv_RN, n_rows)
         barrier(thread)
+        # A head's keys and values were computed by other threads.
         for head in range(thread.number, n_head, thread.n_threads):
             _attend_head(weights.rope, layer, head, n_head, n_rows, batch.rows_R3, cache, scores_T, buffers)
         barrier(thread)
@@ -83,6 +85,7 @@ def forward(thread, n_head, weights, batch, cache, buffers):
         barrier(thread)
         _add_linear(thread, weights.down, layer, buffers.hidden_RF, buffers.x_RD, n_rows)
         barrier(thread)
+    # Only the rows that are asked for go through the head: one of a prompt, however long.
     for i in range(n_logits):
         normalize(buffers.x_RD, batch.logits_rows_R[i], weights.norm, 0, normed_RD, i)
     _linear(thread, weights.head, 0, normed_RD, buffers.logits_RV, n_logits)
@@ -151,6 +154,7 @@ def _add_bias(bias_LN, layer, y_RN, n_rows, first, end):
 @compiled
 def _feed_forward(thread, gate, up, layer, x_RD, gate_RF, hidden_RF, n_rows):
     """hidden := GELU(up(x)), or silu(gate(x)) * up(x) in a model with a gate, for this thread's tiles."""
+    # The activation of a thread's tiles needs nothing of other threads: no barrier in between.
     first, end = _tiles_of(thread, up.weight_LTKJ)
     if gate is None:
         _linear(thread, up, layer, x_RD, hidden_RF, n_rows)
@@ -171,6 +175,7 @@ def _attend_head(rope, layer, head, n_head, n_rows, rows_R3, cache, scores_T, bu
         _apply_rope(qkv_RN, r, q, k, rope, layer, rows_R3[r, 2])
         append_to_cache(qkv_RN, r, k, keys, values, layer, rows_R3[r, 1], head, rows_R3[r, 2])
     for r in range(n_rows):
+        # Up to and with the row's own place. Rows of a prompt further on are in the cache already, and not looked at.
         slot, n_places = rows_R3[r, 1], rows_R3[r, 2] + 1
         attend(qkv_RN, r, q, keys, values, layer, slot, head, n_places, scores_T, buffers.y_RD)
 

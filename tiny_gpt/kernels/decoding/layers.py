@@ -143,11 +143,13 @@ def attend(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, head, n_pl
     """
     row, start, layer, slot, head, n_places = _U(row), _U(start), _U(layer), _U(slot), _U(head), _U(n_places)
     _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_places, scores_T)
+    # Softmax in three passes over at most block_size scores, which stay in the first-level cache.
     largest = scores_T[_U(0)]
     for t in range(n_places):
         largest = max(largest, scores_T[t])
     for t in range(n_places):
         scores_T[t] = exp(scores_T[t] - largest)
+    # One addition after the other, not vectorized, so that the total does not depend on the processor's vectors.
     total = _F(0.0)
     for t in range(n_places):
         total += scores_T[t]
@@ -176,6 +178,7 @@ def _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_places, scores_
                 + q2 * keys_LSHKT[layer, slot, head, k + two, t]
                 + q3 * keys_LSHKT[layer, slot, head, k + three, t]
             )
+    # What is left over if K is no multiple of four.
     for k in range(n_fours * four, width):
         q = qkv_RN[row, start + k] * scale
         for t in range(n_places):
@@ -188,6 +191,7 @@ def _weighted_sum(weights_T, values_LSHTK, layer, slot, head, n_places, row, sta
     one, two, three, four, width = _U(1), _U(2), _U(3), _U(4), _U(values_LSHTK.shape[4])
     for k in range(width):
         y_RN[row, start + k] = _F(0.0)
+    # Four places at a time: y is read and written a quarter as often.
     n_fours = n_places // four
     for i in range(n_fours):
         t = i * four

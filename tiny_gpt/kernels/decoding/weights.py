@@ -20,13 +20,13 @@ FP16_MAX = 65504
 Array = NDArray[np.float32]
 
 
-class Linear(NamedTuple):
+class PackedLinear(NamedTuple):
     weight_LTKJ: NDArray[Any]
     """Tiled as matmul.tile_weights does, in fp32 or as fp16 bits (int16)."""
     bias_LN: Array | None
 
 
-class Norm(NamedTuple):
+class PackedNorm(NamedTuple):
     """LayerNorm, or RMSNorm without a bias."""
 
     weight_LD: Array
@@ -34,51 +34,54 @@ class Norm(NamedTuple):
     eps: float
 
 
-class Rope(NamedTuple):
+class PackedRope(NamedTuple):
     """Rotary positions, and the norms that queries and keys get before."""
 
     cos_SK: Array
     sin_SK: Array
-    q_norm: Norm | None
-    k_norm: Norm | None
+    q_norm: PackedNorm | None
+    k_norm: PackedNorm | None
 
 
-class Weights(NamedTuple):
+class PackedWeights(NamedTuple):
     token_VD: Array
     position_SD: Array | None
-    rope: Rope | None
-    norm1: Norm
-    qkv: Linear
-    out: Linear
-    norm2: Norm
-    gate: Linear | None
-    up: Linear
-    down: Linear
-    norm: Norm
-    head: Linear
+    rope: PackedRope | None
+    norm1: PackedNorm
+    qkv: PackedLinear
+    out: PackedLinear
+    norm2: PackedNorm
+    gate: PackedLinear | None
+    up: PackedLinear
+    down: PackedLinear
+    norm: PackedNorm
+    head: PackedLinear
 
 
-def pack_weights(config: ModelConfig, weights: Mapping[str, Array], in_half: bool) -> Weights:
+def pack_weights(config: ModelConfig, weights: Mapping[str, Array], in_half: bool) -> PackedWeights:
     """`weights` by the names of model/gpt.py. `in_half`: matrices in fp16, unless a number is too large for it."""
+    # All matrices or none: numba compiles the kernel for one type of weights.
     in_half = in_half and all(np.abs(weight).max() <= FP16_MAX for weight in weights.values())
     traits, blocks = config.traits, [f"blocks.{layer}." for layer in range(config.n_layer)]
 
-    def linear(name: str, prefixes: list[str] = blocks) -> Linear:
+    def linear(name: str, prefixes: list[str] = blocks) -> PackedLinear:
         matrices = [tile_weights(weights[f"{prefix}{name}.weight"]) for prefix in prefixes]
         if in_half:
             matrices = [matrix.astype(np.float16).view(np.int16) for matrix in matrices]
         if f"{prefixes[0]}{name}.bias" not in weights:
-            return Linear(np.stack(matrices), None)
+            return PackedLinear(np.stack(matrices), None)
         biases = [weights[f"{prefix}{name}.bias"] for prefix in prefixes]
-        return Linear(np.stack(matrices), np.stack([np.pad(bias_N, (0, -len(bias_N) % TILE)) for bias_N in biases]))
+        return PackedLinear(
+            np.stack(matrices), np.stack([np.pad(bias_N, (0, -len(bias_N) % TILE)) for bias_N in biases])
+        )
 
-    def norm(name: str, prefixes: list[str] = blocks) -> Norm:
+    def norm(name: str, prefixes: list[str] = blocks) -> PackedNorm:
         scales = np.stack([weights[f"{prefix}{name}.weight"] for prefix in prefixes])
         if f"{prefixes[0]}{name}.bias" not in weights:
-            return Norm(scales, None, traits.norm_eps)
-        return Norm(scales, np.stack([weights[f"{prefix}{name}.bias"] for prefix in prefixes]), traits.norm_eps)
+            return PackedNorm(scales, None, traits.norm_eps)
+        return PackedNorm(scales, np.stack([weights[f"{prefix}{name}.bias"] for prefix in prefixes]), traits.norm_eps)
 
-    return Weights(
+    return PackedWeights(
         token_VD=weights["token_embedding.weight"],
         position_SD=weights.get("position_embedding.weight"),
         rope=_rope(
@@ -98,11 +101,12 @@ def pack_weights(config: ModelConfig, weights: Mapping[str, Array], in_half: boo
     )
 
 
-def _rope(config: ModelConfig, q_norm: Norm | None, k_norm: Norm | None) -> Rope | None:
+def _rope(config: ModelConfig, q_norm: PackedNorm | None, k_norm: PackedNorm | None) -> PackedRope | None:
     """gpt.rope_table without torch: cosines and sines of all positions, the second half of K as the first."""
     if config.traits.positions != "rotary":
         return None
     width = config.dim_per_head
+    # In fp32 throughout, as torch computes it: the compiled decoder must agree with the model that was trained.
     frequencies = np.float32(config.rope_theta) ** (-np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
     angles = np.tile(np.outer(np.arange(config.block_size, dtype=np.float32), frequencies), 2)
-    return Rope(np.cos(angles), np.sin(angles), q_norm, k_norm)
+    return PackedRope(np.cos(angles), np.sin(angles), q_norm, k_norm)

@@ -4,7 +4,7 @@ A row's loss is logsum(logits) - logits[target], and its gradient is softmax(log
 logarithm of the sum of exponentials only. It is computed in base 2, after the largest logit is subtracted, so that no
 exponential overflows.
 
-Rows are tokens; a task is ROWS of them. A negative target is ignored. R tokens, V vocabulary.
+Rows are tokens; a task is LOGIT_ROWS of them. A negative target is ignored. R tokens, V vocabulary.
 """
 
 import math
@@ -15,7 +15,7 @@ from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, cast_like, exp2, to_f32
 from tiny_gpt.kernels.compiled import compiled_reassoc
 from tiny_gpt.kernels.threads import first_task, next_task, task_rows
 
-ROWS = 16
+LOGIT_ROWS = 16
 _LANES = 16
 
 _U = np.uint64
@@ -33,13 +33,15 @@ def cross_entropy(tasks, logits_RV, targets_R, first_target, losses_R, scale):
     lanes = np.empty(_LANES, np.float32)
     task = first_task(tasks)
     while task >= 0:
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, LOGIT_ROWS, n_rows)
         for row in range(first, end):
+            # log2(sum of 2^x) with the largest x taken out: exponentials are at most 1, and one is exactly 1.
             largest = _largest(logits_RV, row, n_logits, lanes) * LOG2_E
             total = _F(0.0)
             for v in range(n_logits):
                 total += exp2(to_f32(logits_RV[row, v]) * LOG2_E - largest)
             logsum = largest + _F(math.log2(total))
+            # Back to nats by ln 2.
             target = targets_R[first_target + row]
             losses_R[first_target + row] = _F(0.0)
             if target >= 0:
@@ -53,6 +55,7 @@ def cross_entropy(tasks, logits_RV, targets_R, first_target, losses_R, scale):
 def _logits_to_gradients(logits_RV, row, n_logits, target, logsum, scale):
     """The target's gradient is taken from its logit before that is overwritten: what is stored may be rounded to bf16,
     and a probability near 1 must be subtracted from 1 before that."""
+    # Two passes over the row in all: the sum above, and this one that overwrites it.
     factor = scale if target >= 0 else _F(0.0)
     target_probability = exp2(to_f32(logits_RV[row, _U(max(target, 0))]) * LOG2_E - logsum)
     for v in range(n_logits):
@@ -68,7 +71,9 @@ def _largest(logits_RV, row, n_logits, lanes):
     numbers side by side each keep a largest of their own, which is vectorized."""
     n_lanes = _U(_LANES)
     for lane in range(n_lanes):
+        # A row may be shorter than the lanes.
         lanes[lane] = to_f32(logits_RV[row, min(lane, n_logits - _U(1))])
+    # The number of whole groups of lanes first, then their largest, then what is left over.
     for start in range(_U(0), n_logits // n_lanes * n_lanes, n_lanes):
         for lane in range(n_lanes):
             logit = to_f32(logits_RV[row, start + lane])

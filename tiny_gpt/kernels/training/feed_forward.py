@@ -1,7 +1,7 @@
 """The activation between the two matrix products of a feed-forward layer, forward and backward: GELU or SwiGLU.
 
 The backward pass computes the sigmoid again from the saved input, which costs less than storing and reading it.
-Rows are tokens; a task is ROWS of them. R tokens, F feed-forward width, P tasks.
+Rows are tokens; a task is ACTIVATION_ROWS of them. R tokens, F feed-forward width, P tasks.
 """
 
 import math
@@ -12,7 +12,7 @@ from tiny_gpt.kernels.arithmetic import LOG2_E, cast_like, exp2, to_f32
 from tiny_gpt.kernels.compiled import compiled_reassoc
 from tiny_gpt.kernels.threads import first_task, next_task, task_rows
 
-ROWS = 32
+ACTIVATION_ROWS = 32
 
 _U = np.uint64
 _F = np.float32
@@ -28,7 +28,7 @@ def gelu(tasks, hidden_RF, bias_F, out_RF):
     n_rows, width = _U(hidden_RF.shape[0]), _U(hidden_RF.shape[1])
     task = first_task(tasks)
     while task >= 0:
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, ACTIVATION_ROWS, n_rows)
         for row in range(first, end):
             for i in range(width):
                 y = to_f32(hidden_RF[row, i]) + bias_F[i]
@@ -42,12 +42,14 @@ def gelu_backward(tasks, hidden_RF, bias_F, grad_RF, grad_bias_PF):
     n_rows, width = _U(hidden_RF.shape[0]), _U(hidden_RF.shape[1])
     task = first_task(tasks)
     while task >= 0:
+        # Each task has a row of its own to add into, so that the sum does not depend on the number of threads.
         for i in range(width):
             grad_bias_PF[task, i] = _F(0.0)
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, ACTIVATION_ROWS, n_rows)
         for row in range(first, end):
             for i in range(width):
                 y = to_f32(hidden_RF[row, i]) + bias_F[i]
+                # The input and its sigmoid again: cheaper than to have stored them.
                 u, slope = y * (_LINEAR + _CUBIC * y * y), _LINEAR + _F(3.0) * _CUBIC * y * y  # slope = du / dy
                 gate = _sigmoid(u)
                 # d(y s(u)) / dy = s(u) + y s'(u) du / dy, and s' = s (1 - s).
@@ -63,7 +65,7 @@ def swiglu(tasks, gate_RF, up_RF, out_RF):
     n_rows, width = _U(gate_RF.shape[0]), _U(gate_RF.shape[1])
     task = first_task(tasks)
     while task >= 0:
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, ACTIVATION_ROWS, n_rows)
         for row in range(first, end):
             for i in range(width):
                 y = to_f32(gate_RF[row, i])
@@ -77,7 +79,7 @@ def swiglu_backward(tasks, gate_RF, up_RF, grad_RF, grad_gate_RF):
     n_rows, width = _U(gate_RF.shape[0]), _U(gate_RF.shape[1])
     task = first_task(tasks)
     while task >= 0:
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, ACTIVATION_ROWS, n_rows)
         for row in range(first, end):
             for i in range(width):
                 y, grad = to_f32(gate_RF[row, i]), to_f32(grad_RF[row, i])

@@ -108,7 +108,7 @@ def _prefetch_next_head(array_RN, row, part):
 
 
 @compiled_reassoc
-def load(source_RN, bias_N, part, matrix, padded):
+def load_head(source_RN, bias_N, part, matrix, padded):
     """matrix := one head's numbers plus their bias, if there is one. `padded`: its columns, a multiple of COLUMNS."""
     first_row, n_rows, column, width = part
     for place in range(n_rows):
@@ -136,11 +136,13 @@ def load_with_rope(qkv_RN, bias_N, norms_2K, rope, which, part, scale, matrix, p
                 matrix[place * padded + i] = cast_like(matrix, value * scale)
     else:
         cos_TK, sin_TK, eps = rope
+        # Two scratch rows, since a rotated number needs one that rotating would already have overwritten.
         row, rotated, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
         for place in range(n_rows):
             _prefetch_next_head(qkv_RN, first_row + place, part)
             for i in range(width):
                 row[i] = to_f32(qkv_RN[first_row + place, column + i])
+            # Scaling and normalizing are one factor per number; rotating comes last and is linear.
             if norms_2K is None:
                 for i in range(width):
                     row[i] *= scale
@@ -148,6 +150,7 @@ def load_with_rope(qkv_RN, bias_N, norms_2K, rope, which, part, scale, matrix, p
                 factor = _inverse_rms(row, width, eps) * scale
                 for i in range(width):
                     row[i] *= factor * norms_2K[which, i]
+            # (a, b) -> (a cos - b sin, b cos + a sin): halves, not neighbours, so that the loop is vectorized.
             for i in range(half):
                 rotated[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
                 rotated[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
@@ -160,7 +163,7 @@ def load_keys(qkv_RN, norms_2K, rope, part, matrix, padded):
     """The same for keys, without their bias: it would add the same number to all scores of a query, which leaves the
     softmax as it is. (Not with RoPE, which rotates it differently at each position; but no architecture has both.)"""
     if rope is None:
-        load(qkv_RN, None, part, matrix, padded)
+        load_head(qkv_RN, None, part, matrix, padded)
     else:
         load_with_rope(qkv_RN, None, norms_2K, rope, KEYS, part, _F(1.0), matrix, padded)
 
@@ -197,15 +200,16 @@ def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, head, logsum, delta):
 
 
 @compiled_reassoc
-def store_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias_BN):
-    """The way back of `load`: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv`, and its sum over
-    the rows this block's share of that of the bias, if there is one."""
+def store_head_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias_BN):
+    """The way back of `load_head`: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv`, and its sum
+    over the rows this block's share of that of the bias, if there is one."""
     first_row, n_rows, column, width = part
     if grad_bias_BN is not None:
         for i in range(width):
             grad_bias_BN[block, column + i] = _F(0.0)
     for place in range(n_rows):
         _prefetch_next_head(grad_qkv_RN, first_row + place, part)
+        # The product that made qkv added no bias, so the bias's gradient is the sum of the rows' gradients.
         for i in range(width):
             value = grad[place * padded + i] * scale
             grad_qkv_RN[first_row + place, column + i] = cast_like(grad_qkv_RN, value)
@@ -224,6 +228,7 @@ def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad
         row, grad_norm = np.empty(width, np.float32), np.zeros(width, np.float32)
         for place in range(n_rows):
             start = place * padded
+            # Rotate by the negative angle: the transposed matrix.
             for i in range(half):
                 a, b = grad[start + i], grad[start + half + i]
                 back[i] = a * cos_TK[place, i] + b * sin_TK[place, i]
@@ -246,6 +251,7 @@ def _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, star
         r = _inverse_rms(row, width, eps)
         for i in range(width):
             row[i] *= r
+        # row is x * r now; g = back * weight.
         mean_gn = _F(0.0)
         for i in range(width):
             grad_norm[i] += back[i] * row[i]

@@ -12,14 +12,14 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from tiny_gpt.kernels.training import cross_entropy
-from tiny_gpt.kernels.training.network import ForwardBackward, Model
+from tiny_gpt.kernels.training.network import ForwardBackward, GPTLike
 from tiny_gpt.kernels.training.tasks import run_rows
 
 # Logits that are held at once: 16 MiB in fp32, 8 MiB in bf16, which the processor's shared (last-level) cache holds.
-MAX_LOGITS = 1 << 22
+LOGITS_PER_CHUNK = 1 << 22
 
 
-def loss(model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+def loss(model: GPTLike, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats; `backward` gives every parameter its gradient. Negative targets are ignored but count
     in the mean."""
     if not torch.is_grad_enabled():
@@ -28,7 +28,7 @@ def loss(model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.
     return mean
 
 
-def losses(model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+def losses(model: GPTLike, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each target in nats, (B, T) fp32, without gradients and without dropout; 0 where a target is
     negative."""
     with torch.no_grad():
@@ -44,7 +44,7 @@ class _Loss(torch.autograd.Function):
     """The whole loss as autograd sees it: one function of all parameters."""
 
     @staticmethod
-    def forward(ctx: Any, model: Model, ids_BT: torch.Tensor, targets_BT: torch.Tensor, *_: torch.Tensor) -> Any:
+    def forward(ctx: Any, model: GPTLike, ids_BT: torch.Tensor, targets_BT: torch.Tensor, *_: torch.Tensor) -> Any:
         ctx.network = ForwardBackward(model, ids_BT)
         normed_RD = ctx.network.forward()
         losses_R, ctx.grad_normed_RD, ctx.grad_head_VD = _head(ctx.network, normed_RD, targets_BT.flatten())
@@ -81,10 +81,10 @@ def _head(
 def _cross_entropy(
     logits_RV: torch.Tensor, targets_R: torch.Tensor, first: int, losses_R: torch.Tensor, scale: float | None
 ) -> None:
-    run_rows(cross_entropy.cross_entropy, cross_entropy.ROWS, logits_RV, targets_R, first, losses_R, scale)
+    run_rows(cross_entropy.cross_entropy, cross_entropy.LOGIT_ROWS, logits_RV, targets_R, first, losses_R, scale)
 
 
 def _row_slices(n_rows: int, vocab_size: int) -> list[slice]:
-    """Slices of the rows with at most MAX_LOGITS logits each, or one row."""
-    size = max(1, min(n_rows, MAX_LOGITS // vocab_size))
+    """Slices of the rows with at most LOGITS_PER_CHUNK logits each, or one row."""
+    size = max(1, min(n_rows, LOGITS_PER_CHUNK // vocab_size))
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]

@@ -7,7 +7,7 @@ kernel, which reads and writes every number once:
     forward, per block                        kernel
       x += output of the block before; norm   residual.add_norm
       qkv = norm @ qkv.weight.T
-      biases, norms, RoPE, attention          attention.forward
+      biases, norms, RoPE, attention          attention.attention_forward
       out = y @ out.weight.T
       x += out; norm                          residual.add_norm
       up (and gate) = norm @ weight.T
@@ -31,6 +31,7 @@ from torch import nn
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.training import attention, feed_forward, residual
+from tiny_gpt.kernels.training.attention_backward import attention_backward
 from tiny_gpt.kernels.training.dropout import Dropout, new_dropout
 from tiny_gpt.kernels.training.heads import QkvGradients, Rope
 from tiny_gpt.kernels.training.residual import StreamState
@@ -42,7 +43,7 @@ TASKS_PER_THREAD = 8
 EMBEDDING_TASKS = 8
 
 
-class Model(Protocol):
+class GPTLike(Protocol):
     """What is needed of a GPT. The names of its parameters are those of model/gpt.py."""
 
     config: ModelConfig
@@ -90,7 +91,7 @@ class ForwardBackward:
     on the way.
     """
 
-    def __init__(self, model: Model, ids_BT: torch.Tensor, needs_gradients: bool = True) -> None:
+    def __init__(self, model: GPTLike, ids_BT: torch.Tensor, needs_gradients: bool = True) -> None:
         self.model, self.config, self.traits = model, model.config, model.config.traits
         self.needs_gradients = needs_gradients
         self.dropout_p = model.config.dropout if model.training and needs_gradients else 0.0
@@ -112,13 +113,15 @@ class ForwardBackward:
         """The residual stream after the last norm, (R, D) in the dtype of the products."""
         x_RD = torch.empty(len(self.ids_R), self.config.d_model)
         tokens_VD, positions_TD = self.parameters["token_embedding.weight"], self._positions(self.parameters)
-        run_rows(residual.embed, residual.ROWS, self.ids_R, tokens_VD, positions_TD, x_RD)
+        run_rows(residual.embed, residual.STREAM_ROWS, self.ids_R, tokens_VD, positions_TD, x_RD)
+        # A layer's output is added to the stream by the kernel that takes the next norm, in one pass over memory.
         output, product_RD = None, None
         for i in range(self.config.n_layer):
             block = f"blocks.{i}"
             stream = self._add_norm(f"{block}.norm1", x_RD, output, product_RD, self.dropout_p)
             y_RD = self._attention(f"{block}.attention", self._linear(f"{block}.attention.qkv", stream.normed_RD))
             output, product_RD = f"{block}.attention.out", self._linear(f"{block}.attention.out", y_RD)
+            # Dropout in attention is that of its weights, so its output gets none.
             stream = self._add_norm(f"{block}.norm2", stream.sum_RD, output, product_RD, 0.0)
             hidden_RF = self._feed_forward(f"{block}.mlp", stream.normed_RD)
             output, product_RD = f"{block}.mlp.down", self._linear(f"{block}.mlp.down", hidden_RF)
@@ -135,7 +138,7 @@ class ForwardBackward:
         normed_RD = torch.empty(x_RD.shape, dtype=self.model.compute_dtype)
         state = StreamState(sum_RD, normed_RD, torch.empty(len(x_RD), 2))
         bias_D, parameters = self.parameters.get(f"{output}.bias"), self._norm(norm)
-        run_rows(residual.add_norm, residual.ROWS, x_RD, product_RD, bias_D, dropout, *parameters, state)
+        run_rows(residual.add_norm, residual.STREAM_ROWS, x_RD, product_RD, bias_D, dropout, *parameters, state)
         if self.needs_gradients:
             self._streams.append(_SavedStream(norm, output, dropout, state))
         return state
@@ -144,7 +147,7 @@ class ForwardBackward:
         config, dropout = self.config, new_dropout(self.dropout_p)
         y_RD = qkv_RN.new_empty(len(qkv_RN), config.n_head * config.dim_per_head)
         logsum_BHT = torch.empty(self.n_blocks, config.n_head, self.block_size)
-        self._run_heads(attention.forward, self._attention_inputs(name, qkv_RN), dropout, y_RD, logsum_BHT)
+        self._run_heads(attention.attention_forward, self._attention_inputs(name, qkv_RN), dropout, y_RD, logsum_BHT)
         if self.needs_gradients:
             self._attentions.append(_SavedAttention(qkv_RN, y_RD, logsum_BHT, dropout))
         return y_RD
@@ -153,10 +156,12 @@ class ForwardBackward:
         up_RF = self._linear(f"{name}.up", normed_RD)
         gate_RF, hidden_RF = None, torch.empty_like(up_RF)
         if self.traits.mlp == "gelu":
-            run_rows(feed_forward.gelu, feed_forward.ROWS, up_RF, self.parameters[f"{name}.up.bias"], hidden_RF)
+            run_rows(
+                feed_forward.gelu, feed_forward.ACTIVATION_ROWS, up_RF, self.parameters[f"{name}.up.bias"], hidden_RF
+            )
         else:
             gate_RF = self._linear(f"{name}.gate", normed_RD)
-            run_rows(feed_forward.swiglu, feed_forward.ROWS, gate_RF, up_RF, hidden_RF)
+            run_rows(feed_forward.swiglu, feed_forward.ACTIVATION_ROWS, gate_RF, up_RF, hidden_RF)
         if self.needs_gradients:
             self._feed_forwards.append(_SavedFeedForward(up_RF, gate_RF, hidden_RF))
         return hidden_RF
@@ -168,6 +173,7 @@ class ForwardBackward:
         grad_x_RD = torch.zeros(grad_normed_RD.shape)  # of the stream; the kernels update it in place
         for i in reversed(range(self.config.n_layer)):
             block = f"blocks.{i}"
+            # From the norm after a layer to the gradient of the layer's output, and through the layer to its norm.
             grad_product_RD = self._add_norm_backward(grad_normed_RD, grad_x_RD)
             grad_normed_RD = self._feed_forward_backward(f"{block}.mlp", grad_product_RD)
             grad_product_RD = self._add_norm_backward(grad_normed_RD, grad_x_RD)
@@ -181,14 +187,14 @@ class ForwardBackward:
         norm, output, dropout, state = self._streams.pop()
         weight_D, norm_bias_D, _ = self._norm(norm)
         grad_product_RD = None if output is None else torch.empty_like(grad_normed_RD)
-        # Partial sums for each task.
+        # Each task of the kernel has a row of its own for what it sums over its rows.
         has_bias = f"{output}.bias" in self.parameters
         grad_weight_PD, grad_norm_bias_PD, grad_bias_PD = (
-            self._partial_sums(grad_x_RD, residual.ROWS) if exists else None
+            self._partial_sums(grad_x_RD, residual.STREAM_ROWS) if exists else None
             for exists in (True, norm_bias_D is not None, has_bias)
         )
         run_rows(
-            residual.add_norm_backward, residual.ROWS, grad_normed_RD, grad_x_RD, state, weight_D, dropout,
+            residual.add_norm_backward, residual.STREAM_ROWS, grad_normed_RD, grad_x_RD, state, weight_D, dropout,
             grad_weight_PD, grad_norm_bias_PD, grad_product_RD, grad_bias_PD,
         )  # fmt: skip
         sums_PD = {f"{norm}.weight": grad_weight_PD, f"{norm}.bias": grad_norm_bias_PD, f"{output}.bias": grad_bias_PD}
@@ -199,12 +205,17 @@ class ForwardBackward:
         saved, normed_RD = self._feed_forwards.pop(), self._streams[-1].state.normed_RD
         grad_RF = self._linear_backward(f"{name}.down", grad_product_RD, saved.hidden_RF)
         if saved.gate_RF is None:
-            bias_F, grad_bias_PF = self.parameters[f"{name}.up.bias"], self._partial_sums(grad_RF, feed_forward.ROWS)
-            run_rows(feed_forward.gelu_backward, feed_forward.ROWS, saved.up_RF, bias_F, grad_RF, grad_bias_PF)
+            bias_F, grad_bias_PF = (
+                self.parameters[f"{name}.up.bias"],
+                self._partial_sums(grad_RF, feed_forward.ACTIVATION_ROWS),
+            )
+            run_rows(
+                feed_forward.gelu_backward, feed_forward.ACTIVATION_ROWS, saved.up_RF, bias_F, grad_RF, grad_bias_PF
+            )
             self.gradients[f"{name}.up.bias"] = grad_bias_PF.sum(0)
             return self._linear_backward(f"{name}.up", grad_RF, normed_RD)
         gate_RF, up_RF, grad_gate_RF = saved.gate_RF, saved.up_RF, torch.empty_like(grad_RF)
-        run_rows(feed_forward.swiglu_backward, feed_forward.ROWS, gate_RF, up_RF, grad_RF, grad_gate_RF)
+        run_rows(feed_forward.swiglu_backward, feed_forward.ACTIVATION_ROWS, gate_RF, up_RF, grad_RF, grad_gate_RF)
         grad_normed_RD = self._linear_backward(f"{name}.up", grad_RF, normed_RD)
         return grad_normed_RD.add_(self._linear_backward(f"{name}.gate", grad_gate_RF, normed_RD))
 
@@ -217,7 +228,7 @@ class ForwardBackward:
             torch.empty(self.n_blocks, config.n_head, 2 * config.dim_per_head) if self.traits.qk_norm else None,
         )
         self._run_heads(
-            attention.backward, self._attention_inputs(name, saved.qkv_RN), saved.dropout, saved.y_RD,
+            attention_backward, self._attention_inputs(name, saved.qkv_RN), saved.dropout, saved.y_RD,
             saved.logsum_BHT, grad_y_RD, gradients,
         )  # fmt: skip
         if self.traits.bias:

@@ -8,8 +8,8 @@ A norm with a bias is LayerNorm (arXiv 1607.06450), one without RMSNorm (arXiv 1
     LayerNorm   y = (x - mean(x)) * r * weight + bias,  r = 1 / sqrt(mean((x - mean(x))^2) + eps)
     RMSNorm     y = x * r * weight,                     r = 1 / sqrt(mean(x^2) + eps)
 
-Rows are tokens; a task is ROWS of them. What is summed over rows, the gradients of weights and biases, comes as one
-partial sum per task, which torch adds up: so it does not depend on the number of threads.
+Rows are tokens; a task is STREAM_ROWS of them. What is summed over rows, the gradients of weights and biases, comes
+as one partial sum per task, which torch adds up: so it does not depend on the number of threads.
 
 Optional arguments are None; numba compiles a variant for each combination, in which `is None` costs nothing.
 
@@ -26,7 +26,7 @@ from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
 from tiny_gpt.kernels.threads import N_TASKS, first_task, next_task, task_rows
 from tiny_gpt.kernels.training.dropout import keeps_pair, stream_seeds
 
-ROWS = 64
+STREAM_ROWS = 64
 
 _U = np.uint64
 _F = np.float32
@@ -48,7 +48,7 @@ def embed(tasks, ids_R, token_VD, position_TD, x_RD):
     n_rows, width = _U(x_RD.shape[0]), _U(x_RD.shape[1])
     task = first_task(tasks)
     while task >= 0:
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, STREAM_ROWS, n_rows)
         for row in range(first, end):
             token = _U(ids_R[row])
             if position_TD is None:
@@ -92,8 +92,9 @@ def add_norm(tasks, x_RD, product_RD, bias_D, dropout, norm_weight_D, norm_bias_
     n_rows, width = _U(x_RD.shape[0]), _U(x_RD.shape[1])
     task = first_task(tasks)
     while task >= 0:
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, STREAM_ROWS, n_rows)
         for row in range(first, end):
+            # Two or three short loops over a row of a few KiB, which stays in the first-level cache between them.
             if product_RD is not None:
                 if dropout.threshold:
                     _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD)
@@ -143,6 +144,7 @@ def _normalize(sum_RD, row, weight_D, bias_D, eps, normed_RD, statistics_R2):
     for i in range(width):
         squares += (sum_RD[row, i] - mean) * (sum_RD[row, i] - mean)
     r = _F(1.0) / _F(math.sqrt(squares / _F(width) + _F(eps)))
+    # Kept for the backward pass, two numbers per row.
     statistics_R2[row, 0], statistics_R2[row, 1] = mean, r
     for i in range(width):
         if bias_D is not None:
@@ -167,16 +169,18 @@ def add_norm_backward(
     grad_output_D = np.empty(width, np.float32)
     task = first_task(tasks)
     while task >= 0:
+        # Each task adds into its own row of the partial sums, in the order of its rows.
         part = _U(task)
         _set_zero(grad_norm_weight_PD, part)
         _set_zero(grad_norm_bias_PD, part)
         _set_zero(grad_bias_PD, part)
-        first, end = task_rows(task, ROWS, n_rows)
+        first, end = task_rows(task, STREAM_ROWS, n_rows)
         for row in range(first, end):
             _normalize_backward(
                 grad_normed_RD, grad_sum_RD, sum_RD, statistics_R2, norm_weight_D, row, grad_norm_weight_PD,
                 grad_norm_bias_PD, part,
             )  # fmt: skip
+            # What the layer's output gets is the gradient of x, through dropout.
             if grad_product_RD is not None:
                 if dropout.threshold:
                     _drop(grad_sum_RD, dropout, row, grad_output_D)
@@ -210,6 +214,7 @@ def _normalize_backward(
     width = _U(grad_sum_RD.shape[1])
     mean, r = statistics_R2[row, 0], statistics_R2[row, 1]
     mean_g, mean_gn = _F(0.0), _F(0.0)
+    # One pass for all three sums of a row, and for this row's share of the weight's gradient.
     for i in range(width):
         grad = to_f32(grad_normed_RD[row, i])
         n = (sum_RD[row, i] - mean) * r
@@ -223,6 +228,7 @@ def _normalize_backward(
     else:
         mean_g = _F(0.0)
     mean_gn /= _F(width)
+    # n is computed again rather than stored: two operations instead of a store and a load.
     for i in range(width):
         n = (sum_RD[row, i] - mean) * r
         grad_sum_RD[row, i] += r * (to_f32(grad_normed_RD[row, i]) * weight_D[i] - mean_g - n * mean_gn)
