@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_gpt.kernels.decoding.team import Team
 from torch.nn import functional as F
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -23,54 +19,32 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from tiny_gpt.bootstrap import ROOT
-from tiny_gpt.config import ModelConfig, SampleConfig
-from tiny_gpt.config.architectures import ARCHITECTURES
-from tiny_gpt.inference.engine import Engine, engine_for, make_decoder
+from tests.inference.support import (
+    BLOCK_SIZE,
+    LOGITS_BOUND,
+    VOCAB_SIZE,
+    all_architectures,
+    compiled_decoder,
+    logits_after,
+    random_model,
+)
+from tiny_gpt.config import SampleConfig
+from tiny_gpt.inference.engine import Engine, engine_for
 from tiny_gpt.inference.generate import stream, write
 from tiny_gpt.inference.sampling import keep_min_p, keep_top_k, keep_top_p, penalize, sample
 from tiny_gpt.inference.torch_decoder import TorchDecoder
-from tiny_gpt.kernels.decoding import decoder as cpu_decoder
-from tiny_gpt.kernels.decoding import team
-from tiny_gpt.kernels.decoding.decoder import MAX_ROWS, CompiledDecoder
+from tiny_gpt.kernels.decoding.decoder import MAX_ROWS
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.stored_model import Progress
 from tiny_gpt.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer
 
-VOCAB_SIZE = 256
-BLOCK_SIZE = 12
-LOGITS_BOUND = 1e-4
 GREEDY = SampleConfig(temperature=0.0)
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-
-all_architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
-
-
-def random_model(architecture: Any, block_size: int = BLOCK_SIZE) -> GPT:
-    torch.manual_seed(0)
-    config = ModelConfig(architecture, n_layer=2, n_head=2, d_model=16, d_ff=32, block_size=block_size, dropout=0.5)
-    model = GPT(config, VOCAB_SIZE).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return model
-
-
-def logits_after(model: GPT, ids: Iterable[int]) -> torch.Tensor:
-    """Of the next token, computed anew over all of `ids`, without a cache."""
-    with torch.no_grad():
-        return model(torch.tensor([list(ids)]))[0, -1]
 
 
 def writer(model: GPT, tokenizer: Tokenizer | None = None) -> Engine:
     return engine_for(LoadedModel(model, tokenizer or ByteTokenizer(), Progress(0, 0, 0.0, 0.0, 0.0), {}))
-
-
-def compiled(model: GPT, n_texts: int, in_half: bool = False) -> CompiledDecoder:
-    decoder = make_decoder(model, n_texts, "fp16" if in_half else "fp32")
-    assert isinstance(decoder, CompiledDecoder)
-    return decoder
 
 
 # --- sampling ---
@@ -197,7 +171,7 @@ def test_the_highest_random_number_draws_a_token_that_was_not_ruled_out() -> Non
 
 
 @all_architectures
-@pytest.mark.parametrize("kind", [compiled, TorchDecoder])
+@pytest.mark.parametrize("kind", [compiled_decoder, TorchDecoder])
 @pytest.mark.parametrize("n_read", [1, 5, BLOCK_SIZE])
 def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: str, kind: Any, n_read: int) -> None:
     model = random_model(architecture)
@@ -212,7 +186,7 @@ def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: st
 
 @all_architectures
 @pytest.mark.parametrize("block_size", [1, 2, 3, BLOCK_SIZE, MAX_ROWS + 9])
-@pytest.mark.parametrize("kind", [compiled, TorchDecoder])
+@pytest.mark.parametrize("kind", [compiled_decoder, TorchDecoder])
 def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
     architecture: str, block_size: int, kind: Any
 ) -> None:
@@ -235,90 +209,6 @@ def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
                     texts[text] = texts[text][(block_size + 1) // 2 :]
                 texts[text] = [*texts[text], token]
                 assert np.abs(row_V - logits_after(model, texts[text]).numpy()).max() <= LOGITS_BOUND
-
-
-@all_architectures
-@pytest.mark.parametrize("in_half", [False, True])
-def test_compiled_logits_are_the_same_bits_for_any_number_of_texts_and_threads(
-    architecture: str, in_half: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And so is a text, whichever others are written beside it."""
-    model = random_model(architecture)
-    ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=(2 * BLOCK_SIZE + 3, 9))
-    alone: list[list[NDArray[np.float32]]] = []
-    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 2)
-    for n_texts, n_threads in ((1, 1), (2, 1), (4, 2), (9, 2)):
-        decoder = compiled(model, n_texts, in_half)
-        decoder._team = Team(n_threads)
-        logits = [decoder.read([1, 2, 3], 100)]
-        logits += [decoder.step(row[:n_texts].tolist(), range(n_texts))[0] for row in ids]
-        alone.append(logits)
-    for others in alone[1:]:
-        for first, other in zip(alone[0], others, strict=True):
-            np.testing.assert_array_equal(first, other)
-
-
-@all_architectures
-def test_weights_in_16_bits_change_logits_no_more_than_their_rounding(architecture: str) -> None:
-    model, ids = random_model(architecture), list(range(10))
-    exact_V, rounded_V = (compiled(model, 1, in_half).read(ids, 0) for in_half in (False, True))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "embedding" not in name:
-                parameter.copy_(parameter.half().float())
-    assert (
-        np.abs(rounded_V - logits_after(model, ids).numpy()).max() <= LOGITS_BOUND < np.abs(rounded_V - exact_V).max()
-    )
-
-
-def test_weights_too_large_for_16_bits_stay_in_32() -> None:
-    model, ids = random_model("gpt2"), list(range(10))
-    with torch.no_grad():
-        model.blocks[0].mlp.up.weight[0, 0] = 1e5
-    np.testing.assert_array_equal(compiled(model, 1, in_half=True).read(ids, 0), compiled(model, 1).read(ids, 0))
-
-
-def test_ctrl_c_at_any_moment_leaves_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before and after the others have been told of a job."""
-    monkeypatch.setattr(cpu_decoder, "n_processors", lambda: 2)
-    decoder = compiled(random_model("gpt2"), 1)
-    decoder._team = Team(2)
-    expected_V = decoder.read([1, 2, 3], 0)
-    post = team._post
-
-    def interrupted_before(*_: Any) -> int:
-        raise KeyboardInterrupt
-
-    def interrupted_after(*arguments: Any) -> int:
-        post(*arguments)
-        raise KeyboardInterrupt
-
-    for interrupted in (interrupted_before, interrupted_after):
-        monkeypatch.setattr(team, "_post", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            decoder.read([1, 2, 3], 0)
-        monkeypatch.setattr(team, "_post", post)
-        np.testing.assert_array_equal(decoder.read([1, 2, 3], 0), expected_V)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix forks")
-def test_a_forked_process_decodes_with_threads_of_its_own() -> None:
-    program = """if True:
-        import os, warnings
-        from tiny_gpt.kernels.decoding import decoder
-        decoder.n_processors = lambda: 2
-        from tests.inference.test_generate import compiled, random_model
-        one = compiled(random_model("gpt2"), 1)
-        one._team = decoder.Team(2)
-        expected = one.read([1, 2, 3], 0)
-        child = os.fork()
-        assert (one.read([1, 2, 3], 0) == expected).all()
-        if child == 0:
-            os._exit(7)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
 
 
 # --- generation ---

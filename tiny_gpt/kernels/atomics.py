@@ -57,11 +57,13 @@ def atomic_load(typing_context, counters, index):
     """counters[index] as it is now. A plain read in a waiting loop would be moved out of the loop by LLVM."""
 
     def generate(context, builder, signature, arguments):
+        # 8: aligned to its 8 bytes, as every int64 array is.
         return builder.load_atomic(_pointer(context, builder, signature, arguments), "seq_cst", 8)
 
     return types.int64(counters, types.int64), generate
 
 
 def _pointer(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    # No check of bounds, and no index counted from the end.
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     return cgutils.get_item_pointer(context, builder, signature.args[0], array, [arguments[1]], wraparound=False)

@@ -80,6 +80,7 @@ def pack_row_pairs(numbers, n_rows, n_columns, out):
 
 @overload(pack_row_pairs)
 def _pack_row_pairs(numbers, n_rows, n_columns, out):
+    # Without pairs both layouts are the same; a copy keeps the callers alike.
     if not _is_paired(numbers):
 
         def copy(numbers, n_rows, n_columns, out):
@@ -89,6 +90,7 @@ def _pack_row_pairs(numbers, n_rows, n_columns, out):
         return copy
 
     def pack(numbers, n_rows, n_columns, out):
+        # The first row's number goes into the lower half of a word, the second's into the upper half.
         for pair in range(n_rows // _U(2)):
             first = pair * _U(2) * n_columns
             for i in range(n_columns):
@@ -104,6 +106,7 @@ def store_row_pair(words, pair, n_columns, column, first, second):
 
 @overload(store_row_pair, inline="always")
 def _store_row_pair(words, pair, n_columns, column, first, second):
+    # The dtype of the words tells which layout it is.
     if words.dtype == types.uint32:
 
         def store_word(words, pair, n_columns, column, first, second):

@@ -57,6 +57,7 @@ def matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
     The columns of `right` and `result` are neighbours: their column_stride counts as 1. Loops run over whole tiles, so
     `n_rows` and `n_columns` are rounded up to them, which padding makes harmless.
     """
+    # Unpacked once: in the loop each field would be taken out of its tuple again.
     a, a_start, a_row, a_column = left
     b, b_start, b_row, _ = right
     c, c_start, c_row, _ = result
@@ -79,6 +80,7 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
     and multiply-add. This is the outer-product form of the BLIS micro-kernel (Van Zee and van de Geijn 2015).
     """
 
+    # Loops in Python over rows and vectors unroll: what they emit are separate instructions.
     def generate(context, builder, signature, arguments):
         a_start, a_row, a_column = (arguments[i] for i in (1, 2, 3))
         b_start, b_row, c_start, c_row, n_words, adds = (arguments[i] for i in (5, 6, 8, 9, 10, 11))
@@ -99,6 +101,7 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
         # Stack slots that LLVM turns into registers.
         sums = [[cgutils.alloca_once(builder, _SUMS) for _ in vectors] for _ in rows]
         results = [address(7, builder.add(c_start, builder.mul(_I64(row), c_row))) for row in rows]
+        # Start from the result as it is, or from zero.
         with builder.if_else(adds) as (then, otherwise):
             with then:
                 for row in rows:
@@ -108,6 +111,7 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
                 for row in rows:
                     for v in vectors:
                         builder.store(ir.Constant(_SUMS, [0.0] * _LANES), sums[row][v])
+        # The loop along the sum. Arrays are only as aligned as their numbers (align=4).
         with cgutils.for_range(builder, n_words, intp=_I64) as loop:
             b_words = address(4, b_start, builder.mul(loop.index, b_row))
             right = [builder.load(vector(b_words, word_vector, v), align=4) for v in vectors]
@@ -118,6 +122,7 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
                 for v in vectors:
                     added = _multiply_add(builder, builder.load(sums[row][v]), left, right[v])
                     builder.store(added, sums[row][v])
+        # Each sum is written to memory once.
         for row in rows:
             for v in vectors:
                 builder.store(builder.load(sums[row][v]), vector(results[row], _SUMS, v), align=4)
@@ -129,6 +134,7 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
 
 def _broadcast(builder: ir.IRBuilder, vector_type: ir.VectorType, word: ir.Value) -> ir.Value:
     """A vector with `word` in every lane."""
+    # LLVM recognizes this pattern and emits one broadcast.
     undefined = ir.Constant(vector_type, ir.Undefined)
     first = builder.insert_element(undefined, word, _I32(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, _LANES), [0] * _LANES))
@@ -139,6 +145,7 @@ def _multiply_add(builder: ir.IRBuilder, sums: ir.Value, left: ir.Value, right: 
     if left.type == _SUMS:
         function_type, name = ir.FunctionType(_SUMS, [_SUMS] * 3), f"llvm.fma.v{_LANES}f32"
         return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [left, right, sums])
+    # llvmlite has no function for this instruction (VDPBF16PS); it is called by its name in LLVM.
     pairs = ir.VectorType(BFLOAT, 2 * _LANES)
     function_type = ir.FunctionType(_SUMS, [_SUMS, pairs, pairs])
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
@@ -175,6 +182,7 @@ def matmul_few_rows(weight_LTKJ, layer, x_RK, y_RN, n_rows, first_tile, end_tile
     computes its row: a text is the same to the bit, whatever is generated beside it.
     """
     layer, n_rows = _U(layer), _U(n_rows)
+    # A tile of weights at a time, all rows with it: it is read from memory once and then from the cache.
     for t in range(_U(first_tile), _U(end_tile)):
         row = _U(0)
         while row + _U(4) <= n_rows:
@@ -198,6 +206,7 @@ def _add_four_rows(weight_LTKJ, layer, t, x_RK, y_RN, r):
         a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
         b, b1, b2, b3 = x_RK[r1, k], x_RK[r1, k1], x_RK[r1, k2], x_RK[r1, k3]
         c, c1, c2, c3 = x_RK[r2, k], x_RK[r2, k1], x_RK[r2, k2], x_RK[r2, k3]
+        # 16 inputs in registers; each weight below is used for four rows.
         d, d1, d2, d3 = x_RK[r3, k], x_RK[r3, k1], x_RK[r3, k2], x_RK[r3, k3]
         for j in range(tile):
             n = start + j

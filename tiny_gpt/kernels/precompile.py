@@ -45,6 +45,7 @@ def compile_training() -> None:
     from tiny_gpt.kernels.training.loss import loss, losses
     from tiny_gpt.model.gpt import GPT
 
+    # Dropout is an argument of the kernels, so one value above zero compiles them for all.
     ids_BT = torch.zeros(1, 1, dtype=torch.int64)
     for dtype in {torch.float32, pick_precision("auto", torch.device("cpu"))}:
         for architecture in ARCHITECTURES:

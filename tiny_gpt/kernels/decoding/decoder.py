@@ -43,8 +43,10 @@ class CompiledDecoder:
         self._config, self._n_texts, self._vocab_size = config, n_texts, len(weights["head.weight"])
         self._weights = pack_weights(config, weights, in_half)
         n_threads, n_rows = n_processors(), max(MAX_ROWS, 2 * n_texts)
+        # Arrays for the largest job; a smaller one uses their beginning.
         self._batch = DecodeBatch(*(np.zeros(shape, dtype=np.int64) for shape in (2, (n_rows, 3), n_rows)))
         self._buffers = self._make_buffers(n_threads, n_rows)
+        # Enough to measure; `read` makes one that fits its text.
         self._make_cache(n_slots=1, n_places=1)
         self._n_threads = self._fastest_number(n_threads)
         add_stamp(Path(__file__).parent, config.architecture)
@@ -131,6 +133,7 @@ class CompiledDecoder:
         they save, on a busy machine, or where some processor cores are slow ones."""
         numbers = sorted({n_threads, *(1 << i for i in range(n_threads.bit_length()) if 1 << i <= n_threads)})
         seconds = dict.fromkeys(numbers, float("inf"))
+        # In turn, not one number after the other: what else the machine does hits all alike. The minimum counts.
         for _ in range(TRIALS):
             for number in numbers:
                 start = time.perf_counter()

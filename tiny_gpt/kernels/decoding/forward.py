@@ -64,10 +64,13 @@ class Buffers(NamedTuple):
 def forward(thread, n_head, weights, batch, cache, buffers):
     """buffers.logits := those after the rows that batch.logits_rows names; the cache gets all rows' keys and values."""
     n_rows, n_logits = batch.sizes_2[0], batch.sizes_2[1]
+    # Views of this thread's own buffers, made once: each view counts references.
     normed_RD, scores_T = buffers.normed_MRD[thread.number], buffers.scores_MT[thread.number]
     # Each row by one thread; all need all of it, for the norm.
     _embed(thread, weights.token_VD, weights.position_SD, batch.rows_R3, n_rows, buffers.x_RD)
     barrier(thread)
+    # Between two barriers a thread reads what others wrote before the first, and writes what none reads before the
+    # second.
     for layer in range(weights.qkv.weight_LTKJ.shape[0]):
         for r in range(n_rows):
             normalize(buffers.x_RD, r, weights.norm1, layer, normed_RD, r)
@@ -77,8 +80,10 @@ def forward(thread, n_head, weights, batch, cache, buffers):
         for head in range(thread.number, n_head, thread.n_threads):
             _attend_head(weights.rope, layer, head, n_head, n_rows, batch.rows_R3, cache, scores_T, buffers)
         barrier(thread)
+        # Each thread adds to columns of its own; the product reads all heads' results.
         _add_linear(thread, weights.out, layer, buffers.y_RD, buffers.x_RD, n_rows)
         barrier(thread)
+        # All threads compute the whole norm, as each needs all of it.
         for r in range(n_rows):
             normalize(buffers.x_RD, r, weights.norm2, layer, normed_RD, r)
         _feed_forward(thread, weights.gate, weights.up, layer, normed_RD, buffers.gate_RF, buffers.hidden_RF, n_rows)
@@ -116,6 +121,7 @@ def _embed(thread, token_VD, position_SD, rows_R3, n_rows, x_RD):
 @compiled
 def _tiles_of(thread, weight_LTKJ):
     """(first, end) of the tiles of a matrix whose outputs this thread computes."""
+    # Sizes differ by one tile at most, and always the same thread reads the same weights: its cache may hold them.
     n_tiles = weight_LTKJ.shape[1]
     return n_tiles * thread.number // thread.n_threads, n_tiles * (thread.number + 1) // thread.n_threads
 
@@ -169,6 +175,7 @@ def _feed_forward(thread, gate, up, layer, x_RD, gate_RF, hidden_RF, n_rows):
 def _attend_head(rope, layer, head, n_head, n_rows, rows_R3, cache, scores_T, buffers):
     """Attention of all rows for one head. All keys and values are stored first: rows may be of one slot."""
     keys, values, qkv_RN = cache.keys_LSHKT, cache.values_LSHTK, buffers.qkv_RN
+    # In a row of qkv stand all heads' queries, then all keys, then all values.
     width = keys.shape[3]
     q, k = head * width, (n_head + head) * width
     for r in range(n_rows):

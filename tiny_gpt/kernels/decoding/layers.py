@@ -62,6 +62,7 @@ def normalize_head(qkv_RN, row, start, norm, layer):
 @compiled
 def _normalize(x_RN, row, start, weight_LD, bias_LD, eps, layer, y_RN, y_row):
     """LayerNorm, or RMSNorm where `bias` is None; statistics in fp64. y may be x."""
+    # From fp64 statistics to one fp32 factor; the loop over the numbers is fp32 and vectorized.
     n_numbers = _U(weight_LD.shape[1])
     if bias_LD is None:
         scale = _F(1.0 / np.sqrt(_sum_of_squares(x_RN, row, start, n_numbers, _F(0.0)) / n_numbers + eps))
@@ -115,6 +116,7 @@ def rotate(x_RN, row, start, cos_SK, sin_SK, position):
     half = _U(cos_SK.shape[1]) // _U(2)
     for k in range(half):
         i, j = start + k, start + k + half
+        # Both are read before either is overwritten.
         first, second = x_RN[row, i], x_RN[row, j]
         x_RN[row, i] = first * cos_SK[position, k] - second * sin_SK[position, k]
         x_RN[row, j] = second * cos_SK[position, k] + first * sin_SK[position, k]
@@ -128,7 +130,9 @@ def append_to_cache(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, h
     """
     row, start, layer, slot, head, place = _U(row), _U(start), _U(layer), _U(slot), _U(head), _U(place)
     width = _U(keys_LSHKT.shape[3])
+    # A row holds all heads' keys, then all values.
     values = start + _U(keys_LSHKT.shape[2]) * width
+    # Keys are written far apart, once, and read side by side for every later token.
     for k in range(width):
         keys_LSHKT[layer, slot, head, k, place] = qkv_RN[row, start + k]
         values_LSHTK[layer, slot, head, place, k] = qkv_RN[row, values + k]
@@ -154,6 +158,7 @@ def attend(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, head, n_pl
     for t in range(n_places):
         total += scores_T[t]
     _weighted_sum(scores_T, values_LSHTK, layer, slot, head, n_places, row, start, y_RN)
+    # Dividing K results instead of up to T weights.
     for k in range(_U(keys_LSHKT.shape[3])):
         y_RN[row, start + k] = y_RN[row, start + k] / total
 
@@ -162,6 +167,7 @@ def attend(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, head, n_pl
 def _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_places, scores_T):
     """scores := query . keys / sqrt(K). Four numbers of the query at a time: scores are read and written less often."""
     one, two, three, four, width = _U(1), _U(2), _U(3), _U(4), _U(keys_LSHKT.shape[3])
+    # The scale goes into the query: K products instead of T.
     scale = _F(1.0 / np.sqrt(np.float64(width)))
     for t in range(n_places):
         scores_T[t] = _F(0.0)

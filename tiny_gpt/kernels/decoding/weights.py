@@ -64,12 +64,15 @@ def pack_weights(config: ModelConfig, weights: Mapping[str, Array], in_half: boo
     in_half = in_half and all(np.abs(weight).max() <= FP16_MAX for weight in weights.values())
     traits, blocks = config.traits, [f"blocks.{layer}." for layer in range(config.n_layer)]
 
+    # Names of all layers' weights differ in the prefix only; the head and the last norm have none.
     def linear(name: str, prefixes: list[str] = blocks) -> PackedLinear:
         matrices = [tile_weights(weights[f"{prefix}{name}.weight"]) for prefix in prefixes]
+        # numba has no fp16 numbers: the kernel gets their bits.
         if in_half:
             matrices = [matrix.astype(np.float16).view(np.int16) for matrix in matrices]
         if f"{prefixes[0]}{name}.bias" not in weights:
             return PackedLinear(np.stack(matrices), None)
+        # Up to whole tiles, as the outputs are.
         biases = [weights[f"{prefix}{name}.bias"] for prefix in prefixes]
         return PackedLinear(
             np.stack(matrices), np.stack([np.pad(bias_N, (0, -len(bias_N) % TILE)) for bias_N in biases])

@@ -35,6 +35,7 @@ def new_dropout(p: float) -> Dropout:
 @compiled
 def stream_seeds(seed, stream):
     """Two 32-bit seeds for one stream of random bits, for example one head's: splitmix64 (Steele et al. 2014)."""
+    # A counter times an odd constant, then mixed: neighbouring streams share no bits.
     x = _U(seed) + (_U(stream) + _U(1)) * _U(0x9E3779B97F4A7C15)
     x = (x ^ (x >> _U(30))) * _U(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> _U(27))) * _U(0x94D049BB133111EB)
@@ -59,5 +60,6 @@ def random_bits(number, seeds):
 @compiled
 def keeps_pair(number, seeds, threshold):
     """Whether each of the two elements of one hash is kept."""
+    # Two comparisons of 16 bits per hash; p is exact to 1 / 65536.
     bits = random_bits(number, seeds)
     return _W(bits & _W(0xFFFF)) >= threshold, _W(bits >> _W(16)) >= threshold

@@ -68,6 +68,7 @@ def swiglu(tasks, gate_RF, up_RF, out_RF):
         first, end = task_rows(task, ACTIVATION_ROWS, n_rows)
         for row in range(first, end):
             for i in range(width):
+                # In fp32, rounded once when it is stored.
                 y = to_f32(gate_RF[row, i])
                 out_RF[row, i] = cast_like(out_RF, y * _sigmoid(y) * to_f32(up_RF[row, i]))
         task = next_task(tasks)

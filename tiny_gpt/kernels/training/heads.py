@@ -59,6 +59,7 @@ class Head(NamedTuple):
 
 @compiled_reassoc
 def head_of(number, n_head, n_places, width):
+    # Heads of one block follow each other: a task takes neighbours, whose numbers lie side by side.
     block, head = number // n_head, number % n_head
     first_row, column, across = block * n_places, head * width, n_head * width
     queries = HeadSlice(first_row, n_places, column, width)
@@ -171,6 +172,7 @@ def load_keys(qkv_RN, norms_2K, rope, part, matrix, padded):
 @compiled_reassoc
 def _inverse_rms(row, width, eps):
     """1 / sqrt(mean(row^2) + eps)"""
+    # One head's row is in the first-level cache here.
     squares = _F(0.0)
     for i in range(width):
         squares += row[i] * row[i]
@@ -191,6 +193,7 @@ def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, head, logsum, delta):
     for place in range(n_rows):
         logsum[place] = logsum_BHT[head.block, head.head, place]
         _prefetch_next_head(y_RD, first_row + place, head.queries)
+        # y is what the forward pass stored, after dropout and division by the sum of weights.
         dot = _F(0.0)
         for i in range(width):
             dot += to_f32(y_RD[first_row + place, column + i]) * to_f32(grad_y_RD[first_row + place, column + i])
@@ -224,6 +227,7 @@ def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad
     if rope is not None:
         cos_TK, sin_TK, eps = rope
         first_row, n_rows, column, width = head.queries if which == QUERIES else head.keys
+        # `back` is the gradient before the rotation, `row` the numbers that were normalized.
         back, half = np.empty(width, np.float32), width // _U(2)
         row, grad_norm = np.empty(width, np.float32), np.zeros(width, np.float32)
         for place in range(n_rows):
@@ -236,6 +240,7 @@ def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad
             for i in range(width):
                 row[i] = to_f32(qkv_RN[first_row + place, column + i])
             _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start)
+        # The scale was multiplied in after the norm, so the gradient of the norm's weight has it too.
         if grad_norms_BH2K is not None:
             for i in range(width):
                 grad_norms_BH2K[head.block, head.head, _U(which) * width + i] = grad_norm[i] * scale

@@ -86,5 +86,6 @@ def _cross_entropy(
 
 def _row_slices(n_rows: int, vocab_size: int) -> list[slice]:
     """Slices of the rows with at most LOGITS_PER_CHUNK logits each, or one row."""
+    # In chunks of whole rows, since a row's softmax needs all of its logits.
     size = max(1, min(n_rows, LOGITS_PER_CHUNK // vocab_size))
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]

@@ -133,6 +133,7 @@ class ForwardBackward:
         self, norm: str, x_RD: torch.Tensor, output: str | None, product_RD: torch.Tensor | None, dropout_p: float
     ) -> StreamState:
         """Add what the linear layer `output` has computed to the stream, unless there is none yet, and take a norm."""
+        # Without an output the sum is x itself, and the norm is all that is computed.
         dropout = new_dropout(dropout_p if output else 0.0)
         sum_RD = torch.empty_like(x_RD) if output else x_RD
         normed_RD = torch.empty(x_RD.shape, dtype=self.model.compute_dtype)
@@ -144,6 +145,7 @@ class ForwardBackward:
         return state
 
     def _attention(self, name: str, qkv_RN: torch.Tensor) -> torch.Tensor:
+        # y is one row per token, heads side by side, as the next product wants it.
         config, dropout = self.config, new_dropout(self.dropout_p)
         y_RD = qkv_RN.new_empty(len(qkv_RN), config.n_head * config.dim_per_head)
         logsum_BHT = torch.empty(self.n_blocks, config.n_head, self.block_size)
@@ -216,12 +218,14 @@ class ForwardBackward:
             return self._linear_backward(f"{name}.up", grad_RF, normed_RD)
         gate_RF, up_RF, grad_gate_RF = saved.gate_RF, saved.up_RF, torch.empty_like(grad_RF)
         run_rows(feed_forward.swiglu_backward, feed_forward.ACTIVATION_ROWS, gate_RF, up_RF, grad_RF, grad_gate_RF)
+        # The norm's output went into both products, so it gets the sum of both gradients.
         grad_normed_RD = self._linear_backward(f"{name}.up", grad_RF, normed_RD)
         return grad_normed_RD.add_(self._linear_backward(f"{name}.gate", grad_gate_RF, normed_RD))
 
     def _attention_backward(self, name: str, grad_product_RD: torch.Tensor) -> torch.Tensor:
         config, saved, normed_RD = self.config, self._attentions.pop(), self._streams[-1].state.normed_RD
         grad_y_RD = self._linear_backward(f"{name}.out", grad_product_RD, saved.y_RD)
+        # Partial sums of each block (biases) and of each head (norms of queries and keys, which all heads share).
         gradients = QkvGradients(
             torch.empty_like(saved.qkv_RN),
             torch.empty(self.n_blocks, saved.qkv_RN.shape[1]) if self.traits.bias else None,
@@ -244,6 +248,7 @@ class ForwardBackward:
         self.gradients["token_embedding.weight"] = grad_token_VD
         if self.traits.positions == "learned":
             gradients = {"position_embedding.weight": torch.zeros_like(self.parameters["position_embedding.weight"])}
+            # Only the positions of a block were used; the others keep zeros.
             grad_position_TD = self._positions(gradients)
             torch.sum(grad_x_RD.unflatten(0, (self.n_blocks, self.block_size)), dim=0, out=grad_position_TD)
             self.gradients |= gradients
@@ -262,6 +267,7 @@ class ForwardBackward:
 
     def _linear_backward(self, name: str, grad_RD: torch.Tensor, x_RD: torch.Tensor) -> torch.Tensor:
         """The gradient of a linear layer's input; that of its weight is stored."""
+        # Gradients of parameters are fp32, whatever the products' dtype.
         self.gradients[f"{name}.weight"] = (grad_RD.t() @ x_RD).float()
         return grad_RD @ self.weight(f"{name}.weight")
 

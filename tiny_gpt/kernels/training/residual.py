@@ -50,6 +50,7 @@ def embed(tasks, ids_R, token_VD, position_TD, x_RD):
     while task >= 0:
         first, end = task_rows(task, STREAM_ROWS, n_rows)
         for row in range(first, end):
+            # Rows of all blocks follow each other, so a row's position is its number modulo the block's length.
             token = _U(ids_R[row])
             if position_TD is None:
                 for i in range(width):
@@ -116,6 +117,7 @@ def _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD):
     half, threshold, keep_scale = (width + _U(1)) // _U(2), dropout.threshold, _F(dropout.keep_scale)
     for i in range(width - half):
         keeps_a, keeps_b = keeps_pair(_W(row * half) + _W(i), seeds, threshold)
+        # Bias first, then dropout, then the sum, as in GPT.forward.
         other = half + i
         a, b = to_f32(product_RD[row, i]), to_f32(product_RD[row, other])
         if bias_D is not None:
@@ -135,6 +137,7 @@ def _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD):
 @inline_reassoc
 def _normalize(sum_RD, row, weight_D, bias_D, eps, normed_RD, statistics_R2):
     width = _U(sum_RD.shape[1])
+    # fp32 partial sums in vector lanes: more accurate than one running sum.
     mean, squares = _F(0.0), _F(0.0)
     if bias_D is not None:
         for i in range(width):
@@ -212,6 +215,7 @@ def _normalize_backward(
     RMSNorm, which subtracts no mean.
     """
     width = _U(grad_sum_RD.shape[1])
+    # The forward pass has kept both statistics.
     mean, r = statistics_R2[row, 0], statistics_R2[row, 1]
     mean_g, mean_gn = _F(0.0), _F(0.0)
     # One pass for all three sums of a row, and for this row's share of the weight's gradient.
@@ -221,6 +225,7 @@ def _normalize_backward(
         grad_weight_PD[part, i] += grad * n
         mean_g += grad * weight_D[i]
         mean_gn += grad * weight_D[i] * n
+    # LayerNorm has a bias, and subtracting the mean sends gradient back through the mean.
     if grad_bias_PD is not None:
         mean_g /= _F(width)
         for i in range(width):

@@ -33,6 +33,7 @@ def _as_array(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return (value.view(torch.uint16) if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, tuple):
+        # Named tuples keep their type, which numba compiles for.
         items = map(_as_array, value)
         return type(value)._make(items) if hasattr(value, "_make") else tuple(items)
     return value
