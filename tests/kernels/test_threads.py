@@ -1,11 +1,14 @@
 """The thread pool: tasks are done once each, teams meet at barriers, and idle threads leave and come back."""
 
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from tiny_gpt.bootstrap import ROOT
 from tiny_gpt.kernels.compiled import compiled
 from tiny_gpt.kernels.threads import (
     TeamKernel,
@@ -122,3 +125,25 @@ def test_teams_of_several_sizes_alternate():
                 TeamKernel(add_in_turns, add_in_turns_jobs, 10 * repeat + n_threads, (n_rounds, sums)), n_threads
             )
             assert (sums == expected_sums(n_rounds, n_threads)).all()
+
+
+def test_closing_ends_the_threads_and_a_closed_pool_starts_again():
+    pool, counts = ThreadPool(), np.zeros(5, np.int64)
+    pool.run_tasks(count_tasks, 5, 3, counts)
+    threads = pool._threads
+    pool.close()
+    assert len(threads) == 2 and not any(thread.is_alive() for thread in threads)
+    pool.run_tasks(count_tasks, 5, 3, counts)
+    assert (counts == 2).all()
+
+
+def test_exit_right_after_a_kernel_is_clean():
+    program = """if True:
+        import numpy as np
+        from tests.kernels.test_threads import ThreadPool, count_tasks
+        pool = ThreadPool()
+        for _ in range(200):
+            pool.run_tasks(count_tasks, 8, 8, np.zeros(8, np.int64))
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

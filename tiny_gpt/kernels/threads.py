@@ -14,6 +14,7 @@ What a kernel computes must not depend on which thread does which part, nor on t
 Why not numba's `prange` or OpenMP: their threads would spin beside torch's, and they offer no barriers.
 """
 
+import atexit
 import contextlib
 import os
 import queue
@@ -185,12 +186,13 @@ class ThreadPool:
         """`initializer` is called first in each thread."""
         self._initializer = initializer
         self._reset()
+        atexit.register(self.close)
 
     def _reset(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]] = queue.SimpleQueue()
-        self._n_threads = 0
+        self._calls: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._teams: dict[int, _Team] = {}
 
     def run_tasks(self, kernel: Callable[..., None], n_tasks: int, n_threads: int, *arguments: Any) -> None:
@@ -227,17 +229,28 @@ class ThreadPool:
             self._reset()
 
     def _start_threads(self, n_threads: int) -> None:
-        while self._n_threads < n_threads:
-            threading.Thread(target=self._work, args=(self._calls,), name="kernels", daemon=True).start()
-            self._n_threads += 1
+        while len(self._threads) < n_threads:
+            thread = threading.Thread(target=self._work, args=(self._calls,), name="kernels", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
-    def _work(self, calls: "queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]]]") -> None:
+    def _work(self, calls: "queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]") -> None:
         if self._initializer is not None:
             self._initializer()
-        while True:
-            function, arguments = calls.get()
+        while call := calls.get():
+            function, arguments = call
             function(*arguments)
-            del function, arguments  # while it sleeps, a thread keeps no arrays alive
+            del call, function, arguments  # while it sleeps, a thread keeps no arrays alive
+
+    def close(self) -> None:
+        """End the threads; called at exit. A thread that came back from compiled code after Python has shut down would
+        abort the process."""
+        if self._process == os.getpid():
+            for _ in self._threads:
+                self._calls.put(None)
+            for thread in self._threads:
+                thread.join(timeout=1.0)
+            self._reset()
 
 
 def _run_quietly(kernel: Callable[..., None], *arguments: Any) -> None:
