@@ -11,8 +11,8 @@ from tiny_gpt.kernels.training.attention_backward import attention_backward
 from tiny_gpt.kernels.training.dropout import Dropout
 from tiny_gpt.kernels.training.heads import QkvGradients
 from tiny_gpt.kernels.training.tasks import run_tasks
-from tiny_gpt.model.attention import plain_attention
-from tiny_gpt.model.dropout import LEVELS, makeup, n_dropped
+from tiny_gpt.model.attention import attention_by_definition
+from tiny_gpt.model.dropout import LEVELS, inverse_keep_probability, n_dropped
 
 
 def attend(q_BHTK, k_BHTK, v_BHTK, p, seed=3):
@@ -20,7 +20,7 @@ def attend(q_BHTK, k_BHTK, v_BHTK, p, seed=3):
     B, H, T, K = q_BHTK.shape
     qkv_RN = torch.stack((q_BHTK, k_BHTK, v_BHTK)).permute(1, 3, 0, 2, 4).reshape(B * T, 3 * H * K).contiguous()
     y_RD, logsum_BHT = torch.empty(B * T, H * K), torch.empty(B, H, T)
-    dropout = Dropout(np.uint32(n_dropped(p)), makeup(p), np.uint64(seed))
+    dropout = Dropout(np.uint32(n_dropped(p)), inverse_keep_probability(p), np.uint64(seed))
     arguments = Shape(H, T, heads_per_task=1), Inputs(qkv_RN, None, None, None), dropout
     run_tasks(attention_forward, B * H, *arguments, y_RD, logsum_BHT)
     return arguments, y_RD, logsum_BHT
@@ -35,10 +35,10 @@ def kept_elements(B, H, T, p, seed=3):
 
 
 class TestAttention:
-    def test_equals_plain_attention_with_the_same_mask(self):
+    def test_equals_attention_by_definition_with_the_same_mask(self):
         B, H, T, p = 2, 3, 70, 0.2
         q, k, v, grad = (torch.randn(B, H, T, T) for _ in range(4))
-        kept = kept_elements(B, H, T, p) * makeup(p)
+        kept = kept_elements(B, H, T, p) * inverse_keep_probability(p)
         inputs = [x.double().requires_grad_() for x in (q, k, v)]
         scores = inputs[0] @ inputs[1].transpose(-2, -1) / math.sqrt(T)
         weights = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
@@ -55,9 +55,9 @@ class TestAttention:
             torch.testing.assert_close(found.double(), input_.grad, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(grad_bias_BN.sum(0), grad_qkv_RN.sum(0), rtol=1e-4, atol=1e-4)
 
-    def test_equals_plain_attention_over_many_strips(self):
+    def test_equals_attention_by_definition_over_many_strips(self):
         q, k, v = (torch.randn(1, 2, 200, 24) for _ in range(3))
-        expected = plain_attention(q.double(), k.double(), v.double())
+        expected = attention_by_definition(q.double(), k.double(), v.double())
         y_RD = attend(q, k, v, 0.0)[1]
         torch.testing.assert_close(y_RD.view(1, 200, 2, 24).transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
 
