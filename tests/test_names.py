@@ -20,14 +20,9 @@ SAME_MEANING = {
     "rotate": "torch and kernel",
     "softmax": "reference and check",
     "swiglu": "kernels for training and decoding",
-    # Names of the kernels from before their rewrite, and two limits that happen to be equal.
     "FP32_BYTES": "bytes of an fp32 number",
     "MAX_REASON_CHARACTERS": "characters that a message quotes",
-    "Model": "tiny_gpt.load's class; what the kernels need of a GPT",
-    "PATIENCE": "spins before a thread yields, of both pools",
-    "ROWS": "rows in one task of a kernel",
-    "load": "tiny_gpt.load; loading one head in a kernel",
-    "product": "matrix products of training and of decoding",
+    "Rope": "cosines and sines of positions, as tensors and as kernel arguments",
 }
 
 

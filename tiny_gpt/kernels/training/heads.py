@@ -204,7 +204,7 @@ def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, head, logsum, delta):
 
 @compiled_reassoc
 def store_head_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias_BN):
-    """The way back of `load_head`: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv`, and its sum
+    """Backward pass of `load_head`: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv`, and its sum
     over the rows this block's share of that of the bias, if there is one."""
     first_row, n_rows, column, width = part
     if grad_bias_BN is not None:
@@ -222,7 +222,7 @@ def store_head_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias
 
 @compiled_reassoc
 def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad_norms_BH2K):
-    """The way back of `load_with_rope`, in place: from the gradient of rotated numbers to that of the numbers in `qkv`,
+    """Backward pass of `load_with_rope`, in place: from the gradient of rotated numbers to that of the numbers in `qkv`,
     still without `scale`. Nothing without `rope`. The gradient of the norm's weight is stored, if there is one."""
     if rope is not None:
         cos_TK, sin_TK, eps = rope

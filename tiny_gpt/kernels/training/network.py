@@ -185,7 +185,7 @@ class ForwardBackward:
         return self.gradients
 
     def _add_norm_backward(self, grad_normed_RD: torch.Tensor, grad_x_RD: torch.Tensor) -> Any:
-        """The way back of the last `_add_norm`: the gradient of the product that was added, or None."""
+        """Backward pass of the last `_add_norm`: the gradient of the product that was added, or None."""
         norm, output, dropout, state = self._streams.pop()
         weight_D, norm_bias_D, _ = self._norm(norm)
         grad_product_RD = None if output is None else torch.empty_like(grad_normed_RD)
