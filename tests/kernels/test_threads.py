@@ -12,6 +12,7 @@ from tiny_gpt.bootstrap import ROOT
 from tiny_gpt.kernels.compiled import compiled
 from tiny_gpt.kernels.threads import (
     TeamKernel,
+    TeamThread,
     ThreadPool,
     barrier,
     first_task,
@@ -32,6 +33,7 @@ def count_tasks(tasks, counts):
 @compiled
 def add_in_turns(thread, n_rounds, sums):
     """Each round, every thread reads what all have written in the round before."""
+    thread = TeamThread(*thread)
     for i in range(n_rounds):
         total = 0
         for other in range(thread.n_threads):
@@ -45,7 +47,7 @@ def add_in_turns(thread, n_rounds, sums):
 def add_in_turns_jobs(thread, job, kernel_id, n_rounds, sums):
     while True:
         add_in_turns(thread, n_rounds, sums)
-        if not same_kernel_follows(thread.counters, job, kernel_id):
+        if not same_kernel_follows(TeamThread(*thread).counters, job, kernel_id):
             return job
         job += 1
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.compiled import add_stamp
-from tiny_gpt.kernels.decoding.forward import Buffers, Cache, DecodeBatch, forward, run_jobs
+from tiny_gpt.kernels.decoding.forward import Buffers, Cache, DecodeBatch, run, run_jobs
 from tiny_gpt.kernels.decoding.weights import pack_weights
 from tiny_gpt.kernels.matmul import TILE
-from tiny_gpt.kernels.threads import TeamKernel, ThreadPool
+from tiny_gpt.kernels.threads import TeamKernel, ThreadPool, as_tuples
 from tiny_gpt.model.shapes import second_window_offset
 
 # Rows that go through the model at once when a prompt is read: enough to read each weight rarely, few enough that their
@@ -73,7 +73,7 @@ class CompiledDecoder:
         )
         # A new kernel id: threads that still wait for the old arrays must not take these for them.
         arguments = (self._config.n_head, self._weights, self._batch, self._cache, self._buffers)
-        self._kernel = TeamKernel(forward, run_jobs, next(_kernel_ids), arguments)
+        self._kernel = TeamKernel(run, run_jobs, next(_kernel_ids), as_tuples(arguments))
 
     def read(self, ids: Sequence[int], n_ahead: int) -> Array:
         """See `decoder.Decoder`."""

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from tiny_gpt.kernels.compiled import compiled
 from tiny_gpt.kernels.decoding.layers import append_to_cache, attend, gelu, normalize, normalize_head, rotate, swiglu
+from tiny_gpt.kernels.decoding.weights import name_weights
 from tiny_gpt.kernels.matmul import TILE, matmul_few_rows
-from tiny_gpt.kernels.threads import barrier, same_kernel_follows
+from tiny_gpt.kernels.threads import TeamThread, barrier, same_kernel_follows
 
 Array = NDArray[np.float32]
 
@@ -98,11 +99,18 @@ def forward(thread, n_head, weights, batch, cache, buffers):
 
 
 @compiled
+def run(thread, n_head, weights, batch, cache, buffers):
+    """`forward` with plain tuples instead of named ones."""
+    thread = TeamThread(*thread)
+    forward(thread, n_head, name_weights(weights), DecodeBatch(*batch), Cache(*cache), Buffers(*buffers))
+
+
+@compiled
 def run_jobs(thread, job, kernel_id, *arguments):
-    """Run `forward` for this job and for those that follow it soon with the same arrays; the last one's number."""
+    """`run` this job and those that follow it soon with the same arrays; the last one's number."""
     while True:
-        forward(thread, *arguments)
-        if not same_kernel_follows(thread.counters, job, kernel_id):
+        run(thread, *arguments)
+        if not same_kernel_follows(TeamThread(*thread).counters, job, kernel_id):
             return job
         job += 1
 

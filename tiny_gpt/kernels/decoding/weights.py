@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
+from tiny_gpt.kernels.compiled import compiled
 from tiny_gpt.kernels.matmul import TILE, tile_weights
 
 FP16_MAX = 65504
@@ -56,6 +57,44 @@ class PackedWeights(NamedTuple):
     down: PackedLinear
     norm: PackedNorm
     head: PackedLinear
+
+
+@compiled
+def name_weights(fields):
+    """PackedWeights of plain nested tuples (threads.as_tuples)."""
+    token_VD, position_SD, rope, norm1, qkv, out, norm2, gate, up, down, norm, head = fields
+    return PackedWeights(
+        token_VD,
+        position_SD,
+        _name_rope(rope),
+        PackedNorm(*norm1),
+        PackedLinear(*qkv),
+        PackedLinear(*out),
+        PackedNorm(*norm2),
+        _name_linear(gate),
+        PackedLinear(*up),
+        PackedLinear(*down),
+        PackedNorm(*norm),
+        PackedLinear(*head),
+    )
+
+
+@compiled
+def _name_rope(fields):
+    if fields is None:
+        return None
+    cos_SK, sin_SK, q_norm, k_norm = fields
+    return PackedRope(cos_SK, sin_SK, _name_norm(q_norm), _name_norm(k_norm))
+
+
+@compiled
+def _name_norm(fields):
+    return None if fields is None else PackedNorm(*fields)
+
+
+@compiled
+def _name_linear(fields):
+    return None if fields is None else PackedLinear(*fields)
 
 
 def pack_weights(config: ModelConfig, weights: Mapping[str, Array], in_half: bool) -> PackedWeights:

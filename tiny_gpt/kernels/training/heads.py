@@ -222,7 +222,7 @@ def store_head_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias
 
 @compiled_reassoc
 def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad_norms_BH2K):
-    """Backward pass of `load_with_rope`, in place: from the gradient of rotated numbers to that of the numbers in `qkv`,
+    """Backward pass of `load_with_rope`, in place: from the gradient of rotated numbers to that of those in `qkv`,
     still without `scale`. Nothing without `rope`. The gradient of the norm's weight is stored, if there is one."""
     if rope is not None:
         cos_TK, sin_TK, eps = rope
