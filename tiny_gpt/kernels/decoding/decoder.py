@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.compiled import add_stamp
-from tiny_gpt.kernels.decoding.forward import Buffers, Cache, DecodeBatch, run, run_jobs
+from tiny_gpt.kernels.decoding.forward import Buffers, Cache, DecodeBatch, run_job, run_jobs
 from tiny_gpt.kernels.decoding.weights import pack_weights
 from tiny_gpt.kernels.matmul import TILE
 from tiny_gpt.kernels.threads import TeamKernel, ThreadPool, as_tuples
@@ -73,7 +73,7 @@ class CompiledDecoder:
         )
         # A new kernel id: threads that still wait for the old arrays must not take these for them.
         arguments = (self._config.n_head, self._weights, self._batch, self._cache, self._buffers)
-        self._kernel = TeamKernel(run, run_jobs, next(_kernel_ids), as_tuples(arguments))
+        self._kernel = TeamKernel(run_job, run_jobs, next(_kernel_ids), as_tuples(arguments))
 
     def read(self, ids: Sequence[int], n_ahead: int) -> Array:
         """See `decoder.Decoder`."""

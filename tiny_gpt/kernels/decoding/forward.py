@@ -99,7 +99,7 @@ def forward(thread, n_head, weights, batch, cache, buffers):
 
 
 @compiled
-def run(thread, n_head, weights, batch, cache, buffers):
+def run_job(thread, n_head, weights, batch, cache, buffers):
     """`forward` with plain tuples instead of named ones."""
     thread = TeamThread(*thread)
     forward(thread, n_head, name_weights(weights), DecodeBatch(*batch), Cache(*cache), Buffers(*buffers))
@@ -107,9 +107,9 @@ def run(thread, n_head, weights, batch, cache, buffers):
 
 @compiled
 def run_jobs(thread, job, kernel_id, *arguments):
-    """`run` this job and those that follow it soon with the same arrays; the last one's number."""
+    """`run_job` for this job and those that follow it soon with the same arrays; the last one's number."""
     while True:
-        run(thread, *arguments)
+        run_job(thread, *arguments)
         if not same_kernel_follows(TeamThread(*thread).counters, job, kernel_id):
             return job
         job += 1
