@@ -209,7 +209,7 @@ def test_second_signal_stops_at_once(train, send, tmp_path):
     send((signal.SIGINT, at_step(8)), (signal.SIGINT, lambda event: isinstance(event, Stopping)))
     done = train()
     assert done.code == 130 and "Everything already saved is intact" in done.err
-    assert_intact(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt", "train.log")
+    assert_intact(tmp_path, "config.json", "metrics.jsonl", "status.json", "tiny_gpt_best.pt", "train.log")
     assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
 
 
@@ -225,7 +225,7 @@ def test_second_signal_while_saving_keeps_the_old_file(train, send, tmp_path, mo
     monkeypatch.setattr(model_file.torch, "save", save_half)
     send((signal.SIGINT, at_step(8)))
     assert train().code == 130
-    assert_intact(tmp_path, "config.json", "metrics.jsonl", "tiny_gpt_best.pt", "train.log")
+    assert_intact(tmp_path, "config.json", "metrics.jsonl", "status.json", "tiny_gpt_best.pt", "train.log")
     assert load(tmp_path / "tiny_gpt_best.pt").progress.step == 6
 
 

@@ -5,11 +5,12 @@ Imports torch; `launch` starts it.
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 from tiny_gpt.cli.process import discard_output
-from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, RunConfig, SampleConfig
+from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, STATUS_FILE, RunConfig, SampleConfig
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.files import user_path
@@ -22,6 +23,7 @@ from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.log import LogFile
 from tiny_gpt.ui.metrics import MetricsFile
 from tiny_gpt.ui.samples import Samples
+from tiny_gpt.ui.status import StatusFile
 from tiny_gpt.ui.terminal import error, printable, quoted
 
 
@@ -56,13 +58,14 @@ class NextCommands:
 def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, commands: NextCommands) -> int:
     """Train, then print a sample of the best model and the commands to type next. Returns the exit code."""
     plan, finished = None, None
-    samples = Samples(config, user_path(config.train.out_dir) / SAMPLES_FOLDER)
     out_dir = user_path(config.train.out_dir)
-    with contextlib.closing(Console(config, sys.stdout)) as console:
+    samples, status = Samples(config, out_dir / SAMPLES_FOLDER), StatusFile(out_dir / STATUS_FILE)
+    with contextlib.closing(Console(config, sys.stdout)) as console, _failures_recorded(status):
         consumers: list[Consumer] = [
             console,
             MetricsFile(out_dir / METRICS_FILE),
             LogFile(config, out_dir / LOG_FILE),
+            status,
             samples,
         ]
         for i, event in enumerate(run(config, resume, request)):
@@ -81,6 +84,16 @@ def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, comma
     except OSError:  # the reader has closed; the training is complete all the same
         discard_output()
     return 0 if finished.stopped_by is None else 128 + finished.stopped_by
+
+
+@contextlib.contextmanager
+def _failures_recorded(status: StatusFile) -> Iterator[None]:
+    """Whatever ends the run early is in its status too."""
+    try:
+        yield
+    except BaseException as failure:
+        status.fail(failure)
+        raise
 
 
 def _print_sample_and_next_commands(

@@ -22,6 +22,7 @@ METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
 SAMPLES_FOLDER = "samples"
 SAMPLE_INDEX_FILE = "index.jsonl"
+STATUS_FILE = "status.json"
 REPORT_FILE = "report.html"
 TEXT_FACTS_FILE = "text_facts.json"
 

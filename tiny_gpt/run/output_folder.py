@@ -20,6 +20,7 @@ from tiny_gpt.config import (
     PLAN_FILE,
     REPORT_FILE,
     SAMPLES_FOLDER,
+    STATUS_FILE,
     TEXT_FACTS_FILE,
 )
 from tiny_gpt.errors import UsageError
@@ -67,7 +68,7 @@ def archive_earlier_run(out_dir: Path) -> Path | None:
     Returns that folder; None where there is neither a model file nor a checkpoint to keep. Raises OutOfResourcesError.
     """
     worth_keeping = (BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER)
-    others = (CONFIG_FILE, PLAN_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER, REPORT_FILE, TEXT_FACTS_FILE)
+    others = (CONFIG_FILE, PLAN_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER, REPORT_FILE, STATUS_FILE, TEXT_FACTS_FILE)
     names = [name for name in (*worth_keeping, *others) if (out_dir / name).exists()]
     if not set(names) & set(worth_keeping):
         return None
