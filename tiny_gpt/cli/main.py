@@ -13,6 +13,7 @@ from tiny_gpt.cli.export import export_model, import_model
 from tiny_gpt.cli.generate import generate
 from tiny_gpt.cli.measure import doctor, plan
 from tiny_gpt.cli.process import Command, run_command
+from tiny_gpt.cli.runs import runs
 from tiny_gpt.cli.train import resume, train
 from tiny_gpt.errors import UsageError
 from tiny_gpt.ui.terminal import error
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Command] = {
     "plan": plan,
     "train": train,
     "resume": resume,
+    "runs": runs,
     "generate": generate,
     "data": describe_data,
     "eval": evaluate,

@@ -97,13 +97,8 @@ def find_run(name: str) -> Path:
     Raises BadInputError.
     """
     if name:
-        for folder in (user_path(name), Path(RUNS_FOLDER) / name):
-            if folder.is_dir():
-                return folder
-        raise BadInputError(
-            f"no run {name}: neither that folder nor {Path(RUNS_FOLDER) / name} exists{_known()}", code="run-not-found"
-        )
-    candidates = [folder for folder in _run_folders() if unfinished(folder)]
+        return existing_run(name)
+    candidates = [folder for folder in run_folders() if unfinished(folder)]
     if not candidates:
         raise BadInputError(
             f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){_known()}",
@@ -112,12 +107,22 @@ def find_run(name: str) -> Path:
     return max(candidates, key=lambda folder: CheckpointStore(folder).folder.stat().st_mtime)
 
 
+def existing_run(name: str) -> Path:
+    """The folder `name`: a path, or a name below runs/. Raises BadInputError if neither exists."""
+    for folder in (user_path(name), Path(RUNS_FOLDER) / name):
+        if folder.is_dir():
+            return folder
+    raise BadInputError(
+        f"no run {name}: neither that folder nor {Path(RUNS_FOLDER) / name} exists{_known()}", code="run-not-found"
+    )
+
+
 def find_model(name: str) -> Path:
     """The model `name`: a path, or a run's name below runs/; "" is the best model of the most recent run.
 
     Raises BadInputError if it does not exist. Whether it is a model is checked when it is opened.
     """
-    models = [folder / BEST_FILE for folder in _run_folders() if (folder / BEST_FILE).is_file()]
+    models = [folder / BEST_FILE for folder in run_folders() if (folder / BEST_FILE).is_file()]
     if not name and models:
         return max(models, key=lambda path: path.stat().st_mtime)
     path, run = user_path(name), Path(RUNS_FOLDER) / name
@@ -148,7 +153,8 @@ def config_of(folder: Path) -> RunConfig:
     )
 
 
-def _run_folders() -> list[Path]:
+def run_folders() -> list[Path]:
+    """The working folder, where train.py trains, and every folder in runs/; not all of them hold a run."""
     here = Path()
     below = sorted(path for path in Path(RUNS_FOLDER).glob("*") if path.is_dir())
     return [here, *below]
@@ -159,5 +165,5 @@ def _is_taken(folder: Path) -> bool:
 
 
 def _known() -> str:
-    names = [str(folder) for folder in _run_folders() if unfinished(folder)]
+    names = [str(folder) for folder in run_folders() if unfinished(folder)]
     return f"; unfinished: {', '.join(names[:5])}" if names else ""

@@ -28,6 +28,20 @@ from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_
 from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore
 
 EARLIER_FOLDER = "earlier"
+# All that a run writes to its folder, but for the lock and earlier runs.
+RUN_FILES = (
+    BEST_FILE,
+    FINAL_FILE,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    PLAN_FILE,
+    METRICS_FILE,
+    LOG_FILE,
+    SAMPLES_FOLDER,
+    REPORT_FILE,
+    STATUS_FILE,
+    TEXT_FACTS_FILE,
+)
 LOCK_FILE = ".lock"
 
 
@@ -67,10 +81,8 @@ def archive_earlier_run(out_dir: Path) -> Path | None:
 
     Returns that folder; None where there is neither a model file nor a checkpoint to keep. Raises OutOfResourcesError.
     """
-    worth_keeping = (BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER)
-    others = (CONFIG_FILE, PLAN_FILE, METRICS_FILE, LOG_FILE, SAMPLES_FOLDER, REPORT_FILE, STATUS_FILE, TEXT_FACTS_FILE)
-    names = [name for name in (*worth_keeping, *others) if (out_dir / name).exists()]
-    if not set(names) & set(worth_keeping):
+    names = [name for name in RUN_FILES if (out_dir / name).exists()]
+    if not set(names) & {BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER}:
         return None
     written_at = time.localtime(max((out_dir / name).stat().st_mtime for name in names))
     folder = out_dir / EARLIER_FOLDER / time.strftime("%Y-%m-%d_%H-%M-%S", written_at)
