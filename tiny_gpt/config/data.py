@@ -22,6 +22,9 @@ class DataConfig:
     or names from `tiny-gpt data list`. A|B uses B if A is unavailable."""
     val: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Validation text, given like --data. Without it, part of the training text is held out."""
+    first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
+    """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
+    Your own text alone is validated on. Cannot be combined with --start-from."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"
