@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.model.gpt import GPT
 
-# The most likely tokens that are kept for each position. With 512 pieces of words, 32 have 97% of the probability.
+# The most likely tokens that are kept for each position. With a vocabulary of 512, 32 have 97% of the probability.
 N_KEPT = 32
 
 
