@@ -38,7 +38,10 @@ class DataConfig:
     text_field: str = "text"
     """Name of the JSONL field or the CSV or Parquet column that holds the text."""
     encoding: Annotated[str, OPTIONAL] = ""
-    """Encoding of text files, such as cp1252. Without it, UTF-8, or UTF-16 if the file has a byte order mark."""
+    """Encoding of text files that are not UTF-8, such as cp1252. Web pages and UTF-16 say theirs themselves."""
+    max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = ""
+    """Most that one compressed file may unpack to, such as 80GB. Without it, 100 times its size (64 MB for a small
+    one), and 50 GB."""
 
     def __post_init__(self) -> None:
         require(len(self.data) > 0, "--data: name at least one text file, folder or dataset", "data-missing")
