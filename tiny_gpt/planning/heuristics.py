@@ -188,7 +188,8 @@ def with_hyperparameters(
     shortest = min(text.train_tokens, text.val_tokens)
     config = with_batch(config, shortest)
     steps = steps_for(config, budget, step_time)
-    if steps < FEW_STEPS:
+    # A stage that continues a pretraining has the block of that, and much longer, run.
+    if steps < FEW_STEPS and not config.train.first_share:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
         # The best batch size, as a power of two times BASE_BATCH_TOKENS.

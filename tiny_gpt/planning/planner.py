@@ -31,7 +31,7 @@ from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS, forecast, saturatio
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, measure_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.stages import STUDENT_SHARE, teacher_share
+from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_SHARE, teacher_share
 
 # The steps that are timed where the size is open: (n_layer, d_model), on a GPU also the multiple of BASE_BATCH_TOKENS.
 # They span the sizes of a CPU's runs, and the regimes of a GPU: bound by kernel launches, by memory, by arithmetic.
@@ -40,6 +40,9 @@ TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS = 8, 10
+# The passes over the own text that are best for a model that has been pretrained on other text: more of them undo what
+# it has learned there.
+MAX_FINE_TUNING_EPOCHS = 8
 # The share of a timed budget that training steps get; evaluations and the end of the run take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
 
@@ -69,14 +72,29 @@ class Planner(NamedTuple):
     def _with_teachers(self, config: RunConfig) -> RunConfig:
         """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
         is_possible = config.train.is_timed and not config.train.start_from
+        is_share_open = bool(config.data.first) and not config.train.first_share
+        if is_share_open:
+            config = replace(config, train=replace(config.train, first_share=FIRST_SHARE))
         best = self._complete(_with_n_teachers(config, 0))
         for n_teachers in range(1, MAX_TEACHERS + 1) if is_possible else ():
             candidate = self._complete(_with_n_teachers(config, n_teachers))
-            steps = steps_for(candidate, self._budget(candidate.train), self.step_time)
-            if steps * tokens_per_step(candidate) < MIN_TEACHER_EPOCHS * self.text.train_tokens:
+            if self._stage_epochs(candidate) < MIN_TEACHER_EPOCHS:
                 break
             best = candidate
+        if is_share_open and (first_share := self._best_first_share(best)) > FIRST_SHARE:
+            config = replace(config, train=replace(config.train, first_share=first_share))
+            best = self._complete(_with_n_teachers(config, best.train.teachers))
         return best
+
+    def _stage_epochs(self, config: RunConfig) -> float:
+        """Passes over the text in the time of one teacher, or of the only stage."""
+        steps = steps_for(config, self._budget(config.train), self.step_time)
+        return steps * tokens_per_step(config) / self.text.train_tokens
+
+    def _best_first_share(self, config: RunConfig) -> float:
+        """The fraction of the time for the text of --first with which each stage after it reads the own text
+        MAX_FINE_TUNING_EPOCHS times."""
+        return 1 - (1 - config.train.first_share) * MAX_FINE_TUNING_EPOCHS / max(1e-9, self._stage_epochs(config))
 
     def calibrated(self, config: RunConfig) -> "Planner":
         """This planner, scaled to the measured step time of the model that it chooses for `config`.

@@ -25,9 +25,8 @@ from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.budget import RunRequest, resolve_steps
+from tiny_gpt.training.stages import FIRST_SHARE
 
-# The fraction of a run that trains on other text, where the user gives none.
-FIRST_SHARE = 0.5
 # Other text is not validated on: as little as possible is held out.
 OTHER_VAL_FRACTION = 0.01
 
@@ -51,12 +50,13 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     other = yield from prepare_other(shaped, dataset.tokenizer)
     if other:
         dataset.identity["first_store"] = other.identity["store"]
-        shaped = replace(shaped, train=replace(shaped.train, first_share=shaped.train.first_share or FIRST_SHARE))
 
     planner: Planner | None = None
     if shaped.train.auto:
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
     planned = resolve_steps(planner.plan(shaped)[0] if planner else shaped, len(dataset.train))
+    if other and not planned.train.first_share:
+        planned = replace(planned, train=replace(planned.train, first_share=FIRST_SHARE))
     yield from compilation_notices(planned, device)
     choice = choose_backend(planned, vocab_size, device)
     config = with_choices(planned, dataset.sources, choice.candidate)

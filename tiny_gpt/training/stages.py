@@ -21,14 +21,16 @@ from tiny_gpt.training.schedule import SchedulePoint
 
 Kind = Literal["pretraining", "teacher", "student", "only"]
 
+# The fraction of a run that trains on other text, where neither the user nor a plan says.
+FIRST_SHARE = 0.5
 # The student reads the text more often than a teacher, for it learns more slowly from smoother targets: its share of
 # the time, in units of a teacher's.
 STUDENT_SHARE = 1.4
 # Soft targets regularize. With the teachers' dropout, weight decay and token noise on top, two thirds of the ensemble's
 # gain were lost; these factors of them kept 84%.
 STUDENT_REGULARIZATION = {"dropout": 2 / 3, "weight_decay": 0.75, "token_noise": 0.5}
-# A pretrained model has less to learn from the own text, and a high rate would make it forget.
-FINE_TUNING = {"dropout": 2 / 3, "weight_decay": 0.5, "token_noise": 0.5, "learning_rate": 0.5}
+# A pretrained model has less to learn from the own text, and a high rate would make it forget what it knows.
+FINE_TUNING_RATE_FACTOR = 0.5
 # Other text is read about once: nothing to regularize.
 PRETRAINING = {"dropout": 0.0, "weight_decay": 0.1, "token_noise": 0.0}
 # Each stage warms up in this fraction of its length, and its first step has at least a twentieth of the peak rate.
@@ -90,7 +92,7 @@ def _stage(config: RunConfig, kind: Kind, number: int, n_of_kind: int, start: fl
     if kind == "pretraining":
         values |= {name: min(values[name], value) for name, value in PRETRAINING.items()}
     elif config.train.first_share:
-        values = {name: value * FINE_TUNING[name] for name, value in values.items()}
+        values["learning_rate"] = FINE_TUNING_RATE_FACTOR
     if kind == "student":
         values = {name: value * STUDENT_REGULARIZATION.get(name, 1.0) for name, value in values.items()}
     rate_factor = values.pop("learning_rate")
