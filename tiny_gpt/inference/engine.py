@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.config import BEST_FILE, ModelConfig
-from tiny_gpt.inference.decoder import Decoder
+from tiny_gpt.inference.decoder import BatchDecoder, Decoder
 from tiny_gpt.model_io.stored_model import open_model_file
 from tiny_gpt.tokenizer.base import Tokenizer
 
@@ -38,6 +38,8 @@ class Engine:
     config: ModelConfig
     make_decoder: Callable[[int, str], Decoder]
     """For so many texts, in a precision as SampleConfig has it."""
+    make_batch_decoder: Callable[[int, str], BatchDecoder]
+    """The same for texts that come and go."""
     must_compile: bool = False
     """Whether the first decoder will take some seconds, as it does once on each machine."""
 
@@ -45,7 +47,8 @@ class Engine:
 def engine_for(loaded: LoadedModel) -> Engine:
     """A writer with a model that torch holds."""
     config = loaded.model.config
-    return Engine(loaded.tokenizer, config, partial(make_decoder, loaded.model), must_compile(config))
+    make, make_batch = partial(make_decoder, loaded.model), partial(make_batch_decoder, loaded.model)
+    return Engine(loaded.tokenizer, config, make, make_batch, must_compile(config))
 
 
 def open_engine(path: Path, device: str) -> Engine:
@@ -57,8 +60,10 @@ def open_engine(path: Path, device: str) -> Engine:
     if device in ("auto", "cpu") and not file.is_dir() and _has_numba():
         with open_model_file(file) as stored:
             if device == "cpu" or stored.n_weights <= SMALL:
-                make = partial(_compiled_decoder, stored.config, stored.weights())
-                return Engine(stored.tokenizer, stored.config, make, must_compile(stored.config))
+                weights = stored.weights()
+                make = partial(_compiled_decoder, stored.config, weights)
+                make_batch = partial(_compiled_batch_decoder, stored.config, weights)
+                return Engine(stored.tokenizer, stored.config, make, make_batch, must_compile(stored.config))
     from tiny_gpt.device import pick_device
     from tiny_gpt.model_io.open_model import open_path
 
@@ -67,12 +72,28 @@ def open_engine(path: Path, device: str) -> Engine:
 
 def make_decoder(model: GPT, n_texts: int, precision: str = "fp32") -> Decoder:
     """The fastest decoder on the device of `model`."""
-    if model.device.type == "cpu" and _has_numba():
-        weights = {name: weight.detach().float().numpy() for name, weight in model.state_dict().items()}
-        return _compiled_decoder(model.config, weights, n_texts, precision)
+    if _is_compiled(model):
+        return _compiled_decoder(model.config, _weights(model), n_texts, precision)
     from tiny_gpt.inference.torch_decoder import TorchDecoder
 
     return TorchDecoder(model, n_texts)
+
+
+def make_batch_decoder(model: GPT, n_texts: int, precision: str = "fp32") -> BatchDecoder:
+    """The fastest decoder for texts that come and go, on the device of `model`."""
+    if _is_compiled(model):
+        return _compiled_batch_decoder(model.config, _weights(model), n_texts, precision)
+    from tiny_gpt.inference.torch_decoder import TorchBatchDecoder
+
+    return TorchBatchDecoder(model, n_texts)
+
+
+def _is_compiled(model: GPT) -> bool:
+    return model.device.type == "cpu" and _has_numba()
+
+
+def _weights(model: GPT) -> dict[str, NDArray[np.float32]]:
+    return {name: weight.detach().float().numpy() for name, weight in model.state_dict().items()}
 
 
 def _compiled_decoder(
@@ -81,6 +102,14 @@ def _compiled_decoder(
     from tiny_gpt.kernels.decoding.decoder import CompiledDecoder
 
     return CompiledDecoder(config, weights, n_texts, _in_half(precision))
+
+
+def _compiled_batch_decoder(
+    config: ModelConfig, weights: dict[str, NDArray[np.float32]], n_texts: int, precision: str
+) -> BatchDecoder:
+    from tiny_gpt.kernels.decoding.batch_decoder import CompiledBatchDecoder
+
+    return CompiledBatchDecoder(config, weights, n_texts, _in_half(precision))
 
 
 def _in_half(precision: str) -> bool:

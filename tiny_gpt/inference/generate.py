@@ -56,6 +56,11 @@ class Text:
         self.text, self._held = self.text + self._held[:n_certain], self._held[n_certain:]
         self.is_done = is_last
 
+    @property
+    def n_characters(self) -> int:
+        """Characters that the tokens so far have completed, also where a stop text may begin in them."""
+        return len(self.text) + len(self._held)
+
     def take(self) -> str:
         """What `text` has grown by since this was last called."""
         piece = self.text[self._n_taken :]
@@ -76,15 +81,8 @@ def write(
     A text depends on its own seed alone, not on the others (on a CPU with numba to the last token; elsewhere a number
     may round otherwise).
     """
-    yield from continue_ids(writer, config, writer.tokenizer.encode(config.prompt or START).tolist(), seeds, decoder)
-
-
-def continue_ids(
-    writer: Engine, config: SampleConfig, ids: Sequence[int], seeds: Sequence[int], decoder: Decoder | None = None
-) -> Iterator[list[Text]]:
-    """The same for a prompt that is already encoded, of at least one token; `config.prompt` is not used."""
     block_size = writer.config.block_size
-    prompt_ids = list(ids[-block_size:])
+    prompt_ids = writer.tokenizer.encode(config.prompt or START)[-block_size:].tolist()
     texts = [Text(seed, config.stop, writer.tokenizer, prompt_ids.copy()) for seed in seeds]
     decoder = decoder or writer.make_decoder(len(texts), config.precision)
     logits_V = decoder.read(prompt_ids, config.max_tokens)

@@ -1,7 +1,7 @@
 """Logits of the next token to its id. Sees only logits: small pure functions, applied in the order of transformers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,30 @@ def penalize(logits_V: NDArray[np.float32], seen: Sequence[int], penalty: float)
     old = logits_V[ids]
     penalized_V[ids] = np.where(old > 0, old / penalty, old * penalty)
     return penalized_V
+
+
+def penalize_written(
+    logits_V: NDArray[np.float32], written: Sequence[int], frequency: float, presence: float
+) -> NDArray[np.float32]:
+    """Lower the logits of ids that were written, by `frequency` for each time and by `presence` once, as OpenAI's API
+    does."""
+    penalized_V = logits_V.copy()
+    ids, counts = np.unique(np.asarray(written, dtype=np.int64), return_counts=True)
+    penalized_V[ids] -= (frequency * counts + presence).astype(np.float32)
+    return penalized_V
+
+
+def add_bias(logits_V: NDArray[np.float32], bias: Mapping[int, float]) -> NDArray[np.float32]:
+    """Add to the logits of some ids; -100 rules one out, 100 leaves hardly any other."""
+    biased_V = logits_V.copy()
+    biased_V[list(bias)] += np.array(list(bias.values()), dtype=np.float32)
+    return biased_V
+
+
+def log_probabilities(logits_V: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of the model's own probabilities: at temperature 1, before anything is ruled out."""
+    shifted_V = logits_V.astype(np.float64) - float(logits_V.max())
+    return np.asarray(shifted_V - math.log(np.exp(shifted_V).sum()), dtype=np.float64)
 
 
 def keep_top_k(weights_V: NDArray[np.float64], k: int) -> NDArray[np.float64]:

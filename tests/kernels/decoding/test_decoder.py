@@ -21,7 +21,7 @@ from tests.inference.support import (
 )
 from tiny_gpt.bootstrap import ROOT
 from tiny_gpt.kernels import threads
-from tiny_gpt.kernels.decoding import decoder as decoder_module
+from tiny_gpt.kernels.decoding import compiled_model
 
 
 @all_architectures
@@ -33,10 +33,10 @@ def test_logits_do_not_depend_on_texts_or_threads(
     model = random_model(architecture)
     ids = np.random.default_rng(0).integers(VOCAB_SIZE, size=(2 * BLOCK_SIZE + 3, 9))
     logits_of_first: list[list[NDArray[np.float32]]] = []
-    monkeypatch.setattr(decoder_module, "n_processors", lambda: 2)
+    monkeypatch.setattr(compiled_model, "n_processors", lambda: 2)
     for n_texts, n_threads in ((1, 1), (2, 1), (4, 2), (9, 2)):
         decoder = compiled_decoder(model, n_texts, in_half)
-        decoder._n_threads = n_threads
+        decoder._model.n_threads = n_threads
         logits = [decoder.read([1, 2, 3], 100)]
         logits += [decoder.step(row[:n_texts].tolist(), range(n_texts))[0] for row in ids]
         logits_of_first.append(logits)
@@ -67,9 +67,9 @@ def test_weights_too_large_for_fp16_stay_fp32() -> None:
 
 def test_interrupts_leave_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl+C before and after the other threads have been told of a job, awake or asleep."""
-    monkeypatch.setattr(decoder_module, "n_processors", lambda: 2)
+    monkeypatch.setattr(compiled_model, "n_processors", lambda: 2)
     decoder = compiled_decoder(random_model("gpt2"), 1)
-    decoder._n_threads = 2
+    decoder._model.n_threads = 2
     expected_V = decoder.read([1, 2, 3], 0)
     post = threads._post_job
 
@@ -92,11 +92,11 @@ def test_interrupts_leave_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_forked_process_decodes_with_its_own_threads() -> None:
     program = """if True:
         import os, warnings
-        from tiny_gpt.kernels.decoding import decoder
-        decoder.n_processors = lambda: 2
+        from tiny_gpt.kernels.decoding import compiled_model
+        compiled_model.n_processors = lambda: 2
         from tests.inference.support import compiled_decoder, random_model
         one = compiled_decoder(random_model("gpt2"), 1)
-        one._n_threads = 2
+        one._model.n_threads = 2
         expected = one.read([1, 2, 3], 0)
         child = os.fork()
         assert (one.read([1, 2, 3], 0) == expected).all()

@@ -1,33 +1,10 @@
-"""The compiled decoder: a packed model, a cache of keys and values, and the number of threads that is fastest."""
+"""The compiled decoder: one prompt continued in several ways, all texts at the same position."""
 
-import itertools
-import os
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-import psutil
-from numpy.typing import NDArray
 
 from tiny_gpt.config import ModelConfig
-from tiny_gpt.kernels.compiled import add_stamp
-from tiny_gpt.kernels.decoding.forward import Buffers, Cache, DecodeBatch, run_job, run_jobs
-from tiny_gpt.kernels.decoding.weights import pack_weights
-from tiny_gpt.kernels.matmul import TILE
-from tiny_gpt.kernels.threads import TeamKernel, ThreadPool, as_tuples
+from tiny_gpt.kernels.decoding.compiled_model import MAX_ROWS, Array, CompiledModel
 from tiny_gpt.model.shapes import second_window_offset
-
-# Rows that go through the model at once when a prompt is read: enough to read each weight rarely, few enough that their
-# activations stay in the cache.
-MAX_ROWS = 64
-# Times that each number of threads is tried; the first compiles, or loads compiled code.
-TRIALS = 4
-
-Array = NDArray[np.float32]
-
-_pool = ThreadPool()
-_kernel_ids = itertools.count(1)
 
 
 class CompiledDecoder:
@@ -38,42 +15,9 @@ class CompiledDecoder:
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Array], n_texts: int, in_half: bool = False) -> None:
-        """`weights` by the names of model/gpt.py. `in_half`: matrices are kept in fp16, unless a number is too
-        large."""
-        self._config, self._n_texts, self._vocab_size = config, n_texts, len(weights["head.weight"])
-        self._weights = pack_weights(config, weights, in_half)
-        n_threads, n_rows = n_processors(), max(MAX_ROWS, 2 * n_texts)
-        # Arrays for the largest job; a smaller one uses their beginning.
-        self._batch = DecodeBatch(*(np.zeros(shape, dtype=np.int64) for shape in (2, (n_rows, 3), n_rows)))
-        self._buffers = self._make_buffers(n_threads, n_rows)
-        # Enough to measure; `read` makes one that fits its text.
-        self._make_cache(n_slots=1, n_places=1)
-        self._n_threads = self._fastest_number(n_threads)
-        add_stamp(Path(__file__).parent, config.architecture)
-
-    def _make_buffers(self, n_threads: int, n_rows: int) -> Buffers:
-        config = self._config
-        d_attention = config.n_head * config.dim_per_head
-        return Buffers(
-            x_RD=_zeros(n_rows, config.d_model),
-            normed_MRD=np.stack([_zeros(n_rows, config.d_model)] * n_threads),
-            qkv_RN=_zeros(n_rows, 3 * d_attention),
-            y_RD=_zeros(n_rows, d_attention),
-            gate_RF=None if self._weights.gate is None else _zeros(n_rows, config.d_ff),
-            hidden_RF=_zeros(n_rows, config.d_ff),
-            scores_MT=_zeros(n_threads, config.block_size),
-            logits_RV=_zeros(n_rows, self._vocab_size),
-        )
-
-    def _make_cache(self, n_slots: int, n_places: int) -> None:
-        """Allocate an empty cache for texts of `n_places` tokens."""
-        width, slots = self._config.dim_per_head, (self._config.n_layer, n_slots, self._config.n_head)
-        self._cache = Cache(
-            np.zeros((*slots, width, n_places), dtype=np.float32), np.zeros((*slots, n_places, width), dtype=np.float32)
-        )
-        # A new kernel id: threads that still wait for the old arrays must not take these for them.
-        arguments = (self._config.n_head, self._weights, self._batch, self._cache, self._buffers)
-        self._kernel = TeamKernel(run_job, run_jobs, next(_kernel_ids), as_tuples(arguments))
+        """`weights` and `in_half` as for CompiledModel."""
+        self._config, self._n_texts = config, n_texts
+        self._model = CompiledModel(config, weights, max(MAX_ROWS, 2 * n_texts), in_half)
 
     def read(self, ids: Sequence[int], n_ahead: int) -> Array:
         """See `decoder.Decoder`."""
@@ -83,16 +27,15 @@ class CompiledDecoder:
         self._position, self._needs_second = len(ids), len(ids) + n_ahead > block_size
         # A text that stays within the block needs no second window and no more places than it will have tokens.
         n_slots, n_places = self._n_texts * (2 if self._needs_second else 1), min(len(ids) + n_ahead, block_size)
-        _, slots_there, _, _, places_there = self._cache.keys_LSHKT.shape
-        if n_slots > slots_there or n_places > places_there:
-            self._make_cache(n_slots, n_places)
+        if n_slots > self._model.n_slots or n_places > self._model.n_places:
+            self._model.make_cache(n_slots, n_places)
         second_ids = ids[second_window_offset(block_size) :] if self._needs_second else ()
         rows = [(token, self._back, position) for position, token in enumerate(second_ids)]
         rows += [(token, self._front, position) for position, token in enumerate(ids)]
         # The second window, if there is one, goes first, so that the logits of the last part are those of the first.
         for start in range(0, len(rows), MAX_ROWS):
             part = rows[start : start + MAX_ROWS]
-            logits = self._forward(part, [len(part) - 1], self._n_threads)
+            logits = self._model.forward(part, [len(part) - 1])
         self._copy_to_other_texts(self._front, len(ids))
         if self._needs_second:
             self._copy_to_other_texts(self._back, len(second_ids))
@@ -111,45 +54,8 @@ class CompiledDecoder:
             position = self._position - offset
             rows += [(token, self._back + text, position) for token, text in zip(ids, texts, strict=True)]
         self._position += 1
-        return self._forward(rows, range(len(texts)), self._n_threads).copy()
+        return self._model.forward(rows, range(len(texts))).copy()
 
     def _copy_to_other_texts(self, slot: int, n_places: int) -> None:
         """Copy what the first text has in the cache to all others: they continue the same prompt."""
-        others = slice(slot + 1, slot + self._n_texts)
-        keys_LSHKT, values_LSHTK = self._cache
-        keys_LSHKT[:, others, ..., :n_places] = keys_LSHKT[:, slot : slot + 1, ..., :n_places]
-        values_LSHTK[:, others, :, :n_places] = values_LSHTK[:, slot : slot + 1, :, :n_places]
-
-    def _forward(self, rows: Sequence[tuple[int, int, int]], logits_rows: Sequence[int], n_threads: int) -> Array:
-        """Take `rows`, each (token id, slot, position), through the model: logits (len(logits_rows), V) after some of
-        them. The next call overwrites the array."""
-        self._batch.sizes_2[:] = len(rows), len(logits_rows)
-        self._batch.rows_R3[: len(rows)], self._batch.logits_rows_R[: len(logits_rows)] = rows, logits_rows
-        _pool.run_team(self._kernel, n_threads)
-        return self._buffers.logits_RV[: len(logits_rows), : self._vocab_size]
-
-    def _fastest_number(self, n_threads: int) -> int:
-        """The fastest number of threads, up to `n_threads`: fewer for a small model, whose barriers cost more than
-        they save, on a busy machine, or where some processor cores are slow ones."""
-        numbers = sorted({n_threads, *(1 << i for i in range(n_threads.bit_length()) if 1 << i <= n_threads)})
-        seconds = dict.fromkeys(numbers, float("inf"))
-        # In turn, not one number after the other: what else the machine does hits all alike. The minimum counts.
-        for _ in range(TRIALS):
-            for number in numbers:
-                start = time.perf_counter()
-                self._forward([(0, 0, 0)], [0], number)
-                seconds[number] = min(seconds[number], time.perf_counter() - start)
-        return min(numbers, key=lambda number: seconds[number])
-
-
-def n_processors() -> int:
-    """Processor cores that this process may use, hyper-threads not counted. OMP_NUM_THREADS overrides it."""
-    if (setting := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(setting) > 0:
-        return int(setting)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-
-
-def _zeros(n_rows: int, width: int) -> Array:
-    """Zeros for rows of `width` numbers, up to whole tiles."""
-    return np.zeros((n_rows, -(-width // TILE) * TILE), dtype=np.float32)
+        self._model.copy_slot(slot, slice(slot + 1, slot + self._n_texts), n_places)
