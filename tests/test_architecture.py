@@ -22,14 +22,14 @@ LAYERS = [
     {"data", "model_io", "kernels"},
     # A model's loss with or without our kernels, and generation.
     {"backends", "inference"},
-    # The training step, the loss on a validation text, and files for other tools.
-    {"training", "evaluation", "export"},
+    # The training step, the loss on a validation text, files for other tools, and the API for them.
+    {"training", "evaluation", "export", "serve"},
     # What a machine can do: backends, throughput and predictions; whether its arithmetic is right.
     {"planning", "numerics"},
     # One training from its start or a checkpoint to its end.
     {"run"},
-    # What is printed and logged, the playground, and the Python interface.
-    {"ui", "api", "play"},
+    # What is printed and logged, and the Python interface.
+    {"ui", "api"},
     # The commands.
     {"cli"},
     # The programs.

@@ -28,12 +28,10 @@ from tiny_gpt.config.run import (
     LOG_FILE,
     METRICS_FILE,
     PLAN_FILE,
-    PRETRAINED_FILE,
     REPORT_FILE,
     SAMPLE_INDEX_FILE,
     SAMPLES_FOLDER,
     STATUS_FILE,
-    TEACHERS_FOLDER,
     TEXT_FACTS_FILE,
     RunConfig,
     load_config,
@@ -41,6 +39,7 @@ from tiny_gpt.config.run import (
 )
 from tiny_gpt.config.sampling import EvalConfig, OutputConfig, SampleConfig
 from tiny_gpt.config.saved import model_config_from
+from tiny_gpt.config.serve import ServeConfig
 from tiny_gpt.config.training import BUDGETS, TrainConfig
 from tiny_gpt.config.web import WebConfig
 
@@ -55,12 +54,10 @@ __all__ = [
     "MAX_VOCAB_SIZE",
     "METRICS_FILE",
     "PLAN_FILE",
-    "PRETRAINED_FILE",
     "REPORT_FILE",
     "SAMPLES_FOLDER",
     "SAMPLE_INDEX_FILE",
     "STATUS_FILE",
-    "TEACHERS_FOLDER",
     "TEXT_FACTS_FILE",
     "TOKENIZER_SETTINGS",
     "Architecture",
@@ -78,6 +75,7 @@ __all__ = [
     "RunConfig",
     "SampleConfig",
     "ScheduleName",
+    "ServeConfig",
     "TokenizerName",
     "TrainConfig",
     "WebConfig",

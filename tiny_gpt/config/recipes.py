@@ -19,7 +19,6 @@ AUTO_SETTINGS = (
     "warmup_steps",
     "weight_decay",
     "token_noise",
-    "teachers",
 )
 
 RECIPES: dict[str, RunConfig] = {

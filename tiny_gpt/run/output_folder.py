@@ -18,11 +18,9 @@ from tiny_gpt.config import (
     LOG_FILE,
     METRICS_FILE,
     PLAN_FILE,
-    PRETRAINED_FILE,
     REPORT_FILE,
     SAMPLES_FOLDER,
     STATUS_FILE,
-    TEACHERS_FOLDER,
     TEXT_FACTS_FILE,
 )
 from tiny_gpt.errors import UsageError
@@ -43,8 +41,6 @@ RUN_FILES = (
     REPORT_FILE,
     STATUS_FILE,
     TEXT_FACTS_FILE,
-    PRETRAINED_FILE,
-    TEACHERS_FOLDER,
 )
 LOCK_FILE = ".lock"
 

@@ -1,8 +1,10 @@
 """Refused requests: a status and a JSON body in the form of OpenAI's API, which clients understand."""
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 TYPES = {
     401: "authentication_error",
@@ -31,5 +33,10 @@ class RefusedError(Exception):
         kind = TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.headers)
+    def response(self) -> Response:
+        return json_response(self.body(), self.status, self.headers)
+
+
+def json_response(values: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON body in ASCII: a text may hold lone surrogates, which UTF-8 cannot encode."""
+    return Response(json.dumps(values, allow_nan=False), status, headers, media_type="application/json")
