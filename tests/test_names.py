@@ -18,6 +18,7 @@ SAME_MEANING = {
     "gelu": "kernels for training and decoding, and reference",
     "linear": "reference and check",
     "rotate": "torch and kernel",
+    "soft_cross_entropy": "torch and kernel",
     "softmax": "reference and check",
     "swiglu": "kernels for training and decoding",
     "FP32_BYTES": "bytes of an fp32 number",

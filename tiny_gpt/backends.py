@@ -5,7 +5,7 @@
 - `compiled` is torch.compile of the eager loss, for one device and one shape at a time.
 - `cuda_graph` computes like `eager`; training/cuda_graph.py records the whole update as a CUDA graph.
 
-planning/autotune.py measures them. To add one, write its two functions and add a row to BACKENDS.
+planning/autotune.py measures them. To add one, write its functions and add a row to BACKENDS.
 """
 
 import functools
@@ -15,17 +15,23 @@ from typing import NamedTuple
 import torch
 
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.soft_targets import SoftTargets, soft_cross_entropy
 
 LossFunction = Callable[[GPT, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+SoftLossFunction = Callable[[GPT, torch.Tensor, SoftTargets], torch.Tensor]
+
+
 class Backend(NamedTuple):
-    """Both functions take (model, ids (B, T), targets (B, T))."""
+    """All functions take (model, ids (B, T), targets)."""
 
     loss: LossFunction
     """Mean cross-entropy in nats, a scalar that `backward` can be called on."""
     losses: LossFunction
     """Cross-entropy of each target in nats, (B, T) fp32; called without gradients."""
+    soft_loss: SoftLossFunction
+    """`loss` for targets that are distributions."""
 
 
 def _eager_loss(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -34,6 +40,10 @@ def _eager_loss(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> t
 
 def _eager_losses(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     return model.losses(ids_BT, targets_BT)
+
+
+def _eager_soft_loss(model: GPT, ids_BT: torch.Tensor, targets: SoftTargets) -> torch.Tensor:
+    return soft_cross_entropy(model(ids_BT), targets).mean()
 
 
 # The fused kernels are imported on first use: numba takes a second to import.
@@ -47,6 +57,12 @@ def _fused_losses(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) ->
     from tiny_gpt.kernels.training.loss import losses
 
     return losses(model, ids_BT, targets_BT)
+
+
+def _fused_soft_loss(model: GPT, ids_BT: torch.Tensor, targets: SoftTargets) -> torch.Tensor:
+    from tiny_gpt.kernels.training.loss import soft_loss
+
+    return soft_loss(model, ids_BT, targets)
 
 
 def _compiled_loss(model: GPT, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -65,11 +81,11 @@ def compiled_eager_loss() -> LossFunction:
 
 
 BACKENDS: dict[str, Backend] = {
-    "eager": Backend(_eager_loss, _eager_losses),
-    "fused": Backend(_fused_loss, _fused_losses),
+    "eager": Backend(_eager_loss, _eager_losses, _eager_soft_loss),
+    "fused": Backend(_fused_loss, _fused_losses, _fused_soft_loss),
     # Evaluation has shapes of its own and no gradients: not worth a compilation.
-    "compiled": Backend(_compiled_loss, _eager_losses),
-    "cuda_graph": Backend(_eager_loss, _eager_losses),
+    "compiled": Backend(_compiled_loss, _eager_losses, _eager_soft_loss),
+    "cuda_graph": Backend(_eager_loss, _eager_losses, _eager_soft_loss),
 }
 
 

@@ -14,7 +14,9 @@ import sys
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 10)
 REQUIRED = (
+    "charset_normalizer",
     "filelock",
+    "lxml",
     "numba",
     "numpy",
     "psutil",
@@ -26,6 +28,7 @@ REQUIRED = (
     "tqdm",
     "tyro",
     "wakepy",
+    "webencodings",
 )
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -13,7 +13,7 @@ from tiny_gpt.errors import OutOfResourcesError
 
 
 def test_sources_without_text_are_refused_with_a_reason(tmp_path, refused):
-    write_file(tmp_path / "latin.txt", b"\xe9")
+    write_file(tmp_path / "latin.txt", b"caf\xe9 au lait")
     error = refused(str(tmp_path))
     assert error.code == "no-text-found" and "is not UTF-8 text" in str(error)
 

@@ -18,7 +18,7 @@ def test_summary_counts_what_there_is(tmp_path):
     write_file(tmp_path / "b.png", b"\x89PNG\0")
     summary = finish(summarize(DataConfig((str(tmp_path),))))
     assert summary.n_characters == len(text) and summary.n_bytes == len(text.encode())
-    assert summary.n_documents == 1 and summary.skipped == ["skipped 1: is not a text file (such as b.png)"]
+    assert summary.n_documents == 1 and summary.skipped == ["skipped 1: is a picture (such as b.png)"]
     assert summary.scripts["Latin"] == pytest.approx(17 / 37, abs=0.02)
     tokens = {count.tokenizer: count.train_tokens for count in summary.tokens}
     assert tokens.keys() == TOKENIZERS.keys() and tokens["byte"] == summary.train_bytes

@@ -15,6 +15,7 @@ from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import cache_folder
 from tiny_gpt.run.folders import find_model
+from tiny_gpt.ui.terminal import error
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
     Raises BadInputError for a text of fewer than two tokens.
     """
     # torch takes seconds to import, so --help must not reach these.
-    from tiny_gpt.data.corpus import read_corpus
-    from tiny_gpt.data.readers.base import ReadOptions
+    from tiny_gpt.data.corpus import read_corpus, read_options, skipped_lines
     from tiny_gpt.data.sources.resolve import resolve
     from tiny_gpt.data.token_store import encode_to_file, temporary_build_folder
     from tiny_gpt.device import pick_device
@@ -64,11 +64,14 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
 
     device = pick_device(config.device)
     loaded = open_path(path, device)
-    data = DataConfig(sources, text_field=config.text_field, encoding=config.encoding)
+    data = DataConfig(sources, text_field=config.text_field, encoding=config.encoding, max_unpacked=config.max_unpacked)
     with temporary_build_folder(cache_folder() / "tokens" / "eval") as folder:
         files = with_progress(resolve(data.data)).files
-        options = ReadOptions(data.text_field, data.encoding or None)
-        text = with_progress(read_corpus(files, folder / "text", options)).text
+        options = read_options(data)
+        corpus = with_progress(read_corpus(files, folder / "text", options))
+        for line in skipped_lines([corpus]):
+            error(line)
+        text = corpus.text
         tokens = with_progress(encode_to_file(folder / "ids", text.whole(), loaded.tokenizer))
         if len(tokens) < 2:
             raise BadInputError(

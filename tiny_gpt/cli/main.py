@@ -12,6 +12,7 @@ from tiny_gpt.cli.evaluate import evaluate
 from tiny_gpt.cli.export import export_model, import_model
 from tiny_gpt.cli.generate import generate
 from tiny_gpt.cli.measure import doctor, plan
+from tiny_gpt.cli.play import play
 from tiny_gpt.cli.process import Command, run_command
 from tiny_gpt.cli.runs import runs
 from tiny_gpt.cli.serve import serve
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "resume": resume,
     "runs": runs,
     "generate": generate,
+    "play": play,
     "serve": serve,
     "data": describe_data,
     "eval": evaluate,

@@ -22,6 +22,9 @@ class DataConfig:
     or names from `tiny-gpt data list`. A|B uses B if A is unavailable."""
     val: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Validation text, given like --data. Without it, part of the training text is held out."""
+    first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
+    """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
+    Your own text alone is validated on. Cannot be combined with --start-from."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"
@@ -35,7 +38,10 @@ class DataConfig:
     text_field: str = "text"
     """Name of the JSONL field or the CSV or Parquet column that holds the text."""
     encoding: Annotated[str, OPTIONAL] = ""
-    """Encoding of text files, such as cp1252. Without it, UTF-8, or UTF-16 if the file has a byte order mark."""
+    """Encoding of text files that are not UTF-8, such as cp1252. Web pages and UTF-16 say theirs themselves."""
+    max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = ""
+    """Most that one compressed file may unpack to, such as 80GB. Without it, 100 times its size (64 MB for a small
+    one), and 50 GB."""
 
     def __post_init__(self) -> None:
         require(len(self.data) > 0, "--data: name at least one text file, folder or dataset", "data-missing")

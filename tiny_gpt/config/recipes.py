@@ -19,6 +19,7 @@ AUTO_SETTINGS = (
     "warmup_steps",
     "weight_decay",
     "token_noise",
+    "teachers",
 )
 
 RECIPES: dict[str, RunConfig] = {

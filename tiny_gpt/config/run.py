@@ -25,6 +25,9 @@ SAMPLE_INDEX_FILE = "index.jsonl"
 STATUS_FILE = "status.json"
 REPORT_FILE = "report.html"
 TEXT_FACTS_FILE = "text_facts.json"
+# What stages before the last leave (run/stages.py).
+PRETRAINED_FILE = "pretrained.pt"
+TEACHERS_FOLDER = "teachers"
 
 
 def sample_file(step: int) -> str:

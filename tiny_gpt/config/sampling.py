@@ -98,7 +98,9 @@ class EvalConfig:
     text_field: str = DataConfig.text_field
     """Name of the JSONL field or the CSV or Parquet column that holds the text."""
     encoding: Annotated[str, OPTIONAL] = DataConfig.encoding
-    """Encoding of text files, such as cp1252. Without it, UTF-8, or UTF-16 if the file has a byte order mark."""
+    """Encoding of text files that are not UTF-8, such as cp1252. Web pages and UTF-16 say theirs themselves."""
+    max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = DataConfig.max_unpacked
+    """Most that one compressed file may unpack to, such as 80GB."""
     batch_size: int = 32
     """Blocks scored at once."""
     device: Annotated[str, arg(metavar="{auto,cpu,mps,cuda,cuda:N}")] = "auto"

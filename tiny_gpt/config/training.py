@@ -60,6 +60,13 @@ class TrainConfig:
     """Weight decay of all matrices, including the embeddings."""
     token_noise: float = 0.0
     """Fraction of input tokens replaced by random ones in training; reduces overfitting on text read many times."""
+    teachers: Annotated[int, OPTIONAL] = 0
+    """Models to train before the final one, which learns from the text and from their mean prediction. They share the
+    length of the run. Worth it where one model cannot use all of the time: on small texts, overnight."""
+    teacher_weight: Annotated[float, OPTIONAL] = 0.7
+    """How much the final model's targets follow its teachers; the rest is the text itself."""
+    first_share: Annotated[float, OPTIONAL] = 0.0
+    """Fraction of the run that is trained on the text of --first; half of it if you don't say."""
     beta2: float = 0.999
     """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
     grad_clip: float = 1.0
@@ -100,6 +107,11 @@ class TrainConfig:
             "batch-size-not-divisible",
         )
         self._check_optimization()
+        require(0 <= self.teachers <= 64, f"--teachers {self.teachers}: must be from 0 to 64", "teachers-out-of-range")
+        for name in ("teacher_weight", "first_share"):
+            value = getattr(self, name)
+            message = f"{flag(name)} {value}: must be at least 0 and below 1"
+            require(0 <= value < 1, message, "share-out-of-range")
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63", "seed-out-of-range")
 
     def _check_budget(self) -> None:

@@ -10,6 +10,7 @@ from tiny_gpt.config import DataConfig
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.readers.base import ReadContext, ReadOptions, UnreadableError
 from tiny_gpt.data.readers.compression import DAMAGE_ERRORS
+from tiny_gpt.data.readers.limits import UnpackBudget, UnpackLimitError, allowed_bytes, parse_size
 from tiny_gpt.data.readers.registry import read_documents
 from tiny_gpt.data.sources.files import SourceFile
 from tiny_gpt.data.sources.resolve import Sources
@@ -30,8 +31,10 @@ class Corpus:
     """Size of the files on disk."""
     skipped: Counter[str]
     """Reason -> number of files in folders, or of records, that were left out."""
+    changed: Counter[str]
+    """Reason -> number of characters that were replaced or dropped."""
     examples: dict[str, str]
-    """Reason -> name of the first file that was left out for it."""
+    """Reason -> the first file, and place in it, where it was met."""
 
 
 def read_splits(
@@ -41,12 +44,18 @@ def read_splits(
 
     Raises what `read_corpus` raises.
     """
-    options = ReadOptions(config.text_field, config.encoding or None)
+    options = read_options(config)
     corpus = yield from read_corpus(sources.files, folder / "text", options)
     if not sources.val_files:
         return [corpus], *corpus.text.split(config.val_fraction)
     val_corpus = yield from read_corpus(sources.val_files, folder / "val-text", options)
     return [corpus, val_corpus], corpus.text.whole(), val_corpus.text.whole()
+
+
+def read_options(config: DataConfig) -> ReadOptions:
+    """How the user wants files to be read. Raises BadInputError."""
+    max_unpacked = parse_size(config.max_unpacked) if config.max_unpacked else 0
+    return ReadOptions(config.text_field, config.encoding or None, max_unpacked)
 
 
 def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -> Preparation[Corpus]:
@@ -60,20 +69,25 @@ def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -
     except OSError as error:
         raise write_error(path, error) from error
     skipped: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
     examples: dict[str, str] = {}
     last_error: UnreadableError | None = None
     total_bytes, done_bytes = sum(map(_size, files)), 0
     try:
         for file in files:
             start = writer.position()
-            context = ReadContext(str(file.path), options, file.members)
+            budget = UnpackBudget(allowed_bytes(_size(file), options.max_unpacked))
+            context = ReadContext(str(file.path), options, file.members, file.declared_encoding, budget)
             try:
                 for n_read in _copy_documents(file, writer, context):
                     yield StageProgress("reading", done_bytes + n_read, total_bytes)
                 # Documents of white space are dropped, so nothing may be left of a file that is not empty.
                 if writer.position() == start:
-                    raise context.unreadable("is empty", "file-empty", remedy="give a file with some text in it")
+                    lost = ", ".join(f"{n:,} {reason}" for reason, n in (context.skipped + context.changed).items())
+                    raise context.unreadable("is empty", "file-empty", lost, "give a file with some text in it")
                 skipped += context.skipped
+                changed += context.changed
+                examples = context.examples | examples
             except UnreadableError as error:
                 if file.is_named:
                     raise
@@ -88,16 +102,18 @@ def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -
     if len(text.documents) == 0:
         detail = f"; {last_error}" if last_error else ""
         raise BadInputError(f"no text found in {len(files):,} files{detail}", code="no-text-found")
-    return Corpus(text, total_bytes, skipped, examples)
+    return Corpus(text, total_bytes, skipped, changed, examples)
 
 
 def skipped_lines(corpora: Sequence[Corpus]) -> list[str]:
-    """What was left out of `corpora`, one line per reason, the most frequent first."""
-    skipped = sum((corpus.skipped for corpus in corpora), Counter())
+    """What was left out of `corpora` or changed in it, one line per reason, the most frequent first."""
     examples = {reason: name for corpus in corpora for reason, name in corpus.examples.items()}
+    skipped = sum((corpus.skipped for corpus in corpora), Counter[str]())
+    changed = sum((corpus.changed for corpus in corpora), Counter[str]())
     return [
-        f"skipped {n:,}: {reason}{f' (such as {examples[reason]})' if reason in examples else ''}"
-        for reason, n in skipped.most_common()
+        f"{verb} {n:,}: {reason}{f' (such as {examples[reason]})' if reason in examples else ''}"
+        for verb, counts in (("skipped", skipped), ("changed", changed))
+        for reason, n in counts.most_common()
     ]
 
 
@@ -117,6 +133,13 @@ def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext) 
                         yield reported
                 writer.end_document()
         has_changed = file.state() != state_before
+    except UnpackLimitError as error:
+        raise context.unreadable(
+            "unpacks to more than is allowed",
+            "unpacks-to-too-much",
+            f"{context.budget.max_bytes:,} bytes for this file",
+            "if you trust it, allow more with --max-unpacked, such as --max-unpacked 80GB",
+        ) from error
     except DAMAGE_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise context.unreadable(

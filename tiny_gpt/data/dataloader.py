@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.device import to_device
+from tiny_gpt.model.soft_targets import SoftTargets
 
 # A transfer to an Apple GPU (MPS) reads host memory when the GPU reaches it (torch,
 # aten/src/ATen/native/mps/operations/Copy.mm), so this many batches are kept alive. Training waits for the GPU more
@@ -33,6 +35,8 @@ class Batch(NamedTuple):
 
     inputs_BT: torch.Tensor
     targets_BT: torch.Tensor
+    soft_targets: SoftTargets | None = None
+    """What teachers predict at each position, mixed with `targets_BT`; replaces them where it is given."""
 
 
 class BatchLoader:
@@ -46,12 +50,17 @@ class BatchLoader:
         seed: int,
         device: torch.device = CPU,
         token_noise: float = 0.0,
+        predictions: Predictions | None = None,
     ) -> None:
-        """`batch_size` blocks per batch; see Sampler for `seed` and `token_noise`."""
+        """`batch_size` blocks per batch; see Sampler for `seed` and `token_noise`. With `predictions` of teachers,
+        batches have soft targets."""
         sampler = Sampler(len(tokens), block_size, batch_size, seed, token_noise)
         self.batch_size = batch_size
-        is_resident = device.type == "cuda" and fits_on_device(tokens, device)
-        self._reader = (DeviceBatchReader if is_resident else HostBatchReader)(tokens, sampler, device)
+        self._reader: HostBatchReader | DeviceBatchReader
+        if predictions is None and device.type == "cuda" and fits_on_device(tokens, device):
+            self._reader = DeviceBatchReader(tokens, sampler, device)
+        else:
+            self._reader = HostBatchReader(tokens, sampler, device, predictions)
 
     def batch(self, step: int) -> Batch:
         """The whole batch of `step`, counted from 0. Any order of steps is correct; ascending is fast."""
@@ -61,30 +70,40 @@ class BatchLoader:
 class HostBatchReader:
     """Reads batches from the text in host memory (a memory-mapped file, so perhaps from disk) and transfers them."""
 
-    def __init__(self, tokens: NDArray[np.unsignedinteger], sampler: Sampler, device: torch.device) -> None:
-        self._tokens, self._sampler, self._device = tokens, sampler, device
+    def __init__(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        sampler: Sampler,
+        device: torch.device,
+        predictions: Predictions | None = None,
+    ) -> None:
+        self._tokens, self._sampler, self._device, self._predictions = tokens, sampler, device, predictions
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._prefetched: dict[int, Future[torch.Tensor]] = {}
-        self._kept: deque[torch.Tensor] = deque(maxlen=KEPT_BATCHES)
+        self._prefetched: dict[int, Future[tuple[torch.Tensor, ...]]] = {}
+        self._kept: deque[tuple[torch.Tensor, ...]] = deque(maxlen=KEPT_BATCHES)
 
     def batch(self, step: int) -> Batch:
         """The batch of `step`; the next one is read in the background."""
         prefetched = self._prefetched.pop(step, None)
-        batch_2BT = prefetched.result() if prefetched else self._read(step)
+        tensors = prefetched.result() if prefetched else self._read(step)
         self._prefetched = {step + 1: self._thread.submit(self._read, step + 1)}
         if self._device.type == "mps":
-            self._kept.append(batch_2BT)
-        return Batch(*batch_2BT.to(self._device, non_blocking=True))
+            self._kept.append(tensors)
+        batch_2BT, *soft = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
+        return Batch(batch_2BT[0], batch_2BT[1], SoftTargets(*soft) if soft else None)
 
-    def _read(self, step: int) -> torch.Tensor:
-        """Inputs and targets in one tensor (2, B, T), for CUDA in pinned memory, which it can copy asynchronously."""
+    def _read(self, step: int) -> tuple[torch.Tensor, ...]:
+        """Inputs and targets in one tensor (2, B, T), then the two tensors of soft targets, if there are any; for CUDA
+        in pinned memory, which it can copy asynchronously."""
         # Row 0 are the inputs' offsets from a block's start, row 1 the targets': one token further.
         offsets_2T = np.arange(2)[:, None] + np.arange(self._sampler.block_size)
         positions_2BT = self._sampler.starts(step)[:, None] + offsets_2T[:, None]
         replaced, replacements = self._sampler.noise(step)
         positions_2BT[0].flat[replaced] = replacements  # inputs only
-        batch_2BT = torch.from_numpy(self._tokens[positions_2BT].astype(np.int64))
-        return batch_2BT.pin_memory() if self._device.type == "cuda" else batch_2BT
+        tensors: list[torch.Tensor] = [torch.from_numpy(self._tokens[positions_2BT].astype(np.int64))]
+        if self._predictions is not None:
+            tensors += self._predictions.soft_targets(positions_2BT[1], tensors[0][1])
+        return tuple(tensor.pin_memory() if self._device.type == "cuda" else tensor for tensor in tensors)
 
 
 class DeviceBatchReader:

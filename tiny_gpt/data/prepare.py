@@ -10,6 +10,7 @@ from tiny_gpt.data.choose_tokenizer import build_tokenizer, tokenizer_file_sha25
 from tiny_gpt.data.corpus import read_splits, skipped_lines
 from tiny_gpt.data.overlap import val_overlap
 from tiny_gpt.data.progress import Preparation
+from tiny_gpt.data.readers.base import READING_VERSION
 from tiny_gpt.data.sources.files import content_hash
 from tiny_gpt.data.sources.resolve import Sources, resolve
 from tiny_gpt.data.token_store import (
@@ -70,7 +71,9 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         config.vocab_size,
         config.text_field,
         config.encoding,
+        config.max_unpacked,
         config.val_fraction,
+        READING_VERSION,
     )
     store = open_store(folder)
     if store is None:  # never built, or damaged since

@@ -81,8 +81,15 @@ def write(
     A text depends on its own seed alone, not on the others (on a CPU with numba to the last token; elsewhere a number
     may round otherwise).
     """
+    yield from continue_ids(writer, config, writer.tokenizer.encode(config.prompt or START).tolist(), seeds, decoder)
+
+
+def continue_ids(
+    writer: Engine, config: SampleConfig, ids: Sequence[int], seeds: Sequence[int], decoder: Decoder | None = None
+) -> Iterator[list[Text]]:
+    """The same for a prompt that is already encoded, of at least one token; `config.prompt` is not used."""
     block_size = writer.config.block_size
-    prompt_ids = writer.tokenizer.encode(config.prompt or START)[-block_size:].tolist()
+    prompt_ids = list(ids[-block_size:])
     texts = [Text(seed, config.stop, writer.tokenizer, prompt_ids.copy()) for seed in seeds]
     decoder = decoder or writer.make_decoder(len(texts), config.precision)
     logits_V = decoder.read(prompt_ids, config.max_tokens)

@@ -20,6 +20,7 @@ A tensor's name ends in its shape, one letter for each dimension: x_BTD has shap
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -117,6 +118,13 @@ class GPT(nn.Module):
         """Cross-entropy of each target in nats, (B, T) fp32. In training, targets are the ids one position later."""
         logits_BTV = self(ids_BT).float()
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+
+    def set_dropout(self, p: float) -> None:
+        """Train with another dropout probability from now on."""
+        self.config = replace(self.config, dropout=p)
+        for module in self.modules():
+            if isinstance(module, SelfAttention | MLP | GatedMLP):
+                module.dropout = p
 
     @property
     def device(self) -> torch.device:

@@ -17,6 +17,7 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS, best_batch_tokens, reducible_loss
 from tiny_gpt.planning.types import TextStats
+from tiny_gpt.training.stages import WARMUP_SHARE
 
 # (n_layer, d_model) from small to large: what `auto` chooses from unless the user gave one of them.
 SIZES = (
@@ -68,7 +69,6 @@ REFERENCE_STEPS, RATE_EXPONENT = 1000, 0.4
 MIN_PEAK_RATE, MAX_PEAK_RATE = 2e-4, 5e-3
 # For a pretrained model (--start-from), which a high rate would make forget.
 FINE_TUNING_RATE = 2e-4
-WARMUP_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ def with_hyperparameters(
     shortest = min(text.train_tokens, text.val_tokens)
     config = with_batch(config, shortest)
     steps = steps_for(config, budget, step_time)
-    if steps < FEW_STEPS:
+    # A stage that continues a pretraining has the block of that, and much longer, run.
+    if steps < FEW_STEPS and not config.train.first_share:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
         # The best batch size, as a power of two times BASE_BATCH_TOKENS.

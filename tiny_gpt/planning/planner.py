@@ -31,11 +31,18 @@ from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS, forecast, saturatio
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, measure_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
+from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_SHARE, teacher_share
 
 # The steps that are timed where the size is open: (n_layer, d_model), on a GPU also the multiple of BASE_BATCH_TOKENS.
 # They span the sizes of a CPU's runs, and the regimes of a GPU: bound by kernel launches, by memory, by arithmetic.
 TIMED_SIZES = ((4, 128), (4, 256))
 TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
+# The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
+# of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
+MAX_TEACHERS, MIN_TEACHER_EPOCHS = 8, 10
+# The passes over the own text that are best for a model that has been pretrained on other text: more of them undo what
+# it has learned there.
+MAX_FINE_TUNING_EPOCHS = 8
 # The share of a timed budget that training steps get; evaluations and the end of the run take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
 
@@ -53,13 +60,41 @@ class Planner(NamedTuple):
 
     def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
         """`config` with every open setting chosen, and its Plan. Raises UsageError where no model fits into memory."""
-        budget = self._budget(config.train)
         if config.train.auto:
-            is_gpu = self.device.type != "cpu"
-            config = choose_settings(
-                config, self.text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu
-            )
+            config = self._with_teachers(config) if "teachers" in config.train.auto else self._complete(config)
         return config, self.plan_of(config, self.step_time(config))
+
+    def _complete(self, config: RunConfig) -> RunConfig:
+        """`config` with every open setting but the number of teachers chosen, for the length of one stage."""
+        budget, is_gpu = self._budget(config.train), self.device.type != "cpu"
+        return choose_settings(config, self.text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu)
+
+    def _with_teachers(self, config: RunConfig) -> RunConfig:
+        """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
+        is_possible = config.train.is_timed and not config.train.start_from
+        is_share_open = bool(config.data.first) and not config.train.first_share
+        if is_share_open:
+            config = replace(config, train=replace(config.train, first_share=FIRST_SHARE))
+        best = self._complete(_with_n_teachers(config, 0))
+        for n_teachers in range(1, MAX_TEACHERS + 1) if is_possible else ():
+            candidate = self._complete(_with_n_teachers(config, n_teachers))
+            if self._stage_epochs(candidate) < MIN_TEACHER_EPOCHS:
+                break
+            best = candidate
+        if is_share_open and (first_share := self._best_first_share(best)) > FIRST_SHARE:
+            config = replace(config, train=replace(config.train, first_share=first_share))
+            best = self._complete(_with_n_teachers(config, best.train.teachers))
+        return best
+
+    def _stage_epochs(self, config: RunConfig) -> float:
+        """Passes over the text in the time of one teacher, or of the only stage."""
+        steps = steps_for(config, self._budget(config.train), self.step_time)
+        return steps * tokens_per_step(config) / self.text.train_tokens
+
+    def _best_first_share(self, config: RunConfig) -> float:
+        """The fraction of the time for the text of --first with which each stage after it reads the own text
+        MAX_FINE_TUNING_EPOCHS times."""
+        return 1 - (1 - config.train.first_share) * MAX_FINE_TUNING_EPOCHS / max(1e-9, self._stage_epochs(config))
 
     def calibrated(self, config: RunConfig) -> "Planner":
         """This planner, scaled to the measured step time of the model that it chooses for `config`.
@@ -76,7 +111,8 @@ class Planner(NamedTuple):
 
     def plan_of(self, config: RunConfig, step_s: float) -> Plan:
         """The Plan of a complete `config` whose steps take `step_s` seconds."""
-        steps = steps_for(config, self._budget(config.train), lambda _: step_s)
+        stage_steps = steps_for(config, self._budget(config.train), lambda _: step_s)
+        steps = round(stage_steps / teacher_share(config.train))
         step_tokens = tokens_per_step(config)
         timed_s = self._requested_seconds(config.train)
         return Plan(
@@ -87,9 +123,17 @@ class Planner(NamedTuple):
             data_epochs=steps * step_tokens / self.text.train_tokens,
             seconds=steps * step_s / STEPS_SHARE if timed_s is None else timed_s,
             memory_bytes=self._memory_bytes(config),
-            forecast=forecast(config, self.text, steps),
-            saturation_s=saturation_tokens(self.text) / step_tokens * step_s / STEPS_SHARE,
+            forecast=forecast(config, self.text, stage_steps),
+            saturation_s=self._saturation_tokens(config.train) / step_tokens * step_s / STEPS_SHARE,
+            teachers=config.train.teachers,
         )
+
+    def _saturation_tokens(self, train: TrainConfig) -> float:
+        """Tokens after which more hardly help; a timed run has stages, until its teachers are as many as are useful."""
+        tokens = saturation_tokens(self.text)
+        if not train.is_timed or train.start_from:
+            return tokens
+        return max(tokens, MIN_TEACHER_EPOCHS * self.text.train_tokens) * (MAX_TEACHERS + STUDENT_SHARE)
 
     def _requested_seconds(self, train: TrainConfig) -> float | None:
         """Seconds of a timed budget; None for a counted one."""
@@ -97,14 +141,18 @@ class Planner(NamedTuple):
         return requested_seconds(train, now if self.requested_at is None else self.requested_at, now)
 
     def _budget(self, train: TrainConfig) -> ComputeBudget:
+        """That of one stage: of a teacher, or of a run that has only one stage."""
+        share = teacher_share(train)
         seconds = self._requested_seconds(train)
         if seconds is not None:
-            return ComputeBudget(STEPS_SHARE * seconds)
+            return ComputeBudget(share * STEPS_SHARE * seconds)
         tokens = {
             "tokens": train.tokens,
             "data_epochs": round(train.data_epochs * self.text.train_tokens),
         }.get(train.budget)
-        return ComputeBudget(None, tokens) if tokens else ComputeBudget(None, None, train.total_steps)
+        if tokens:
+            return ComputeBudget(None, max(1, round(share * tokens)))
+        return ComputeBudget(None, None, max(1, round(share * train.total_steps)))
 
     def _fits_memory(self, config: RunConfig) -> bool:
         return self._memory_bytes(config) <= available_memory_bytes(self.device)
@@ -113,6 +161,11 @@ class Planner(NamedTuple):
         if config.train.backend == "auto":
             config = replace(config, train=replace(config.train, **asdict(self.candidate)))
         return estimate_memory_bytes(config, self.text.vocab_size, self.device)
+
+
+def _with_n_teachers(config: RunConfig, n_teachers: int) -> RunConfig:
+    auto = tuple(name for name in config.train.auto if name != "teachers")
+    return replace(config, train=replace(config.train, teachers=n_teachers, auto=auto))
 
 
 def measure_machine_and_text(

@@ -41,6 +41,9 @@ CRITICAL_RATIO, FREE_RATIO = 1.5, 1.5
 HARDEST = 1.2
 # The penalty of a character tokenizer, for a text whose pilot run used BPE.
 CHAR_PENALTY = "tokenizer char"
+# What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; an
+# ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
+GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
 # 80% of a normal distribution lies within this many standard deviations of its mean.
 Z_80 = 1.2816
 
@@ -116,17 +119,22 @@ def batch_inefficiency(batch_tokens: int, n_tokens: float) -> float:
 
 
 def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
-    """The loss to expect from a run of `config` with `steps` steps.
+    """The loss to expect from a run of `config`, of which one teacher, or the only stage, has `steps` steps.
 
     The variance of a prediction is that of the residual plus x' C x for the covariance C of the coefficients.
     """
     law = load_scaling_law()
     features = law.features(text, reducible_loss(config, text, steps))
     penalty = sum(law.penalties.get(setting, 0.0) for setting in _penalized_settings(config))
-    mean = float(features @ np.array(law.coefficients)) + penalty
+    mean = float(features @ np.array(law.coefficients)) + penalty + distillation_gain(config.train.teachers)
     variance = law.residual_std**2 + float(features @ np.array(law.covariance) @ features)
     spread = Z_80 * math.sqrt(variance)
     return Forecast(math.exp(mean), math.exp(mean - spread), math.exp(mean + spread))
+
+
+def distillation_gain(n_teachers: int) -> float:
+    """What is added to ln(bits per byte) by a student's teachers."""
+    return -(GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / n_teachers) if n_teachers else 0.0
 
 
 def _penalized_settings(config: RunConfig) -> list[str]:

@@ -85,6 +85,8 @@ class Plan:
     forecast: Forecast
     saturation_s: float
     """Training time after which more time hardly improves a model of this text."""
+    teachers: int = 0
+    """Models that are trained first, which the final one learns from."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

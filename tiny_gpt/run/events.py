@@ -67,6 +67,17 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StageBegun:
+    """Another stage of the run begins after `step`; see training/stages.py."""
+
+    step: int
+    description: str
+    """For the user, such as "pretraining on 1,000,000 tokens of other text"."""
+    name: str
+    """Such as "teacher 2 of 4"."""
+
+
+@dataclass(frozen=True)
 class ThroughputMeasured:
     """The first steps have been timed."""
 
@@ -201,6 +212,7 @@ Event = (
     StageProgress
     | Notice
     | Prepared
+    | StageBegun
     | StepDone
     | ThroughputMeasured
     | Evaluated

@@ -18,9 +18,11 @@ from tiny_gpt.config import (
     LOG_FILE,
     METRICS_FILE,
     PLAN_FILE,
+    PRETRAINED_FILE,
     REPORT_FILE,
     SAMPLES_FOLDER,
     STATUS_FILE,
+    TEACHERS_FOLDER,
     TEXT_FACTS_FILE,
 )
 from tiny_gpt.errors import UsageError
@@ -41,6 +43,8 @@ RUN_FILES = (
     REPORT_FILE,
     STATUS_FILE,
     TEXT_FACTS_FILE,
+    PRETRAINED_FILE,
+    TEACHERS_FOLDER,
 )
 LOCK_FILE = ".lock"
 

@@ -13,6 +13,7 @@ from tiny_gpt.config import BEST_FILE, CONFIG_FILE, PLAN_FILE, RunConfig
 from tiny_gpt.data.choose_tokenizer import tokenizer_sha256
 from tiny_gpt.data.prepare import Dataset, open_stored_dataset, open_stored_tokenizer, prepare
 from tiny_gpt.data.progress import PreparationEvent
+from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import candidate_precisions, configure_torch, pick_device
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.files import user_path
@@ -20,11 +21,13 @@ from tiny_gpt.host.heartbeat import restart_reason
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.planning.types import BackendChoice, Plan
+from tiny_gpt.run.checkpoint import read_state
 from tiny_gpt.run.checkpoint_store import DamagedError
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.output_folder import write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
 from tiny_gpt.run.saved_run import SavedRun, find_resume_point, merge_settings
+from tiny_gpt.run.start import prepare_other
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.tokenizer.base import Tokenizer
@@ -52,6 +55,7 @@ def resume_run(requested: RunConfig, request: RunRequest) -> Generator[Preparati
     device = pick_device(merged.train.device)
     configure_torch(device, merged.train.deterministic)
     dataset, data_notes = yield from reopen_data(merged, saved)
+    other = yield from reopen_other(merged, saved, dataset)
     vocab_size = dataset.tokenizer.vocab_size
 
     settled = resolve_steps(merged, len(dataset.train))
@@ -64,7 +68,7 @@ def resume_run(requested: RunConfig, request: RunRequest) -> Generator[Preparati
     model = build_model(config, vocab_size, device)
     machine = machine_fingerprint(device)
     description = RunDescription(config, requested, dataset.identity, machine)
-    trainer = Trainer(TrainState(model, config.train, request), dataset, config, description, out_dir)
+    trainer = Trainer(TrainState(model, config.train, request), dataset, config, description, out_dir, other)
     notes = [*saved.notes, *change_notes, *data_notes, *backend_notes, *saved.machine_notes(machine)]
     if reason := restart_reason():
         notes.append(f"restarted: {reason}")
@@ -155,6 +159,44 @@ def reopen_data(config: RunConfig, saved: SavedRun) -> Generator[PreparationEven
             code="text-or-tokenizer-changed",
         )
     return dataset, []
+
+
+def reopen_other(
+    config: RunConfig, saved: SavedRun, dataset: Dataset
+) -> Generator[PreparationEvent, None, Tokens | None]:
+    """The text of --first, in the tokens of the run's own `dataset`; None where it is gone or has changed, and is no
+    longer needed.
+
+    Raises BadInputError where a run that is still in its first stage cannot have it.
+    """
+    if not config.data.first:
+        return None
+    store = dataset.identity["first_store"] = saved.description.data.get("first_store")
+    stored = open_stored_dataset(config.data, str(store))
+    if stored is not None:
+        return stored.train
+    try:
+        other = yield from prepare_other(config, dataset.tokenizer)
+    except (BadInputError, OutOfResourcesError):
+        if is_pretraining(saved):
+            raise
+        return None
+    assert other is not None, "the config names other text"
+    if other.identity["store"] == store:
+        return other.train
+    if not is_pretraining(saved):
+        return None
+    raise BadInputError(
+        f"the text of --first has changed ({', '.join(other.sources)}), and this run was still learning from it.\n"
+        "Restore it, or start a new run (--new)",
+        code="first-text-changed",
+    )
+
+
+def is_pretraining(saved: SavedRun) -> bool:
+    """Whether the run is still in its first stage."""
+    run = read_state(saved.checkpoint).get("run")
+    return not (isinstance(run, dict) and run.get("stage"))
 
 
 def find_tokenizer(config: RunConfig, saved: SavedRun) -> Tokenizer:

@@ -7,8 +7,8 @@ import torch
 
 from tiny_gpt.config import CONFIG_FILE, PLAN_FILE, RunConfig, flag
 from tiny_gpt.config.recipes import RECIPES
-from tiny_gpt.data.prepare import prepare
-from tiny_gpt.data.progress import PreparationEvent
+from tiny_gpt.data.prepare import Dataset, prepare
+from tiny_gpt.data.progress import Preparation, PreparationEvent
 from tiny_gpt.device import configure_torch, pick_device
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import user_path
@@ -23,7 +23,12 @@ from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomicall
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
+from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.budget import RunRequest, resolve_steps
+from tiny_gpt.training.stages import FIRST_SHARE
+
+# Other text is not validated on: as little as possible is held out.
+OTHER_VAL_FRACTION = 0.01
 
 
 def start_run(requested: RunConfig, request: RunRequest) -> Generator[PreparationEvent, None, PreparedRun]:
@@ -42,10 +47,16 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer if initial else None)
     vocab_size = dataset.tokenizer.vocab_size
 
+    other = yield from prepare_other(shaped, dataset.tokenizer)
+    if other:
+        dataset.identity["first_store"] = other.identity["store"]
+
     planner: Planner | None = None
     if shaped.train.auto:
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
     planned = resolve_steps(planner.plan(shaped)[0] if planner else shaped, len(dataset.train))
+    if other and not planned.train.first_share:
+        planned = replace(planned, train=replace(planned.train, first_share=FIRST_SHARE))
     yield from compilation_notices(planned, device)
     choice = choose_backend(planned, vocab_size, device)
     config = with_choices(planned, dataset.sources, choice.candidate)
@@ -57,12 +68,25 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     del initial  # frees its memory before the optimizer allocates the moments
     description = RunDescription(config, requested, dataset.identity, machine_fingerprint(device))
     out_dir = user_path(requested.train.out_dir)
-    trainer = Trainer(TrainState(model, config.train, request), dataset, config, description, out_dir)
+    trainer = Trainer(
+        TrainState(model, config.train, request), dataset, config, description, out_dir, other.train if other else None
+    )
     earlier_run = archive_earlier_run(out_dir)
     write_json_atomically(out_dir / CONFIG_FILE, config.to_flat())
     if plan:
         write_json_atomically(out_dir / PLAN_FILE, plan.to_dict())
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan, earlier_run))
+
+
+def prepare_other(config: RunConfig, tokenizer: Tokenizer) -> Preparation[Dataset | None]:
+    """The text of --first in the tokens of the run's own text; None without it. Raises UsageError and BadInputError."""
+    if not config.data.first:
+        return None
+    if config.train.start_from:
+        message = "--first and --start-from: give only one of them; a model that has been trained needs no pretraining"
+        raise UsageError(message, code="first-and-start-from")
+    data = replace(config.data, data=config.data.first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
+    return (yield from prepare(data, min_block_size(config), tokenizer))
 
 
 def open_initial_model(start_from: str) -> LoadedModel | None:

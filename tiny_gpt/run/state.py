@@ -4,6 +4,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.device import release_memory, synchronize
 from tiny_gpt.model.gpt import GPT
@@ -35,6 +37,10 @@ class RunCounters:
     """Micro-batches per batch, at least; doubled when memory runs out."""
     rate_factor: float = 1.0
     """Multiplies the scheduled learning rate; halved by each rollback."""
+    stage: int = 0
+    """Index of the stage (training/stages.py) that the run is in."""
+    stage_start: float = 0.0
+    """The run's progress at its beginning."""
     batch_offset: int = 0
     """Batches left out by rollbacks: step s reads batch s + batch_offset."""
     lowest_val_loss: float = 1e9
@@ -134,6 +140,14 @@ class TrainState:
         counters.step += 1
         counters.rate_share = scheduled_rate / self.config.learning_rate
         self.is_cooling = is_cooling(point, self.config)
+
+    def forget_moments(self) -> None:
+        """Have the optimizer and the guard begin anew, for other weights."""
+        with torch.no_grad():
+            for moments in self.optimizer.state.values():
+                for tensor in moments.values():
+                    tensor.zero_()
+        self.guard.load_dict(Guard(self.model.device).to_dict())
 
     def shrink_micro_batches(self) -> None:
         """Compute fewer blocks at once, after memory ran out, and free what the failed attempt left."""

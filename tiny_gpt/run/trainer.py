@@ -6,14 +6,14 @@ training/step.py.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import is_out_of_memory, memory_bytes, peak_memory_bytes
 from tiny_gpt.errors import DivergedError, RestartRequestedError
 from tiny_gpt.evaluation import bits_per_byte
@@ -29,6 +29,7 @@ from tiny_gpt.run.events import (
     Event,
     Finished,
     RolledBack,
+    StageBegun,
     StepDone,
     Stopping,
     ThroughputMeasured,
@@ -36,6 +37,7 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.saver import Saver
+from tiny_gpt.run.stages import StageRunner
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate
@@ -68,18 +70,22 @@ class Trainer:
     """Trains the model of `state` on `dataset`, from its first step to the model files in `out_dir`."""
 
     def __init__(
-        self, state: TrainState, dataset: Dataset, config: RunConfig, description: RunDescription, out_dir: Path
+        self,
+        state: TrainState,
+        dataset: Dataset,
+        config: RunConfig,
+        description: RunDescription,
+        out_dir: Path,
+        other: Tokens | None = None,
     ) -> None:
+        """`other` is the text of --first."""
         self.state, self.dataset, self.config = state, dataset, config
         store = CheckpointStore(out_dir)
         saver = Saver(state, store)
         self.checkpoints = CheckpointManager(state, description, store, saver)
         self.model_files = ModelFiles(state, config, dataset.tokenizer, out_dir, store, saver)
         self.evaluator = Evaluator(state, dataset)
-        train, device = config.train, state.model.device
-        self.batches = BatchLoader(
-            dataset.train.ids, config.model.block_size, train.batch_size, train.seed, device, train.token_noise
-        )
+        self.stages = StageRunner(state, config, dataset, other, out_dir)
         self.tokens_per_step = self.evaluator.tokens_per_step
         self._n_reported_skips = 0
 
@@ -102,6 +108,7 @@ class Trainer:
         state.clock.start_lap(first_step)
         while not budget.is_over(state.step):
             point = budget.begin_step(state.step, self._reserved_s())
+            point = yield from self._enter_stage(point, monitor.beat)
             yield from self._checkpoint_before_cooldown(point)
             done = self._train_one_step(point)
             monitor.beat()
@@ -111,7 +118,7 @@ class Trainer:
                 continue
             stop_signal = monitor.stop.signal_number
             is_epoch_end = self._is_epoch_end(point)
-            is_due = is_epoch_end or self.evaluator.is_due(point)
+            is_due = is_epoch_end or self.stages.is_last_step(point) or self.evaluator.is_due(point)
             if stop_signal is not None:
                 if not is_due:  # an uninterrupted run would not evaluate here: save without this evaluation
                     yield from self._report(self.checkpoints.save())
@@ -139,12 +146,23 @@ class Trainer:
         yield from self._report(self.model_files.save_final())
         yield self._finish(monitor)
 
+    # --- stages ---
+
+    def _enter_stage(self, point: SchedulePoint, beat: Callable[[], None]) -> Generator[Event, None, SchedulePoint]:
+        """Begin another stage if `point` is in one; returns `point` as seen from its stage."""
+        stages = self.stages
+        if stages.must_change(point):
+            stages.change(point, beat)
+            yield from self._report(StageBegun(self.state.step, stages.describe(), str(stages.stage)))
+        stages.prepare(beat)
+        return stages.point(point)
+
     # --- steps ---
 
     def _train_one_step(self, point: SchedulePoint) -> DoneStep:
         """Do the step at `point`, in smaller micro-batches if memory runs out."""
         state, counters, train = self.state, self.state.counters, self.config.train
-        batch = self.batches.batch(state.step + counters.batch_offset)
+        batch = self.stages.batches.batch(state.step + counters.batch_offset)
         scheduled_rate = learning_rate(point, train)
         rate = scheduled_rate * counters.rate_factor
         result = self._retry_out_of_memory(

@@ -34,6 +34,10 @@ class TrainingBudget(Protocol):
         """The fraction of the budget, 0 to 1, that `n_steps` have used."""
         ...
 
+    def progress_per_step(self) -> float:
+        """By how much the progress grows from one step to the next, as far as is known."""
+        ...
+
     def remaining_s(self) -> float | None:
         """Seconds until the run ends; None unless its budget is a time."""
         ...
@@ -65,6 +69,9 @@ class StepBudget:
 
     def progress(self, n_steps: int) -> float:
         return min(1.0, n_steps / self.total_steps)
+
+    def progress_per_step(self) -> float:
+        return 1 / max(1, self.total_steps - 1)
 
     def remaining_s(self) -> None:
         return None

@@ -23,6 +23,7 @@ from tiny_gpt.config import TrainConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import max_blocks_at_once
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.soft_targets import SoftTargets
 from tiny_gpt.training.guard import Guard
 
 
@@ -42,6 +43,7 @@ class MicroBatch(NamedTuple):
     targets_BT: torch.Tensor
     share: float
     """Its fraction of the batch: the weight of its mean loss in that of the batch."""
+    soft_targets: SoftTargets | None = None
 
 
 def train_step(
@@ -82,17 +84,27 @@ def micro_batches(
     """The parts of `batch`, moved to `device`. Each is yielded right after torch was seeded for its dropout."""
     batch_size, block_size = batch.inputs_BT.shape
     size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
-    parts = zip(batch.inputs_BT.split(size), batch.targets_BT.split(size), strict=True)
-    for index, (inputs_BT, targets_BT) in enumerate(parts):
+    for index, start in enumerate(range(0, batch_size, size)):
+        rows = slice(start, start + size)
+        inputs_BT, targets_BT = batch.inputs_BT[rows].to(device), batch.targets_BT[rows].to(device)
+        soft = batch.soft_targets and SoftTargets(*(part[rows].to(device) for part in batch.soft_targets))
         seed_dropout(config.seed, step, index)
-        yield MicroBatch(inputs_BT.to(device), targets_BT.to(device), len(inputs_BT) / batch_size)
+        yield MicroBatch(inputs_BT, targets_BT, len(inputs_BT) / batch_size, soft)
 
 
 def accumulate_gradients(
-    model: GPT, backend: Backend, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, share: float
+    model: GPT,
+    backend: Backend,
+    inputs_BT: torch.Tensor,
+    targets_BT: torch.Tensor,
+    share: float,
+    soft_targets: SoftTargets | None = None,
 ) -> torch.Tensor:
     """Add a micro-batch's gradients to those in `parameter.grad`; returns its share of the batch's loss."""
-    loss = backend.loss(model, inputs_BT, targets_BT) * share
+    if soft_targets is not None:
+        loss = backend.soft_loss(model, inputs_BT, soft_targets) * share
+    else:
+        loss = backend.loss(model, inputs_BT, targets_BT) * share
     loss.backward()
     return loss.detach()
 

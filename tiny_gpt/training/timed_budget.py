@@ -26,6 +26,7 @@ from tiny_gpt.duration import next_time
 from tiny_gpt.host.clocks import Clocks, system_clocks
 from tiny_gpt.training.budget import RunRequest, requested_seconds
 from tiny_gpt.training.schedule import SchedulePoint
+from tiny_gpt.training.stages import last_share
 
 # The warm-up takes at most this fraction of the budget, whatever its number of steps.
 MAX_WARMUP_FRACTION = 0.05
@@ -125,7 +126,9 @@ class TimedBudget:
         self._measured_from: tuple[int, float] | None = None
         """The step, and `train_s`, at which the measurement under way began."""
         self._is_first = state.progress == 0
-        self._cooldown = config.cooldown if config.resolved_schedule == "wsd" else 1.0
+        cooldown = config.cooldown if config.resolved_schedule == "wsd" else 1.0
+        # That of the last stage. Earlier ones have their own, which a sleep may cut short.
+        self._cooldown = cooldown * (last_share(config) if state.first_step == 0 else 1.0)
 
     # --- the interface of TrainingBudget ---
 
@@ -170,6 +173,9 @@ class TimedBudget:
 
     def progress(self, n_steps: int) -> float:
         return self.state.progress
+
+    def progress_per_step(self) -> float:
+        return (1 - self.state.progress) / self.steps_left
 
     def remaining_s(self) -> float:
         state = self.state

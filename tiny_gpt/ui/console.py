@@ -20,6 +20,7 @@ from tiny_gpt.run.events import (
     Prepared,
     RolledBack,
     Saved,
+    StageBegun,
     StepDone,
     Stopping,
     ThroughputMeasured,
@@ -80,6 +81,8 @@ class Console:
                 self._print_setup(event)
                 self._restart_timer(event.steps_done)
                 self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% shows that it has started
+            case StageBegun():
+                self._print(f"step {event.step:,}: {event.description}")
             case StepDone():
                 self._update_bar(event)
             case ThroughputMeasured():

@@ -44,6 +44,14 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     epochs = plan.data_epochs
     passes = f"{epochs:,.1f} epochs over the text" if epochs >= 0.95 else f"{epochs:.0%} of the text"
     yield "plan", f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {passes}"
+    if plan.teachers:
+        teachers = (
+            f"{plan.teachers} teachers, then the final model," if plan.teachers > 1 else "a teacher, then a model"
+        )
+        yield (
+            "",
+            f"{teachers} which learns from the text and from {'their mean' if plan.teachers > 1 else 'its'} prediction",
+        )
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     forecast = plan.forecast
     interval = f"between {forecast.low:.2f} and {forecast.high:.2f}"
@@ -93,6 +101,7 @@ def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[
         "  8 of 10 runs between", [f"{plan.forecast.low:.2f}-{plan.forecast.high:.2f}" for _, plan in plans]
     )
     yield _table_row("  layers x width", [f"{best.model.n_layer} x {best.model.d_model}" for best, _ in plans])
+    yield _table_row("  teachers trained first", [str(plan.teachers) for _, plan in plans])
     yield _table_row("  epochs over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
     if is_bpe:
         factor = math.exp(load_scaling_law().penalties[CHAR_PENALTY])

@@ -8,12 +8,12 @@ def test_members_are_read_by_name_and_others_counted(tmp_path, read):
     files = {"b.txt": "second", "a/a.txt": "first", "c.png": "\0\1", "d.jsonl": '{"text": "3"}'}
     documents, corpus = read(write_file(tmp_path / "a.zip", zip_bytes(files)))
     assert documents == ["first", "second", "3"]
-    assert corpus.skipped == {"file in a .zip: is not a text file": 1}
+    assert corpus.skipped == {"files in an archive: is not a text file": 1}
 
 
 def test_only_member_that_is_unreadable_is_refused(tmp_path, refused):
     error = refused(write_file(tmp_path / "a.zip", zip_bytes({"c.png": "\0\1"})))
-    assert error.code == "file-has-zero-bytes" and "a.zip/c.png" in str(error)
+    assert error.code == "file-not-text" and "a.zip/c.png" in str(error)
 
 
 def test_archive_in_an_archive_is_read(tmp_path, read):

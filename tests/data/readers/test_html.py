@@ -21,7 +21,7 @@ def test_declared_encoding_is_used(tmp_path, read):
     assert read(write_file(tmp_path / "b.htm", latin))[0][0] == html_text(PAGE)
     unknown = PAGE.replace("utf-8", "klingon").encode()
     documents, corpus = read(write_file(tmp_path / "c.html", unknown))
-    assert documents == [html_text(PAGE)] and corpus.skipped.total() == 1
+    assert documents == [html_text(PAGE)] and corpus.changed["unknown encodings declared, read as UTF-8"] == 1
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,14 @@ def test_declared_encoding_is_used(tmp_path, read):
         ("<p>One<p>Two &amp; <b>three</b>", "One\n\nTwo & three\n"),
         ("<pre>a\n  b</pre>", "a\n  b\n"),
         ("<table><tr><td>a<td>b<tr><td>c</table>", "a b\nc\n"),
-        ("<head><title>T<body>text", "text\n"),
+        ("<html><head><meta charset=utf-8><title>T</title><p>First<p>Second", "First\n\nSecond\n"),
+        ("<nav><ul><li>Home</ul><p>Body of a menu never closed.</p>", "Body of a menu never closed.\n"),
+        ("<nav><a>Only</a> <a>a menu</a></nav>", "Only\na menu\n"),
+        ("<p>Let <math><mi>x</mi><annotation>x^2</annotation></math> be.", "Let x be.\n"),
+        ("<html><head><title/><script src='a'/></head><body><a id='b'/><p>one</p><i/>two", "one\n\ntwo\n"),
+        ("text without tags", "text without tags\n"),
+        ("<p>&eacute;&nbsp;&#8212; &bogus; &amp", "é\xa0— &bogus; &\n"),
+        ("<!-- never closed <p>text", ""),
         ("", ""),
     ],
 )

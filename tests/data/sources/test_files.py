@@ -28,7 +28,7 @@ def test_folder_is_read_in_order_and_the_rest_counted(tmp_path, read):
         "hidden": 2,
         "broken link": 2,
         "another name of a file or folder already read": 2,
-        "is not a text file": 1,
+        "is a picture": 1,
         "is not UTF-8 text": 1,
         "is empty": 1,
     }

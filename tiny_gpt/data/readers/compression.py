@@ -4,13 +4,43 @@ import bz2
 import gzip
 import io
 import lzma
+import os
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from tiny_gpt.data.readers.limits import UnpackBudget, budgeted
+
 # What decompressing raises when the bytes are damaged or incomplete.
-DAMAGE_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+DAMAGE_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+
+
+def open_compressed(suffix: str, raw: BinaryIO, budget: UnpackBudget) -> BinaryIO:
+    """What is inside a compressed file, counted in `budget`. Raises UnpackLimitError if it states that it is too large.
+
+    Reading it raises UnpackLimitError and DAMAGE_ERRORS.
+    """
+    if suffix == ".gz":
+        budget.require_left(_stated_gzip_bytes(raw))
+    return budgeted(DECOMPRESSORS[suffix](raw), budget)
+
+
+def _stated_gzip_bytes(raw: BinaryIO) -> int:
+    """What the end of a gzip file states as its unpacked size, modulo 4 GiB; 0 if it cannot be read.
+
+    Of several files in one it is the last one's. Only what the stream yields is sure.
+    """
+    if not raw.seekable():
+        return 0
+    start = raw.tell()
+    end = raw.seek(0, os.SEEK_END)
+    raw.seek(max(start, end - 4))
+    size = int.from_bytes(raw.read(4), "little")
+    raw.seek(start)
+    # Deflate packs at most 1,032 bytes into one: anything above is no size but damage or what follows the file.
+    return size if size <= (end - start) * 1032 else 0
 
 
 def open_zstd(raw: BinaryIO) -> BinaryIO:

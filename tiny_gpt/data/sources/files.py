@@ -26,6 +26,9 @@ class SourceFile:
     is_named: bool = True
     """Whether the user named it, so that it must be readable; a file found in a folder is skipped if it is not."""
 
+    declared_encoding: str = ""
+    """The encoding that a web server stated for it."""
+
     def state(self) -> tuple[int, int]:
         """Size and modification time, by which a change is noticed. Raises OSError."""
         status = self.path.stat()

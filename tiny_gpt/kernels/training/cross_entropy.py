@@ -4,7 +4,11 @@ A row's loss is logsum(logits) - logits[target], and its gradient is softmax(log
 logarithm of the sum of exponentials only. It is computed in base 2, after the largest logit is subtracted, so that no
 exponential overflows.
 
-Rows are tokens; a task is LOGIT_ROWS of them. A negative target is ignored. R tokens, V vocabulary.
+Soft targets are a distribution for each row instead of one token (distillation, arXiv 1503.02531): the loss is
+logsum(logits) - sum of weight * logit, the gradient softmax(logits) - weights.
+
+Rows are tokens; a task is LOGIT_ROWS of them. A negative target is ignored. R tokens, V vocabulary, N tokens with a
+weight in each row of soft targets.
 """
 
 import math
@@ -48,6 +52,40 @@ def cross_entropy(tasks, logits_RV, targets_R, first_target, losses_R, scale):
                 losses_R[first_target + row] = logsum * LN_2 - to_f32(logits_RV[row, _U(target)])
             if scale is not None:
                 _logits_to_gradients(logits_RV, row, n_logits, target, logsum, _F(scale))
+        task = next_task(tasks)
+
+
+@compiled_reassoc
+def soft_cross_entropy(tasks, logits_RV, ids_RN, weights_RN, first_target, losses_R, scale):
+    """Like `cross_entropy`, for soft targets: in each row of `ids_RN` different tokens, whose `weights_RN` sum to 1.
+    Entries with a negative id are ignored."""
+    n_rows, n_logits, n_targets = _U(logits_RV.shape[0]), _U(logits_RV.shape[1]), _U(ids_RN.shape[1])
+    first_target = _U(first_target)
+    lanes, target_probabilities = np.empty(_LANES, np.float32), np.empty(n_targets, np.float32)
+    task = first_task(tasks)
+    while task >= 0:
+        first, end = task_rows(task, LOGIT_ROWS, n_rows)
+        for row in range(first, end):
+            largest = _largest(logits_RV, row, n_logits, lanes) * LOG2_E
+            total = _F(0.0)
+            for v in range(n_logits):
+                total += exp2(to_f32(logits_RV[row, v]) * LOG2_E - largest)
+            logsum = largest + _F(math.log2(total))
+            # Before the logits are overwritten by gradients.
+            loss = logsum * LN_2
+            for n in range(n_targets):
+                if ids_RN[first_target + row, n] >= 0:
+                    logit = to_f32(logits_RV[row, _U(ids_RN[first_target + row, n])])
+                    target_probabilities[n] = exp2(logit * LOG2_E - logsum)
+                    loss -= weights_RN[first_target + row, n] * logit
+            losses_R[first_target + row] = loss
+            for v in range(n_logits):
+                probability = exp2(to_f32(logits_RV[row, v]) * LOG2_E - logsum)
+                logits_RV[row, v] = cast_like(logits_RV, probability * _F(scale))
+            for n in range(n_targets):
+                if ids_RN[first_target + row, n] >= 0:
+                    gradient = (target_probabilities[n] - weights_RN[first_target + row, n]) * _F(scale)
+                    logits_RV[row, _U(ids_RN[first_target + row, n])] = cast_like(logits_RV, gradient)
         task = next_task(tasks)
 
 

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from tiny_gpt.kernels.training import cross_entropy
 from tiny_gpt.kernels.training.network import ForwardBackward, GPTLike
 from tiny_gpt.kernels.training.tasks import run_rows
+from tiny_gpt.model.soft_targets import SoftTargets
 
 # Logits that are held at once: 16 MiB in fp32, 8 MiB in bf16, which the processor's shared (last-level) cache holds.
 LOGITS_PER_CHUNK = 1 << 22
@@ -40,14 +41,22 @@ def losses(model: GPTLike, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> to
     return losses_R.view(targets_BT.shape)
 
 
+def soft_loss(model: GPTLike, ids_BT: torch.Tensor, targets: SoftTargets) -> torch.Tensor:
+    """Like `loss`, for a distribution over the vocabulary as the target of each token."""
+    mean: torch.Tensor = _Loss.apply(model, ids_BT, targets, *dict(model.named_parameters()).values())
+    return mean
+
+
 class _Loss(torch.autograd.Function):
     """The whole loss as autograd sees it: one function of all parameters."""
 
     @staticmethod
-    def forward(ctx: Any, model: GPTLike, ids_BT: torch.Tensor, targets_BT: torch.Tensor, *_: torch.Tensor) -> Any:
+    def forward(
+        ctx: Any, model: GPTLike, ids_BT: torch.Tensor, targets: torch.Tensor | SoftTargets, *_: torch.Tensor
+    ) -> Any:
         ctx.network = ForwardBackward(model, ids_BT)
         normed_RD = ctx.network.forward()
-        losses_R, ctx.grad_normed_RD, ctx.grad_head_VD = _head(ctx.network, normed_RD, targets_BT.flatten())
+        losses_R, ctx.grad_normed_RD, ctx.grad_head_VD = _head(ctx.network, normed_RD, targets)
         return losses_R.mean()
 
     @staticmethod
@@ -63,7 +72,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _head(
-    network: ForwardBackward, normed_RD: torch.Tensor, targets_R: torch.Tensor
+    network: ForwardBackward, normed_RD: torch.Tensor, targets: torch.Tensor | SoftTargets
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each token's loss, and the gradients of their mean: that of `normed` and that of the head's weight."""
     head_VD, n_rows = network.weight("head.weight"), len(normed_RD)
@@ -71,7 +80,10 @@ def _head(
     grad_head_VD = torch.zeros(head_VD.shape)
     for rows in _row_slices(n_rows, len(head_VD)):
         logits_RV = normed_RD[rows] @ head_VD.t()
-        _cross_entropy(logits_RV, targets_R, rows.start, losses_R, 1 / n_rows)
+        if isinstance(targets, SoftTargets):
+            _soft_cross_entropy(logits_RV, targets, rows.start, losses_R, 1 / n_rows)
+        else:
+            _cross_entropy(logits_RV, targets.flatten(), rows.start, losses_R, 1 / n_rows)
         # From here on logits_RV holds gradients.
         torch.mm(logits_RV, head_VD, out=grad_normed_RD[rows])
         grad_head_VD += logits_RV.t() @ normed_RD[rows]
@@ -82,6 +94,14 @@ def _cross_entropy(
     logits_RV: torch.Tensor, targets_R: torch.Tensor, first: int, losses_R: torch.Tensor, scale: float | None
 ) -> None:
     run_rows(cross_entropy.cross_entropy, cross_entropy.LOGIT_ROWS, logits_RV, targets_R, first, losses_R, scale)
+
+
+def _soft_cross_entropy(
+    logits_RV: torch.Tensor, targets: SoftTargets, first: int, losses_R: torch.Tensor, scale: float
+) -> None:
+    ids_RN, weights_RN = targets.ids_BTN.flatten(0, 1), targets.weights_BTN.flatten(0, 1)
+    kernel, n_rows = cross_entropy.soft_cross_entropy, cross_entropy.LOGIT_ROWS
+    run_rows(kernel, n_rows, logits_RV, ids_RN, weights_RN, first, losses_R, scale)
 
 
 def _row_slices(n_rows: int, vocab_size: int) -> list[slice]:

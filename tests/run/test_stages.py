@@ -1,0 +1,111 @@
+"""Runs with stages: pretraining on other text, teachers, and a student of them; and what survives a kill in each."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from tests.run.support import CPU, FRENCH, finish, first, interrupt, of, out_dir, same_weights, with_data, with_train
+from tiny_gpt.config import BEST_FILE, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER
+from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.model_io.model_file import load_model, save_model
+from tiny_gpt.run.events import Evaluated, Prepared, StageBegun
+from tiny_gpt.run.run import run
+
+pytestmark = pytest.mark.usefixtures("save_at_every_step")
+
+
+@pytest.fixture
+def staged(config, tmp_path, monkeypatch):
+    """French first, then two teachers, then the final model."""
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "french.txt").write_text(FRENCH)
+    config = with_train(config, steps=34, teachers=2, first_share=0.3, optimizer="muon", token_noise=0.1)
+    return with_data(config, first=(str(tmp_path / "french.txt"),))
+
+
+def weights_of(config, name):
+    return load_model(out_dir(config) / name, CPU).model.state_dict()
+
+
+def test_stages_follow_one_another_and_leave_their_models(staged):
+    events = list(run(staged))
+    begun = of(StageBegun, events)
+    assert [event.name for event in begun] == ["teacher 1 of 2", "teacher 2 of 2", "student"]
+    names = PRETRAINED_FILE, f"{TEACHERS_FOLDER}/1.pt", f"{TEACHERS_FOLDER}/2.pt", FINAL_FILE
+    heads = [weights_of(staged, name)["head.weight"] for name in names]
+    assert all(not torch.equal(a, b) for i, a in enumerate(heads) for b in heads[:i])
+    # The last step of each stage is evaluated, so the best model of the run is that of its best stage.
+    losses = {event.step: event.val_loss for event in of(Evaluated, events)}
+    assert {event.step for event in begun} <= losses.keys()
+    assert load_model(out_dir(staged) / BEST_FILE, CPU).progress.val_loss == min(losses.values())
+
+
+def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(staged, tmp_path):
+    twin = with_train(staged, out_dir=str(tmp_path / "twin"))
+    expected = finish(twin)
+    interrupt(staged, after=4)
+    for after in (10, 11, 12, 17, 18, 25, 30):
+        interrupt(staged, after, resume=True)
+    outcome = finish(staged, resume=True)
+    assert same_weights(outcome.weights, expected.weights) and outcome.rows == expected.rows
+    assert same_weights(weights_of(staged, BEST_FILE), weights_of(twin, BEST_FILE))
+
+
+def test_a_student_follows_its_teacher(config):
+    """A teacher that knows nothing, put in the place of the trained one, makes the final model nearly as ignorant."""
+    config = with_train(config, steps=100, learning_rate=0.01, teachers=1, teacher_weight=0.95)
+    interrupt(config, after=60)
+    followed = finish(config, resume=True).rows[-1]
+    loaded = load_model(out_dir(config) / TEACHERS_FOLDER / "1.pt", CPU)
+    with torch.no_grad():
+        loaded.model.head.weight.zero_()
+    ignorant = with_train(config, out_dir=config.train.out_dir + "-ignorant")
+    interrupt(ignorant, after=60)
+    path = out_dir(ignorant) / TEACHERS_FOLDER / "1.pt"
+    save_model(path, loaded.model, loaded.tokenizer, config, loaded.progress)
+    misled = finish(ignorant, resume=True).rows[-1]
+    val_loss = [field.name for field in dataclasses.fields(Evaluated)].index("val_loss")
+    assert misled[val_loss] > followed[val_loss] + 0.5
+
+
+def test_a_damaged_teacher_is_left_out(staged):
+    interrupt(staged, after=30)
+    (out_dir(staged) / TEACHERS_FOLDER / "1.pt").write_bytes(b"damaged")
+    assert any("left out" in warning for warning in finish(staged, resume=True).warnings)
+
+
+def test_a_finished_run_with_stages_is_extended_in_its_last_one(staged):
+    finish(staged)
+    longer = finish(with_train(staged, steps=50), resume=True)
+    assert longer.finished.last_step == 50
+    assert not of(StageBegun, list(run(with_train(staged, steps=60), resume=True)))
+
+
+def test_changed_text_of_first_stops_a_resume_only_while_it_is_needed(staged, tmp_path):
+    interrupt(staged, after=4)
+    shutil.rmtree(tmp_path / "cache" / "tokens")
+    (tmp_path / "french.txt").write_text(FRENCH + "Encore. " * 50)
+    with pytest.raises(BadInputError) as error:
+        list(run(staged, resume=True))
+    assert error.value.code == "first-text-changed"
+    (tmp_path / "french.txt").write_text(FRENCH)
+    interrupt(staged, after=20, resume=True)
+    shutil.rmtree(tmp_path / "cache" / "tokens")
+    (tmp_path / "french.txt").unlink()
+    assert finish(staged, resume=True).finished.last_step == 34
+
+
+def test_first_and_start_from_exclude_each_other(initial_config, tmp_path):
+    config = with_data(initial_config, first=(str(tmp_path / "french.txt"),))
+    with pytest.raises(UsageError) as error:
+        list(run(config))
+    assert error.value.code == "first-and-start-from"
+
+
+def test_a_timed_run_has_all_its_stages_and_ends_on_time(staged):
+    config = with_train(staged, steps=0, for_="12s", schedule="wsd", min_learning_rate=0.0)
+    events = list(run(config))
+    assert [event.name for event in of(StageBegun, events)] == ["teacher 1 of 2", "teacher 2 of 2", "student"]
+    assert abs(events[-1].left_s) < 10 and first(Prepared, events).left_s > 0

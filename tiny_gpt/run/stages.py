@@ -1,0 +1,172 @@
+"""Carries out the stages of a run (training/stages.py): what happens where one ends and the next begins.
+
+Where a stage ends, its model is kept in the run's folder: of a pretraining as PRETRAINED_FILE, of a teacher in
+TEACHERS_FOLDER. Then the model gets the next stage's initial weights, moments of zero and its regularization. Which
+stage a state is in is part of every checkpoint, and what a stage needs besides (the teachers' models and predictions)
+is in those files, so a run resumes in any stage. A teacher whose stage was cut short is not used.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tiny_gpt.config import PRETRAINED_FILE, TEACHERS_FOLDER, RunConfig
+from tiny_gpt.data.dataloader import BatchLoader
+from tiny_gpt.data.predictions import Predictions
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.data.token_store import Tokens
+from tiny_gpt.errors import BadInputError
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model_io.model_file import load_model, save_model
+from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.run.state import TrainState
+from tiny_gpt.training.distill import predict
+from tiny_gpt.training.schedule import SchedulePoint
+from tiny_gpt.training.stages import Stage, stage_index, stage_point, stages_of
+
+# A stage that got less of its length than this was cut short, with a learning rate that is still high.
+MIN_COMPLETE = 0.9
+# Between the seeds of two teachers; far more than users try.
+SEED_STEP = 100_003
+
+
+class StageRunner:
+    """The stages of one run. `state` is changed where a new one begins."""
+
+    def __init__(
+        self, state: TrainState, config: RunConfig, dataset: Dataset, other: Tokens | None, out_dir: Path
+    ) -> None:
+        """`other` is the text of --first."""
+        self.state, self.config, self.dataset, self.other, self.out_dir = state, config, dataset, other, out_dir
+        self.stages = stages_of(config)
+        self._prepared: int | None = None
+        """The stage that the model, the optimizer and `batches` are set up for."""
+        self.batches: BatchLoader
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[min(self.state.counters.stage, len(self.stages) - 1)]
+
+    def must_change(self, point: SchedulePoint) -> bool:
+        """Whether the step at `point` is the first of another stage."""
+        return stage_index(self.stages, point.progress) > self.state.counters.stage
+
+    def is_last_step(self, point: SchedulePoint) -> bool:
+        """Whether the step at `point` is the last of its stage."""
+        is_last_stage = self.state.counters.stage == len(self.stages) - 1
+        return not is_last_stage and point.progress + self.state.budget.progress_per_step() >= self.stage.end
+
+    def point(self, point: SchedulePoint) -> SchedulePoint:
+        """`point` of the run as a point of its stage."""
+        counters = self.state.counters
+        counters.stage_start = min(counters.stage_start, point.progress)  # a run that is extended begins again at 0
+        return stage_point(point, self.stage, counters.stage_start)
+
+    def change(self, point: SchedulePoint, beat: Callable[[], None]) -> None:
+        """Keep the model of the stage that ended and set up the one that `point` is in.
+
+        Raises OutOfResourcesError if the model cannot be written.
+        """
+        counters, ended = self.state.counters, self.stage
+        length = ended.end - counters.stage_start
+        is_complete = point.progress - counters.stage_start >= MIN_COMPLETE * length > 0
+        index = stage_index(self.stages, point.progress)
+        if is_complete and ended.kind in ("pretraining", "teacher"):
+            self._save(ended)
+        if index > counters.stage + 1 or not is_complete:
+            self.state.warn(f"the {ended} was cut short: time has passed without training")
+        counters.stage, counters.stage_start = index, point.progress
+        self._initialize(self.stage)
+        self._prepared = None
+        self.prepare(beat)
+
+    def prepare(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Set regularization and batches to those of the present stage; nothing if they are already."""
+        if self._prepared == self.state.counters.stage:
+            return
+        stage, train, model = self.stage, self.config.train, self.state.model
+        if len(self.stages) > 1:
+            model.set_dropout(stage.dropout)
+            for group in self.state.optimizer.param_groups:
+                if group["weight_decay"]:
+                    group["weight_decay"] = stage.weight_decay
+        self.batches = BatchLoader(
+            self._tokens(stage).ids,
+            model.config.block_size,
+            train.batch_size,
+            self._seed(),
+            model.device,
+            stage.token_noise,
+            self._predictions(beat) if stage.kind == "student" else None,
+        )
+        self._prepared = self.state.counters.stage
+
+    def describe(self) -> str:
+        """What the present stage does, for the user."""
+        stage = self.stage
+        if stage.kind == "pretraining":
+            assert self.other is not None, "there is no pretraining without other text"
+            return f"pretraining on {len(self.other):,} tokens of other text"
+        if stage.kind == "student":
+            return f"final model: learns from the text and from {len(self._teacher_paths())} teachers"
+        return str(stage)
+
+    # --- what a stage begins with ---
+
+    def _initialize(self, stage: Stage) -> None:
+        """The stage's initial weights, and an optimizer and a guard without memory of what came before."""
+        state = self.state
+        torch.manual_seed(self._seed())
+        fresh = GPT(state.model.config, state.model.vocab_size)
+        path = self.out_dir / PRETRAINED_FILE
+        if stage.kind != "pretraining" and path.exists():
+            fresh = load_model(path, torch.device("cpu")).model
+        state.model.load_state_dict(fresh.state_dict())
+        state.forget_moments()
+
+    def _seed(self) -> int:
+        """The seed of a stage's weights and order of blocks; a run with one stage has that of the config."""
+        return int((self.config.train.seed + SEED_STEP * self.state.counters.stage) % 2**63)
+
+    def _tokens(self, stage: Stage) -> Tokens:
+        if stage.kind != "pretraining":
+            return self.dataset.train
+        assert self.other is not None, "there is no pretraining without other text"
+        return self.other
+
+    # --- models and predictions of earlier stages ---
+
+    def _save(self, stage: Stage) -> None:
+        last = self.state.history[-1]
+        progress = Progress(last.step, last.epoch, last.train_loss, last.val_loss, last.val_bits_per_byte)
+        is_teacher = stage.kind == "teacher"
+        path = self.out_dir / (f"{TEACHERS_FOLDER}/{stage.number}.pt" if is_teacher else PRETRAINED_FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(path, self.state.model, self.dataset.tokenizer, self.config, progress)
+
+    def _teacher_paths(self) -> list[Path]:
+        paths = (self.out_dir / TEACHERS_FOLDER / f"{i + 1}.pt" for i in range(self.config.train.teachers))
+        return [path for path in paths if path.exists()]
+
+    def _teachers(self) -> Iterator[GPT]:
+        model = self.state.model
+        for path in self._teacher_paths():
+            try:
+                teacher = load_model(path, model.device, model.compute_dtype).model
+            except BadInputError as damage:
+                self.state.warn(f"this teacher is left out: {damage}")
+                continue
+            yield teacher.eval()
+
+    def _predictions(self, beat: Callable[[], None]) -> Predictions | None:
+        """The teachers' mean prediction of each token of the text, computed again in every process: it takes less time
+        than a pass over the text. None, with a warning, where no teacher is left."""
+        teachers = list(self._teachers())
+        if not teachers:
+            self.state.warn("no teacher was trained to its end: the final model learns from the text alone")
+            return None
+        train = self.config.train
+        with self.state.clock.count_as("eval"):
+            ids_PN, probabilities_PN = predict(teachers, self.dataset.train.ids, self.state.micro_batch_size, beat)
+        return Predictions(ids_PN, probabilities_PN, train.teacher_weight)
