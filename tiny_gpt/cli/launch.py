@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
+from tiny_gpt.cli.report import report_at_the_end
+from tiny_gpt.cli.watch import start_beside_training
 from tiny_gpt.config import RunConfig
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import UsageError
@@ -62,11 +64,17 @@ class Launch:
 
 
 def launch_training(
-    config: RunConfig, mode: ResumeMode, restart_command: Sequence[str], program: str, extends: bool = False
+    config: RunConfig,
+    mode: ResumeMode,
+    restart_command: Sequence[str],
+    program: str,
+    extends: bool = False,
+    watch: bool = False,
 ) -> int:
     """Train `config` under the watchdog, or in this process. Returns the exit code.
 
-    `restart_command` starts the same training again. `program` and `extends` are those of Launch.
+    `restart_command` starts the same training again. `program` and `extends` are those of Launch. `watch` shows the
+    run in the browser meanwhile.
     """
     from_parent = os.environ.pop(LAUNCH_VARIABLE, None)
     if from_parent is None:
@@ -78,9 +86,12 @@ def launch_training(
         launch = Launch.from_json(from_parent)
         if restart_reason():  # an earlier child process has begun the run
             launch = replace(launch, is_resumed=True)
-    if config.reliability.watchdog and not is_watched():
-        return _watch(launch, restart_command)
-    return _train(config, launch)
+    if is_watched():
+        return _train(config, launch)
+    if watch:
+        start_beside_training(Path(launch.run_dir))
+    with report_at_the_end(Path(launch.run_dir)):
+        return _watch(launch, restart_command) if config.reliability.watchdog else _train(config, launch)
 
 
 def _watch(launch: Launch, command: Sequence[str]) -> int:

@@ -14,9 +14,11 @@ from tiny_gpt.cli.generate import generate
 from tiny_gpt.cli.measure import doctor, plan
 from tiny_gpt.cli.play import play
 from tiny_gpt.cli.process import Command, run_command
+from tiny_gpt.cli.report import report
 from tiny_gpt.cli.runs import runs
 from tiny_gpt.cli.serve import serve
 from tiny_gpt.cli.train import resume, train
+from tiny_gpt.cli.watch import watch
 from tiny_gpt.errors import UsageError
 from tiny_gpt.ui.terminal import error
 
@@ -26,6 +28,8 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "resume": resume,
     "runs": runs,
+    "watch": watch,
+    "report": report,
     "generate": generate,
     "play": play,
     "serve": serve,

@@ -46,6 +46,8 @@ class TrainCommand(RunConfig):
     sources: SourcesArgument = ()
     """Training text: files, folders, glob patterns, - for standard input, URLs or dataset names. The same as --data."""
     run: RunOrigin = field(default_factory=RunOrigin)
+    watch: Annotated[bool, OPTIONAL] = False
+    """Show the run in the browser while it trains."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class ResumeCommand(RunConfig):
 
     run: Annotated[Positional[str], arg(metavar="[RUN]"), OPTIONAL] = ""
     """Folder of the run, or its name in runs/. Without it, the most recent unfinished run."""
+    watch: Annotated[bool, OPTIONAL] = False
+    """Show the run in the browser while it trains."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def train(args: Sequence[str]) -> int:
         base = recipe_config(name, args) if name in RECIPES else RunConfig()  # the parser rejects an unknown name
     command = parse_run(TrainCommand, "tiny-gpt train", args, base)
     config = run_settings(command, command.sources)
-    return launch_training(config, command.run, [sys.executable, "-m", "tiny_gpt", "train", *args], program_name())
+    restart = [sys.executable, "-m", "tiny_gpt", "train", *args]
+    return launch_training(config, command.run, restart, program_name(), watch=command.watch)
 
 
 def resume(args: Sequence[str]) -> int:
@@ -85,7 +90,8 @@ def resume(args: Sequence[str]) -> int:
     name = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), is_of_run=True).run
     folder = find_run(name)
     base = without_given_choices(config_of(folder), args)
-    config = run_settings(parse_run(ResumeCommand, "tiny-gpt resume", args, base))
+    command = parse_run(ResumeCommand, "tiny-gpt resume", args, base)
+    config = run_settings(command)
     extends = given_budget(args) is not None and config.train.is_timed
     if not extends and not unfinished(folder, config.train.total_steps):
         raise UsageError(
@@ -96,7 +102,7 @@ def resume(args: Sequence[str]) -> int:
     config = replace(config, train=replace(config.train, out_dir=str(folder)))
     # The folder is named, so that a restart resumes this run even if another one is the most recent by then.
     restart = [sys.executable, "-m", "tiny_gpt", "resume", *args, *([] if name else [str(folder)])]
-    return launch_training(config, ResumeMode(resume=True), restart, program_name(), extends)
+    return launch_training(config, ResumeMode(resume=True), restart, program_name(), extends, command.watch)
 
 
 def train_script(settings: Mapping[str, Any]) -> int:

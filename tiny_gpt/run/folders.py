@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_gpt.config import BEST_FILE, FINAL_FILE, RunConfig
+from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, METRICS_FILE, RunConfig
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import user_path
 from tiny_gpt.run.checkpoint_store import (
@@ -115,6 +115,24 @@ def existing_run(name: str) -> Path:
     raise BadInputError(
         f"no run {name}: neither that folder nor {Path(RUNS_FOLDER) / name} exists{_known()}", code="run-not-found"
     )
+
+
+def find_run_to_show(name: str) -> Path:
+    """The folder of the run `name`, a path or a name below runs/; "" is the newest run. Raises BadInputError."""
+    if name:
+        return existing_run(name)
+    written = {
+        folder: (folder / file).stat().st_mtime
+        for folder in _run_folders()
+        for file in (CONFIG_FILE, METRICS_FILE)
+        if (folder / file).is_file()
+    }
+    if not written:
+        raise BadInputError(
+            f"no run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}): train one first, or name its folder",
+            code="no-run-to-show",
+        )
+    return max(written, key=lambda folder: written[folder])
 
 
 def find_model(name: str) -> Path:
