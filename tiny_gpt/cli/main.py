@@ -18,7 +18,7 @@ from tiny_gpt.cli.report import report
 from tiny_gpt.cli.runs import runs
 from tiny_gpt.cli.serve import serve
 from tiny_gpt.cli.train import resume, train
-from tiny_gpt.cli.watch import watch
+from tiny_gpt.cli.watch import watch_run
 from tiny_gpt.errors import UsageError
 from tiny_gpt.ui.terminal import error
 
@@ -28,7 +28,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "resume": resume,
     "runs": runs,
-    "watch": watch,
+    "watch": watch_run,
     "report": report,
     "generate": generate,
     "play": play,

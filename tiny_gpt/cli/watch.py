@@ -45,7 +45,7 @@ class WatchCommand:
     They need the link, or the QR code, that is printed; it has a key that is new at each start."""
 
 
-def watch(args: Sequence[str]) -> int:
+def watch_run(args: Sequence[str]) -> int:
     """Show a run in the browser, live."""
     command = parse(WatchCommand, "tiny-gpt watch", args)
     training = os.environ.pop(TRAINING_VARIABLE, "")

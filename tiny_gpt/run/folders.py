@@ -123,7 +123,7 @@ def find_run_to_show(name: str) -> Path:
         return existing_run(name)
     written = {
         folder: (folder / file).stat().st_mtime
-        for folder in _run_folders()
+        for folder in run_folders()
         for file in (CONFIG_FILE, METRICS_FILE)
         if (folder / file).is_file()
     }

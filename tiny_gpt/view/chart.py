@@ -15,7 +15,7 @@ from tiny_gpt.view.axes import Axis, Values
 
 LABEL_HEIGHT = 14
 # Pixels per column of a line or band.
-COLUMN_WIDTH = 2
+COLUMN_PIXELS = 2
 
 
 @dataclass(frozen=True)
@@ -198,13 +198,13 @@ class Chart:
 
 
 def column_statistics(xs: Values, ys: Values) -> tuple[Values, Values, Values, Values]:
-    """Points in pixels, x ascending, by columns of COLUMN_WIDTH: (x, mean, smallest, largest y) of each."""
+    """Points in pixels, x ascending, by columns of COLUMN_PIXELS: (x, mean, smallest, largest y) of each."""
     is_point = np.isfinite(xs) & np.isfinite(ys)
     xs, ys = xs[is_point], ys[is_point]
     if len(xs) == 0:
         empty = np.zeros(0)
         return empty, empty, empty, empty
-    columns = np.floor(xs / COLUMN_WIDTH)
+    columns = np.floor(xs / COLUMN_PIXELS)
     starts = np.flatnonzero(np.append(True, columns[1:] != columns[:-1]))
     counts = np.diff(np.append(starts, len(xs)))
     means = np.add.reduceat(ys, starts) / counts

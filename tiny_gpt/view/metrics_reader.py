@@ -14,7 +14,7 @@ import numpy as np
 
 from tiny_gpt.view.axes import Values
 
-COLUMNS = (
+METRICS_COLUMNS = (
     "step",
     "epoch",
     "train_loss",
@@ -30,12 +30,12 @@ COLUMNS = (
     "time",
 )
 # 250,000 rows; more are not read, and the page says so.
-MAX_METRICS_BYTES = 80 << 20
+MAX_BYTES_READ = 80 << 20
 MAX_LINE_BYTES = 4096
 # Bytes before the place where reading ended, which must still be the same.
 _REMEMBERED = 512
 _LARGEST = 1e18
-_all_columns = itemgetter(*COLUMNS)
+_all_columns = itemgetter(*METRICS_COLUMNS)
 
 
 class MetricsReader:
@@ -52,7 +52,7 @@ class MetricsReader:
         self.is_truncated = False
         """Whether the file is larger than what is read of it."""
         self._end = b""
-        self._table = np.zeros((0, len(COLUMNS)))
+        self._table = np.zeros((0, len(METRICS_COLUMNS)))
 
     def update(self) -> bool:
         """Read what is new; whether anything is."""
@@ -63,8 +63,8 @@ class MetricsReader:
                 if file.read(len(self._end)) != self._end:  # another file, or a rewritten one
                     self._restart()
                     file.seek(0)
-                content = file.read(MAX_METRICS_BYTES - self.offset)
-                self.is_truncated = bool(file.read(1)) and self.offset + len(content) >= MAX_METRICS_BYTES
+                content = file.read(MAX_BYTES_READ - self.offset)
+                self.is_truncated = bool(file.read(1)) and self.offset + len(content) >= MAX_BYTES_READ
         except OSError:
             changed = self.offset > 0
             self._restart()
@@ -82,17 +82,17 @@ class MetricsReader:
 
     def column(self, name: str) -> Values:
         """All values of a column, NaN where there is none."""
-        return self._table[:, COLUMNS.index(name)]
+        return self._table[:, METRICS_COLUMNS.index(name)]
 
     def _append(self, lines: Sequence[bytes]) -> None:
         candidates = [line for line in lines if line.strip() and len(line) <= MAX_LINE_BYTES]
         self.n_broken += sum(1 for line in lines if len(line) > MAX_LINE_BYTES)
         try:
-            rows = np.array(_values_of(candidates), dtype=np.float64).reshape(-1, len(COLUMNS))
+            rows = np.array(_values_of(candidates), dtype=np.float64).reshape(-1, len(METRICS_COLUMNS))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             found = [row for row in map(_row, candidates) if row is not None]
             self.n_broken += len(candidates) - len(found)
-            rows = np.array(found, dtype=np.float64).reshape(-1, len(COLUMNS))
+            rows = np.array(found, dtype=np.float64).reshape(-1, len(METRICS_COLUMNS))
         rows[~(np.abs(rows) < _LARGEST)] = math.nan
         steps = rows[:, 0]
         last = self._table[-1, 0] if len(self._table) else -1.0
@@ -111,7 +111,7 @@ def _row(line: bytes) -> list[float] | None:
     """A line's values, NaN for what it lacks; None if it is no row."""
     try:
         row = json.loads(line)
-        values = [row.get(name) for name in COLUMNS]
+        values = [row.get(name) for name in METRICS_COLUMNS]
     except (ValueError, AttributeError, RecursionError):
         return None
     is_number = [isinstance(value, int | float) and not isinstance(value, bool) for value in values]

@@ -14,7 +14,7 @@ from tiny_gpt.view.run_view import RunView
 
 AXES = ("time", "tokens", "epochs")
 AXIS_NAMES = {"time": "by clock", "tokens": "by tokens", "epochs": "by passes over the text"}
-SIZES = ("wide", "narrow")
+CHART_SIZES = ("wide", "narrow")
 LOSS_FRAMES = {"wide": Frame(1040, 400), "narrow": Frame(360, 320, left=36, right=8)}
 STRIP_FRAMES = {
     "wide": Frame(508, 116, left=56, right=10, top=10, bottom=24),

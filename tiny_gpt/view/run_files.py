@@ -22,7 +22,7 @@ from tiny_gpt.errors import BadInputError
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.checkpoint_store import CheckpointStore, DamagedError, read_bounded
 
-MAX_JSON_BYTES = 4 << 20
+MAX_FILE_BYTES = 4 << 20
 MAX_SAMPLE_BYTES = 1 << 16
 MAX_SAMPLES = 100
 MAX_LOG_BYTES = 2 << 20
@@ -72,18 +72,18 @@ class CheckpointNote:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is none."""
     try:
-        values = json.loads(read_bounded(path, MAX_JSON_BYTES))
+        values = json.loads(read_bounded(path, MAX_FILE_BYTES))
     except _UNREADABLE:
         return {}
     return values if isinstance(values, dict) else {}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in config.json, flat."""
     return read_json(folder / CONFIG_FILE)
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_saved_plan(folder: Path) -> Plan | None:
     """The plan, if the run had one; with finite numbers only."""
     try:
         plan = Plan.from_dict(read_json(folder / PLAN_FILE))
@@ -113,7 +113,7 @@ def read_samples(folder: Path) -> list[Sample]:
     """The samples in the order of their steps, at most MAX_SAMPLES, evenly chosen."""
     samples = folder / SAMPLES_FOLDER
     found: dict[int, Sample] = {}
-    for line in _lines_of(samples / SAMPLE_INDEX_FILE, MAX_JSON_BYTES):
+    for line in _lines_of(samples / SAMPLE_INDEX_FILE, MAX_FILE_BYTES):
         with contextlib.suppress(*_UNREADABLE):
             row = json.loads(line)
             step = row["step"]

@@ -21,15 +21,15 @@ from tiny_gpt.config import (
 from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER
 from tiny_gpt.run.status import RunStatus, read_status
 from tiny_gpt.view.copied import CopiedText
-from tiny_gpt.view.metrics_reader import MAX_METRICS_BYTES, MetricsReader
+from tiny_gpt.view.metrics_reader import MAX_BYTES_READ, MetricsReader
 from tiny_gpt.view.run_files import (
     CheckpointNote,
     RunEvent,
     read_checkpoint,
-    read_config,
     read_events,
-    read_plan,
     read_samples,
+    read_saved_plan,
+    read_settings,
 )
 from tiny_gpt.view.run_view import PreviousRun, RunView
 from tiny_gpt.view.text_facts import read_text_facts
@@ -72,8 +72,8 @@ class RunFolder:
         self.name = folder.resolve().name or "run"
         self.metrics = MetricsReader(folder / METRICS_FILE)
         checkpoints = folder / CHECKPOINTS_FOLDER
-        self._config = _Cached(lambda: read_config(folder), folder / CONFIG_FILE)
-        self._plan = _Cached(lambda: read_plan(folder), folder / PLAN_FILE)
+        self._config = _Cached(lambda: read_settings(folder), folder / CONFIG_FILE)
+        self._plan = _Cached(lambda: read_saved_plan(folder), folder / PLAN_FILE)
         self._samples = _Cached(lambda: read_samples(folder), folder / SAMPLES_FOLDER / SAMPLE_INDEX_FILE)
         self._events = _Cached(lambda: read_events(folder), folder / LOG_FILE)
         self._checkpoint = _Cached(lambda: read_checkpoint(folder), checkpoints)
@@ -128,7 +128,7 @@ class RunFolder:
             lines = "1 line" if self.metrics.n_broken == 1 else f"{self.metrics.n_broken:,} lines"
             problems.append(f"{METRICS_FILE}: {lines} cannot be read and are left out.")
         if self.metrics.is_truncated:
-            size = f"{METRICS_FILE} is larger than {MAX_METRICS_BYTES >> 20} MB"
+            size = f"{METRICS_FILE} is larger than {MAX_BYTES_READ >> 20} MB"
             problems.append(f"{size}; only its first {self.metrics.n_rows:,} rows are shown.")
         return problems
 

@@ -9,7 +9,7 @@ from tiny_gpt.view.axes import Values
 from tiny_gpt.view.run_view import RunView
 
 # The validation loss has turned if it is this much above its minimum, at least, by all of its last rows.
-MIN_RISE = 0.01
+MIN_LOSS_RISE = 0.01
 MIN_ROWS_AFTER_BEST = 3
 # The training loss below the validation loss, as a fraction of the latter.
 SLIGHT_GAP, CLEAR_GAP, LARGE_GAP = 0.04, 0.12, 0.25
@@ -100,7 +100,7 @@ def _overfits_since(view: RunView) -> int | None:
     recent = recent[np.isfinite(recent)]
     # Rows of fast runs are noisy: the rise must exceed twice the scatter of neighbors.
     scatter = float(np.nanstd(np.diff(val))) / np.sqrt(2) if len(val) > 3 else 0.0
-    if len(recent) == 0 or float(np.mean(recent)) - val[best] < max(MIN_RISE * val[best], 2 * scatter):
+    if len(recent) == 0 or float(np.mean(recent)) - val[best] < max(MIN_LOSS_RISE * val[best], 2 * scatter):
         return None
     window = slice(max(0, best - n_after // 4), best + 1)
     falls = float(np.nanmean(train[-max(1, n_after // 4) :])) < float(np.nanmean(train[window])) * 0.995

@@ -10,8 +10,8 @@ from tiny_gpt.view.run_view import RunView
 from tiny_gpt.view.signs import Signs, signs_of
 
 MAX_SUGGESTIONS = 3
-# A timed run is evaluated 40 times at most; silence for this share of its time, or so many seconds, is remarkable.
-SILENT_SHARE, SILENT_S = 0.1, 600.0
+# A timed run is evaluated 40 times at most. Silence for this share of its time, or this many seconds, is remarkable.
+QUIET_SHARE, QUIET_S = 0.1, 600.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _headline(view: RunView, signs: Signs) -> tuple[str, str]:
 def _is_silent(view: RunView) -> bool:
     if view.status is None:
         return False
-    return view.now - view.status.updated > max(SILENT_S, SILENT_SHARE * view.elapsed_s)
+    return view.now - view.status.updated > max(QUIET_S, QUIET_SHARE * view.elapsed_s)
 
 
 def _end(view: RunView) -> str:
