@@ -69,10 +69,12 @@ def watch_run(args: Sequence[str]) -> int:
         print(f"Watch {folder.resolve().name}: {url}", flush=True)
         if command.share:
             _print_link(url_of(listener, _network_address()) + f"/?key={key}")
-        if not training:
-            print("Ctrl+C ends the page, not a training.", flush=True)
         if not command.no_browser:
             open_page(url)
+        if training:
+            _detach_output()
+        else:
+            print("Ctrl+C ends the page, not a training.", flush=True)
 
     server.run(on_ready)
     return 0
@@ -121,6 +123,13 @@ def start_beside_training(folder: Path) -> None:
             subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as failure:
         error(f"--watch: the page could not be started ({failure}); tiny-gpt watch {folder} starts it.")
+
+
+def _detach_output() -> None:
+    """Leave the terminal or pipe to the training: whoever reads from it must not wait for this process too."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _run_quietly_beside(training: int, stop: Callable[[], None]) -> None:
