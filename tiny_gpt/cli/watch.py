@@ -22,7 +22,7 @@ from tiny_gpt.files import user_path
 from tiny_gpt.run.folders import find_run_to_show
 from tiny_gpt.ui.terminal import error
 
-USUAL_PORT = 8760
+WATCH_PORT = 8760
 # Holds the process id of the training that a page is shown beside.
 TRAINING_VARIABLE = "TINY_GPT_TRAINING"
 # A page that is shown beside a training stays for so long after its end, for those who look in later.
@@ -59,7 +59,7 @@ def watch_run(args: Sequence[str]) -> int:
     key = secrets.token_urlsafe(18) if command.share else ""
     config = WebConfig(host="0.0.0.0" if command.share else "127.0.0.1", port=command.port, api_key=key)
     access = access_for(config, {})
-    listener = listen(config.host, config.port, USUAL_PORT)
+    listener = listen(config.host, config.port, WATCH_PORT)
     url = url_of(listener) + (f"/?key={key}" if key else "/")
     server = WebServer(live_app(folder, access), listener, grace_s=2.0)
     if training:

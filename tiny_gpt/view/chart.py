@@ -108,8 +108,8 @@ class Chart:
         at_x, at_y = self._x(x), self._y(y)
         is_right = at_x > self.frame.left + 0.7 * self.frame.plot_width
         anchor, shift = ("end", -10) if is_right else ("start", 10)
-        below = at_y < self.frame.top + 30
-        text_y = at_y + (20 if below else -9)
+        is_low = at_y > self.frame.top + self.frame.plot_height - 26
+        text_y = at_y + (-9 if is_low else 20)  # below the falling curve there is usually room
         self._above.append(
             f'<circle class="ring {kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="6"/>'
             f'<text class="mark {kind}" x="{at_x + shift:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">'
@@ -174,7 +174,7 @@ class Chart:
             f'height="{frame.plot_height + 8}"/></clipPath>'
         )
         plotted = f'<g clip-path="url(#{self.name}-c)">{"".join(self._plotted)}</g>'
-        unit = f'<text class="unit" x="4" y="{frame.top - 3}">{escape(y_title)}</text>' if y_title else ""
+        unit = f'<text class="unit" x="4" y="{frame.top - 10}">{escape(y_title)}</text>' if y_title else ""
         return Markup(head + self._grid() + plotted + "".join(self._above) + unit + "</svg>")
 
     def _grid(self) -> str:

@@ -86,6 +86,8 @@ def strip_parts(view: RunView, axes: Sequence[str], sizes: Sequence[str]) -> Ite
                 Markup('<div class="strip"><h3>{}<b>{}</b></h3>{}</div>').format(*strip)
                 for strip in strips(view, axis, size)
             ]
+            if not cells:
+                cells = [Markup("<p>After the second evaluation, this shows learning rate, speed and memory.</p>")]
             yield f"strips-{axis}-{size}", axis, size, Markup('<div class="strip-grid">{}</div>').format(
                 Markup("").join(cells)
             )  # fmt: skip

@@ -15,7 +15,7 @@ from tiny_gpt.view.run_view import RunView
 AXES = ("time", "tokens", "epochs")
 AXIS_NAMES = {"time": "by clock", "tokens": "by tokens", "epochs": "by passes over the text"}
 CHART_SIZES = ("wide", "narrow")
-LOSS_FRAMES = {"wide": Frame(1040, 400), "narrow": Frame(360, 320, left=36, right=8)}
+LOSS_FRAMES = {"wide": Frame(1040, 400, top=22), "narrow": Frame(360, 320, left=36, right=8, top=22)}
 STRIP_FRAMES = {
     "wide": Frame(508, 116, left=56, right=10, top=10, bottom=24),
     "narrow": Frame(360, 104, left=56, right=8, top=10, bottom=24),
@@ -202,11 +202,11 @@ def strips(view: RunView, axis: str, size: str) -> list[tuple[str, str, Markup]]
     for strip in STRIPS:
         values = view.metrics.column(strip.column)
         known = values[np.isfinite(values)]
-        if len(known) == 0:
+        if len(known) < 2:
             continue
         low = 0.0 if strip.from_zero else float(known.min())
         high = float(np.quantile(known, 0.995)) * 1.1 if len(known) > 20 else float(known.max()) * 1.1
-        axis_y = linear_axis(low, max(high, low + 1e-12), 2, strip.unit)
+        axis_y = linear_axis(low, high if high > low else low + 1.0, 2, strip.unit)
         x = Axis(place.axis.low, place.axis.high, place.axis.ticks[:: 1 + (len(place.axis.ticks) > 5)])
         chart = Chart(frame, x, axis_y, f"{strip.column}-{axis}-{size}")
         _draw_idle(chart, view, place)
