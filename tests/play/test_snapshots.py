@@ -9,7 +9,7 @@ import torch
 
 from tiny_gpt.config import BEST_FILE
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.play.snapshots import MAIN, Snapshots, name_of
+from tiny_gpt.play.snapshots import MAIN, Snapshots, title_of
 
 
 def test_a_run_has_its_checkpoints_and_its_best_model_in_order(snapshots):
@@ -54,5 +54,5 @@ def test_a_damaged_checkpoint_is_refused_and_the_others_stay(run_folder, tmp_pat
 
 
 def test_names_for_a_person(run_folder, tmp_path):
-    assert name_of(run_folder) == name_of(run_folder / BEST_FILE) == "run"
-    assert name_of(tmp_path / "story.pt") == "story"
+    assert title_of(run_folder) == title_of(run_folder / BEST_FILE) == "run"
+    assert title_of(tmp_path / "story.pt") == "story"

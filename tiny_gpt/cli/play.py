@@ -12,7 +12,7 @@ from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.ui.terminal import error
 
-USUAL_PORT = 8770
+PLAY_PORT = 8770
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def play(args: Sequence[str]) -> int:
     path = find_model(command.model)
     # Starlette takes a while to import, torch takes seconds, and --help must reach neither.
     from tiny_gpt.play.routes import playground_routes
-    from tiny_gpt.play.snapshots import Snapshots, name_of
+    from tiny_gpt.play.snapshots import Snapshots, title_of
     from tiny_gpt.web.access import access_for
     from tiny_gpt.web.app import web_app
     from tiny_gpt.web.browser import open_page
@@ -42,10 +42,10 @@ def play(args: Sequence[str]) -> int:
     from tiny_gpt.web.server import WebServer
 
     access = access_for(command.web)
-    with listen(command.web.host, command.web.port, USUAL_PORT) as listener:
+    with listen(command.web.host, command.web.port, PLAY_PORT) as listener:
         url = url_of(listener)
         snapshots = Snapshots(path, command.device)
-        app = web_app(playground_routes(snapshots, name_of(path)), access)
+        app = web_app(playground_routes(snapshots, title_of(path)), access)
         link = f"{url}/?key={access.api_key}" if access.api_key else url
 
         def announce() -> None:

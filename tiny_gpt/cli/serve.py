@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # they import starlette and numpy, which --help must not
 
     from tiny_gpt.serve.models import ServedModels
 
-USUAL_PORT = 8000
+SERVE_PORT = 8000
 # Texts that are being written when the server is asked to stop have so long.
 FINISHING_S = 120.0
 # The scheduler's thread waits for Python's lock after each pass through the model; by default up to 5 ms.
@@ -59,7 +59,7 @@ def serve_models(
     from tiny_gpt.web.server import WebServer
 
     access = access_for(web)
-    with listen(web.host, web.port, USUAL_PORT) as listener:
+    with listen(web.host, web.port, SERVE_PORT) as listener:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         models = open_models(paths, config, lambda: error("(compiling the decoder for this CPU: only once)"))
         app = web_app([*api_routes(models, config), *make_routes(models)], access)

@@ -144,7 +144,7 @@ def return_decoder(snapshot: OpenSnapshot, n_texts: int, precision: str, decoder
     snapshot.idle_decoders[n_texts, precision] = decoder
 
 
-def name_of(path: Path) -> str:
+def title_of(path: Path) -> str:
     """What a person calls the model at `path`: its run's name, or that of its file or folder."""
     named = path.resolve()
     return named.parent.name if named.name in (BEST_FILE, FINAL_FILE) else named.name.removesuffix(".pt")
