@@ -69,7 +69,7 @@ class CheckpointNote:
     machine: dict[str, Any]
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_file(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is none."""
     try:
         values = json.loads(read_bounded(path, MAX_FILE_BYTES))
@@ -80,13 +80,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in config.json, flat."""
-    return read_object(folder / CONFIG_FILE)
+    return read_json_file(folder / CONFIG_FILE)
 
 
 def read_saved_plan(folder: Path) -> Plan | None:
     """The plan, if the run had one; with finite numbers only."""
     try:
-        plan = Plan.from_dict(read_object(folder / PLAN_FILE))
+        plan = Plan.from_dict(read_json_file(folder / PLAN_FILE))
         forecast = plan.forecast
         numbers = (plan.n_parameters, plan.steps, plan.step_s, plan.tokens, plan.data_epochs, plan.seconds)
         numbers += (plan.memory_bytes, plan.saturation_s, forecast.bits_per_byte, forecast.low, forecast.high)

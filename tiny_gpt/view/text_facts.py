@@ -22,7 +22,7 @@ from tiny_gpt.data.copied_spans import CopyIndex, decoded_text
 from tiny_gpt.data.prepare import Dataset, open_stored_dataset
 from tiny_gpt.errors import OutOfResourcesError
 from tiny_gpt.files import atomic_write
-from tiny_gpt.view.run_files import CheckpointNote, read_object
+from tiny_gpt.view.run_files import CheckpointNote, read_json_file
 
 # Training text that the counts and the compressors see: the end, which is next to the validation text.
 MAX_COUNTED_BYTES = 8 << 20
@@ -65,7 +65,7 @@ class TextFacts:
 def read_text_facts(folder: Path, checkpoint: CheckpointNote | None) -> TextFacts | None:
     """The facts in the run's folder; None if there are none, or those of another text."""
     try:
-        facts = TextFacts.from_dict(read_object(folder / TEXT_FACTS_FILE))
+        facts = TextFacts.from_dict(read_json_file(folder / TEXT_FACTS_FILE))
     except (ValueError, KeyError, TypeError):
         return None
     if checkpoint is not None and checkpoint.data.get("text_sha256") != facts.text_sha256:
