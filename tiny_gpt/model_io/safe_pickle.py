@@ -1,11 +1,12 @@
-"""Reads the pickle inside a model file without unpickling: plain values out, and tensors only as where they lie.
+"""A reader for the pickle inside a model file, safe for untrusted files. Nothing is unpickled.
 
-A pickle is a program for a small machine with a stack. The standard library's `pickletools` takes it apart without
-running it; here are the two dozen instructions that torch.save writes for dicts, tuples, texts, numbers and whole fp32
-tensors, and no more. The three names of Python objects that it may hold are compared, never looked up.
+A pickle is a program for a small stack machine. The standard library's `pickletools` lists its instructions without
+running them. This module interprets the two dozen that torch.save writes for dicts, tuples, strings, numbers and
+contiguous fp32 tensors, and rejects all others. A pickle also names Python objects to import; the three that occur here
+are compared with a list and never imported. Tensors come back as references to their data in the archive.
 
-torch.load(weights_only=True) would run no code either, but takes memory on the file's word: bytearray(10**10),
-storages and sparse tensors of any size, a memo slot 2**31, a gigabyte of empty lists.
+torch.load(weights_only=True) runs no code either, but it allocates what the file asks for: bytearray(10**10), storages
+and sparse tensors of any size, memo slot 2**31, a gigabyte of empty lists.
 """
 
 import math
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Each weight takes 28: enough for 680 layers and a long command line. At most 100 bytes of memory each.
+# Each weight takes 28: enough for 680 layers and a long command line. Each takes at most 100 bytes of memory.
 MAX_INSTRUCTIONS = 300_000
 MAX_DIMENSIONS = 8
 FP32_BYTES = 4
@@ -22,7 +23,7 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A contiguous fp32 tensor and the member of the archive that is its content, of just the right size."""
+    """A contiguous fp32 tensor whose content is a member of the archive, of exactly the right size."""
 
     member: str
     shape: tuple[int, ...]
@@ -30,7 +31,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A Python object that the pickle names, or what calling it would make."""
+    """A Python object that the pickle names, or the result that calling it would have."""
 
     text: str
 
@@ -41,122 +42,144 @@ _ORDERED_DICT = _Name("collections OrderedDict")
 _NAMES = {name.text: name for name in (_TENSOR, _STORAGE, _ORDERED_DICT)}
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_WITH_VALUE = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
+_LITERALS = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def read_pickle(data: bytes, member_bytes: Mapping[str, int]) -> Any:
-    """The value that `data` describes. `member_bytes`: the size of each member of the archive.
+    """The value that `data` describes. `member_bytes` has the size of each member of the archive.
 
-    Dicts have text keys. Raises ValueError for anything but plain values and tensors that are there.
+    Raises ValueError unless it consists of plain values, dicts with string keys, and tensors that the archive holds.
     """
-    stack: list[Any] = []
-    memo: list[Any] = []
-    unused = dict(member_bytes)
-    argument: Any
-    for number, (opcode, argument, place) in enumerate(pickletools.genops(data)):
-        name = opcode.name
-        if number >= MAX_INSTRUCTIONS:
-            raise ValueError("it describes too many things")
-        if name in _WITH_VALUE:
+    machine = _StackMachine(member_bytes)
+    for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+        _require(number < MAX_INSTRUCTIONS, "its description is too long")
+        if opcode.name == "STOP":
+            _require(position == len(data) - 1)
+            return machine.result()
+        if opcode.name == "PROTO":
+            _require(argument == 2 and position == 0)
+        else:
+            machine.execute(opcode.name, argument)
+    raise AssertionError("genops ends with STOP or raises ValueError")
+
+
+class _StackMachine:
+    """The state of a pickle's interpretation: a stack of values, and a memo of those that occur again."""
+
+    def __init__(self, member_bytes: Mapping[str, int]) -> None:
+        self._stack: list[Any] = []
+        self._memo: list[Any] = []
+        self._unused = dict(member_bytes)
+        """Members of the archive that no tensor has referred to yet, with their sizes."""
+
+    def execute(self, name: str, argument: Any) -> None:
+        """One instruction, by pickletools' name for it. Raises ValueError for those that are not accepted."""
+        stack, memo = self._stack, self._memo
+        if name in _LITERALS:
             stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
         elif name in ("BINPUT", "LONG_BINPUT"):
             _require(argument == len(memo) and bool(stack))
             memo.append(stack[-1])
         elif name in ("BINGET", "LONG_BINGET"):
-            # Not of tuples and dicts: they could hold one another, or themselves, a billionfold.
+            # Tuples and dicts may not be referred to again: they could contain themselves, or one another 2^30 times.
             _require(argument < len(memo) and isinstance(memo[argument], str | _Name))
             stack.append(memo[argument])
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
         elif name == "MARK":
             stack.append(_MARK)
         elif name in _SHORT_TUPLES:
-            stack.append(tuple(_pop(stack, _SHORT_TUPLES[name])))
+            stack.append(tuple(self._pop(_SHORT_TUPLES[name])))
         elif name == "TUPLE":
-            stack.append(tuple(_pop_to_mark(stack)))
+            stack.append(tuple(self._pop_to_mark()))
         elif name == "EMPTY_DICT":
             stack.append({})
         elif name == "SETITEM":
-            _set_items(stack, _pop(stack, 2))
+            self._set_items(self._pop(2))
         elif name == "SETITEMS":
-            _set_items(stack, _pop_to_mark(stack))
+            self._set_items(self._pop_to_mark())
         elif name == "GLOBAL":
             _require(argument in _NAMES, f"it names {argument[:60]!r}")
             stack.append(_NAMES[argument])
         elif name == "BINPERSID":
-            stack.append(_storage(_pop(stack, 1)[0], unused))
+            stack.append(self._storage(*self._pop(1)))
         elif name == "REDUCE":
-            stack.append(_called(*_pop(stack, 2)))
-        elif name == "STOP":
-            _require(len(stack) == 1 and place == len(data) - 1)
-            _require(not any(member.startswith("data/") for member in unused), "it holds tensors that it does not use")
-            return stack[0]
+            stack.append(_call(*self._pop(2)))
         else:
-            _require(name == "PROTO" and argument == 2 and place == 0, f"it has the instruction {name}")
-    raise AssertionError("genops ends at STOP or raises")
+            raise ValueError(f"it has the pickle instruction {name}")
 
+    def result(self) -> Any:
+        """The only value left. Every tensor of the archive must be part of it."""
+        _require(len(self._stack) == 1)
+        _require(not any(name.startswith("data/") for name in self._unused), "it holds tensors that it does not use")
+        return self._stack[0]
 
-def _require(fits: bool, reason: str = "its description is not as torch.save writes it") -> None:
-    if not fits:
-        raise ValueError(reason)
+    def _pop(self, n: int) -> list[Any]:
+        _require(len(self._stack) >= n)
+        values = self._stack[-n:]
+        del self._stack[-n:]
+        return values
 
+    def _pop_to_mark(self) -> list[Any]:
+        values: list[Any] = []
+        while True:
+            _require(bool(self._stack))
+            value = self._stack.pop()
+            if value is _MARK:
+                return values[::-1]
+            values.append(value)
 
-def _pop(stack: list[Any], n: int) -> list[Any]:
-    _require(len(stack) >= n)
-    values = stack[-n:]
-    del stack[-n:]
-    return values
+    def _set_items(self, items: list[Any]) -> None:
+        _require(bool(self._stack) and type(self._stack[-1]) is dict and len(items) % 2 == 0)
+        target = self._stack[-1]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            _require(isinstance(key, str) and key not in target)
+            target[key] = value
 
+    def _storage(self, reference: Any) -> "_Storage":
+        """What a persistent id such as ("storage", FloatStorage, "7", "cpu", 2056) refers to: the member data/7.
 
-def _pop_to_mark(stack: list[Any]) -> list[Any]:
-    values: list[Any] = []
-    while True:
-        _require(bool(stack))
-        value = stack.pop()
-        if value is _MARK:
-            return values[::-1]
-        values.append(value)
-
-
-def _set_items(stack: list[Any], items: list[Any]) -> None:
-    _require(bool(stack) and type(stack[-1]) is dict and len(items) % 2 == 0)
-    target = stack[-1]
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        _require(isinstance(key, str) and key not in target)
-        target[key] = value
+        Each storage belongs to one tensor only.
+        """
+        _require(type(reference) is tuple and len(reference) == 5)
+        kind, storage_type, key, device, n_numbers = reference
+        _require(kind == "storage" and storage_type is _STORAGE, "one of its tensors is not fp32")
+        _require(isinstance(key, str) and isinstance(device, str) and type(n_numbers) is int)
+        member = f"data/{key[:20]}"
+        _require(
+            self._unused.pop(member, None) == FP32_BYTES * n_numbers, "one of its tensors has not the size it claims"
+        )
+        return _Storage(member, n_numbers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
+    """The memory of one tensor."""
+
     member: str
     n_numbers: int
 
 
-def _storage(identity: Any, unused: dict[str, int]) -> _Storage:
-    """The storage ("storage", FloatStorage, "7", "cpu", 2056): member data/7, each for one tensor alone."""
-    _require(type(identity) is tuple and len(identity) == 5)
-    kind, storage_type, key, device, n_numbers = identity
-    _require(kind == "storage" and storage_type is _STORAGE, "a tensor in it is not fp32")
-    _require(isinstance(key, str) and isinstance(device, str) and type(n_numbers) is int)
-    member = f"data/{key[:20]}"
-    _require(unused.pop(member, None) == FP32_BYTES * n_numbers, "a tensor in it has not the bytes that it claims")
-    return _Storage(member, n_numbers)
-
-
-def _called(called: Any, arguments: Any) -> _Name | StoredTensor:
-    """What calling would give: OrderedDict() is a tensor's list of hooks, the other a whole, contiguous tensor."""
-    if called is _ORDERED_DICT:
+def _call(function: Any, arguments: Any) -> _Name | StoredTensor:
+    """The result that a call would have: OrderedDict() is a tensor's empty list of hooks, _rebuild_tensor_v2(...) a
+    tensor. Nothing is called."""
+    if function is _ORDERED_DICT:
         _require(arguments == ())
         return _HOOKS
-    _require(called is _TENSOR and type(arguments) is tuple and len(arguments) == 6)
+    _require(function is _TENSOR and type(arguments) is tuple and len(arguments) == 6)
     storage, offset, shape, strides, requires_grad, hooks = arguments
     _require(isinstance(storage, _Storage) and offset == 0 and requires_grad is False and hooks is _HOOKS)
     _require(type(shape) is tuple and 1 <= len(shape) <= MAX_DIMENSIONS)
     _require(all(type(size) is int and size > 0 for size in shape) and math.prod(shape) == storage.n_numbers)
-    _require(strides == _contiguous_strides(shape), "a tensor in it is not contiguous")
+    _require(strides == _contiguous_strides(shape), "one of its tensors is not contiguous")
     return StoredTensor(storage.member, shape)
 
 
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _require(condition: bool, reason: str = "its description is not such as torch.save writes") -> None:
+    if not condition:
+        raise ValueError(reason)

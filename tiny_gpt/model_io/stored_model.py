@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tiny_gpt.config import BEST_FILE, ModelConfig, model_config_from
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.shapes import check_dimensions, weight_shapes
-from tiny_gpt.model_io.safe_archive import StrictArchive
+from tiny_gpt.model_io.safe_archive import SafeArchive
 from tiny_gpt.model_io.safe_pickle import StoredTensor, read_pickle
 from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
 
@@ -116,10 +116,10 @@ def _descriptor(path: Path) -> int:
     raise BadInputError(f"{path} is a pipe or a device; name a file such as {BEST_FILE}", code="model-file-not-regular")
 
 
-def _read(path: Path, file: BinaryIO) -> tuple[StrictArchive, dict[str, Any]]:
+def _read(path: Path, file: BinaryIO) -> tuple[SafeArchive, dict[str, Any]]:
     """The archive, and its content with the weights still in it; raises BadInputError."""
     try:
-        archive = StrictArchive(file)
+        archive = SafeArchive(file)
         for name in archive.members:
             if name != "data.pkl" and not name.startswith("data/"):
                 archive.read(name, MAX_OTHER_BYTES)
