@@ -110,7 +110,7 @@ class StageRunner:
             return f"pretraining on {len(self.other):,} tokens of other text"
         if stage.kind == "student":
             return f"final model: learns from the text and from {len(self._teacher_paths())} teachers"
-        return str(stage)
+        return f"{stage}: the same text, other initial weights"
 
     # --- what a stage begins with ---
 

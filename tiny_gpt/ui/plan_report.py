@@ -58,7 +58,7 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "expected", f"{forecast.bits_per_byte:.2f} bits per byte; 8 of 10 runs end {interval}"
     if plan.saturation_s < plan.seconds:
         after = f"after {format_duration(plan.saturation_s)}, " if plan.saturation_s >= 1 else ""
-        yield "", f"{after}more time hardly helps; more text would"
+        yield "", f"{after}more time hardly helps; more text would, also other text (--first)"
 
 
 def forecast_versus_actual(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int) -> str:

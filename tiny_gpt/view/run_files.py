@@ -55,7 +55,7 @@ class RunEvent:
     step: int | None
     text: str
     kind: str
-    """skip, rollback, pause, resume, stop or note."""
+    """skip, rollback, pause, resume, stop, stage or note."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,8 @@ def read_events(folder: Path) -> list[RunEvent]:
 
 def _kind_of(text: str) -> str:
     kinds = {"skipped": "skip", "paused": "pause", "training continues": "resume", "the training process": "restart"}
+    # The descriptions of run/stages.py.
+    kinds |= {"pretraining on": "stage", "teacher ": "stage", "final model: learns": "stage"}
     if "rolled back" in text:
         return "rollback"
     return next((kind for start, kind in kinds.items() if text.startswith(start)), "note")

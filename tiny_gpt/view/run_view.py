@@ -95,6 +95,12 @@ class RunView:
         return int(found[-1]) if len(found) else None
 
     @cached_property
+    def first_of_stage(self) -> int:
+        """The first row of the present stage: where it begins, the loss jumps."""
+        begun = [event.step for event in self.events if event.kind == "stage" and event.step is not None]
+        return int(np.count_nonzero(self.steps <= begun[-1])) if begun else 0
+
+    @cached_property
     def gap(self) -> float | None:
         """How much lower the training loss is than the validation loss, as a fraction; at the last rows."""
         if self.last is None:

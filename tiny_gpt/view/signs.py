@@ -44,7 +44,7 @@ def signs_of(view: RunView) -> Signs:
     skips = [_SKIPPED.match(event.text) for event in view.events if event.kind == "skip"]
     n_skipped = sum(int((skip[1] or "1").replace(",", "")) for skip in skips if skip)
     n_rollbacks = sum(event.kind == "rollback" for event in view.events)
-    n_spikes = _n_spikes(view.train)
+    n_spikes = _n_spikes(view.train[view.first_of_stage :])
     diverged = view.status is not None and view.status.error_code == "training-diverged"
     is_too_fast = diverged or n_rollbacks > 0 or n_spikes >= MIN_SPIKES
     overfits_since = None if is_too_fast else _overfits_since(view)
@@ -93,7 +93,7 @@ def quality_in_words(bits_per_byte: float) -> str:
 
 def _overfits_since(view: RunView) -> int | None:
     best, val, train = view.best, view.val, view.train
-    if best is None or view.last is None or view.last - best < MIN_ROWS_AFTER_BEST:
+    if best is None or view.last is None or view.last - best < MIN_ROWS_AFTER_BEST or best < view.first_of_stage:
         return None
     n_after = view.last - best
     recent = val[best + 1 :][-max(MIN_ROWS_AFTER_BEST, n_after // 4) :]
