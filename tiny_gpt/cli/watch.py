@@ -116,7 +116,7 @@ def start_beside_training(folder: Path) -> None:
     environment = os.environ | {TRAINING_VARIABLE: str(os.getpid())}
     command = [sys.executable, "-m", "tiny_gpt", "watch", str(folder)]
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             flags = subprocess.CREATE_NEW_PROCESS_GROUP
             subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, creationflags=flags)
         else:

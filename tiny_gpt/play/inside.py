@@ -53,7 +53,7 @@ def look_inside(model: GPT, ids: Sequence[int]) -> Inside:
         attention.append(_weights(module, inputs[0], inputs[1])[0].float().cpu())
 
     handles = [
-        block.attention.register_forward_pre_hook(hear_attention)  # type: ignore[union-attr, operator]
+        block.attention.register_forward_pre_hook(hear_attention)  # type: ignore[union-attr]
         for block in model.blocks
     ]
     handles += [

@@ -67,14 +67,14 @@ class StatusFile:
 
 
 def _facts_of(event: Prepared) -> dict[str, object]:
-    names = ("device", "precision", "backend", "sources", "n_characters", "n_documents", "tokenizer", "vocab_size")
-    names += ("train_tokens", "val_tokens", "val_tokens_scored", "n_parameters", "tokens_per_step", "total_steps")
+    names = ["device", "precision", "backend", "sources", "n_characters", "n_documents", "tokenizer", "vocab_size"]
+    names += ["train_tokens", "val_tokens", "val_tokens_scored", "n_parameters", "tokens_per_step", "total_steps"]
     return {name: getattr(event, name) for name in names}
 
 
 def _results_of(event: Finished) -> dict[str, object]:
-    names = ("best_step", "best_val_loss", "best_val_bits_per_byte", "scored_tokens", "last_step", "elapsed_s")
-    names += ("eval_share", "save_share", "peak_memory_bytes", "incidents")
+    names = ["best_step", "best_val_loss", "best_val_bits_per_byte", "scored_tokens", "last_step", "elapsed_s"]
+    names += ["eval_share", "save_share", "peak_memory_bytes", "incidents"]
     values = asdict(event)
     return {name: values[name] for name in names}
 

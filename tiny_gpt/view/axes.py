@@ -80,11 +80,10 @@ def log_axis(low: float, high: float, n_ticks: int) -> Axis:
 def clock_axis(low: float, high: float, n_ticks: int) -> Axis:
     """Values of time.time(), labeled with local times of day."""
     low, high = _widened(low, high, 1.0)
-    step = next((step for step in _TIME_STEPS if (high - low) / step <= max(1, n_ticks)), None)
-    if step is None:
-        step = _DAY * _round_step((high - low) / max(1, n_ticks) / _DAY)
+    longest = _DAY * _round_step((high - low) / max(1, n_ticks) / _DAY)
+    step = next((float(step) for step in _TIME_STEPS if (high - low) / step <= max(1, n_ticks)), longest)
     offset = float(time.localtime(low).tm_gmtoff)  # so that ticks fall on whole hours of local time
-    ticks = [tick - offset for tick in _multiples(low + offset, high + offset, float(step))]
+    ticks = [tick - offset for tick in _multiples(low + offset, high + offset, step)]
     spans_days = time.localtime(low).tm_yday != time.localtime(high).tm_yday
     return Axis(low, high, tuple((tick, clock_label(tick, step, spans_days)) for tick in ticks))
 

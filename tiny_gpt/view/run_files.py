@@ -88,8 +88,8 @@ def read_saved_plan(folder: Path) -> Plan | None:
     try:
         plan = Plan.from_dict(read_json_file(folder / PLAN_FILE))
         forecast = plan.forecast
-        numbers = (plan.n_parameters, plan.steps, plan.step_s, plan.tokens, plan.data_epochs, plan.seconds)
-        numbers += (plan.memory_bytes, plan.saturation_s, forecast.bits_per_byte, forecast.low, forecast.high)
+        numbers = [plan.n_parameters, plan.steps, plan.step_s, plan.tokens, plan.data_epochs, plan.seconds]
+        numbers += [plan.memory_bytes, plan.saturation_s, forecast.bits_per_byte, forecast.low, forecast.high]
         return plan if all(math.isfinite(number) for number in numbers) else None
     except _UNREADABLE:
         return None
