@@ -70,6 +70,8 @@ def test_a_killed_process_is_noticed(tmp_path):
         dict(facts=[]),
         dict(machine=3),
         dict(left_s="soon"),
+        dict(left_s=1e300),
+        dict(updated=float("nan")),
     ],
 )
 def test_a_malformed_status_is_none(tmp_path, changes):

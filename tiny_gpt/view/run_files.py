@@ -27,7 +27,7 @@ MAX_SAMPLE_BYTES = 1 << 16
 MAX_SAMPLES = 100
 MAX_LOG_BYTES = 2 << 20
 MAX_EVENTS = 300
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, DamagedError, RecursionError)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, DamagedError, RecursionError, ArithmeticError)
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (.*)")
 _WARNING = re.compile(r"step ([\d,]{1,20}): (.+)")
 _RESUMED = re.compile(r"resumed +after step ([\d,]{1,20}).*")
@@ -90,7 +90,7 @@ def read_saved_plan(folder: Path) -> Plan | None:
         forecast = plan.forecast
         numbers = [plan.n_parameters, plan.steps, plan.step_s, plan.tokens, plan.data_epochs, plan.seconds]
         numbers += [plan.memory_bytes, plan.saturation_s, forecast.bits_per_byte, forecast.low, forecast.high]
-        return plan if all(math.isfinite(number) for number in numbers) else None
+        return plan if all(abs(number) < 1e18 for number in numbers) else None
     except _UNREADABLE:
         return None
 

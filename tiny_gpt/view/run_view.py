@@ -147,7 +147,7 @@ class RunView:
         """A number that the run's process or its checkpoint told; 0 if neither did."""
         for source in (self.status.facts if self.status else {}, self.checkpoint.data if self.checkpoint else {}):
             value = source.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18:
                 return float(value)
         return 0.0
 
