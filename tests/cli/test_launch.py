@@ -13,7 +13,7 @@ from tiny_gpt.config import ReliabilityConfig, RunConfig, TrainConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host import watchdog
 
-LAUNCH = Launch("runs/text", is_resumed=False, extends=True, requested_at=1234.5, program="tiny-gpt")
+LAUNCH = Launch("runs/text", is_resumed=False, extends=True, requested_at=1234.5, elapsed=67.8, program="tiny-gpt")
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_watchdog_gets_the_command_and_the_child_the_decision(config, monkeypatc
     assert launch_training(config, ResumeMode(), ["train", "text.txt"], "tiny-gpt") == 7
     ((first, again, newest_step, decided),) = seen
     assert first == again == ["train", "text.txt"] and newest_step == -1
-    expected = Launch(config.train.out_dir, is_resumed=False, extends=False, requested_at=0.0, program="tiny-gpt")
-    assert replace(decided, requested_at=0.0) == expected
+    expected = replace(LAUNCH, run_dir=config.train.out_dir, extends=False, requested_at=0.0, elapsed=0.0)
+    assert replace(decided, requested_at=0.0, elapsed=0.0) == expected
     assert LAUNCH_VARIABLE not in launch.os.environ
 
 
@@ -113,3 +113,18 @@ def test_folder_of_a_new_run_is_named_after_the_text(monkeypatch, tmp_path):
         Path("runs/my-book"),
         False,
     )
+
+
+def test_a_restarted_resume_follows_the_folder_and_not_its_name(monkeypatch, tmp_path):
+    """The watchdog knows where the run is; the name that the user gave may lead nowhere by now."""
+    monkeypatch.delenv(launch.LAUNCH_VARIABLE, raising=False)
+    assert launch.launched_folder() is None
+    (tmp_path / "run").mkdir()
+    started = replace(LAUNCH, run_dir=str(tmp_path / "run"))
+    monkeypatch.setenv(launch.LAUNCH_VARIABLE, started.to_json())
+    progress = launch._Progress(started)
+    assert progress.newest_step() == -1
+    (tmp_path / "run").rename(tmp_path / "kept")
+    (tmp_path / "kept" / "checkpoints" / "step-00000007").mkdir(parents=True)
+    assert progress.newest_step() == 7
+    assert launch.launched_folder() == tmp_path / "kept"

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tiny_gpt.host import memory_leak, watchdog
-from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
+from tiny_gpt.host.heartbeat import OUTCOME, heartbeat, is_watched, restart_reason
 from tiny_gpt.host.limits import Limits
 from tiny_gpt.host.memory_leak import used_memory_bytes
 from tiny_gpt.host.watchdog import RESTART_EXIT_CODE, watch
@@ -36,6 +36,12 @@ from pathlib import Path
 from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
 
 heart = heartbeat()
+
+def leave(code=0):
+    heart.leave(code)
+    raise SystemExit(code)
+
+sys.exit = leave
 
 def beat(n=3, every_s=0.0):
     for _ in range(n):
@@ -54,7 +60,7 @@ def count_signals():
 
 
 def child(program):
-    return [sys.executable, "-c", PRELUDE + program]
+    return [sys.executable, "-c", f"{PRELUDE}{program}\nheart.leave(0)"]
 
 
 FINISH = child("beat(); note(f'again: {restart_reason()}')")
@@ -114,6 +120,13 @@ class TestEnds:
         assert run(child(f"sys.exit({RESTART_EXIT_CODE})"), FINISH)[0] == 0
         assert notes() == ["again: the training process asked for a restart"]
 
+    @pytest.mark.parametrize("code", [0, 2, 5, 99])
+    def test_an_exit_that_a_library_caused_restarts_training(self, notes, code):
+        """oneMKL ends a process with 2, which is the code of a user's mistake."""
+        failure = f"ended without a word, with exit code {code}"
+        assert run(child(f"beat(); os._exit({code})"), FINISH) == (0, restarted(failure))
+        assert run(CRASH, child(f"os._exit({code})"), max_restarts=1)[0] == 1, "also before its first step"
+
     def test_an_error_before_the_first_beat_is_final(self, notes):
         assert run(child("sys.exit(1)")) == (1, [])
         assert notes() == []
@@ -137,11 +150,13 @@ class TestEnds:
     )
     def test_windows_crash_codes_restart_training(self, monkeypatch, code, final):
         class Ended(contextlib.nullcontext):
-            def __init__(self, argv, env):
+            def __init__(self, argv, env, **_):
                 super().__init__(self)
                 (self.code,) = argv
                 with open(env["TINY_GPT_HEARTBEAT"], "r+b") as file:
                     file.write(b"\1")
+                    file.seek(8 * OUTCOME)
+                    file.write(b"\1" if self.code == 0 else b"\0")
 
             def wait(self, _):
                 return self.code
@@ -170,9 +185,34 @@ class TestRestarts:
         assert run(killed, killed, max_restarts=1)[0] == 137
 
     def test_each_checkpoint_resets_the_count_of_failures(self, notes):
-        five_times = child("beat(); runs = Path('notes').read_text().count('run'); note('run'); os._exit(runs < 5)")
+        program = "beat(); runs = Path('notes').read_text().count('run'); note('run'); runs >= 5 or os._exit(1)"
+        five_times = child(program)
         assert run(CRASH, five_times, progress=lambda: len(notes()), max_restarts=1)[0] == 0
         assert notes() == ["run"] * 6
+
+    def test_progress_is_asked_for_when_training_begins(self, notes):
+        """So that the run's folder is known before it may be moved."""
+        asked = []
+        run(child("beat(); note('begun'); time.sleep(0.3)"), progress=lambda: asked.append(notes()) or 0)
+        assert len(asked) == 2 and asked[0] == []
+
+    @posix_only
+    def test_a_deleted_working_folder_is_left(self, notes, folder, monkeypatch):
+        gone = folder / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        again = child(f"os.chdir({str(folder)!r}) if os.getcwd() == '/' else None; beat(); note('again')")
+        code, _ = run(child(f"beat(); os.rmdir({str(gone)!r}); os._exit(1)"), again)
+        assert code == 0 and notes() == ["again"]
+
+    @posix_only
+    def test_a_working_folder_that_was_made_again_is_used(self, notes, folder, monkeypatch):
+        gone = folder / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        program = f"beat(); os.rmdir({str(gone)!r}); os.mkdir({str(gone)!r}); os._exit(1)"
+        assert run(child(program), child("beat(); note(os.getcwd())"))[0] == 0
+        assert (gone / "notes").read_text().strip() == str(gone)
 
     def test_unreadable_progress_counts_as_none(self, notes):
         assert run(CRASH, CRASH, progress=lambda: 1 / 0)[0] == 1
@@ -215,6 +255,30 @@ class TestHangs:
 
     def test_preparation_may_take_any_time(self):
         assert run(child("time.sleep(0.4); beat()"), hang_s=0.2) == (0, [])
+
+    @posix_only
+    @pytest.mark.parametrize(
+        "how", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)", "os.read(os.pipe()[0], 1)"]
+    )
+    def test_a_restarted_child_that_waits_for_nothing_is_restarted(self, notes, how):
+        again = child(f"""note("again")
+if len(Path("notes").read_text().split()) < 3: {how}
+beat()""")
+        code, lines = run(CRASH, again, **IMPATIENT)
+        assert code == 0 and notes() == ["run", "again", "again"]
+        assert re.search(r"hung for \d s before its first step", lines[1])
+
+    @posix_only
+    def test_a_restarted_child_that_computes_has_longer(self):
+        program = "end = time.monotonic() + 1.2\nwhile time.monotonic() < end: pass\nbeat()"
+        assert run(CRASH, child(program), **IMPATIENT)[0] == 0
+        busy = child("while True: pass")
+        code, lines = run(CRASH, busy, start_s=1.0, max_restarts=1, **IMPATIENT)
+        assert code == 1 and "before its first step" in lines[-2]
+
+    def test_a_restarted_child_that_reports_has_longer(self):
+        program = "for _ in range(12): heart.prepare(); time.sleep(0.1)\nbeat()"
+        assert run(CRASH, child(program), **IMPATIENT)[0] == 0
 
     def test_slow_steps_allow_longer_silence(self):
         program = "beat(5, every_s=0.1); time.sleep(0.5); beat()"
@@ -396,7 +460,10 @@ class TestStopping:
         path = self.line(notes, 0)
         parent.kill()
         wait_for(path, "done")
-        shutil.rmtree(os.path.dirname(path))  # its parent cannot
+        if sys.platform == "linux":
+            assert path.startswith("/proc/self/fd/"), "there is no file to leave"
+        else:
+            shutil.rmtree(os.path.dirname(path))  # its parent cannot
 
 
 class TestSurroundings:
@@ -408,7 +475,7 @@ class TestSurroundings:
             program += "; note(str(os.getpgrp()))"
         assert run(child(program))[0] == 0
         shared, about, *group = notes()
-        assert not os.path.exists(os.path.dirname(shared)) and about == "True ''"
+        assert not os.path.exists(shared) and about == "True ''"
         assert group in ([], [str(os.getpgrp())]) and capfd.readouterr().out == "hi\n"
 
     def test_signal_handlers_are_restored(self):

@@ -116,7 +116,7 @@ def test_more_time_survives_a_crash_and_counts_once(config, machine):
     before = max(event.step for event in steps if event.learning_rate == config.train.learning_rate)
     store = CheckpointStore(Path(config.train.out_dir))
     state_before = weights(store.verified(before).path)
-    request = RunRequest(NOON, extends=True)
+    request = RunRequest(NOON, 0.0, extends=True)
 
     states = []
 

@@ -12,7 +12,7 @@ from tiny_gpt.config import TrainConfig
 from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.training.schedule import learning_rate
-from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, start_timed_budget
+from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, resume_timed_budget, start_timed_budget
 
 NOON = time.mktime((2026, 6, 1, 12, 0, 0, 0, 0, -1))
 PEAK = TrainConfig().learning_rate
@@ -24,12 +24,27 @@ class SimulatedMachine:
     def __init__(self, step_s=0.1, after_s=1.0):
         self.now = self.train_s = 0.0
         self.step_s, self.after_s = step_s, after_s
+        self.set_s, self.booted = 0.0, 1e6
         self.random = random.Random(0)
 
     def budget(self, config, state=None, measure_every=1):
-        state = state or start_timed_budget(config, RunRequest(NOON), NOON + self.now)
-        clocks = Clocks(wall=lambda: NOON + self.now, elapsed=lambda: 1e6 + self.now)
-        return TimedBudget(config, state, lambda: self.train_s, measure_every, clocks)
+        state = state or start_timed_budget(config, self.request(0), clocks=self.clocks)
+        return TimedBudget(config, state, lambda: self.train_s, measure_every, self.clocks)
+
+    @property
+    def clocks(self):
+        """The time of day is `set_s` ahead of the time that has passed."""
+        return Clocks(wall=lambda: NOON + self.now + self.set_s, elapsed=lambda: self.booted + self.now)
+
+    def request(self, now=None, **changes):
+        """A command given now, or at `now` seconds."""
+        now = self.now if now is None else now
+        return RunRequest(NOON + now + self.set_s, self.booted + now, **changes)
+
+    def resumed(self, config, values, request):
+        """The budget of another process, from a checkpoint's `values`."""
+        state = TimedBudgetState.from_dict(json.loads(json.dumps(values)))
+        return self.budget(config, resume_timed_budget(config, state, request, self.clocks))
 
     def pass_time(self, seconds):
         self.now += seconds
@@ -152,20 +167,88 @@ def test_a_resumed_run_counts_only_its_own_time():
     assert abs(rates[-1] - more[0]) < 0.02
 
 
-def test_until_follows_the_wall_clock_after_resuming_too():
+@pytest.mark.parametrize("was_restarted", [False, True])
+def test_until_names_the_same_instant_after_resuming(was_restarted):
+    """Also where the first process of the later command crashed before it saved anything."""
     config, machine = TrainConfig(until="12:05"), SimulatedMachine()
     budget = machine.budget(config)
     rates, step = machine.train(config, budget, stop_at=100)
-    machine.now += 80
-    more, _ = machine.train(config, machine.budget(config, TimedBudgetState.from_dict(budget.to_dict())), step)
+    machine.now += 60
+    request = machine.request(is_restart=was_restarted)
+    machine.now += 20
+    more, _ = machine.train(config, machine.resumed(config, budget.to_dict(), request), step)
     check_end(machine, rates + more, 300)
+
+
+SET_S = [86_400, 3600, 90, -90, -3600, -86_400]
+
+
+@pytest.mark.parametrize("set_s", SET_S)
+@pytest.mark.parametrize("settings", [dict(for_="70s"), dict(until="12:01")])
+def test_a_changed_system_time_costs_nothing_of_the_budget(settings, set_s):
+    """It is set in the middle of a step, then the process is killed and restarted, twice."""
+    config, machine = TrainConfig(**settings), SimulatedMachine()
+    request = machine.request()
+    budget = machine.budget(config)
+    rates, step = machine.train(config, budget, stop_at=14)
+    machine.set_s += set_s
+    more, step = machine.train(config, budget, step, stop_at=16)
+    rates += more
+    for stop_at in (30, float("inf")):
+        kept = budget.to_dict()
+        machine.now += 2
+        budget = machine.resumed(config, kept, replace(request, is_restart=True))
+        more, step = machine.train(config, budget, step, stop_at=stop_at)
+        rates += more
+    total_s = 70 if config.for_ else 60
+    assert abs(machine.now - total_s) < 2 and rates[-1] <= 0.01 and len(rates) > 350
+
+
+@pytest.mark.parametrize("booted", [1e6, 5.0])
+def test_days_before_a_resume_are_not_counted_after_a_crash(booted):
+    """The checkpoint is from another command, before a restart of the machine or not; the first process of this one
+    crashed after 3 s without saving."""
+    config, machine = TrainConfig(for_="200s"), SimulatedMachine()
+    budget = machine.budget(config)
+    machine.train(config, budget, stop_at=50)
+    kept = budget.to_dict()
+    machine.now += 3 * 86_400
+    machine.booted = booted - machine.now
+    request = machine.request(is_restart=True)
+    machine.now += 3
+    assert machine.resumed(config, kept, request).remaining_s() == pytest.approx(147, abs=1)
+
+
+def test_until_is_read_in_the_time_zone_of_its_command(monkeypatch):
+    """A process that is restarted, or resumed, elsewhere does not read the time anew."""
+    config, machine = TrainConfig(until="12:05"), SimulatedMachine()
+    request = machine.request()
+    kept = machine.budget(config).to_dict()
+    monkeypatch.setenv("TZ", "UTC-5")
+    time.tzset()
+    machine.now += 100
+    try:
+        again = machine.resumed(config, kept, replace(request, is_restart=True))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert again.remaining_s() == pytest.approx(200)
+
+
+def test_time_that_a_machine_stood_still_is_not_counted():
+    """A virtual machine that was frozen, by its host or as a snapshot: only its time of day jumps."""
+    config, machine = TrainConfig(until="12:05"), SimulatedMachine()
+    budget = machine.budget(config)
+    machine.train(config, budget, stop_at=100)
+    machine.set_s += 7 * 86_400
+    assert budget.remaining_s() == pytest.approx(200, abs=1)
 
 
 def test_more_time_starts_at_the_current_rate():
     config = TrainConfig(for_="100s")
     for share, cooldown, first, highest in ((1.0, 0.6, 1.0, 1.0), (0.6, 1.0, 0.6, 0.6), (0.1, 0.6, 0.1, 1.0)):
         machine, train = SimulatedMachine(), replace(config, cooldown=cooldown)
-        state = start_timed_budget(train, RunRequest(NOON), NOON, step=900, rate_fraction=share)
+        state = start_timed_budget(train, machine.request(), 900, share, machine.clocks)
         rates, _ = machine.train(train, machine.budget(train, state), step=900)
         assert rates[0] == pytest.approx(first, abs=0.01) and max(rates) == pytest.approx(highest)
         assert rates[-1] == 0

@@ -53,6 +53,7 @@ def test_lines_that_failed_are_written_later(tmp_path):
     metrics.consume(PREPARED)
     metrics.consume(evaluated(1))
     folder.unlink()
+    folder.mkdir()
     metrics.consume(evaluated(2))
     folder.joinpath("metrics.jsonl").unlink()  # deleted by someone during the run
     metrics.consume(evaluated(3))

@@ -1,7 +1,10 @@
 """What the commands' arguments have in common; the commands declare their own beside their functions."""
 
+import ast
 import inspect
-from collections.abc import Sequence
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
 import tyro
@@ -14,6 +17,16 @@ Arguments = TypeVar("Arguments")
 # Positional arguments that several commands have.
 ModelArgument = Annotated[Positional[str], arg(metavar="[MODEL]"), OPTIONAL]
 SourcesArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="[SOURCE ...]"), OPTIONAL]
+
+
+def documentation(thing: type | Callable[..., object]) -> str:
+    """The docstring of a class or function, also where Python was told to drop docstrings (-OO, PYTHONOPTIMIZE=2)."""
+    found = inspect.getdoc(thing)
+    if found is None and sys.flags.optimize >= 2:
+        source = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+        assert isinstance(source, ast.ClassDef | ast.FunctionDef), "it was defined as one of them"
+        found = ast.get_docstring(source)
+    return found or ""
 
 
 def parse(
@@ -29,7 +42,7 @@ def parse(
     UsageError. The fields of nested dataclasses are flags without a prefix: --n-layer, not --model.n-layer.
     """
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    description = description or inspect.getdoc(arguments)
+    description = description or documentation(arguments)
     if default is None:
         return tyro.cli(arguments, prog=prog, description=description, args=args, config=config)
     return tyro.cli(arguments, prog=prog, description=description, args=args, default=default, config=config)

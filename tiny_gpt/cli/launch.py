@@ -5,6 +5,7 @@ user if need be, and becomes the watchdog. It starts the same command again as a
 in an environment variable and trains.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,8 +21,10 @@ from tiny_gpt.cli.watch import start_beside_training
 from tiny_gpt.config import RunConfig
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import UsageError
+from tiny_gpt.host.clocks import system_clocks
 from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
 from tiny_gpt.run.folders import find_model, folder_for, newest_step, unfinished
+from tiny_gpt.run.held_folder import HeldFolder
 from tiny_gpt.ui.terminal import error, quoted
 
 # Holds a Launch as JSON, for the child process.
@@ -52,6 +55,8 @@ class Launch:
     """Whether the budget is added to what the run has already had."""
     requested_at: float
     """When the user gave the command, as time.time(): the start of a timed budget."""
+    elapsed: float
+    """The same moment by the clock `elapsed` of host/clocks.py."""
     program: str
     """How the user calls `tiny-gpt`; "" for train.py."""
 
@@ -81,7 +86,7 @@ def launch_training(
         run_dir, is_resumed = resolve_run_dir(config, mode)
         # A time for a finished run comes on top of what it has had; for an unfinished run it is the total.
         extends = extends or (is_resumed and config.train.is_timed and unfinished(run_dir) is None)
-        launch = Launch(str(run_dir), is_resumed, extends, time.time(), program)
+        launch = Launch(str(run_dir), is_resumed, extends, time.time(), system_clocks().elapsed(), program)
     else:
         launch = Launch.from_json(from_parent)
         if restart_reason():  # an earlier child process has begun the run
@@ -100,9 +105,30 @@ def _watch(launch: Launch, command: Sequence[str]) -> int:
     os.environ[LAUNCH_VARIABLE] = launch.to_json()
     sys.stdout.flush()  # before the child writes to the same file
     try:
-        return watch(command, command, lambda: newest_step(Path(launch.run_dir)), error)
+        return watch(command, command, _Progress(launch).newest_step, error)
     finally:
         del os.environ[LAUNCH_VARIABLE]
+
+
+class _Progress:
+    """How far the launched run is, wherever its folder is by now."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._held: HeldFolder | None = None
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint. If the run's folder has been moved, the next child process is sent after
+        it."""
+        folder = Path(self._launch.run_dir)
+        if self._held is None:
+            with contextlib.suppress(OSError):  # the child has not made it yet
+                self._held = HeldFolder(folder)
+        elif place := self._held.new_path():
+            folder = self._held.path = place
+            self._launch = replace(self._launch, run_dir=str(place))
+            os.environ[LAUNCH_VARIABLE] = self._launch.to_json()
+        return newest_step(folder)
 
 
 def _train(config: RunConfig, launch: Launch) -> int:
@@ -117,7 +143,7 @@ def _train(config: RunConfig, launch: Launch) -> int:
     return train_and_sample(
         config,
         launch.is_resumed,
-        RunRequest(launch.requested_at, launch.extends, is_restart=bool(restart_reason())),
+        RunRequest(launch.requested_at, launch.elapsed, launch.extends, bool(restart_reason())),
         NextCommands.of(launch.program, launch.run_dir),
     )
 
@@ -145,6 +171,13 @@ def resolve_run_dir(config: RunConfig, mode: ResumeMode) -> tuple[Path, bool]:
             return folder, True
         if answer in ("n", "new", "no"):
             return folder_for(config, is_new=True), False
+
+
+def launched_folder() -> Path | None:
+    """Where the run is, in a process that the watchdog has started; the folder may have another name than the user
+    gave."""
+    launch = os.environ.get(LAUNCH_VARIABLE)
+    return Path(Launch.from_json(launch).run_dir) if launch else None
 
 
 def program_name() -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from tiny_gpt import __version__
+from tiny_gpt.cli.arguments import documentation
 from tiny_gpt.cli.data import describe_data
 from tiny_gpt.cli.evaluate import evaluate
 from tiny_gpt.cli.export import export_model, import_model
@@ -39,6 +40,8 @@ COMMANDS: dict[str, Command] = {
     "import": import_model,
     "doctor": doctor,
 }
+# Commands whose result is not what they print.
+UNATTENDED = ("train", "resume", "export", "import", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tiny-gpt {__version__}")
         return 0
     if args and args[0] in COMMANDS:
-        return run_command(COMMANDS[args[0]], args[1:])
+        return run_command(COMMANDS[args[0]], args[1:], needs_output=args[0] not in UNATTENDED)
     if args and args[0] not in ("-h", "--help"):
         error(f"tiny-gpt: unknown command {args[0]!r}; see tiny-gpt --help")
         return UsageError.exit_code
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def help_text() -> str:
     """What `tiny-gpt --help` prints: one line per command."""
-    lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {documentation(command).splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: tiny-gpt COMMAND [...]",

@@ -6,7 +6,6 @@ are: --recipe, --config, the budget, and those that the recipe `auto` would choo
 
 import argparse
 import contextlib
-import inspect
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import fields, make_dataclass, replace
@@ -14,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from tyro.conf import arg
 
-from tiny_gpt.cli.arguments import parse
+from tiny_gpt.cli.arguments import documentation, parse
 from tiny_gpt.config import BUDGETS, DEFAULT_HEAD_DIM, RunConfig, flag
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.config.training import more_than_one_budget
@@ -52,7 +51,7 @@ def parse_run(
 
     `is_of_run`: the defaults are the settings of a run. --help does not show them, because the run is not known yet.
     """
-    description = inspect.getdoc(arguments) or ""
+    description = documentation(arguments)
     if given_budget(args):
         base = replace(base, train=base.train.without_budget())
     if {"-h", "--help"} & set(args):

@@ -19,21 +19,37 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError, UsageError
+from tiny_gpt.host.heartbeat import heartbeat
 from tiny_gpt.ui.terminal import error, make_safe
 
 Command = Callable[[Sequence[str]], int]
 
 
-def run_command(command: Command, args: Sequence[str]) -> int:
+def run_command(command: Command, args: Sequence[str], needs_output: bool = True) -> int:
     """Run `command` with `args`; returns the exit code. Every error becomes a line or two on standard error.
 
     --debug adds the traceback and the error's code; with --json the error is also a JSON object on standard output.
+    `needs_output`: whether the command fails if nobody can read what it prints.
     """
-    debug, as_json = "--debug" in args, "--json" in args
-    make_safe(sys.stdout)
     limit_thread_spinning()
+    code = _run_command(command, args, needs_output)
+    if heart := heartbeat():
+        heart.leave(code)
+    return code
+
+
+def _run_command(command: Command, args: Sequence[str], needs_output: bool) -> int:
+    debug, as_json = "--debug" in args, "--json" in args
+    has_output = open_standard_streams()
+    make_safe(sys.stdout)
     try:
-        return command([arg for arg in args if arg != "--debug"])
+        if needs_output and not has_output:
+            message = "standard output is closed, so the result would be lost; leave out >&-, or write to a file"
+            raise OutOfResourcesError(message, code="output-closed")
+        _check_working_folder()
+        code = command([arg for arg in args if arg != "--debug"])
+        sys.stdout.flush()  # a full disk is an error here, not a silent loss when the interpreter exits
+        return code
     except SystemExit as leaving:  # from the argument parser: --help, or a usage error that it has explained
         return leaving.code if isinstance(leaving.code, int) else UsageError.exit_code
     except KeyboardInterrupt:
@@ -43,6 +59,8 @@ def run_command(command: Command, args: Sequence[str]) -> int:
         discard_output()
         return 0
     except Exception as failure:
+        if isinstance(failure, OSError) and failure.filename is None:  # perhaps of standard output, and again at exit
+            _discard_unless_writable()
         if debug:
             traceback.print_exc()
         known = to_known_error(failure)
@@ -78,6 +96,39 @@ def _known_os_error(failure: OSError) -> TinyGPTError:
     if failure.filename:
         return BadInputError(f"cannot use {failure.filename}: {reason}", code="path-unusable")
     return TinyGPTError(f"the operating system reports: {reason}", code="system-error")
+
+
+def open_standard_streams() -> bool:
+    """Open the null device in place of each standard stream that is closed; returns whether output was open.
+
+    Otherwise the next file that is opened gets the stream's number, and whatever a library prints goes into that file.
+    """
+    is_open = [stream is not None for stream in (sys.stdin, sys.stdout, sys.stderr)]
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if is_open[number]:
+            continue
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor != number:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+    return is_open[1]
+
+
+def _check_working_folder() -> None:
+    """Raise BadInputError if the working folder has been deleted: some libraries end the process then."""
+    try:
+        os.getcwd()
+    except OSError as failure:
+        message = "the folder that you are in was deleted or cannot be read; change to another one (cd) and try again"
+        raise BadInputError(message, code="working-folder-gone") from failure
+
+
+def _discard_unless_writable() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_output()
 
 
 def discard_output() -> None:

@@ -14,6 +14,7 @@ from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, S
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.files import user_path
+from tiny_gpt.host.heartbeat import heartbeat
 from tiny_gpt.inference.engine import compile_engine, must_compile
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import Event, Finished, Prepared
@@ -70,6 +71,8 @@ def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, comma
         ]
         for i, event in enumerate(run(config, resume, request)):
             deliver(event, consumers)
+            if plan is None and (heart := heartbeat()):
+                heart.prepare()
             if i == 0 and must_compile(config.model):  # before the time of the run starts
                 deliver(Notice("compiling the decoder for this CPU: about 15 seconds, only once"), [console])
                 compile_engine(config.model, SampleConfig().precision)

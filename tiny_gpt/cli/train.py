@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from tiny_gpt.cli.arguments import SourcesArgument
-from tiny_gpt.cli.launch import ResumeMode, launch_training, program_name
+from tiny_gpt.cli.launch import ResumeMode, launch_training, launched_folder, program_name
 from tiny_gpt.cli.overrides import (
     given_budget,
     parse_run,
@@ -88,7 +88,7 @@ def train(args: Sequence[str]) -> int:
 def resume(args: Sequence[str]) -> int:
     """Resume a stopped run or extend a finished one."""
     name = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), is_of_run=True).run
-    folder = find_run(name)
+    folder = launched_folder() or find_run(name)
     base = without_given_choices(config_of(folder), args)
     command = parse_run(ResumeCommand, "tiny-gpt resume", args, base)
     config = run_settings(command)

@@ -3,11 +3,12 @@
 The watchdog (watchdog.py) starts the training process with two environment variables:
 
 - TINY_GPT_HEARTBEAT: path of a file that both processes map into memory. The child increments a counter there with
-  every step, so the parent notices a hang; the parent sets a flag there to ask for a new process.
+  every step, so the parent notices a hang; the parent sets a flag there to ask for a new process. The child also counts
+  its progress in preparing the run there, and says with which exit code it is about to end.
 - TINY_GPT_RESTART_REASON: why the child was started again; empty the first time.
 
-Layout of the file: N_WORDS unsigned 64-bit words, indexed by BEATS, PID and RESTART_REQUEST; behind them one byte for
-each signal that the child has received.
+Layout of the file: N_WORDS unsigned 64-bit words, indexed by BEATS, PID and so on; behind them one byte for each signal
+that the child has received.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import sys
 from functools import cache
 
 HEARTBEAT_VARIABLE, REASON_VARIABLE = "TINY_GPT_HEARTBEAT", "TINY_GPT_RESTART_REASON"
-BEATS, PID, RESTART_REQUEST, N_WORDS = range(4)
+BEATS, PID, RESTART_REQUEST, PREPARATION, OUTCOME, N_WORDS = range(6)
 HEARTBEAT_BYTES = 8 * N_WORDS
 
 
@@ -39,6 +40,17 @@ class Heartbeat:
     def beat(self) -> None:
         """Tell the parent that work goes on. From the first beat on, silence is a hang."""
         self._words[BEATS] += 1
+
+    def prepare(self) -> None:
+        """Tell the parent that the preparation of the run goes on."""
+        self._words[PREPARATION] += 1
+
+    def leave(self, exit_code: int) -> None:
+        """Tell the parent that this process ends by itself with `exit_code`.
+
+        Without this, an exit is a crash: libraries end a process too, with codes of their own.
+        """
+        self._words[OUTCOME] = exit_code + 1
 
     @property
     def restart_requested(self) -> bool:

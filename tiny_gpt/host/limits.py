@@ -12,6 +12,10 @@ class Limits:
     """A hang is a silence of this length,"""
     hang_factor: float = 10.0
     """or of this many median intervals between beats, whichever is longer."""
+    start_s: float = 3600.0
+    """A process that was started again hangs if it reports nothing for this long before its first step,"""
+    idle_share: float = 0.02
+    """or, for `hang_s`, uses less than this fraction of a core as well."""
     grace_s: float = 30.0
     """From SIGTERM to SIGKILL."""
     max_restarts: int = 3

@@ -4,8 +4,9 @@ After a crash, a kill, a hang or a memory leak it starts training again from the
 several times in a row without a new checkpoint. The two processes share a small file (heartbeat.py): the child counts
 its steps there, which reveals a hang, and the parent sets a flag there to ask for a new process.
 
-Time during which the machine sleeps is no hang: only time in which the parent itself runs counts. The parent exits
-after the child; if the parent is killed, the child continues alone.
+Time during which the machine sleeps is no hang: only time in which the parent itself runs counts. A child that was
+started again must begin to train before long, since its text is prepared already. The parent exits after the child; if
+the parent is killed, the child continues alone.
 """
 
 import contextlib
@@ -14,16 +15,25 @@ import os
 import signal
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tiny_gpt.duration import format_duration
-from tiny_gpt.host.heartbeat import BEATS, HEARTBEAT_BYTES, HEARTBEAT_VARIABLE, PID, REASON_VARIABLE, RESTART_REQUEST
+from tiny_gpt.host.cpu_time import used_cpu_s
+from tiny_gpt.host.heartbeat import (
+    BEATS,
+    HEARTBEAT_BYTES,
+    HEARTBEAT_VARIABLE,
+    OUTCOME,
+    PID,
+    PREPARATION,
+    REASON_VARIABLE,
+    RESTART_REQUEST,
+)
+from tiny_gpt.host.heartbeat_file import heartbeat_file
 from tiny_gpt.host.limits import Limits
 from tiny_gpt.host.memory_leak import LeakDetector
 
@@ -45,6 +55,8 @@ class _Exit(NamedTuple):
     """Whether it had made a step."""
     intervention: str
     """Why the parent ended it, as "hung for 10 min 01 s"; "" if it ended by itself."""
+    is_announced: bool = False
+    """Whether the child said beforehand that it would end with an exit code."""
 
 
 def watch(
@@ -56,18 +68,19 @@ def watch(
 ) -> int:
     """Run the command `first`, and after each failure the command `again`; returns the exit code for the shell.
 
-    `progress` returns a number that rises with each checkpoint; `report` takes lines for the user. If either raises,
-    supervision continues. An INT or TERM reaches the child once, whether it was sent to both processes or only to the
-    parent.
+    `progress` returns a number that rises with each checkpoint; it is called when training begins and after each
+    failure. `report` takes lines for the user. If either raises, supervision continues. An INT or TERM reaches the
+    child once, whether it was sent to both processes or only to the parent.
     """
     limits = limits or Limits()
     command, reason, has_begun = first, "", False
+    surroundings = _Surroundings(limits, progress)
     saved, failures = _progress_or(progress, 0), list[str]()
     with _recorded_signals() as stops:
         while True:
-            ended = _run(command, reason, limits, stops)
+            ended = _run(command, reason, surroundings, stops)
             has_begun = has_begun or ended.has_begun
-            failure = _failure(ended)
+            failure = _failure(ended, has_begun)
             if not failure:
                 return ended.code
             if stops or not (has_begun or ended.code == RESTART_EXIT_CODE):
@@ -87,10 +100,11 @@ def watch(
                 return 128 + stops[0]
 
 
-def _failure(ended: _Exit) -> str:
+def _failure(ended: _Exit, has_begun: bool) -> str:
     """What "the training process" did that calls for a restart; "" if its exit is final."""
     code = ended.code
-    if code in FINAL_CODES and not (ended.intervention and code in STOPPED_CODES):
+    is_of_its_own = ended.is_announced or not has_begun or code in STOPPED_CODES
+    if code in FINAL_CODES and is_of_its_own and not (ended.intervention and code in STOPPED_CODES):
         return ""
     if ended.intervention:
         return ended.intervention
@@ -99,7 +113,8 @@ def _failure(ended: _Exit) -> str:
         return f"was killed by signal {-code} ({signal.strsignal(-code)}){cause}"
     if code >= WINDOWS_CRASH:
         return f"crashed (0x{code:X})"
-    return {1: "failed with an unexpected error", RESTART_EXIT_CODE: "asked for a restart"}.get(code, "")
+    unannounced = "" if is_of_its_own else f"ended without a word, with exit code {code}"
+    return {1: "failed with an unexpected error", RESTART_EXIT_CODE: "asked for a restart"}.get(code, unannounced)
 
 
 def _failed_code(ended: _Exit) -> int:
@@ -114,31 +129,59 @@ def _report_giving_up(report: Callable[[str], None], failures: list[str]) -> Non
     _report(report, "It is not restarted. Everything already saved is intact; continue with: tiny-gpt resume")
 
 
-def _run(command: Sequence[str], reason: str, limits: Limits, stops: list[int]) -> _Exit:
+class _Surroundings:
+    """What is the same for all processes of a training."""
+
+    def __init__(self, limits: Limits, progress: Callable[[], int]) -> None:
+        self.limits, self.progress = limits, progress
+        self._started_in = _working_folder()
+
+    def folder(self) -> str:
+        """The working folder, the one that has its name now if it was deleted, or else any: a library may end a process
+        whose working folder is gone, and a run that is resumed needs none."""
+        here = _working_folder() or self._started_in
+        return here if here and os.path.isdir(here) else os.path.abspath(os.sep)
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def _run(command: Sequence[str], reason: str, surroundings: _Surroundings, stops: list[int]) -> _Exit:
     """One training process from start to end. `reason`: why it is a restart, for the child's log."""
-    # On Linux the shared file lies in memory: writing to a mapped file on a full disk kills a process (SIGBUS).
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
     with contextlib.ExitStack() as stack:
         try:
-            temporary = tempfile.TemporaryDirectory(prefix="tiny_gpt-", dir=memory, ignore_cleanup_errors=True)
-            path = Path(stack.enter_context(temporary), "heartbeat")
-            path.write_bytes(bytes(HEARTBEAT_BYTES))
-            file = stack.enter_context(open(path, "r+b", buffering=0))
+            file, path, descriptors = stack.enter_context(heartbeat_file())
             view = stack.enter_context(memoryview(stack.enter_context(mmap.mmap(file.fileno(), HEARTBEAT_BYTES))))
             words = stack.enter_context(view.cast("Q"))
-            environment = {**os.environ, HEARTBEAT_VARIABLE: str(path), REASON_VARIABLE: reason}
-            process = stack.enter_context(subprocess.Popen(command, env=environment))
+            environment = {**os.environ, HEARTBEAT_VARIABLE: path, REASON_VARIABLE: reason}
+            process = stack.enter_context(
+                subprocess.Popen(command, env=environment, cwd=surroundings.folder(), pass_fds=descriptors)
+            )
         except OSError as error:
             return _Exit(1, False, f"could not be started ({error.strerror})")
-        return _Child(process, words, file, limits).supervise(stops)
+        return _Child(process, words, file, surroundings, is_restart=bool(reason)).supervise(stops)
 
 
 class _Child:
     """A running training process, and what the parent has observed of it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], words: memoryview, log: BinaryIO, limits: Limits) -> None:
-        self._process, self._words, self._signal_log, self._limits = process, words, log, limits
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        words: memoryview,
+        log: BinaryIO,
+        surroundings: _Surroundings,
+        is_restart: bool,
+    ) -> None:
+        self._process, self._words, self._signal_log = process, words, log
+        self._limits = limits = surroundings.limits
+        self._progress, self._is_restart = surroundings.progress, is_restart
         self._beats, self._silence_s, self._intervention = 0, 0.0, ""
+        self._preparation, self._cpu_s, self._idle_s = 0, 0.0, 0.0
         self._intervals_s: deque[float] = deque(maxlen=101)
         self._leak_detector = LeakDetector(limits)
         self._escalation: list[tuple[float, Callable[[], None]]] = []  # (seconds to wait, then what to do)
@@ -152,14 +195,16 @@ class _Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(self._limits.poll_s)
                 code = 130 if code in (-signal.SIGINT, WINDOWS_CTRL_C) else code
-                return _Exit(code, self._words[BEATS] > 0, self._intervention)
+                return _Exit(code, self._words[BEATS] > 0, self._intervention, self._words[OUTCOME] > 0)
             now = time.monotonic()
             # A longer gap means that the machine slept or both processes were stopped.
             elapsed_s, last = min(now - last, 2 * self._limits.poll_s), now
             self._forward_signals(stops)
             self._count_beats(elapsed_s)
-            if not self._intervention and self._beats:  # before the first step, preparing a text may take any time
+            if not self._intervention and self._beats:
                 self._intervention = self._find_trouble(elapsed_s)
+            elif not self._intervention and self._is_restart:  # for the first process, preparing may take any time
+                self._intervention = self._find_hang_at_start(elapsed_s)
             elif self._escalation:
                 self._escalate(elapsed_s)
 
@@ -169,21 +214,40 @@ class _Child:
         if beats > self._beats:
             if self._beats:
                 self._intervals_s.append(self._silence_s / (beats - self._beats))
+            else:
+                _progress_or(self._progress, 0)
             self._beats, self._silence_s = beats, 0.0
 
     def _find_trouble(self, elapsed_s: float) -> str:
         """Why the process must end, after planning how; "" if all is well."""
         usual_s = statistics.median_high(self._intervals_s) if self._intervals_s else 0.0
         patience_s = max(self._limits.hang_s, self._limits.hang_factor * usual_s)
-        kill = (self._limits.grace_s, self._process.kill)
         if self._silence_s > patience_s:
-            self._escalation = [(0.0, self._process.terminate), kill]
-            return f"hung for {format_duration(self._silence_s)}"
+            return self._end_hang()
         leak = self._leak_detector.check(self._words[PID], elapsed_s)
         if leak:  # the child still works, so it may save a checkpoint first
             self._words[RESTART_REQUEST] = 1
-            self._escalation = [(patience_s, self._process.terminate), kill]
+            self._escalation = [(patience_s, self._process.terminate), (self._limits.grace_s, self._process.kill)]
         return leak
+
+    def _find_hang_at_start(self, elapsed_s: float) -> str:
+        """The same before the first step: a process that is stopped or waits for something that never comes reports
+        nothing and computes nothing."""
+        cpu_s = used_cpu_s(self._words[PID] or self._process.pid)
+        is_idle = 0 <= cpu_s - self._cpu_s < self._limits.idle_share * elapsed_s
+        self._cpu_s = cpu_s
+        self._idle_s = self._idle_s + elapsed_s if is_idle else 0.0
+        if self._words[PREPARATION] > self._preparation:
+            self._preparation = self._words[PREPARATION]
+            self._idle_s = self._silence_s = 0.0
+        if self._idle_s > self._limits.hang_s or self._silence_s > self._limits.start_s:
+            return f"{self._end_hang()} before its first step"
+        return ""
+
+    def _end_hang(self) -> str:
+        """Plan to end the process; says what it did."""
+        self._escalation = [(0.0, self._process.terminate), (self._limits.grace_s, self._process.kill)]
+        return f"hung for {format_duration(self._silence_s)}"
 
     def _escalate(self, elapsed_s: float) -> None:
         wait_s, act = self._escalation.pop(0)

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections import deque
+from pathlib import Path
 
 from tiny_gpt.device import synchronize
 from tiny_gpt.run.checkpoint import checkpoint_files
@@ -22,6 +23,8 @@ class CheckpointManager:
         self._throttle = Throttle()
         self._saved_step: int | None = None
         """Step of the checkpoint that holds the present state."""
+        self._last: Checkpoint | None = None
+        """The last one written by this process."""
         self._writes_s: deque[float] = deque([0.0], maxlen=3)
 
     @property
@@ -37,6 +40,23 @@ class CheckpointManager:
             raise self.saver.as_error(failure) from failure
         self._saved_step = checkpoint.step
         return Checkpointed(checkpoint.step, checkpoint.path)
+
+    def save_anew(self, run_folder: Path | None = None) -> None:
+        """Save the present state, in `run_folder` if the run's folder has moved there, even if that was done before."""
+        if run_folder is not None:
+            self.store.move_to(run_folder)
+        self._saved_step = None
+        self.save()
+
+    def is_newest_on_disk(self) -> bool:
+        """Whether the newest checkpoint in the folder is the last one that this process wrote."""
+        steps = self.store.steps()
+        if self._last is None or not steps:
+            return False
+        try:
+            return self.store.about(steps[0]) == self._last.about
+        except DamagedError:
+            return False
 
     def is_due(self, interval_s: float) -> bool:
         """Whether the last checkpoint is at least `interval_s` old, and saving has not taken too much of the time."""
@@ -89,4 +109,5 @@ class CheckpointManager:
         files = checkpoint_files(state.model, state.optimizer, fields, state.history)
         checkpoint = self.store.write(state.step, files, state.summary() | self.description.manifest_fields())
         self._writes_s.append(time.perf_counter() - start)
+        self._last = checkpoint
         return checkpoint

@@ -59,6 +59,10 @@ class CheckpointStore:
     def __init__(self, run_folder: Path) -> None:
         self.folder = run_folder / CHECKPOINTS_FOLDER
 
+    def move_to(self, run_folder: Path) -> None:
+        """The run's folder, checkpoints included, is now `run_folder`."""
+        self.folder = run_folder / CHECKPOINTS_FOLDER
+
     def steps(self) -> list[int]:
         """The steps of all checkpoints, the newest first, by their names alone."""
         return sorted((step for step, _ in self._named()), reverse=True)
@@ -108,7 +112,8 @@ class CheckpointStore:
         partial = self.folder / f".{self._path(step).name}.{os.getpid()}.part"
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            self.folder.mkdir(exist_ok=True)  # but not the run's folder, which may have been moved meanwhile
+            partial.mkdir()
             entries = {name: _write_file(partial / name, content) for name, content in files.items()}
             manifest = {"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, "files": entries, "about": about}
             manifest["sha256"] = sha256_of_json(manifest)

@@ -116,7 +116,6 @@ class ModelFiles:
         progress = Progress(
             evaluated.step, evaluated.epoch, evaluated.train_loss, evaluated.val_loss, evaluated.val_bits_per_byte
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_model(path, model, self.tokenizer, self.config, progress)
         return Saved(path, path == self.best_path, evaluated.val_loss)
 

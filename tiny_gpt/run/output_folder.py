@@ -28,6 +28,7 @@ from tiny_gpt.config import (
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_files, write_error
 from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore
+from tiny_gpt.run.held_folder import HeldFolder
 
 EARLIER_FOLDER = "earlier"
 # All that a run writes to its folder, but for the lock and earlier runs.
@@ -49,34 +50,59 @@ RUN_FILES = (
 LOCK_FILE = ".lock"
 
 
+class LockedFolder:
+    """A run's folder that this process alone writes to, for as long as it holds the lock."""
+
+    def __init__(self, out_dir: Path) -> None:
+        """Creates the folder if needed. Raises UsageError while another process trains there, OutOfResourcesError where
+        it cannot be written."""
+        self.path = out_dir
+        self._acquire()
+
+    def _acquire(self) -> None:
+        out_dir = self.path
+        self._lock = filelock.FileLock(ensure_writable_folder(out_dir, "--out-dir") / LOCK_FILE)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as timeout:
+            raise UsageError(
+                f"another process is training in {out_dir}; wait for it, stop it, or choose another folder with "
+                "--out-dir",
+                code="run-folder-in-use",
+            ) from timeout
+        except (OSError, NotImplementedError):
+            pass  # some network drives have no locks
+        self.held = HeldFolder(out_dir)
+
+    def release(self) -> None:
+        self._lock.release()
+        self.held.close()
+
+    def take_again(self) -> None:
+        """Lock the folder that has this path now, created if needed. Raises as the constructor does."""
+        self.release()
+        self._acquire()
+
+
 @contextlib.contextmanager
-def run_lock(out_dir: Path) -> Iterator[None]:
+def run_lock(out_dir: Path) -> Iterator[LockedFolder]:
     """Lock the folder for this process, and create it if needed; the system releases the lock of a killed process.
 
-    Raises UsageError while another process trains there, OutOfResourcesError where the folder cannot be written. A
-    folder created for a run that then failed to start is removed again.
+    Raises as LockedFolder does. A folder created for a run that then failed to start is removed again.
     """
     created = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
-    lock = filelock.FileLock(ensure_writable_folder(out_dir, "--out-dir") / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as timeout:
-        raise UsageError(
-            f"another process is training in {out_dir}; wait for it, stop it, or choose another folder with --out-dir",
-            code="run-folder-in-use",
-        ) from timeout
-    except (OSError, NotImplementedError):
-        pass  # some network drives have no locks
+    locked = LockedFolder(out_dir)
     remove_partial_files(out_dir)
     CheckpointStore(out_dir).remove_partial()
     try:
-        yield
+        yield locked
     finally:
-        lock.release()
+        is_ours = locked.held.state() == "in place"
+        locked.release()
         with contextlib.suppress(OSError):
-            if created and os.listdir(out_dir) == [LOCK_FILE]:
+            if created and is_ours and os.listdir(out_dir) == [LOCK_FILE]:
                 (out_dir / LOCK_FILE).unlink()
-            for folder in created:
+            for folder in created if is_ours else ():
                 folder.rmdir()
 
 

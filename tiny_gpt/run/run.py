@@ -7,6 +7,7 @@ from tiny_gpt.files import user_path
 from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.run.events import Event
+from tiny_gpt.run.folder_guard import FolderGuard
 from tiny_gpt.run.output_folder import run_lock
 from tiny_gpt.run.resume import resume_run
 from tiny_gpt.run.start import start_run
@@ -21,9 +22,12 @@ def run(config: RunConfig, resume: bool = False, request: RunRequest | None = No
     anything in out_dir is changed.
     """
     request = request or RunRequest()
-    with run_lock(user_path(config.train.out_dir)), StopRequest() as stop:
+    with run_lock(user_path(config.train.out_dir)) as folder, StopRequest() as stop:
         prepared = yield from resume_run(config, request) if resume else start_run(config, request)
         yield prepared.event
         stop.listen()
         with HostMonitor(stop, prepared.config.reliability.keep_awake) as monitor:
-            yield from prepared.trainer.train(monitor)
+            guard = FolderGuard(folder, prepared)
+            for event in prepared.trainer.train(monitor):
+                guard.check()  # before anything about this event is written
+                yield event

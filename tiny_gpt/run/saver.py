@@ -23,6 +23,8 @@ class Saver:
         self.state, self.store = state, store
         self.problem = ""
         """Why the last save failed; empty if it succeeded."""
+        self.check_folder: Callable[[], None] = lambda: None
+        """Called before each save; raises an error where the run's folder is no longer there (folder_guard.py)."""
 
     def attempt(self, save: Callable[[], Result]) -> Result | None:
         """What `save` returns, or None if it fails.
@@ -30,6 +32,7 @@ class Saver:
         While the disk is full, the oldest checkpoints are deleted, all but the newest. After any other failure there is
         one more attempt: a failed fsync says nothing about another file.
         """
+        self.check_folder()
         is_second_attempt = False
         while True:
             try:

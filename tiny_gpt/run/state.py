@@ -1,6 +1,5 @@
 """Everything that changes while a model trains: weights, moments, counters, history. A checkpoint is a copy of it."""
 
-import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling
 from tiny_gpt.training.step import micro_batch_size
-from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, start_timed_budget
+from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, resume_timed_budget, start_timed_budget
 
 # Of more warnings than this, those in the middle are dropped: the first and the last ones are the most useful.
 MAX_INCIDENTS = 200
@@ -260,16 +259,14 @@ class TrainState:
         if not self.config.is_timed:
             return StepBudget(self.config.total_steps, self.config.warmup_steps)
         rate_share = min(1.0, self.counters.rate_share)
-        return self._timed_budget(start_timed_budget(self.config, self.request, time.time(), self.step, rate_share))
+        return self._timed_budget(start_timed_budget(self.config, self.request, self.step, rate_share))
 
     def _saved_budget(self) -> TrainingBudget:
-        """The checkpoint's. Where the watchdog restarted the same command, the time since the checkpoint counts."""
+        """The checkpoint's, with the time since then that counts as used."""
         if not self.config.is_timed:
             return self._new_budget()
         budget = TimedBudgetState.from_dict(self.counters.budget)
-        if self.request.is_restart:
-            budget.spent_s += max(0.0, time.time() - budget.saved_at)
-        return self._timed_budget(budget)
+        return self._timed_budget(resume_timed_budget(self.config, budget, self.request))
 
     def _timed_budget(self, budget: TimedBudgetState) -> TrainingBudget:
         measure_every = 1 if self.model.device.type == "cpu" else GUARD_INTERVAL

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.duration import next_time, parse_duration
+from tiny_gpt.host.clocks import system_clocks
 from tiny_gpt.training.schedule import SchedulePoint, schedule_point
 
 
@@ -101,7 +102,10 @@ class RunRequest:
     """The command that the user gave, which stays the same however often the watchdog restarts its process."""
 
     at: float = field(default_factory=time.time)
-    """When they gave it, by time.time()."""
+    """When they gave it, by time.time(). It also tells commands apart."""
+    elapsed: float = field(default_factory=lambda: system_clocks().elapsed())
+    """The same moment by the clock `elapsed` of host/clocks.py, which nobody sets. All processes of a command read the
+    same one: they run between two starts of the machine."""
     extends: bool = False
     """Whether its time comes on top of what the run has had: `tiny-gpt resume RUN --for 3h`."""
     is_restart: bool = False

@@ -8,6 +8,9 @@ How many steps fit is not known beforehand. It is estimated again before every s
 So the remaining steps share the remaining progress. A machine that is slow, or that slept, makes fewer steps; either
 way the run ends on time, with its learning rate decayed to zero.
 
+The time of day is read once, when a command is given: --until becomes a number of seconds. From then on a clock counts
+that nobody sets, in every process that the command starts; so a changed system time neither ends nor extends a run.
+
 Two rules protect the cool-down, in which the learning rate falls:
 
 - It never starts with a jump. After a sleep before it, progress catches up with the clock, but only up to its start.
@@ -51,20 +54,26 @@ _FORMER_NAMES = {
     "start": "first_fraction",
     "top": "peak_fraction",
 }
+# Fields of earlier versions that are no longer used.
+_DROPPED_NAMES = ("saved_at",)
 
 
 @dataclass
 class TimedBudgetState:
-    """What checkpoints keep of a timed budget. Points in time are those of time.time()."""
+    """What checkpoints keep of a timed budget."""
 
     requested_at: float = 0.0
-    """When the user gave the command. It identifies the budget: the same length requested again is another one."""
+    """When the user gave the command, by time.time(). It identifies the budget: the same length requested again is
+    another one."""
     total_s: float = 0.0
     """Its length."""
     spent_s: float = 0.0
     trained_s: float = 0.0
     """The part of `spent_s` that went into steps, without sleeps and stops."""
-    saved_at: float = 0.0
+    session: float = 0.0
+    """`RunRequest.at` of the command whose process saved this: that of the budget, or a later `resume`."""
+    saved_elapsed: float = 0.0
+    """When this was saved, by the clock `elapsed` of host/clocks.py."""
     progress: float = 0.0
     """That of the last step."""
     warmup_end: float = 0.0
@@ -79,24 +88,56 @@ class TimedBudgetState:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TimedBudgetState":
         """The inverse of `asdict`, also of earlier versions. Raises ValueError or TypeError."""
-        state = cls(**{_FORMER_NAMES.get(name, name): value for name, value in values.items()})
+        known = {name: value for name, value in values.items() if name not in _DROPPED_NAMES}
+        state = cls(**{_FORMER_NAMES.get(name, name): value for name, value in known.items()})
         if not all(type(value) in (int, float) and 0 <= value < 1e15 for value in asdict(state).values()):
             raise ValueError("a number of the budget's state is negative, NaN, too large or of another type")
         return state
 
 
 def start_timed_budget(
-    config: TrainConfig, request: RunRequest, now: float, step: int = 0, rate_fraction: float = 0.0
+    config: TrainConfig, request: RunRequest, step: int = 0, rate_fraction: float = 0.0, clocks: Clocks | None = None
 ) -> TimedBudgetState:
-    """A timed budget from `now` on, for a run at `step` whose last learning rate was `rate_fraction` of the peak.
+    """A timed budget from now on, for a run at `step` whose last learning rate was `rate_fraction` of the peak.
 
     It warms up from that rate; where the whole budget is a cool-down (`cooldown=1`), it cools down from there.
     """
+    now = request.at + _since_command_s(request, clocks or system_clocks())
     total_s = requested_seconds(config, request.at, now) or 0.0
     peak_fraction = rate_fraction if config.cooldown == 1 and rate_fraction > 0 else 1.0
     return TimedBudgetState(
-        request.at, total_s, first_step=step, first_fraction=rate_fraction, peak_fraction=peak_fraction
+        request.at,
+        total_s,
+        session=request.at,
+        first_step=step,
+        first_fraction=rate_fraction,
+        peak_fraction=peak_fraction,
     )
+
+
+def resume_timed_budget(
+    config: TrainConfig, state: TimedBudgetState, request: RunRequest, clocks: Clocks | None = None
+) -> TimedBudgetState:
+    """The saved `state` as the process of `request` continues it: with the time since then that counts as used.
+
+    After a restart by the watchdog that is all time since the checkpoint; after the user's own `resume` of a run with
+    --until, what the time of day leaves of it.
+    """
+    clocks = clocks or system_clocks()
+    since_command_s = _since_command_s(request, clocks)
+    spent_s = state.spent_s
+    if request.is_restart and state.session == request.at:
+        spent_s += max(0.0, clocks.elapsed() - state.saved_elapsed)
+    elif config.until:
+        left_s = next_time(config.until, state.requested_at) - request.at - since_command_s
+        spent_s = max(spent_s, state.total_s - left_s)
+    elif request.is_restart:  # the checkpoint is older than this command
+        spent_s += since_command_s
+    return replace(state, spent_s=spent_s, session=request.at)
+
+
+def _since_command_s(request: RunRequest, clocks: Clocks) -> float:
+    return max(0.0, clocks.elapsed() - request.elapsed)
 
 
 class TimedBudget:
@@ -178,10 +219,7 @@ class TimedBudget:
         return (1 - self.state.progress) / self.steps_left
 
     def remaining_s(self) -> float:
-        state = self.state
-        if self._config.until:
-            return next_time(self._config.until, state.requested_at) - self._clocks.wall()
-        return state.total_s - self._spent_s()
+        return self.state.total_s - self._spent_s()
 
     def roll_back(self, values: dict[str, Any]) -> None:
         """Progress goes back and time does not, so each of the remaining steps makes more progress."""
@@ -192,7 +230,7 @@ class TimedBudget:
         self._measured_from = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(replace(self.state, spent_s=self._spent_s(), saved_at=self._clocks.wall()))
+        return asdict(replace(self.state, spent_s=self._spent_s(), saved_elapsed=self._clocks.elapsed()))
 
     # --- estimates ---
 

@@ -43,6 +43,5 @@ class MetricsFile:
                 raise
 
     def _rewrite(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as file:
             file.write("".join(self._lines).encode())

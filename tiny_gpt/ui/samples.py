@@ -64,7 +64,7 @@ class Samples:
         with self._throttle.measure():
             self._text = sample_text(model_path, self._sampling)
             self._written = evaluated
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             path = self.folder / sample_file(evaluated.step)
             path.write_text(self._text + "\n", encoding="utf-8", errors="replace")
             line = {
