@@ -1,10 +1,12 @@
 """The bpe tokenizer: the ids of the tokenizers library, and which tokenizer.json files are used."""
 
+import json
 import random
+import time
 
 import pytest
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from tests.tokenizer.support import SOURCE_TEXT, TRAINING_TEXTS
 from tiny_gpt.errors import BadInputError
@@ -109,3 +111,26 @@ def test_invalid_tokenizer_file_is_refused_by_name(tmp_path, content):
     with pytest.raises(BadInputError, match=r"odd\.json") as error:
         BpeTokenizer.from_file(tmp_path / "odd.json")
     assert error.value.code
+
+
+def test_ordinary_text_gets_the_vocabulary_of_the_library():
+    """Cutting long words must not change what other texts get; Chinese between marks has no long words."""
+    text = SOURCE_TEXT + "x" * 256 + " " + "我们今天去公园，" * 90
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=400, min_frequency=2, initial_alphabet=alphabet, show_progress=False)
+    library.train_from_iterator([text], trainer)
+    trained = json.loads(BpeTokenizer.train([text], 400).to_dict()["tokenizer_json"])
+    assert trained["model"] == json.loads(library.to_str())["model"]
+
+
+@pytest.mark.parametrize("unit", ["GATTACA", "猫坐在垫子上", "{[(-)]}", " ", "0123456789", "\n\t"])
+def test_training_is_linear_in_the_longest_word(unit):
+    """Quadratic time would take minutes."""
+    long = unit * (400_000 // len(unit))
+    started = time.process_time()
+    tokenizer = BpeTokenizer.train(["some words ", long, " and more"], 300)
+    assert time.process_time() - started < 10
+    assert tokenizer.decode_bytes(tokenizer.encode(long[:5000]).tolist()).decode() == long[:5000]
+    assert len(tokenizer.encode(unit * 10)) < len((unit * 10).encode())

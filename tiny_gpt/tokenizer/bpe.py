@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from tiny_gpt.config import MAX_VOCAB_SIZE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.tokenizer.byte_char import N_BYTES, to_utf8
+from tiny_gpt.tokenizer.long_words import with_long_words_cut
 from tiny_gpt.tokenizer.validation import load_untrusted_tokenizer
 
 # The cache is cleared when it holds this many words, at about 100 bytes each; longer words are not cached.
@@ -77,7 +78,7 @@ class BpeTokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        library.train_from_iterator(texts, trainer)
+        library.train_from_iterator(with_long_words_cut(texts), trainer)
         return cls(library)
 
     @classmethod
