@@ -110,9 +110,13 @@ def skipped_lines(corpora: Sequence[Corpus]) -> list[str]:
     examples = {reason: name for corpus in corpora for reason, name in corpus.examples.items()}
     skipped = sum((corpus.skipped for corpus in corpora), Counter[str]())
     changed = sum((corpus.changed for corpus in corpora), Counter[str]())
+    return [*counted_lines("skipped", skipped, examples), *counted_lines("changed", changed, examples)]
+
+
+def counted_lines(verb: str, counts: Counter[str], examples: dict[str, str]) -> list[str]:
+    """One line per reason, the most frequent first: "skipped 2: is a PDF (such as a.pdf)"."""
     return [
         f"{verb} {n:,}: {reason}{f' (such as {examples[reason]})' if reason in examples else ''}"
-        for verb, counts in (("skipped", skipped), ("changed", changed))
         for reason, n in counts.most_common()
     ]
 

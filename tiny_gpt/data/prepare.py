@@ -7,7 +7,7 @@ from typing import Any
 
 from tiny_gpt.config import TOKENIZER_SETTINGS, DataConfig
 from tiny_gpt.data.choose_tokenizer import build_tokenizer, tokenizer_file_sha256, tokenizer_sha256
-from tiny_gpt.data.corpus import read_splits, skipped_lines
+from tiny_gpt.data.corpus import counted_lines, read_splits, skipped_lines
 from tiny_gpt.data.overlap import val_overlap
 from tiny_gpt.data.progress import Preparation
 from tiny_gpt.data.readers.base import READING_VERSION
@@ -60,6 +60,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         val_sources = yield from resolve(config.val)
         sources.val_files = val_sources.files
         sources.skipped += val_sources.skipped
+        sources.examples = val_sources.examples | sources.examples
     train_hash = yield from content_hash(sources.files)
     val_hash = yield from content_hash(sources.val_files)
     # Everything that the tokens depend on. Not the specs: the same files under another path have the same tokens.
@@ -86,7 +87,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
             code="token-store-corrupt-after-write",
         )
     _require_one_block(store, block_size, is_block_fixed=tokenizer is not None)
-    skipped = [f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items()]
+    skipped = counted_lines("skipped", sources.skipped, sources.examples)
     return _dataset(store, folder.name, tuple(sources.specs), skipped)
 
 

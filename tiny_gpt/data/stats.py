@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data.choose_tokenizer import default_vocab_size
-from tiny_gpt.data.corpus import read_splits, skipped_lines
+from tiny_gpt.data.corpus import counted_lines, read_splits, skipped_lines
 from tiny_gpt.data.overlap import repeated_fraction, val_overlap
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.sources.resolve import resolve
@@ -90,7 +90,7 @@ def summarize(config: DataConfig) -> Preparation[CorpusSummary]:
             val_bytes=val.n_bytes,
             repeated_share=repeated,
             val_also_in_train=overlap,
-            skipped=[*skipped_lines(corpora), *(f"skipped {n:,}: {reason}" for reason, n in sources.skipped.items())],
+            skipped=[*skipped_lines(corpora), *counted_lines("skipped", sources.skipped, sources.examples)],
             tokens=token_counts,
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_gpt.data.progress import Preparation, StageProgress
+from tiny_gpt.data.sources.left_out import RUN_FILES, is_run, reason_to_leave_out
 from tiny_gpt.files import sha256_of
 
 # Below this total, and for files smaller than 64 KiB on average, threads cost more time than they save.
@@ -35,44 +36,70 @@ class SourceFile:
         return status.st_size, status.st_mtime_ns
 
 
-def files_in_folder(folder: Path, skipped: Counter[str]) -> Iterator[SourceFile]:
+def files_in_folder(folder: Path, skipped: Counter[str], examples: dict[str, str]) -> Iterator[SourceFile]:
     """All files below `folder` in the order of their names, each once however many links lead to it.
 
-    Counts in `skipped` what is left out: hidden, not readable, not a regular file. Raises OSError for `folder` itself.
+    Counts in `skipped` what is left out, with the first of each kind in `examples`: hidden, not readable, not a regular
+    file, folders of runs, models and software. Raises OSError for `folder` itself.
     """
     status = os.stat(folder)
-    yield from _walk(str(folder), {(status.st_dev, status.st_ino)}, skipped)
+    walk = _Walk(str(folder), {(status.st_dev, status.st_ino)}, skipped, examples)
+    yield from walk.files(str(folder))
 
 
-def _walk(folder: str, seen: set[tuple[int, int]], skipped: Counter[str]) -> Iterator[SourceFile]:
-    """Depth first. `seen` holds device and inode of files and folders already visited: links may form a cycle."""
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        skipped[f"folder that cannot be read ({error.strerror})"] += 1
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            skipped["hidden"] += 1
-            continue
+@dataclass(frozen=True)
+class _Walk:
+    """A walk through a folder, depth first."""
+
+    root: str
+    seen: set[tuple[int, int]]
+    """Device and inode of files and folders already visited: links may form a cycle."""
+    skipped: Counter[str]
+    examples: dict[str, str]
+
+    def files(self, folder: str) -> Iterator[SourceFile]:
+        """The files below `folder`."""
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            self._skip(f"folder that cannot be read ({error.strerror})", folder)
+            return
+        names = {entry.name for entry in entries}
+        if folder != self.root and (reason := reason_to_leave_out(folder, names)):
+            self._skip(reason, folder)
+            return
+        has_run = folder == self.root and is_run(names)
+        for entry in entries:
+            if entry.name.startswith("."):
+                self._skip("hidden", entry.path)
+            elif has_run and entry.name in RUN_FILES:
+                self._skip("file of a run", entry.path)
+            else:
+                yield from self._entry(entry)
+
+    def _entry(self, entry: os.DirEntry[str]) -> Iterator[SourceFile]:
         try:
             status = entry.stat()
             is_folder, is_file = entry.is_dir(), entry.is_file()
         except OSError:
-            skipped["broken link"] += 1
-            continue
+            self._skip("broken link", entry.path)
+            return
         inode = (status.st_dev, status.st_ino)
-        if inode in seen and status.st_ino:  # some file systems have no inodes and report 0
-            skipped["another name of a file or folder already read"] += 1
+        if inode in self.seen and status.st_ino:  # some file systems have no inodes and report 0
+            self._skip("another name of a file or folder already read", entry.path)
         elif is_folder:
-            seen.add(inode)
-            yield from _walk(entry.path, seen, skipped)
+            self.seen.add(inode)
+            yield from self.files(entry.path)
         elif is_file:
-            seen.add(inode)
+            self.seen.add(inode)
             yield SourceFile(Path(entry.path), is_named=False)
         else:
-            skipped["not a regular file"] += 1
+            self._skip("not a regular file", entry.path)
+
+    def _skip(self, reason: str, path: str) -> None:
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, os.path.relpath(path, self.root))
 
 
 def content_hash(files: Sequence[SourceFile]) -> Preparation[str]:

@@ -36,6 +36,8 @@ class Sources:
     """The validation text, for a dataset that has its own."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Reason -> number of files that were found in folders and left out."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Reason -> the first of them."""
 
 
 def resolve(specs: Sequence[str]) -> Preparation[Sources]:
@@ -65,7 +67,7 @@ def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
         return str(path)
     # A file or folder wins over a dataset of the same name.
     if os.path.isdir(path):
-        found = list(files_in_folder(path, sources.skipped))
+        found = list(files_in_folder(path, sources.skipped, sources.examples))
         if not found:
             counts = ", ".join(f"{n:,} {reason}" for reason, n in sources.skipped.items())
             detail = f"; skipped: {counts}" if counts else ""
@@ -84,7 +86,7 @@ def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
         hub_paths = yield from fetch_from_hub(spec.removeprefix(HUB_PREFIX))
         sources.files += map(SourceFile, hub_paths)
     elif glob.has_magic(spec):
-        sources.files += _matching_files(spec, sources.skipped)
+        sources.files += _matching_files(spec, sources)
     else:
         raise BadInputError(
             f"no such file or folder: {spec} (looked in {Path.cwd()}); built-in datasets are {', '.join(DATASETS)} "
@@ -95,14 +97,17 @@ def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
     return spec
 
 
-def _matching_files(pattern: str, skipped: Counter[str]) -> list[SourceFile]:
+def _matching_files(pattern: str, sources: Sources) -> list[SourceFile]:
     """The files that match, and the files in folders that match, in the order of their names."""
     matches = sorted(glob.glob(str(user_path(pattern)), recursive=True))
     if not matches:
         raise BadInputError(f"{pattern}: no file matches (looked in {Path.cwd()})", code="pattern-has-no-match")
     files: list[SourceFile] = []
     for match in map(Path, matches):
-        files += files_in_folder(match, skipped) if match.is_dir() else [SourceFile(match, is_named=False)]
+        if match.is_dir():
+            files += files_in_folder(match, sources.skipped, sources.examples)
+        else:
+            files.append(SourceFile(match, is_named=False))
     return files
 
 
