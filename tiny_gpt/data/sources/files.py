@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_gpt.data.progress import Preparation, StageProgress
-from tiny_gpt.data.sources.left_out import RUN_FILES, is_run, reason_to_leave_out
+from tiny_gpt.data.sources.left_out import NAMES_IN_RUN, holds_run, reason_to_leave_out
 from tiny_gpt.files import sha256_of
 
 # Below this total, and for files smaller than 64 KiB on average, threads cost more time than they save.
@@ -69,11 +69,11 @@ class _Walk:
         if folder != self.root and (reason := reason_to_leave_out(folder, names)):
             self._skip(reason, folder)
             return
-        has_run = folder == self.root and is_run(names)
+        has_run = folder == self.root and holds_run(names)
         for entry in entries:
             if entry.name.startswith("."):
                 self._skip("hidden", entry.path)
-            elif has_run and entry.name in RUN_FILES:
+            elif has_run and entry.name in NAMES_IN_RUN:
                 self._skip("file of a run", entry.path)
             else:
                 yield from self._entry(entry)

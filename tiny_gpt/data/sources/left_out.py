@@ -26,7 +26,7 @@ from tiny_gpt.files import cache_folder
 _CHECKPOINTS = "checkpoints"  # run/checkpoint_store.py, which this room may not import
 MODEL_FILES = {BEST_FILE, FINAL_FILE}
 # What a run leaves in its folder; train.py's is the current one.
-RUN_FILES = MODEL_FILES | {
+NAMES_IN_RUN = MODEL_FILES | {
     _CHECKPOINTS,
     CONFIG_FILE,
     LOG_FILE,
@@ -44,7 +44,7 @@ LIBRARY_FOLDERS = {"node_modules", "site-packages", "dist-packages", "bower_comp
 
 def reason_to_leave_out(path: str, names: Set[str]) -> str | None:
     """Why a folder with entries of these names is left out; None for a folder to read."""
-    if is_run(names):
+    if holds_run(names):
         return "folder of a run"
     if CONFIG_FILE in names and any(name.endswith(WEIGHT_SUFFIXES) for name in names):
         return "folder of a model"
@@ -57,7 +57,7 @@ def reason_to_leave_out(path: str, names: Set[str]) -> str | None:
     return None
 
 
-def is_run(names: Set[str]) -> bool:
+def holds_run(names: Set[str]) -> bool:
     """Whether a folder with entries of these names is that of a run, finished or not."""
     return bool(names & (MODEL_FILES | {_CHECKPOINTS})) and bool(names & {LOG_FILE, METRICS_FILE, CONFIG_FILE})
 
