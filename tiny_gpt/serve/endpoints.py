@@ -11,18 +11,30 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from tiny_gpt.config import ServeConfig
+from tiny_gpt.inference.generate import START
 from tiny_gpt.serve.metrics import CONTENT_TYPE, Metrics
 from tiny_gpt.serve.models import ServedModel, ServedModels
-from tiny_gpt.serve.parameters import Ask, parse_chat, parse_completion, parse_json
-from tiny_gpt.serve.prompts import begin_answer
+from tiny_gpt.serve.parameters import (
+    Ask,
+    parse_chat,
+    parse_completion,
+    parse_detokenize,
+    parse_json,
+    parse_tokenize,
+)
+from tiny_gpt.serve.prompts import begin_answer, encode_prompt
 from tiny_gpt.serve.responses import Answer, to_event
+from tiny_gpt.tokenizer.base import decode
 from tiny_gpt.web.errors import RefusedError, json_response
 
 # A stream sends what has come together since its last event, but not more often than this. A fast model writes a token
 # every millisecond, and an event for each would take longer than the token.
 SEND_INTERVAL_S = 0.02
+# The status that is counted, as nginx does, for clients that left before their answer was complete.
+CLIENT_LEFT = 499
 
 
 def api_routes(models: ServedModels, config: ServeConfig) -> list[BaseRoute]:
@@ -33,6 +45,10 @@ def api_routes(models: ServedModels, config: ServeConfig) -> list[BaseRoute]:
         Route("/v1/models/{name}", api.show_model),
         Route("/v1/completions", partial(api.complete, parse=parse_completion), methods=["POST"]),
         Route("/v1/chat/completions", partial(api.complete, parse=parse_chat), methods=["POST"]),
+        # As vLLM has them; lm-eval counts tokens with them.
+        Route("/tokenizer_info", api.show_tokenizer),
+        Route("/tokenize", api.tokenize, methods=["POST"]),
+        Route("/detokenize", api.detokenize, methods=["POST"]),
         Route("/health", api.health),
         Route("/metrics", api.show_metrics),
     ]
@@ -47,6 +63,23 @@ class _Api:
 
     async def show_model(self, request: Request) -> Response:
         return json_response(_description(self._models.find(request.path_params["name"])))
+
+    async def show_tokenizer(self, _: Request) -> Response:
+        # No token ends a text; a line break is what an empty prompt starts from.
+        return json_response(
+            {"tokenizer_class": type(self._models.find("").engine.tokenizer).__name__, "eos_token": START}
+        )
+
+    async def tokenize(self, request: Request) -> Response:
+        name, text = parse_tokenize(parse_json(await request.body()))
+        model = self._models.find(name)
+        ids = await run_in_threadpool(lambda: model.engine.tokenizer.encode(text).tolist())
+        return json_response({"tokens": ids, "count": len(ids), "max_model_len": model.engine.config.block_size})
+
+    async def detokenize(self, request: Request) -> Response:
+        name, ids = parse_detokenize(parse_json(await request.body()))
+        tokenizer = self._models.find(name).engine.tokenizer
+        return json_response({"prompt": decode(tokenizer, encode_prompt(ids, tokenizer))})
 
     async def health(self, _: Request) -> Response:
         is_stopping = any(model.scheduler.is_stopping for model in self._models)
@@ -68,8 +101,7 @@ class _Api:
             self._count(error.status)
             raise
         if ask.stream:
-            events = self._stream(answer, model, waker, start)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+            return _EventStream(self._stream(answer, waker, start), partial(self._end, answer, model))
         return await self._wait(request, answer, model, waker, start)
 
     async def _wait(
@@ -91,41 +123,55 @@ class _Api:
             self._count(submission.error.status)
             raise submission.error
         if submission.n_finished < submission.n_texts:
-            self._count(499)  # as nginx counts clients that left
+            self._count(CLIENT_LEFT)
             return Response(status_code=400)
         self._metrics.request_s.observe(time.monotonic() - start)
         self._count(200)
         return await run_in_threadpool(lambda: json_response(answer.whole()))
 
-    async def _stream(self, answer: Answer, model: ServedModel, waker: "_Waker", start: float) -> AsyncIterator[bytes]:
-        """Events while the texts grow. Closed when the client leaves, which ends the texts."""
-        submission, status, is_first = answer.submission, 499, True
-        try:
-            is_over = False
-            while not is_over:
-                await waker.wait()
-                is_over = submission.is_over  # read first: the events then hold everything
-                if events := b"".join(answer.events()):
-                    if is_first:
-                        self._metrics.first_token_s.observe(time.monotonic() - start)
-                        is_first = False
-                    yield events
-                if not is_over:
-                    await asyncio.sleep(SEND_INTERVAL_S)
-            if submission.error is not None:
-                status = submission.error.status
-                yield to_event(submission.error.body())
-            else:
-                status = 200
-                self._metrics.request_s.observe(time.monotonic() - start)
-                yield b"".join(answer.last_events())
-        finally:
-            if not submission.is_over:
-                model.scheduler.cancel(submission)
-            self._count(status)
+    async def _stream(self, answer: Answer, waker: "_Waker", start: float) -> AsyncIterator[bytes]:
+        """Events while the texts grow."""
+        submission, is_first, is_over = answer.submission, True, False
+        while not is_over:
+            await waker.wait()
+            is_over = submission.is_over  # read first: the events then hold everything
+            if events := b"".join(answer.events()):
+                if is_first:
+                    self._metrics.first_token_s.observe(time.monotonic() - start)
+                    is_first = False
+                yield events
+            if not is_over:
+                await asyncio.sleep(SEND_INTERVAL_S)
+        if submission.error is not None:
+            yield to_event(submission.error.body())
+        else:
+            self._metrics.request_s.observe(time.monotonic() - start)
+            yield b"".join(answer.last_events())
+
+    def _end(self, answer: Answer, model: ServedModel) -> None:
+        """After a stream, however it ended."""
+        submission = answer.submission
+        status = submission.error.status if submission.error else 200 if submission.is_over else CLIENT_LEFT
+        if not submission.is_over:
+            model.scheduler.cancel(submission)
+        self._count(status)
 
     def _count(self, status: int) -> None:
         self._metrics.requests.labels(str(status)).inc()
+
+
+class _EventStream(StreamingResponse):
+    """Calls `on_end` at its end, also if the client leaves before the first event is asked for."""
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
 
 
 class _Waker:

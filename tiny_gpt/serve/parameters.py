@@ -88,6 +88,22 @@ def parse_chat(values: Mapping[str, Any], config: ServeConfig) -> Ask:
     return _ask(found, config, [prompt], n_logprobs, is_chat=True)
 
 
+def parse_tokenize(values: Mapping[str, Any]) -> tuple[str, str]:
+    """A body of /tokenize: (model, text)."""
+    found = _checked(values, {"model": _text, "prompt": _text, "add_special_tokens": _ignored})
+    if "prompt" not in found:
+        _refuse("prompt", "is missing; give a text")
+    return found.get("model", ""), found["prompt"]
+
+
+def parse_detokenize(values: Mapping[str, Any]) -> tuple[str, list[int]]:
+    """A body of /detokenize: (model, token ids)."""
+    found = _checked(values, {"model": _text, "tokens": _ids})
+    if "tokens" not in found:
+        _refuse("tokens", "is missing; give a list of token ids")
+    return found.get("model", ""), found["tokens"]
+
+
 def _ask(
     found: dict[str, Any],
     config: ServeConfig,
@@ -248,6 +264,12 @@ def _prompts(name: str, value: Any) -> list[Prompt]:
     if len(prompts) > MAX_TEXTS:
         _refuse(name, f"has {len(prompts)} prompts; this server takes at most {MAX_TEXTS} in a request")
     return prompts
+
+
+def _ids(name: str, value: Any) -> list[int]:
+    if not _are_ids(value):
+        _refuse(name, "must be a list of token ids, which is not empty")
+    return list(value)
 
 
 def _are_ids(value: Any) -> bool:
