@@ -50,7 +50,7 @@ def web_app(
             CORSMiddleware,
             allow_origins=sorted(access.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],
             expose_headers=["Retry-After"],
         ),
         Middleware(_KeyCheck, access=access),
