@@ -1,5 +1,6 @@
 """Opening pages in the browser, and checking that they are accessible."""
 
+import time
 from pathlib import Path
 
 NAMES_OF_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -40,6 +41,14 @@ class Opened:
         """What the page has reported."""
         self.context.close()
         return self.problems
+
+
+def wait_until(page, expression, timeout_s=15.0):
+    """Wait for a JavaScript expression to be true. Playwright's own waiting evaluates text, which our pages forbid."""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"never true: {expression}"
+        page.wait_for_timeout(50)
 
 
 def violations(page):
