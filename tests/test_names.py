@@ -10,6 +10,8 @@ from tiny_gpt.bootstrap import ROOT
 SAME_MEANING = {
     # Constants that every module of this kind has for itself.
     "FORMAT_VERSION": "the version of the files that a module writes",
+    # One function in every module of a kind, found by this name.
+    "open_run": "a run in a tracker",
     # One mathematical function: in plain torch, compiled for CPUs, as an exact reference, or as the check of it.
     "adamw": "reference and check",
     "cross_entropy": "kernel, reference and check",

@@ -9,7 +9,7 @@ import pytest
 from tiny_gpt.cli import launch, session
 from tiny_gpt.cli.launch import LAUNCH_VARIABLE, Launch, ResumeMode, launch_training, program_name, resolve_run_dir
 from tiny_gpt.cli.session import NextCommands
-from tiny_gpt.config import ReliabilityConfig, RunConfig, TrainConfig
+from tiny_gpt.config import ReliabilityConfig, ReportingConfig, RunConfig, TrainConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host import watchdog
 
@@ -128,3 +128,23 @@ def test_a_restarted_resume_follows_the_folder_and_not_its_name(monkeypatch, tmp
     (tmp_path / "kept" / "checkpoints" / "step-00000007").mkdir(parents=True)
     assert progress.newest_step() == 7
     assert launch.launched_folder() == tmp_path / "kept"
+
+
+def test_reports_are_made_once_by_the_process_that_the_user_started(config, trained, monkeypatch):
+    """Not by the child that the watchdog restarts."""
+    made = []
+    monkeypatch.setattr(launch.FollowUp, "accompany", lambda self, train: made.append(self) or train())
+    reporting = ReportingConfig(notify=("https://example.org",))
+    monkeypatch.setattr(launch, "is_watched", lambda: False)
+
+    def watch(first, again, progress, tell):
+        monkeypatch.setattr(launch, "is_watched", lambda: True)
+        handed_over = launch.os.environ[LAUNCH_VARIABLE]
+        for _ in range(2):
+            launch_training(config, ResumeMode(), first, "tiny-gpt", reporting=reporting)
+            launch.os.environ[LAUNCH_VARIABLE] = handed_over
+        return 0
+
+    monkeypatch.setattr(watchdog, "watch", watch)
+    assert launch_training(config, ResumeMode(), ["train"], "tiny-gpt", reporting=reporting) == 0
+    assert len(made) == 1 and len(trained) == 2

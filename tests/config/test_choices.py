@@ -22,6 +22,7 @@ from tiny_gpt.config import (
     RecipeName,
     ScheduleName,
     TokenizerName,
+    TrackerName,
     TrainConfig,
 )
 from tiny_gpt.config.recipes import RECIPES
@@ -29,6 +30,7 @@ from tiny_gpt.device import PRECISIONS
 from tiny_gpt.errors import UsageError
 from tiny_gpt.export.export import EXPORTERS
 from tiny_gpt.tokenizer.base import TOKENIZERS
+from tiny_gpt.trackers.registry import TRACKERS
 from tiny_gpt.training.optimizer import OPTIMIZERS
 from tiny_gpt.training.schedule import SCHEDULES
 
@@ -41,6 +43,7 @@ KINDS = {
     "backend": (BackendName, BACKENDS, "train --backend", ("auto",)),
     "precision": (PrecisionName, PRECISIONS, "train --precision", ("auto",)),
     "export format": (ExportFormat, EXPORTERS, "export --to", ()),
+    "tracker": (TrackerName, TRACKERS, "train --track", ()),
     "recipe": (RecipeName, RECIPES, "train --recipe", ()),
 }
 all_kinds = pytest.mark.parametrize(("names", "table", "flag", "others"), KINDS.values(), ids=KINDS)

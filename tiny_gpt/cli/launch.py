@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
+from tiny_gpt.cli.follow_up import FollowUp
 from tiny_gpt.cli.report import report_at_the_end
 from tiny_gpt.cli.watch import start_beside_training
-from tiny_gpt.config import RunConfig
+from tiny_gpt.config import ReportingConfig, RunConfig
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host.clocks import system_clocks
@@ -75,11 +76,13 @@ def launch_training(
     program: str,
     extends: bool = False,
     watch: bool = False,
+    reporting: ReportingConfig | None = None,
 ) -> int:
     """Train `config` under the watchdog, or in this process. Returns the exit code.
 
     `restart_command` starts the same training again. `program` and `extends` are those of Launch. `watch` shows the
-    run in the browser meanwhile.
+    run in the browser meanwhile. The process that the user started does what `reporting` says, so it is done once,
+    however often the watchdog restarts the training.
     """
     from_parent = os.environ.pop(LAUNCH_VARIABLE, None)
     if from_parent is None:
@@ -87,10 +90,15 @@ def launch_training(
         # A time for a finished run comes on top of what it has had; for an unfinished run it is the total.
         extends = extends or (is_resumed and config.train.is_timed and unfinished(run_dir) is None)
         launch = Launch(str(run_dir), is_resumed, extends, time.time(), system_clocks().elapsed(), program)
-    else:
-        launch = Launch.from_json(from_parent)
-        if restart_reason():  # an earlier child process has begun the run
-            launch = replace(launch, is_resumed=True)
+        follow_up = FollowUp(reporting or ReportingConfig(), run_dir, is_resumed, program)
+        return follow_up.accompany(lambda: _train_or_watch(config, launch, restart_command, watch))
+    launch = Launch.from_json(from_parent)
+    if restart_reason():  # an earlier child process has begun the run
+        launch = replace(launch, is_resumed=True)
+    return _train_or_watch(config, launch, restart_command, watch)
+
+
+def _train_or_watch(config: RunConfig, launch: Launch, restart_command: Sequence[str], watch: bool) -> int:
     if is_watched():
         return _train(config, launch)
     if watch:

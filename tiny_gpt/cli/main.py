@@ -18,6 +18,7 @@ from tiny_gpt.cli.process import Command, run_command
 from tiny_gpt.cli.report import report
 from tiny_gpt.cli.runs import runs
 from tiny_gpt.cli.serve import serve
+from tiny_gpt.cli.trackers import track
 from tiny_gpt.cli.train import resume, train
 from tiny_gpt.cli.watch import watch_run
 from tiny_gpt.errors import UsageError
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "runs": runs,
     "watch": watch_run,
     "report": report,
+    "track": track,
     "generate": generate,
     "play": play,
     "serve": serve,

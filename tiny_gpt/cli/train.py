@@ -19,7 +19,7 @@ from tiny_gpt.cli.overrides import (
     without_given_choices,
 )
 from tiny_gpt.cli.process import run_command
-from tiny_gpt.config import RecipeName, RunConfig, load_config
+from tiny_gpt.config import RecipeName, ReportingConfig, RunConfig, load_config
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.errors import UsageError
@@ -48,6 +48,7 @@ class TrainCommand(RunConfig):
     run: RunOrigin = field(default_factory=RunOrigin)
     watch: Annotated[bool, OPTIONAL] = False
     """Show the run in the browser while it trains."""
+    reporting: ReportingConfig = field(default_factory=ReportingConfig)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class ResumeCommand(RunConfig):
     """Folder of the run, or its name in runs/. Without it, the most recent unfinished run."""
     watch: Annotated[bool, OPTIONAL] = False
     """Show the run in the browser while it trains."""
+    reporting: ReportingConfig = field(default_factory=ReportingConfig)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class ScriptCommand(RunConfig):
     config: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
     """Use the settings of a saved config.json instead of those in train.py."""
     run: ResumeMode = field(default_factory=ResumeMode)
+    reporting: ReportingConfig = field(default_factory=ReportingConfig)
 
 
 def train(args: Sequence[str]) -> int:
@@ -82,7 +85,9 @@ def train(args: Sequence[str]) -> int:
     command = parse_run(TrainCommand, "tiny-gpt train", args, base)
     config = run_settings(command, command.sources)
     restart = [sys.executable, "-m", "tiny_gpt", "train", *args]
-    return launch_training(config, command.run, restart, program_name(), watch=command.watch)
+    return launch_training(
+        config, command.run, restart, program_name(), watch=command.watch, reporting=command.reporting
+    )
 
 
 def resume(args: Sequence[str]) -> int:
@@ -102,7 +107,9 @@ def resume(args: Sequence[str]) -> int:
     config = replace(config, train=replace(config.train, out_dir=str(folder)))
     # The folder is named, so that a restart resumes this run even if another one is the most recent by then.
     restart = [sys.executable, "-m", "tiny_gpt", "resume", *args, *([] if name else [str(folder)])]
-    return launch_training(config, ResumeMode(resume=True), restart, program_name(), extends, command.watch)
+    return launch_training(
+        config, ResumeMode(resume=True), restart, program_name(), extends, command.watch, command.reporting
+    )
 
 
 def train_script(settings: Mapping[str, Any]) -> int:
@@ -115,6 +122,6 @@ def train_script(settings: Mapping[str, Any]) -> int:
             base = load_config(user_path(saved), base)
         command = parse_run(ScriptCommand, "train.py", args, base)
         restart = [sys.executable, os.path.abspath(sys.argv[0]), *args]
-        return launch_training(run_settings(command), command.run, restart, program="")
+        return launch_training(run_settings(command), command.run, restart, program="", reporting=command.reporting)
 
     return run_command(run, sys.argv[1:])

@@ -17,10 +17,12 @@ from tiny_gpt.config.choices import (
     RecipeName,
     ScheduleName,
     TokenizerName,
+    TrackerName,
 )
 from tiny_gpt.config.data import MAX_VOCAB_SIZE, DataConfig
 from tiny_gpt.config.model import DEFAULT_HEAD_DIM, ArchitectureName, ModelConfig
 from tiny_gpt.config.reliability import ReliabilityConfig
+from tiny_gpt.config.reporting import ReportingConfig
 from tiny_gpt.config.run import (
     BEST_FILE,
     CONFIG_FILE,
@@ -35,6 +37,7 @@ from tiny_gpt.config.run import (
     STATUS_FILE,
     TEACHERS_FOLDER,
     TEXT_FACTS_FILE,
+    TRACKERS_FOLDER,
     RunConfig,
     load_config,
     sample_file,
@@ -64,6 +67,7 @@ __all__ = [
     "TEACHERS_FOLDER",
     "TEXT_FACTS_FILE",
     "TOKENIZER_SETTINGS",
+    "TRACKERS_FOLDER",
     "Architecture",
     "ArchitectureName",
     "BackendName",
@@ -76,11 +80,13 @@ __all__ = [
     "PrecisionName",
     "RecipeName",
     "ReliabilityConfig",
+    "ReportingConfig",
     "RunConfig",
     "SampleConfig",
     "ScheduleName",
     "ServeConfig",
     "TokenizerName",
+    "TrackerName",
     "TrainConfig",
     "WebConfig",
     "flag",

@@ -23,6 +23,7 @@ LOG_FILE = "train.log"
 SAMPLES_FOLDER = "samples"
 SAMPLE_INDEX_FILE = "index.jsonl"
 STATUS_FILE = "status.json"
+TRACKERS_FOLDER = "trackers"
 REPORT_FILE = "report.html"
 TEXT_FACTS_FILE = "text_facts.json"
 # What stages before the last leave (run/stages.py).
