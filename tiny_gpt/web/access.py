@@ -24,7 +24,6 @@ from tiny_gpt.config.web import API_KEY_VARIABLE, SHORTEST_API_KEY, WebConfig, i
 from tiny_gpt.errors import UsageError
 from tiny_gpt.web.errors import RefusedError
 
-COOKIE = "tiny_gpt_key"
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]*)?", re.ASCII)
 
 
@@ -75,7 +74,7 @@ class Access:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _is_same(given.strip(), self.api_key):
             return
-        if _is_same(_cookie(headers), self.cookie_value()):
+        if _is_same(_cookie(headers, self.cookie_name), self.cookie_value):
             return
         raise RefusedError(
             401,
@@ -88,6 +87,12 @@ class Access:
         """Whether `given` is the key of a server that has one."""
         return bool(self.api_key) and _is_same(given, self.api_key)
 
+    @property
+    def cookie_name(self) -> str:
+        """Different for different keys: all ports of a host share their cookies, and with them all its servers."""
+        return f"tiny_gpt_{self.cookie_value[:8]}"
+
+    @property
     def cookie_value(self) -> str:
         """What a browser keeps in place of the key."""
         return hashlib.sha256(f"tiny_gpt {self.api_key}".encode()).hexdigest()
@@ -140,9 +145,9 @@ def _name_of(host: str) -> str:
     return found[1].strip("[]").removesuffix(".") if found else ""
 
 
-def _cookie(headers: Headers) -> str:
+def _cookie(headers: Headers, name: str) -> str:
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        found = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
         return ""
     return found.value if found else ""

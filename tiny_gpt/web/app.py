@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
-from tiny_gpt.web.access import COOKIE, Access
+from tiny_gpt.web.access import Access
 from tiny_gpt.web.errors import RefusedError
 
 # Scripts, styles and pictures from this server only, none inline; no page may show ours inside its own.
@@ -146,8 +146,13 @@ class _KeyCheck:
         # One slash: a path that begins with two would be another server's address.
         path = "/" + scope["path"].lstrip("/\\")
         response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303, {"Cache-Control": "no-store"})
+        # Lax: strict cookies would be missing from the redirected request if the link stood on another site's page.
         response.set_cookie(
-            COOKIE, self._access.cookie_value(), httponly=True, samesite="strict", secure=scope["scheme"] == "https"
+            self._access.cookie_name,
+            self._access.cookie_value,
+            httponly=True,
+            samesite="lax",
+            secure=scope["scheme"] == "https",
         )
         return response
 

@@ -19,8 +19,8 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.kernels.decoding.compiled_model import MAX_ROWS, Array, CompiledModel
 from tiny_gpt.model.shapes import FP32_BYTES, second_window_offset
 
-# Rows of prompts in a pass, where other texts are waiting for their next token: so many take about as long as a few
-# tokens. Alone, a prompt gets MAX_ROWS.
+# Rows of prompts in a pass, where other texts are waiting for their next token, which takes so much longer then. Where
+# nobody waits, a prompt gets MAX_ROWS.
 PROMPT_ROWS = 16
 # Of the free memory, for the cache.
 MEMORY_SHARE = 0.25
