@@ -6,13 +6,21 @@ import pytest
 
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.training.schedule import learning_rate, schedule_point
-from tiny_gpt.training.stages import last_share, stage_index, stage_point, stages_of, teacher_share
+from tiny_gpt.training.stages import (
+    FINE_TUNING_RATE_FACTOR,
+    last_share,
+    settings_of,
+    stage_index,
+    stage_point,
+    stages_of,
+    teacher_share,
+)
 
 WSD = TrainConfig(schedule="wsd", min_learning_rate=0.0, steps=1000, warmup_steps=20)
 
 
 def stages(**train):
-    return stages_of(replace(RunConfig(), train=replace(WSD, **train)))
+    return stages_of(replace(WSD, **train))
 
 
 def rates(**train):
@@ -49,13 +57,20 @@ def test_the_rate_warms_up_and_decays_to_nearly_zero_in_each_stage():
         first, last = round(part.start * 999) + 1, round(part.end * 999) - 1
         rate = by_step[first : last + 1]
         assert rate[0] < 0.3 * WSD.learning_rate and rate[-1] < 0.05 * WSD.learning_rate
-        assert max(rate) == pytest.approx(WSD.learning_rate * part.rate_factor)
+        assert max(rate) == pytest.approx(WSD.learning_rate)
 
 
 def test_a_student_is_regularized_less_than_its_teachers():
     config = RunConfig()
     config = replace(config, model=replace(config.model, dropout=0.3))
     config = replace(config, train=replace(WSD, teachers=1, weight_decay=2.0, token_noise=0.1))
-    teacher, student = stages_of(config)
+    teacher, student = (settings_of(config, stage, is_pretrained=False) for stage in stages_of(config.train))
     assert (teacher.dropout, teacher.weight_decay, teacher.token_noise) == (0.3, 2.0, 0.1)
     assert 0 < student.dropout < 0.3 and 0 < student.weight_decay < 2.0 and 0 < student.token_noise < 0.1
+
+
+def test_a_pretrained_stage_learns_at_a_lower_rate():
+    config = replace(RunConfig(), train=replace(WSD, first_share=0.5))
+    pretraining, only = stages_of(config.train)
+    assert settings_of(config, only, is_pretrained=True).rate_factor == FINE_TUNING_RATE_FACTOR
+    assert settings_of(config, pretraining, is_pretrained=False).rate_factor == 1.0

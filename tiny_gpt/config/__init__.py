@@ -19,7 +19,7 @@ from tiny_gpt.config.choices import (
     TokenizerName,
     TrackerName,
 )
-from tiny_gpt.config.data import MAX_VOCAB_SIZE, DataConfig
+from tiny_gpt.config.data import MAX_VOCAB_SIZE, NO_FIRST, DataConfig
 from tiny_gpt.config.model import DEFAULT_HEAD_DIM, ArchitectureName, ModelConfig
 from tiny_gpt.config.reliability import ReliabilityConfig
 from tiny_gpt.config.reporting import ReportingConfig
@@ -58,6 +58,7 @@ __all__ = [
     "LOG_FILE",
     "MAX_VOCAB_SIZE",
     "METRICS_FILE",
+    "NO_FIRST",
     "PLAN_FILE",
     "PRETRAINED_FILE",
     "REPORT_FILE",

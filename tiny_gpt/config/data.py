@@ -13,6 +13,10 @@ from tiny_gpt.config.choices import TOKENIZER_SETTINGS
 MAX_VOCAB_SIZE = 300_000
 
 
+# As --first: no other text, also where --recipe auto would use some.
+NO_FIRST = "none"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Training text and tokenizer."""
@@ -24,7 +28,8 @@ class DataConfig:
     """Validation text, given like --data. Without it, part of the training text is held out."""
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
-    Your own text alone is validated on. Cannot be combined with --start-from."""
+    Your own text alone is validated on. none: no other text. Without it, --recipe auto uses python-docs where one model
+    cannot use all of the time, and keeps what it brings only if it helps."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"

@@ -6,11 +6,11 @@ measure_machine_and_text -> Planner -> plan(config) -> complete config, Plan
 import time
 from collections.abc import Generator
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from tiny_gpt.config import RunConfig, TrainConfig
+from tiny_gpt.config import NO_FIRST, RunConfig, TrainConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import candidate_precisions
@@ -31,7 +31,7 @@ from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS, forecast, saturatio
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, measure_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_SHARE, teacher_share
+from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, teacher_share
 
 # The steps that are timed where the size is open: (n_layer, d_model), on a GPU also the multiple of BASE_BATCH_TOKENS.
 # They span the sizes of a CPU's runs, and the regimes of a GPU: bound by kernel launches, by memory, by arithmetic.
@@ -40,6 +40,10 @@ TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS = 8, 10
+# Other text that every Python has, about how much of it there is, the largest fraction of the time that it gets, and
+# the most passes over it. Runs with so many teachers begin with it.
+USUAL_FIRST, USUAL_FIRST_BYTES, USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS = ("python-docs",), 2_200_000, 0.3, 4
+MIN_TEACHERS_FOR_USUAL_FIRST = 2
 # The passes over the own text that are best for a model that has been pretrained on other text: more of them undo what
 # it has learned there.
 MAX_FINE_TUNING_EPOCHS = 8
@@ -61,7 +65,7 @@ class Planner(NamedTuple):
     def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
         """`config` with every open setting chosen, and its Plan. Raises UsageError where no model fits into memory."""
         if config.train.auto:
-            config = self._with_teachers(config) if "teachers" in config.train.auto else self._complete(config)
+            config = self._with_stages(config) if "teachers" in config.train.auto else self._complete(config)
         return config, self.plan_of(config, self.step_time(config))
 
     def _complete(self, config: RunConfig) -> RunConfig:
@@ -69,32 +73,45 @@ class Planner(NamedTuple):
         budget, is_gpu = self._budget(config.train), self.device.type != "cpu"
         return choose_settings(config, self.text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu)
 
+    def _with_stages(self, config: RunConfig) -> RunConfig:
+        """`config` complete, with the stages that its time allows."""
+        if not config.train.is_timed or config.train.start_from:
+            return self._complete(_with_train(config, teachers=0))
+        first, first_share = config.data.first, config.train.first_share
+        if first in ((), (NO_FIRST,)):
+            alone = self._with_teachers(_with_train(config, first_share=0.0))
+            if first or alone.train.teachers < MIN_TEACHERS_FOR_USUAL_FIRST:
+                return alone
+            usual = _with_train(replace(config, data=replace(config.data, first=USUAL_FIRST)), first_share=0.0)
+            usual = self._with_teachers(_with_train(usual, first_share=self._usual_first_share(alone)))
+            return usual if usual.train.teachers >= MIN_TEACHERS_FOR_USUAL_FIRST else alone
+        best = self._with_teachers(_with_train(config, first_share=first_share or FIRST_SHARE))
+        if first_share or best.train.teachers:
+            return best
+        # The only stage on the own text is short; the rest of the time goes to the other text.
+        own_share = (1 - FIRST_SHARE) * min(1.0, MAX_FINE_TUNING_EPOCHS / max(1e-9, self._stage_epochs(best)))
+        return self._complete(_with_train(config, teachers=0, first_share=1 - own_share))
+
     def _with_teachers(self, config: RunConfig) -> RunConfig:
         """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
-        is_possible = config.train.is_timed and not config.train.start_from
-        is_share_open = bool(config.data.first) and not config.train.first_share
-        if is_share_open:
-            config = replace(config, train=replace(config.train, first_share=FIRST_SHARE))
-        best = self._complete(_with_n_teachers(config, 0))
-        for n_teachers in range(1, MAX_TEACHERS + 1) if is_possible else ():
-            candidate = self._complete(_with_n_teachers(config, n_teachers))
+        best = self._complete(_with_train(config, teachers=0))
+        for n_teachers in range(1, MAX_TEACHERS + 1):
+            candidate = self._complete(_with_train(config, teachers=n_teachers))
             if self._stage_epochs(candidate) < MIN_TEACHER_EPOCHS:
                 break
             best = candidate
-        if is_share_open and (first_share := self._best_first_share(best)) > FIRST_SHARE:
-            config = replace(config, train=replace(config.train, first_share=first_share))
-            best = self._complete(_with_n_teachers(config, best.train.teachers))
         return best
 
     def _stage_epochs(self, config: RunConfig) -> float:
-        """Passes over the text in the time of one teacher, or of the only stage."""
+        """Passes over the text in the time of a teacher from random weights, or of the only stage."""
         steps = steps_for(config, self._budget(config.train), self.step_time)
         return steps * tokens_per_step(config) / self.text.train_tokens
 
-    def _best_first_share(self, config: RunConfig) -> float:
-        """The fraction of the time for the text of --first with which each stage after it reads the own text
-        MAX_FINE_TUNING_EPOCHS times."""
-        return 1 - (1 - config.train.first_share) * MAX_FINE_TUNING_EPOCHS / max(1e-9, self._stage_epochs(config))
+    def _usual_first_share(self, config: RunConfig) -> float:
+        """The fraction of the time for USUAL_FIRST in a run that is otherwise like `config`."""
+        other_tokens = USUAL_FIRST_BYTES * self.text.train_tokens / self.text.train_bytes
+        run_tokens = self._stage_epochs(config) * self.text.train_tokens / teacher_share(config.train)
+        return min(USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS * other_tokens / run_tokens)
 
     def calibrated(self, config: RunConfig) -> "Planner":
         """This planner, scaled to the measured step time of the model that it chooses for `config`.
@@ -126,6 +143,8 @@ class Planner(NamedTuple):
             forecast=forecast(config, self.text, stage_steps),
             saturation_s=self._saturation_tokens(config.train) / step_tokens * step_s / STEPS_SHARE,
             teachers=config.train.teachers,
+            first=config.data.first,
+            first_share=config.train.first_share,
         )
 
     def _saturation_tokens(self, train: TrainConfig) -> float:
@@ -133,7 +152,7 @@ class Planner(NamedTuple):
         tokens = saturation_tokens(self.text)
         if not train.is_timed or train.start_from:
             return tokens
-        return max(tokens, MIN_TEACHER_EPOCHS * self.text.train_tokens) * (MAX_TEACHERS + STUDENT_SHARE)
+        return max(tokens, MIN_TEACHER_EPOCHS * self.text.train_tokens) * (MAX_TEACHERS + STUDENT_LENGTH)
 
     def _requested_seconds(self, train: TrainConfig) -> float | None:
         """Seconds of a timed budget; None for a counted one."""
@@ -163,9 +182,10 @@ class Planner(NamedTuple):
         return estimate_memory_bytes(config, self.text.vocab_size, self.device)
 
 
-def _with_n_teachers(config: RunConfig, n_teachers: int) -> RunConfig:
-    auto = tuple(name for name in config.train.auto if name != "teachers")
-    return replace(config, train=replace(config.train, teachers=n_teachers, auto=auto))
+def _with_train(config: RunConfig, **changes: Any) -> RunConfig:
+    """`config` with settings of training that are then no longer open."""
+    auto = tuple(name for name in config.train.auto if name not in changes)
+    return replace(config, train=replace(config.train, **changes, auto=auto))
 
 
 def measure_machine_and_text(

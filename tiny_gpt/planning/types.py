@@ -87,6 +87,10 @@ class Plan:
     """Training time after which more time hardly improves a model of this text."""
     teachers: int = 0
     """Models that are trained first, which the final one learns from."""
+    first: tuple[str, ...] = ()
+    """The other text that the run begins with."""
+    first_share: float = 0.0
+    """The fraction of the run for it."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,7 +100,7 @@ class Plan:
         """The inverse of `to_dict`; also reads files of earlier versions. Raises ValueError, TypeError or KeyError."""
         current = {_RENAMED.get(name, name): value for name, value in values.items()}
         forecast = {_RENAMED.get(name, name): value for name, value in current["forecast"].items()}
-        return cls(**current | {"forecast": Forecast(**forecast)})
+        return cls(**current | {"forecast": Forecast(**forecast), "first": tuple(current.get("first", ()))})
 
 
 # Names in the plan.json of earlier versions.

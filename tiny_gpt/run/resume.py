@@ -169,7 +169,7 @@ def reopen_other(
 
     Raises BadInputError where a run that is still in its first stage cannot have it.
     """
-    if not config.data.first:
+    if not config.train.first_share:
         return None
     store = dataset.identity["first_store"] = saved.description.data.get("first_store")
     stored = open_stored_dataset(config.data, str(store))

@@ -6,6 +6,7 @@ stage a state is in is part of every checkpoint, and what a stage needs besides 
 is in those files, so a run resumes in any stage. A teacher whose stage was cut short is not used.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from tiny_gpt.model_io.stored_model import Progress
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.distill import predict
 from tiny_gpt.training.schedule import SchedulePoint
-from tiny_gpt.training.stages import Stage, stage_index, stage_point, stages_of
+from tiny_gpt.training.stages import (
+    Stage,
+    StageSettings,
+    settings_of,
+    stage_index,
+    stage_point,
+    stages_of,
+    starts_pretrained,
+)
 
 # A stage that got less of its length than this was cut short, with a learning rate that is still high.
 MIN_COMPLETE = 0.9
@@ -39,10 +48,11 @@ class StageRunner:
     ) -> None:
         """`other` is the text of --first."""
         self.state, self.config, self.dataset, self.other, self.out_dir = state, config, dataset, other, out_dir
-        self.stages = stages_of(config)
+        self.stages = stages_of(config.train)
         self._prepared: int | None = None
         """The stage that the model, the optimizer and `batches` are set up for."""
         self.batches: BatchLoader
+        self._settings: StageSettings
 
     @property
     def stage(self) -> Stage:
@@ -61,7 +71,7 @@ class StageRunner:
         """`point` of the run as a point of its stage."""
         counters = self.state.counters
         counters.stage_start = min(counters.stage_start, point.progress)  # a run that is extended begins again at 0
-        return stage_point(point, self.stage, counters.stage_start)
+        return stage_point(point, self.stage, counters.stage_start, self._settings.rate_factor)
 
     def change(self, point: SchedulePoint, beat: Callable[[], None]) -> None:
         """Keep the model of the stage that ended and set up the one that `point` is in.
@@ -86,18 +96,19 @@ class StageRunner:
         if self._prepared == self.state.counters.stage:
             return
         stage, train, model = self.stage, self.config.train, self.state.model
+        self._settings = settings_of(self.config, stage, self._starts_pretrained(stage))
         if len(self.stages) > 1:
-            model.set_dropout(stage.dropout)
+            model.set_dropout(self._settings.dropout)
             for group in self.state.optimizer.param_groups:
                 if group["weight_decay"]:
-                    group["weight_decay"] = stage.weight_decay
+                    group["weight_decay"] = self._settings.weight_decay
         self.batches = BatchLoader(
             self._tokens(stage).ids,
             model.config.block_size,
             train.batch_size,
             self._seed(),
             model.device,
-            stage.token_noise,
+            self._settings.token_noise,
             self._predictions(beat) if stage.kind == "student" else None,
         )
         self._prepared = self.state.counters.stage
@@ -108,9 +119,12 @@ class StageRunner:
         if stage.kind == "pretraining":
             assert self.other is not None, "there is no pretraining without other text"
             return f"pretraining on {len(self.other):,} tokens of other text"
+        start = "from the pretrained model" if self._starts_pretrained(stage) else "from random weights"
         if stage.kind == "student":
-            return f"final model: learns from the text and from {len(self._teacher_paths())} teachers"
-        return f"{stage}: the same text, other initial weights"
+            n_teachers = len(self._teacher_paths())
+            teachers = "its teacher" if n_teachers == 1 else f"{n_teachers} teachers"
+            return f"final model: learns from the text and from {teachers}, {start}"
+        return f"your text: {start}" if stage.kind == "only" else f"{stage}: {start}"
 
     # --- what a stage begins with ---
 
@@ -119,11 +133,30 @@ class StageRunner:
         state = self.state
         torch.manual_seed(self._seed())
         fresh = GPT(state.model.config, state.model.vocab_size)
-        path = self.out_dir / PRETRAINED_FILE
-        if stage.kind != "pretraining" and path.exists():
-            fresh = load_model(path, torch.device("cpu")).model
+        if self._starts_pretrained(stage):
+            try:
+                fresh = load_model(self.out_dir / PRETRAINED_FILE, torch.device("cpu")).model
+            except BadInputError as damage:
+                state.warn(f"the {stage} starts from random weights: {damage}")
         state.model.load_state_dict(fresh.state_dict())
         state.forget_moments()
+
+    def _starts_pretrained(self, stage: Stage) -> bool:
+        """Whether the stage starts from the pretraining: every other teacher, and the student if that is worth it."""
+        if stage.kind == "pretraining" or not (self.out_dir / PRETRAINED_FILE).exists():
+            return False
+        return starts_pretrained(stage.number) if stage.kind == "teacher" else self._pretraining_helps()
+
+    def _pretraining_helps(self) -> bool:
+        """Whether the first teacher, which starts from the pretraining, became better than the second, which does not.
+
+        Unless there are both, it is taken to help.
+        """
+        losses = []
+        for number in (1, 2):
+            with contextlib.suppress(BadInputError):
+                losses.append(load_model(self._teacher_path(number), torch.device("cpu")).progress.val_loss)
+        return len(losses) < 2 or losses[0] <= losses[1]
 
     def _seed(self) -> int:
         """The seed of a stage's weights and order of blocks; a run with one stage has that of the config."""
@@ -140,13 +173,15 @@ class StageRunner:
     def _save(self, stage: Stage) -> None:
         last = self.state.history[-1]
         progress = Progress(last.step, last.epoch, last.train_loss, last.val_loss, last.val_bits_per_byte)
-        is_teacher = stage.kind == "teacher"
-        path = self.out_dir / (f"{TEACHERS_FOLDER}/{stage.number}.pt" if is_teacher else PRETRAINED_FILE)
+        path = self._teacher_path(stage.number) if stage.kind == "teacher" else self.out_dir / PRETRAINED_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(path, self.state.model, self.dataset.tokenizer, self.config, progress)
 
+    def _teacher_path(self, number: int) -> Path:
+        return self.out_dir / TEACHERS_FOLDER / f"{number}.pt"
+
     def _teacher_paths(self) -> list[Path]:
-        paths = (self.out_dir / TEACHERS_FOLDER / f"{i + 1}.pt" for i in range(self.config.train.teachers))
+        paths = (self._teacher_path(number) for number in range(1, self.config.train.teachers + 1))
         return [path for path in paths if path.exists()]
 
     def _teachers(self) -> Iterator[GPT]:

@@ -5,12 +5,12 @@ from dataclasses import asdict, replace
 
 import torch
 
-from tiny_gpt.config import CONFIG_FILE, PLAN_FILE, RunConfig, flag
+from tiny_gpt.config import CONFIG_FILE, NO_FIRST, PLAN_FILE, RunConfig, flag
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import Preparation, PreparationEvent
 from tiny_gpt.device import configure_torch, pick_device
-from tiny_gpt.errors import UsageError
+from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import user_path
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.open_model import open_path
@@ -47,16 +47,19 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer if initial else None)
     vocab_size = dataset.tokenizer.vocab_size
 
-    other = yield from prepare_other(shaped, dataset.tokenizer)
-    if other:
-        dataset.identity["first_store"] = other.identity["store"]
-
     planner: Planner | None = None
     if shaped.train.auto:
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
-    planned = resolve_steps(planner.plan(shaped)[0] if planner else shaped, len(dataset.train))
-    if other and not planned.train.first_share:
-        planned = replace(planned, train=replace(planned.train, first_share=FIRST_SHARE))
+    planned = planner.plan(shaped)[0] if planner else shaped
+    other = yield from prepare_other(planned, dataset.tokenizer, is_chosen=planned.data.first != shaped.data.first)
+    if other:
+        dataset.identity["first_store"] = other.identity["store"]
+        first_share = planned.train.first_share or FIRST_SHARE
+        planned = replace(planned, train=replace(planned.train, first_share=first_share))
+    elif planner and planned.data.first:  # chosen by the plan, and not available here
+        shaped = replace(shaped, data=replace(shaped.data, first=(NO_FIRST,)))
+        planned = planner.plan(shaped)[0]
+    planned = resolve_steps(planned, len(dataset.train))
     yield from compilation_notices(planned, device)
     choice = choose_backend(planned, vocab_size, device)
     config = with_choices(planned, dataset.sources, choice.candidate)
@@ -78,15 +81,24 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan, earlier_run))
 
 
-def prepare_other(config: RunConfig, tokenizer: Tokenizer) -> Preparation[Dataset | None]:
-    """The text of --first in the tokens of the run's own text; None without it. Raises UsageError and BadInputError."""
-    if not config.data.first:
+def prepare_other(config: RunConfig, tokenizer: Tokenizer, is_chosen: bool = False) -> Preparation[Dataset | None]:
+    """The text of --first in the tokens of the run's own text; None without it, and where one that the plan has chosen
+    is unavailable.
+
+    Raises UsageError and BadInputError.
+    """
+    if config.data.first in ((), (NO_FIRST,)):
         return None
     if config.train.start_from:
         message = "--first and --start-from: give only one of them; a model that has been trained needs no pretraining"
         raise UsageError(message, code="first-and-start-from")
     data = replace(config.data, data=config.data.first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
-    return (yield from prepare(data, min_block_size(config), tokenizer))
+    try:
+        return (yield from prepare(data, config.model.block_size, tokenizer))
+    except BadInputError:
+        if not is_chosen:
+            raise
+        return None
 
 
 def open_initial_model(start_from: str) -> LoadedModel | None:

@@ -1,19 +1,21 @@
 """The stages of a long run: what makes hours of training useful on a text that one model has learned in minutes.
 
-A model that reads a small text more than about ten times overfits, so more time does not make it better. These do:
+A model that reads a small text more than about twenty times overfits, so more time does not make it better. These do:
 
-- pretraining: the model first learns from other text (`--first`), then from the user's own.
+- pretraining: a model first learns from other text (`--first`), then from the user's own.
 - teachers: several models are trained one after the other, each from other initial weights. Their mean prediction is
-  better than each of them (an ensemble).
+  better than each of them (an ensemble). After a pretraining, every other teacher starts from it: models that began
+  differently err differently, and their mean gains more.
 - student: the last model learns from the text and from its teachers' mean prediction at each token (distillation,
-  arXiv 1503.02531). One model keeps most of the ensemble's gain (arXiv 2509.14786), and stays one ordinary model.
+  arXiv 1503.02531). One model keeps most of the ensemble's gain (arXiv 2509.14786), and stays one ordinary model. It
+  starts from the pretraining if that helped the first teacher.
 
 All stages are one run: one sequence of steps, one time budget, one validation text, and the best model of any stage is
 the best model of the run. A stage is a range of the run's progress. Within it the learning rate warms up and decays as
 in a run of its own. Pure functions; run/stages.py carries them out. Figures: docs/log/stages.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tiny_gpt.config import RunConfig, TrainConfig
@@ -23,80 +25,101 @@ Kind = Literal["pretraining", "teacher", "student", "only"]
 
 # The fraction of a run that trains on other text, where neither the user nor a plan says.
 FIRST_SHARE = 0.5
-# The student reads the text more often than a teacher, for it learns more slowly from smoother targets: its share of
-# the time, in units of a teacher's.
-STUDENT_SHARE = 1.4
-# Soft targets regularize. With the teachers' dropout, weight decay and token noise on top, two thirds of the ensemble's
-# gain were lost; these factors of them kept 84%.
-STUDENT_REGULARIZATION = {"dropout": 2 / 3, "weight_decay": 0.75, "token_noise": 0.5}
-# A pretrained model has less to learn from the own text, and a high rate would make it forget what it knows.
+# Lengths of stages, in units of that of a teacher that starts from random weights. A pretrained one has less to learn:
+# 8 epochs over the text were better than 16. The student learns more slowly, from smoother targets.
+PRETRAINED_LENGTH, STUDENT_LENGTH = 0.5, 1.4
+# Factors of the settings for a stage that starts from the pretraining. A high rate would make it forget what it knows.
 FINE_TUNING_RATE_FACTOR = 0.5
+FINE_TUNING = {"dropout": 2 / 3, "weight_decay": 0.5, "token_noise": 0.5, "rate_factor": FINE_TUNING_RATE_FACTOR}
+# The same for the student. Soft targets regularize; with the teachers' regularization on top, two thirds of the
+# ensemble's gain were lost, and these factors kept 84%.
+DISTILLATION = {"dropout": 2 / 3, "weight_decay": 0.75, "token_noise": 0.5}
 # Other text is read about once: nothing to regularize.
-PRETRAINING = {"dropout": 0.0, "weight_decay": 0.1, "token_noise": 0.0}
+PRETRAINING_DROPOUT, PRETRAINING_WEIGHT_DECAY, PRETRAINING_NOISE = 0.0, 0.1, 0.0
 # Each stage warms up in this fraction of its length, and its first step has at least a twentieth of the peak rate.
 WARMUP_SHARE, MIN_WARMUP = 0.02, 0.05
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run, and the settings that it changes."""
+    """A part of a run."""
 
     kind: Kind
-    number: int
-    """Counted from 1 among the stages of its kind."""
-    n_of_kind: int
     start: float
     end: float
     """Fractions of the run's progress."""
+    number: int = 1
+    """Counted from 1 among the stages of its kind."""
+    n_of_kind: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number} of {self.n_of_kind}" if self.n_of_kind > 1 else self.kind
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The settings that a stage changes."""
+
     dropout: float
     weight_decay: float
     token_noise: float
     rate_factor: float = 1.0
     """Multiplies the learning rate."""
 
-    def __str__(self) -> str:
-        return f"{self.kind} {self.number} of {self.n_of_kind}" if self.n_of_kind > 1 else self.kind
+    def scaled(self, factors: dict[str, float]) -> "StageSettings":
+        return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
 
 
-def stages_of(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages of a run with complete settings; a single one, `only`, for a run without teachers or other text."""
-    train = config.train
-    stages, start = [], 0.0
+def stages_of(train: TrainConfig) -> tuple[Stage, ...]:
+    """The stages of a run; a single one, `only`, for a run without teachers or other text."""
+    stages, start, unit = [], 0.0, teacher_share(train)
     if train.first_share:
-        stages.append(_stage(config, "pretraining", 1, 1, 0.0, start := train.first_share))
-    unit = teacher_share(train)
+        stages.append(Stage("pretraining", 0.0, start := train.first_share))
     for number in range(1, train.teachers + 1):
-        stages.append(_stage(config, "teacher", number, train.teachers, start, start := start + unit))
+        end = start + unit * _teacher_length(train, number)
+        stages.append(Stage("teacher", start, end, number, train.teachers))
+        start = end
     # To the very end, whatever the rounding of the sums.
-    stages.append(_stage(config, "student" if train.teachers else "only", 1, 1, start, 1.0))
+    stages.append(Stage("student" if train.teachers else "only", start, 1.0))
     return tuple(stages)
 
 
 def teacher_share(train: TrainConfig) -> float:
-    """The fraction of the run in which one teacher is trained; of a run without teachers, in which its model is."""
-    return (1 - train.first_share) / (train.teachers + STUDENT_SHARE if train.teachers else 1.0)
+    """The fraction of the run that a teacher from random weights has; in a run without teachers, the model on the
+    user's own text."""
+    lengths = [_teacher_length(train, number) for number in range(1, train.teachers + 1)]
+    return (1 - train.first_share) / (sum(lengths) + STUDENT_LENGTH if lengths else 1.0)
 
 
 def last_share(train: TrainConfig) -> float:
     """The fraction of the run that the last stage has."""
-    return teacher_share(train) * (STUDENT_SHARE if train.teachers else 1.0)
+    return teacher_share(train) * (STUDENT_LENGTH if train.teachers else 1.0)
 
 
-def _stage(config: RunConfig, kind: Kind, number: int, n_of_kind: int, start: float, end: float) -> Stage:
-    values = {
-        "dropout": config.model.dropout,
-        "weight_decay": config.train.weight_decay,
-        "token_noise": config.train.token_noise,
-        "learning_rate": 1.0,
-    }
-    if kind == "pretraining":
-        values |= {name: min(values[name], value) for name, value in PRETRAINING.items()}
-    elif config.train.first_share:
-        values["learning_rate"] = FINE_TUNING_RATE_FACTOR
-    if kind == "student":
-        values = {name: value * STUDENT_REGULARIZATION.get(name, 1.0) for name, value in values.items()}
-    rate_factor = values.pop("learning_rate")
-    return Stage(kind, number, n_of_kind, start, end, **values, rate_factor=rate_factor)
+def _teacher_length(train: TrainConfig, number: int) -> float:
+    return PRETRAINED_LENGTH if train.first_share and starts_pretrained(number) else 1.0
+
+
+def starts_pretrained(teacher: int) -> bool:
+    """Whether the teacher of this number, from 1, starts from the pretraining, in a run that has one."""
+    return teacher % 2 == 1
+
+
+def settings_of(config: RunConfig, stage: Stage, is_pretrained: bool) -> StageSettings:
+    """The settings of a stage that starts from the pretraining or not.
+
+    Those of `config` are for a teacher from random weights; without teachers, for the only stage on the own text.
+    """
+    settings = StageSettings(config.model.dropout, config.train.weight_decay, config.train.token_noise)
+    if stage.kind == "pretraining":
+        return StageSettings(
+            min(settings.dropout, PRETRAINING_DROPOUT),
+            min(settings.weight_decay, PRETRAINING_WEIGHT_DECAY),
+            min(settings.token_noise, PRETRAINING_NOISE),
+        )
+    if is_pretrained:
+        settings = settings.scaled(FINE_TUNING if config.train.teachers else {"rate_factor": FINE_TUNING_RATE_FACTOR})
+    return settings.scaled(DISTILLATION) if stage.kind == "student" else settings
 
 
 def stage_index(stages: tuple[Stage, ...], progress: float) -> int:
@@ -104,7 +127,7 @@ def stage_index(stages: tuple[Stage, ...], progress: float) -> int:
     return max(index for index, stage in enumerate(stages) if stage.start <= progress or index == 0)
 
 
-def stage_point(point: SchedulePoint, stage: Stage, start: float) -> SchedulePoint:
+def stage_point(point: SchedulePoint, stage: Stage, start: float, rate_factor: float = 1.0) -> SchedulePoint:
     """Where a step at `point` of the run stands in its stage, which began at the progress `start`.
 
     A stage may begin later than planned: where the machine slept over its beginning, or where a run is extended.
@@ -118,5 +141,5 @@ def stage_point(point: SchedulePoint, stage: Stage, start: float) -> SchedulePoi
         warmup_length=WARMUP_SHARE if point.peak_fraction == 1 else 0.0,
         decay_progress=max(0.0, progress - WARMUP_SHARE) / (1 - WARMUP_SHARE),
         is_last=point.is_last,
-        peak_fraction=point.peak_fraction * stage.rate_factor,
+        peak_fraction=point.peak_fraction * rate_factor,
     )

@@ -44,14 +44,12 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     epochs = plan.data_epochs
     passes = f"{epochs:,.1f} epochs over the text" if epochs >= 0.95 else f"{epochs:.0%} of the text"
     yield "plan", f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {passes}"
+    if plan.first_share:
+        yield "", f"{plan.first_share:.0%} of the time on other text first: {', '.join(plan.first)}"
     if plan.teachers:
-        teachers = (
-            f"{plan.teachers} teachers, then the final model," if plan.teachers > 1 else "a teacher, then a model"
-        )
-        yield (
-            "",
-            f"{teachers} which learns from the text and from {'their mean' if plan.teachers > 1 else 'its'} prediction",
-        )
+        n_teachers = f"{plan.teachers} teachers" if plan.teachers > 1 else "a teacher"
+        prediction = "their mean prediction" if plan.teachers > 1 else "its prediction"
+        yield "", f"{n_teachers}, then the final model, which learns from the text and from {prediction}"
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     forecast = plan.forecast
     interval = f"between {forecast.low:.2f} and {forecast.high:.2f}"
