@@ -5,7 +5,7 @@ All have models of the same shape (transformers and llama.cpp the same weights),
 python -m benchmarks.decoding [--rounds 5] [--sizes default 10m 124m] [--json FILE]
 """
 
-from tiny_gpt.cli.process import limit_thread_spinning
+from tiny_gpt.host.threads import limit_thread_spinning
 
 limit_thread_spinning()
 

@@ -6,7 +6,7 @@ python -m benchmarks.forecast record RUN...    score finished runs on their whol
                                                each to forecast_runs.jsonl; give similar texts the same `source` by hand
 """
 
-from tiny_gpt.cli.process import limit_thread_spinning
+from tiny_gpt.host.threads import limit_thread_spinning
 
 limit_thread_spinning()
 

@@ -3,7 +3,7 @@
 python -m benchmarks.precision --data FILE [--seeds 3] [--steps 2000] [--batch-size 16] [any model flag]
 """
 
-from tiny_gpt.cli.process import limit_thread_spinning
+from tiny_gpt.host.threads import limit_thread_spinning
 
 limit_thread_spinning()
 

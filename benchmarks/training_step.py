@@ -7,7 +7,7 @@ python -m benchmarks.training_step --shapes all      # a line for each of 24 sha
 Ratios are computed within a round before their median is taken, since the machine's speed drifts from round to round.
 """
 
-from tiny_gpt.cli.process import limit_thread_spinning
+from tiny_gpt.host.threads import limit_thread_spinning
 
 limit_thread_spinning()
 

@@ -28,8 +28,10 @@ LAYERS = [
     {"planning", "numerics"},
     # One training from its start or a checkpoint to its end.
     {"run"},
-    # What is printed and logged, the playground, the view of a run, its trackers, and the Python interface.
-    {"ui", "api", "play", "trackers", "view"},
+    # What is printed and logged, the playground, the view of a run and its trackers.
+    {"ui", "play", "trackers", "view"},
+    # The Python interface.
+    {"api"},
     # The commands.
     {"cli"},
     # The programs.

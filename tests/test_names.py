@@ -12,6 +12,9 @@ SAME_MEANING = {
     "FORMAT_VERSION": "the version of the files that a module writes",
     # One function in every module of a kind, found by this name.
     "open_run": "a run in a tracker",
+    # What the command does, as a function.
+    "plan": "tiny_gpt.plan and tiny-gpt plan",
+    "train": "tiny_gpt.train and tiny-gpt train",
     # One mathematical function: in plain torch, compiled for CPUs, as an exact reference, or as the check of it.
     "adamw": "reference and check",
     "cross_entropy": "kernel, reference and check",

@@ -14,13 +14,10 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from tyro.conf import arg
 
 from tiny_gpt.cli.arguments import documentation, parse
-from tiny_gpt.config import BUDGETS, DEFAULT_HEAD_DIM, RunConfig, flag
-from tiny_gpt.config.recipes import RECIPES
+from tiny_gpt.config import BUDGETS, RunConfig, flag
+from tiny_gpt.config.recipes import DEFAULT_DURATION, RECIPES, without_choices
 from tiny_gpt.config.training import more_than_one_budget
 from tiny_gpt.errors import UsageError
-
-# Length of a run for which the user gave none: enough for a first impression; `resume RUN --for 8h` extends it.
-DEFAULT_DURATION = "5m"
 
 RunArguments = TypeVar("RunArguments", bound=RunConfig)
 
@@ -35,13 +32,10 @@ def recipe_config(name: str, args: Sequence[str]) -> RunConfig:
 
 def without_given_choices(config: RunConfig, args: Sequence[str]) -> RunConfig:
     """`config` with the settings that `args` give removed from `train.auto`, so that they are not chosen."""
-    given = peek_flags(args, *config.train.auto)
-    auto = tuple(name for name in config.train.auto if given[name] is None)
-    model, n_head = config.model, given.get("n_head")
-    if n_head and n_head.isdecimal() and "d_model" in auto:
-        # A width that this many heads divide, so that the config is valid until a width is chosen.
-        model = replace(model, d_model=DEFAULT_HEAD_DIM * max(1, int(n_head)))
-    return replace(config, model=model, train=replace(config.train, auto=auto))
+    values = peek_flags(args, *config.train.auto)
+    n_head = values.get("n_head") or ""
+    given = [name for name, value in values.items() if value is not None]
+    return without_choices(config, given, max(1, int(n_head)) if n_head.isdecimal() else 0)
 
 
 def parse_run(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.host.heartbeat import heartbeat
+from tiny_gpt.host.threads import limit_thread_spinning
 from tiny_gpt.ui.terminal import error, make_safe
 
 Command = Callable[[Sequence[str]], int]
@@ -134,14 +135,3 @@ def _discard_unless_writable() -> None:
 def discard_output() -> None:
     """Send standard output nowhere, once its reader has gone: the interpreter still flushes it when it exits."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
-def limit_thread_spinning() -> None:
-    """Have torch's CPU threads spin for microseconds when they wait for one another, then sleep.
-
-    Call it before torch is imported. With longer spinning, a step took three times as long while another program used
-    one of two cores; without any, a small model's step took half as long again on an idle machine
-    (docs/log/training-step.md).
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")

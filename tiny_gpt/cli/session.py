@@ -5,33 +5,19 @@ Imports torch; `launch` starts it.
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 from tiny_gpt.cli.process import discard_output
-from tiny_gpt.config import BEST_FILE, LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, STATUS_FILE, RunConfig, SampleConfig
-from tiny_gpt.data.progress import Notice
+from tiny_gpt.config import BEST_FILE, RunConfig, SampleConfig
 from tiny_gpt.data.sources.catalog import DATASETS
-from tiny_gpt.files import user_path
-from tiny_gpt.host.heartbeat import heartbeat
-from tiny_gpt.inference.engine import compile_engine, must_compile
 from tiny_gpt.planning.types import Plan
-from tiny_gpt.run.events import Event, Finished, Prepared
-from tiny_gpt.run.run import run
+from tiny_gpt.run.events import Finished, Prepared
 from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.console import Console
-from tiny_gpt.ui.log import LogFile
-from tiny_gpt.ui.metrics import MetricsFile
+from tiny_gpt.ui.consumers import RecordedRun
 from tiny_gpt.ui.samples import Samples
-from tiny_gpt.ui.status import StatusFile
-from tiny_gpt.ui.terminal import error, printable, quoted
-
-
-class Consumer(Protocol):
-    """Anything that receives the events of a run."""
-
-    def consume(self, event: Event) -> None: ...
+from tiny_gpt.ui.terminal import printable, quoted
 
 
 @dataclass(frozen=True)
@@ -59,44 +45,20 @@ class NextCommands:
 def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, commands: NextCommands) -> int:
     """Train, then print a sample of the best model and the commands to type next. Returns the exit code."""
     plan, finished = None, None
-    out_dir = user_path(config.train.out_dir)
-    samples, status = Samples(config, out_dir / SAMPLES_FOLDER), StatusFile(out_dir / STATUS_FILE)
-    with contextlib.closing(Console(config, sys.stdout)) as console, _failures_recorded(status):
-        consumers: list[Consumer] = [
-            console,
-            MetricsFile(out_dir / METRICS_FILE),
-            LogFile(config, out_dir / LOG_FILE),
-            status,
-            samples,
-        ]
-        for i, event in enumerate(run(config, resume, request)):
-            deliver(event, consumers)
-            if plan is None and (heart := heartbeat()):
-                heart.prepare()
-            if i == 0 and must_compile(config.model):  # before the time of the run starts
-                deliver(Notice("compiling the decoder for this CPU: about 15 seconds, only once"), [console])
-                compile_engine(config.model, SampleConfig().precision)
+    with contextlib.closing(Console(config, sys.stdout)) as console:
+        recorded = RecordedRun(config, [console])
+        for event in recorded.train(resume, request):
             if isinstance(event, Prepared):
                 plan = event.plan
             if isinstance(event, Finished):
                 finished = event
     assert finished is not None, "a run ends with Finished or raises"
     try:
-        _print_sample_and_next_commands(finished, plan, config, commands, samples)
+        _print_sample_and_next_commands(finished, plan, config, commands, recorded.samples)
         sys.stdout.flush()
     except OSError:  # the reader has closed; the training is complete all the same
         discard_output()
     return 0 if finished.stopped_by is None else 128 + finished.stopped_by
-
-
-@contextlib.contextmanager
-def _failures_recorded(status: StatusFile) -> Iterator[None]:
-    """Whatever ends the run early is in its status too."""
-    try:
-        yield
-    except BaseException as failure:
-        status.fail(failure)
-        raise
 
 
 def _print_sample_and_next_commands(
@@ -119,13 +81,3 @@ def _print_sample_and_next_commands(
         print(f"Train it further, overnight: {commands.resume} --for 8h")
     if all(name in DATASETS for source in config.data.data for name in source.split("|")):
         print(f"Train on your own text: {commands.train}")
-
-
-def deliver(event: Event, consumers: list[Consumer]) -> None:
-    """Pass an event to every consumer. One that raises is dropped with a message, since it must not end a training."""
-    for consumer in list(consumers):
-        try:
-            consumer.consume(event)
-        except Exception as failure:
-            consumers.remove(consumer)
-            error(f"{type(consumer).__name__} failed and is no longer used: {failure}")

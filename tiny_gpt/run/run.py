@@ -1,6 +1,6 @@
 """A training run from its settings to its model files: the entry point of this package."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.files import user_path
@@ -14,15 +14,17 @@ from tiny_gpt.run.start import start_run
 from tiny_gpt.training.budget import RunRequest
 
 
-def run(config: RunConfig, resume: bool = False, request: RunRequest | None = None) -> Iterator[Event]:
+def run(
+    config: RunConfig, resume: bool = False, request: RunRequest | None = None, stop: StopRequest | None = None
+) -> Generator[Event, None, None]:
     """Train as `config` says, into its out_dir; yields preparation events, then Prepared, ..., Finished.
 
     With `resume`, continue from the newest checkpoint there that verifies. From the first step on, Ctrl+C and SIGTERM
     end the run after saving; closing the terminal does not end it. Raises a TinyGPTError, where possible before
-    anything in out_dir is changed.
+    anything in out_dir is changed. A `stop` that is given can end the run as Ctrl+C does.
     """
     request = request or RunRequest()
-    with run_lock(user_path(config.train.out_dir)) as folder, StopRequest() as stop:
+    with run_lock(user_path(config.train.out_dir)) as folder, stop or StopRequest() as stop:
         prepared = yield from resume_run(config, request) if resume else start_run(config, request)
         yield prepared.event
         stop.listen()

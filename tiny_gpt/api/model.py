@@ -1,4 +1,4 @@
-"""tiny_gpt in a Python program: `tiny_gpt.load(PATH)` gives a `Model` that writes and that scores text.
+"""A trained model in a Python program: `tiny_gpt.load(PATH)` gives a `Model` that writes and that scores text.
 
 >>> model = tiny_gpt.load("runs/my_book")
 >>> model.generate("Once", max_tokens=20, seed=1)
