@@ -179,7 +179,7 @@ def samples_note(view: RunView) -> Markup:
     return Markup(
         "The best model so far, at growing intervals, always from the same prompt and seed. The samples took {} in "
         "all, {} of the run. Underlined: passages that the training text has too."
-    ).format(format_duration(cost), f"{share:.1%}")
+    ).format(format_duration(cost), f"{share:.2%}")
 
 
 def plan_part(view: RunView) -> Markup:
@@ -307,7 +307,7 @@ def _duration(seconds: float) -> str:
 
 
 def _ago(seconds: float) -> str:
-    return f"{format_duration(max(0.0, seconds))} ago"
+    return "just now" if seconds < 5 else f"{format_duration(seconds)} ago"
 
 
 def written_at(now: float) -> str:
