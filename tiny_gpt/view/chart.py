@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from tiny_gpt.view.axes import Axis, Values
 
@@ -44,6 +45,7 @@ class Chart:
     def __init__(self, frame: Frame, x: Axis, y: Axis, name: str) -> None:
         """`name` makes the ids in the SVG unique on the page."""
         self.frame, self.x, self.y, self.name = frame, x, y, name
+        self._columns: tuple[Values, Columns] | None = None
         self._plotted: list[str] = []
         self._above: list[str] = []
         self._label_tops: list[float] = []
@@ -62,27 +64,33 @@ class Chart:
     def _y(self, value: float) -> float:
         return float(self.y_pixels(np.array([value]))[0])
 
+    def _columns_of(self, xs: Values) -> "Columns":
+        """The columns of these rows, kept for the next layer with the same ones."""
+        if self._columns is None or self._columns[0] is not xs:
+            self._columns = xs, Columns(self.x_pixels(xs))
+        return self._columns[1]
+
     # --- layers ---
 
     def line(self, xs: Values, ys: Values, kind: str) -> None:
         """A line through the means of each column of pixels."""
-        columns, means, _, _ = column_statistics(self.x_pixels(xs), self.y_pixels(ys))
-        self._plotted.append(f'<path class="line {kind}" d="{_path(columns, means)}"/>')
+        columns, means = self._columns_of(xs).reduce(ys)[:2]
+        self._plotted.append(f'<path class="line {kind}" d="{_path(columns, self.y_pixels(means))}"/>')
 
     def steps(self, xs: Values, ys: Values, kind: str) -> None:
         """A filled area below the means."""
-        columns, means, _, _ = column_statistics(self.x_pixels(xs), self.y_pixels(ys))
+        columns, means = self._columns_of(xs).reduce(ys)[:2]
         if len(columns):
             base = self.frame.top + self.frame.plot_height
-            d = f"M{columns[0]:.1f} {base}{_path(columns, means, 'L')}L{columns[-1]:.1f} {base}Z"
+            top = _path(columns, self.y_pixels(means), "L")
+            d = f"M{columns[0]:.1f} {base}{top}L{columns[-1]:.1f} {base}Z"
             self._plotted.append(f'<path class="area {kind}" d="{d}"/>')
 
-    def band(self, xs: Values, lows: Values, highs: Values, kind: str) -> None:
-        """The area between the smallest of `lows` and the largest of `highs` in each column of pixels."""
-        x_pixels = self.x_pixels(xs)
-        columns, _, _, bottoms = column_statistics(x_pixels, self.y_pixels(lows))
-        others, _, tops, _ = column_statistics(x_pixels, self.y_pixels(highs))
-        if len(columns) > 1 and len(columns) == len(others):
+    def band(self, xs: Values, ys: Values, kind: str) -> None:
+        """The area between the smallest and the largest of `ys` in each column of pixels."""
+        columns, _, lows, highs = self._columns_of(xs).reduce(ys)
+        if len(columns) > 1:
+            tops, bottoms = self.y_pixels(highs), self.y_pixels(lows)
             d = _path(columns, tops) + _path(columns[::-1], bottoms[::-1], "L") + "Z"
             self._plotted.append(f'<path class="band {kind}" d="{d}"/>')
 
@@ -197,19 +205,39 @@ class Chart:
         return "".join(parts)
 
 
-def column_statistics(xs: Values, ys: Values) -> tuple[Values, Values, Values, Values]:
-    """Points in pixels, x ascending, by columns of COLUMN_PIXELS: (x, mean, smallest, largest y) of each."""
-    is_point = np.isfinite(xs) & np.isfinite(ys)
-    xs, ys = xs[is_point], ys[is_point]
+class Columns:
+    """Rows by columns of COLUMN_PIXELS; `xs` are their positions in pixels, ascending.
+
+    Values are reduced before they are drawn: it is the number of rows, not of pixels, that can be large.
+    """
+
+    def __init__(self, xs: Values) -> None:
+        self._xs = xs
+        self._has_all = bool(np.isfinite(xs).all())
+        self._starts, self._counts, self._middles = _grouped(xs) if self._has_all else (None, None, None)
+
+    def reduce(self, ys: Values) -> tuple[Values, Values, Values, Values]:
+        """(x, mean, smallest, largest value) of each column that has any."""
+        starts, counts, middles = self._starts, self._counts, self._middles
+        is_point = np.isfinite(ys)
+        if starts is None or counts is None or middles is None or not is_point.all():
+            is_point &= np.isfinite(self._xs)
+            ys = ys[is_point]
+            starts, counts, middles = _grouped(self._xs[is_point])
+        if len(ys) == 0:
+            return ys, ys, ys, ys
+        means = np.add.reduceat(ys, starts) / counts
+        return middles, means, np.minimum.reduceat(ys, starts), np.maximum.reduceat(ys, starts)
+
+
+def _grouped(xs: Values) -> tuple[NDArray[np.int64], NDArray[np.int64], Values]:
+    """Where each column of pixels starts in `xs`, how many positions it has, and their mean."""
     if len(xs) == 0:
-        empty = np.zeros(0)
-        return empty, empty, empty, empty
-    columns = np.floor(xs / COLUMN_PIXELS)
-    starts = np.flatnonzero(np.append(True, columns[1:] != columns[:-1]))
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), xs
+    columns = (xs / COLUMN_PIXELS).astype(np.int64)
+    starts = np.append(0, np.flatnonzero(columns[1:] != columns[:-1]) + 1)
     counts = np.diff(np.append(starts, len(xs)))
-    means = np.add.reduceat(ys, starts) / counts
-    middles = np.add.reduceat(xs, starts) / counts
-    return middles, means, np.minimum.reduceat(ys, starts), np.maximum.reduceat(ys, starts)
+    return starts, counts, np.add.reduceat(xs, starts) / counts
 
 
 def _path(xs: Values, ys: Values, first: str = "M") -> str:

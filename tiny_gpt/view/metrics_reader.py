@@ -52,7 +52,7 @@ class MetricsReader:
         self.is_truncated = False
         """Whether the file is larger than what is read of it."""
         self._end = b""
-        self._table = np.zeros((0, len(METRICS_COLUMNS)))
+        self._table = self._buffer = np.zeros((0, len(METRICS_COLUMNS)))
 
     def update(self) -> bool:
         """Read what is new; whether anything is."""
@@ -99,7 +99,15 @@ class MetricsReader:
         earlier = np.maximum.accumulate(np.append(last, np.nan_to_num(steps, nan=-1.0)))[:-1]
         is_row = steps > earlier
         self.n_broken += int(np.count_nonzero(~is_row))
-        self._table = np.concatenate([self._table, rows[is_row]])
+        self._extend(rows[is_row])
+
+    def _extend(self, rows: Values) -> None:
+        """Append to the table, in a buffer that is larger than needed, so that few rows cost little."""
+        n_before, n_rows = len(self._table), len(self._table) + len(rows)
+        if n_rows > len(self._buffer):
+            self._buffer = np.concatenate([self._table, np.zeros((n_rows + n_rows // 2 - n_before, rows.shape[1]))])
+        self._buffer[n_before:n_rows] = rows
+        self._table = self._buffer[:n_rows]
 
 
 def _values_of(lines: Sequence[bytes]) -> list[tuple[float | None, ...]]:

@@ -93,7 +93,7 @@ def loss_chart(view: RunView, axis: str, size: str) -> Markup:
         chart.zone(forecast.low, forecast.high, "forecast", f"forecast: {forecast.low:.2f} to {forecast.high:.2f}")
     for value, name, kind in reference_lines(view):
         chart.rule(value, f"{name} {value:.2f}", kind)
-    chart.band(place.of_rows, view.train, view.train, "train")
+    chart.band(place.of_rows, view.train, "train")
     chart.line(place.of_rows, smoothed(view.train), "train")
     _draw_validation(chart, view, place, MAX_DOTS[size])
     if view.best is not None:
@@ -205,7 +205,9 @@ def strips(view: RunView, axis: str, size: str) -> list[tuple[str, str, Markup]]
         if len(known) < 2:
             continue
         low = 0.0 if strip.from_zero else float(known.min())
-        high = float(np.quantile(known, 0.995)) * 1.1 if len(known) > 20 else float(known.max()) * 1.1
+        # A single outlier must not flatten the rest; of many rows, some thousand tell.
+        typical = known[:: 1 + len(known) // 4000]
+        high = 1.1 * float(np.quantile(typical, 0.995) if len(typical) > 20 else known.max())
         axis_y = linear_axis(low, high if high > low else low + 1.0, 2, strip.unit)
         x = Axis(place.axis.low, place.axis.high, place.axis.ticks[:: 1 + (len(place.axis.ticks) > 5)])
         chart = Chart(frame, x, axis_y, f"{strip.column}-{axis}-{size}")
@@ -213,7 +215,7 @@ def strips(view: RunView, axis: str, size: str) -> list[tuple[str, str, Markup]]
         if strip.from_zero:
             chart.steps(place.of_rows, values, "strip")
         else:
-            chart.band(place.of_rows, values, values, "strip")
+            chart.band(place.of_rows, values, "strip")
         chart.line(place.of_rows, values, "strip")
         newest = strip.unit(float(known[-1]))
         description = f"From {strip.unit(float(known[0]))} to {newest}; {strip.unit(float(known.min()))} at least and "

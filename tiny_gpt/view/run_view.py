@@ -79,7 +79,7 @@ class RunView:
         n_tokens = self.fact("train_tokens")
         if is_train and self.facts and n_tokens:
             return n_tokens / self.facts.train_bytes / math.log(2)
-        ratios = self.val / self.metrics.column("val_loss")
+        ratios = self.val[-100:] / self.metrics.column("val_loss")[-100:]
         ratios = ratios[np.isfinite(ratios)]
         return float(np.median(ratios)) if len(ratios) else 1 / math.log(2)
 
