@@ -178,8 +178,8 @@ class Chart:
             f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" width="{frame.width}" '
             f'height="{frame.height}" role="img" aria-labelledby="{self.name}-t {self.name}-d">'
             f'<title id="{self.name}-t">{escape(title)}</title><desc id="{self.name}-d">{escape(description)}</desc>'
-            f'<clipPath id="{self.name}-c"><rect x="{frame.left - 4}" y="{frame.top - 4}" width="{frame.plot_width + 8}" '
-            f'height="{frame.plot_height + 8}"/></clipPath>'
+            f'<clipPath id="{self.name}-c"><rect x="{frame.left - 4}" y="{frame.top - 4}" '
+            f'width="{frame.plot_width + 8}" height="{frame.plot_height + 8}"/></clipPath>'
         )
         plotted = f'<g clip-path="url(#{self.name}-c)">{"".join(self._plotted)}</g>'
         unit = f'<text class="unit" x="4" y="{frame.top - 10}">{escape(y_title)}</text>' if y_title else ""
