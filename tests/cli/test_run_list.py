@@ -157,6 +157,17 @@ def test_comparison_shows_what_differs(place, train, command, here):
     assert compared["best"] == "runs/b" and compared["settings"] == {"learning_rate": [5e-4, 0.005]}
 
 
+def test_comparison_is_a_page_too(place, command, here):
+    """Its chart has every evaluation, and names of runs are text there."""
+    place("<script>a")
+    place("b")
+    done = command("tiny-gpt", "runs", "compare", "<script>a", "b", "--html", here / "comparison.html")
+    page = (here / "comparison.html").read_text()
+    assert done.code == 0 and "Page: " in done.err
+    assert "<script>a" not in page and "&lt;script&gt;a" in page
+    assert "another seed alone" in page and page.count('class="dot series-1"') == 2 * 4  # in two sizes
+
+
 def test_equal_runs_are_not_ranked(place, command):
     place("a")
     place("b")
@@ -216,6 +227,7 @@ def test_removal_keeps_what_tiny_gpt_did_not_write(place, command, here):
     (outside / "precious.txt").write_text("precious")
     kept = ["notes.txt", "link", "samples/mine.txt", "checkpoints/elsewhere"]
     (folder / "notes.txt").touch()
+    (folder / "trackers" / "wandb").mkdir(parents=True)
     (folder / "link").symlink_to(outside)
     (folder / "samples" / "mine.txt").touch()
     (folder / "checkpoints" / "elsewhere").symlink_to(outside)

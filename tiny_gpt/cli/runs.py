@@ -6,15 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from tiny_gpt.cli.arguments import parse
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import UsageError
+from tiny_gpt.files import atomic_write, user_path
 from tiny_gpt.run.folders import RUNS_FOLDER, existing_run, run_folders
 from tiny_gpt.ui.terminal import printable
+
+if TYPE_CHECKING:
+    from tiny_gpt.run.comparison import Comparison
 
 ACTIONS = ("compare", "remove")
 
@@ -31,6 +35,8 @@ class RunsCommand:
     """What to do, and with which runs: their folders, or their names in runs/. Without it, list all runs."""
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""
+    html: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
+    """Write the comparison as a page with a chart, one HTML file that needs no network."""
     yes: Annotated[bool, OPTIONAL] = False
     """Remove without asking."""
 
@@ -56,7 +62,7 @@ def runs(args: Sequence[str]) -> int:
     folders = list({existing_run(name).resolve(): existing_run(name) for name in names}.values())
     if len(folders) < n_needed:
         raise UsageError(f"runs compare: {', '.join(names)} are the same run; name two", code="runs-the-same")
-    return _compare(folders, command.json) if action == "compare" else _remove(folders, command.yes)
+    return _compare(folders, command) if action == "compare" else _remove(folders, command.yes)
 
 
 def _list(as_json: bool) -> int:
@@ -81,16 +87,35 @@ def _list(as_json: bool) -> int:
     return 0
 
 
-def _compare(folders: list[Path], as_json: bool) -> int:
+def _compare(folders: list[Path], command: RunsCommand) -> int:
     from tiny_gpt.run.comparison import compare_runs
     from tiny_gpt.ui.runs_report import comparison_lines
 
     comparison = compare_runs(folders)
-    if as_json:
+    if command.json:
         print(json.dumps(comparison.to_dict(), indent=2))
     else:
         print("\n".join(map(printable, comparison_lines(comparison))))
+    if command.html:
+        _write_page(comparison, user_path(command.html))
     return 0
+
+
+def _write_page(comparison: "Comparison", path: Path) -> None:
+    """Raises OutOfResourcesError if `path` cannot be written."""
+    from tiny_gpt.ui import runs_report
+    from tiny_gpt.view.comparison_page import comparison_page  # imports numpy
+
+    page = comparison_page(
+        comparison,
+        list(runs_report.run_names(comparison).values()),
+        list(runs_report.comparison_verdict(comparison)),
+        list(runs_report.result_rows(comparison)),
+        runs_report.setting_rows(comparison),
+    )
+    with atomic_write(path) as file:
+        file.write(page.encode())
+    print(printable(f"Page: {path}"), file=sys.stderr)
 
 
 def _remove(folders: list[Path], is_confirmed: bool) -> int:

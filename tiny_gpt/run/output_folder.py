@@ -24,6 +24,7 @@ from tiny_gpt.config import (
     STATUS_FILE,
     TEACHERS_FOLDER,
     TEXT_FACTS_FILE,
+    TRACKERS_FOLDER,
 )
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_files, write_error
@@ -46,6 +47,7 @@ RUN_FILES = (
     TEXT_FACTS_FILE,
     PRETRAINED_FILE,
     TEACHERS_FOLDER,
+    TRACKERS_FOLDER,
 )
 LOCK_FILE = ".lock"
 

@@ -85,7 +85,7 @@ def summarize_run(folder: Path) -> RunSummary:
         text=list(config.data.data) if config else [],
         text_sha256=_text(_dict(about.get("data")).get("text_sha256")),
         architecture=config.model.architecture if config else None,
-        n_parameters=_n_parameters(config, about),
+        n_parameters=_first_int(_n_parameters(config, about), status and status.facts.get("n_parameters")),
         step=_first_int(results.get("last_step"), status and status.step, last.get("step"), about.get("step")),
         total_steps=None if is_timed else _first_int(about.get("total_steps")),
         progress=1.0 if state == "finished" else _first_number(status and status.progress, about.get("progress")),

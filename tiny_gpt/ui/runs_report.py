@@ -25,11 +25,9 @@ def run_table(runs: Sequence[RunSummary], now: float) -> Iterator[str]:
 def comparison_lines(comparison: Comparison) -> Iterator[str]:
     """The runs side by side: results, then the settings that differ, then a sentence with the verdict."""
     runs = comparison.runs
-    rows = [("", *_names(comparison).values()), *_result_rows(comparison)]
-    if comparison.settings:
-        rows += [("", *("" for _ in runs))]
-        settings = {name: values for name, values in comparison.settings.items() if name != "data"}
-        rows += [(flag(name), *map(_setting, values)) for name, values in settings.items()]
+    rows = [("", *run_names(comparison).values()), *result_rows(comparison)]
+    if settings := setting_rows(comparison):
+        rows += [("", *("" for _ in runs)), *settings]
     yield from table([tuple(map(_cut, row)) for row in rows], [False, *(True for _ in runs)])
     yield ""
     yield from comparison_verdict(comparison)
@@ -37,8 +35,10 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
 
 def comparison_verdict(comparison: Comparison) -> Iterator[str]:
     """Which run is better, and what the comparison does not show."""
-    names = _names(comparison)
-    if not comparison.same_text:
+    names = run_names(comparison)
+    if any(run.text_sha256 is None for run in comparison.runs):
+        yield "It is not known which texts all of these runs were trained on, so they are not ranked."
+    elif not comparison.same_text:
         yield "The runs were not trained on the same text, so their bits per byte do not say which one is better."
     elif comparison.best is None or comparison.margin is None:
         yield "Not every run has been evaluated yet."
@@ -53,13 +53,20 @@ def comparison_verdict(comparison: Comparison) -> Iterator[str]:
         yield "All their settings are the same."
 
 
-def _names(comparison: Comparison) -> dict[str, str]:
+def run_names(comparison: Comparison) -> dict[str, str]:
     """{folder: how the run is called here}: by its name, unless another run has the same one."""
     names = [run.name for run in comparison.runs]
     return {run.folder: run.name if names.count(run.name) == 1 else run.folder for run in comparison.runs}
 
 
-def _result_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+def setting_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The settings that differ: a flag, and its value for each run."""
+    settings = {name: values for name, values in comparison.settings.items() if name != "data"}
+    return [(flag(name), *map(_setting, values)) for name, values in settings.items()]
+
+
+def result_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    """What came of the runs: a label, and a text for each run."""
     runs = comparison.runs
     yield "state", *(run.state for run in runs)
     yield "best, bits per byte", *(_bits(run.best_val_bits_per_byte) for run in runs)
