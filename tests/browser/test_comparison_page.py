@@ -23,5 +23,5 @@ def test_comparison_is_read_with_pointer_keys_and_reader(comparison, open_page, 
     assert page.locator(".legend li").all_text_contents()[1].strip() == "<i>other"
     page.focus("#loss-figure")
     page.keyboard.press("ArrowRight")
-    assert "night" in page.text_content(".readout")
+    assert " · " in page.text_content(".readout")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
