@@ -70,6 +70,13 @@ def test_a_student_follows_its_teacher(config):
     assert misled[val_loss] > followed[val_loss] + 0.5
 
 
+def test_a_second_student_learns_from_the_first_too(staged):
+    events = list(run(with_train(staged, students=2, steps=40)))
+    begun = of(StageBegun, events)
+    assert [event.name for event in begun[-2:]] == ["student 1 of 2", "student 2 of 2"]
+    assert "2 teachers" in begun[-2].description and "3 teachers" in begun[-1].description
+
+
 def test_a_damaged_teacher_is_left_out(staged):
     interrupt(staged, after=30)
     (out_dir(staged) / TEACHERS_FOLDER / "1.pt").write_bytes(b"damaged")

@@ -26,6 +26,7 @@ AUTO_SETTINGS = (
     "weight_decay",
     "token_noise",
     "teachers",
+    "students",
 )
 
 RECIPES: dict[str, RunConfig] = {

@@ -63,6 +63,8 @@ class TrainConfig:
     teachers: Annotated[int, OPTIONAL] = 0
     """Models to train before the final one, which learns from the text and from their mean prediction. They share the
     length of the run. Worth it where one model cannot use all of the time: on small texts, overnight."""
+    students: Annotated[int, OPTIONAL] = 1
+    """Models that learn from the teachers, one after the other, each also from those before. The best model is kept."""
     teacher_weight: Annotated[float, OPTIONAL] = 0.7
     """How much the final model's targets follow its teachers; the rest is the text itself."""
     first_share: Annotated[float, OPTIONAL] = 0.0
@@ -108,6 +110,7 @@ class TrainConfig:
         )
         self._check_optimization()
         require(0 <= self.teachers <= 64, f"--teachers {self.teachers}: must be from 0 to 64", "teachers-out-of-range")
+        require(1 <= self.students <= 64, f"--students {self.students}: must be from 1 to 64", "students-out-of-range")
         for name in ("teacher_weight", "first_share"):
             value = getattr(self, name)
             message = f"{flag(name)} {value}: must be at least 0 and below 1"

@@ -39,7 +39,7 @@ TIMED_SIZES = ((4, 128), (4, 256))
 TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
-MAX_TEACHERS, MIN_TEACHER_EPOCHS = 8, 10
+MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
 # Other text that every Python has, about how much of it there is, the largest fraction of the time that it gets, and
 # the most passes over it. Runs with so many teachers begin with it.
 USUAL_FIRST, USUAL_FIRST_BYTES, USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS = ("python-docs",), 2_200_000, 0.3, 4
@@ -76,7 +76,7 @@ class Planner(NamedTuple):
     def _with_stages(self, config: RunConfig) -> RunConfig:
         """`config` complete, with the stages that its time allows."""
         if not config.train.is_timed or config.train.start_from:
-            return self._complete(_with_train(config, teachers=0))
+            return self._complete(_with_train(config, teachers=0, students=1))
         first, first_share = config.data.first, config.train.first_share
         if first in ((), (NO_FIRST,)):
             alone = self._with_teachers(_with_train(config, first_share=0.0))
@@ -90,13 +90,19 @@ class Planner(NamedTuple):
             return best
         # The only stage on the own text is short; the rest of the time goes to the other text.
         own_share = (1 - FIRST_SHARE) * min(1.0, MAX_FINE_TUNING_EPOCHS / max(1e-9, self._stage_epochs(best)))
-        return self._complete(_with_train(config, teachers=0, first_share=1 - own_share))
+        return self._complete(_with_train(config, teachers=0, students=1, first_share=1 - own_share))
 
     def _with_teachers(self, config: RunConfig) -> RunConfig:
         """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
-        best = self._complete(_with_train(config, teachers=0))
+        best = self._complete(_with_train(config, teachers=0, students=1))
         for n_teachers in range(1, MAX_TEACHERS + 1):
-            candidate = self._complete(_with_train(config, teachers=n_teachers))
+            candidate = self._complete(_with_train(config, teachers=n_teachers, students=1))
+            if self._stage_epochs(candidate) < MIN_TEACHER_EPOCHS:
+                return best
+            best = candidate
+        # More time than so many teachers can use goes to further students.
+        for n_students in range(2, MAX_STUDENTS + 1):
+            candidate = self._complete(_with_train(config, teachers=MAX_TEACHERS, students=n_students))
             if self._stage_epochs(candidate) < MIN_TEACHER_EPOCHS:
                 break
             best = candidate
@@ -143,6 +149,7 @@ class Planner(NamedTuple):
             forecast=forecast(config, self.text, stage_steps),
             saturation_s=self._saturation_tokens(config.train) / step_tokens * step_s / STEPS_SHARE,
             teachers=config.train.teachers,
+            students=config.train.students,
             first=config.data.first,
             first_share=config.train.first_share,
         )
@@ -152,7 +159,7 @@ class Planner(NamedTuple):
         tokens = saturation_tokens(self.text)
         if not train.is_timed or train.start_from:
             return tokens
-        return max(tokens, MIN_TEACHER_EPOCHS * self.text.train_tokens) * (MAX_TEACHERS + STUDENT_LENGTH)
+        return max(tokens, MIN_TEACHER_EPOCHS * self.text.train_tokens) * (MAX_TEACHERS + MAX_STUDENTS * STUDENT_LENGTH)
 
     def _requested_seconds(self, train: TrainConfig) -> float | None:
         """Seconds of a timed budget; None for a counted one."""

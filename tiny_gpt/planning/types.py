@@ -87,6 +87,8 @@ class Plan:
     """Training time after which more time hardly improves a model of this text."""
     teachers: int = 0
     """Models that are trained first, which the final one learns from."""
+    students: int = 1
+    """Models that learn from them."""
     first: tuple[str, ...] = ()
     """The other text that the run begins with."""
     first_share: float = 0.0

@@ -82,7 +82,7 @@ class StageRunner:
         length = ended.end - counters.stage_start
         is_complete = point.progress - counters.stage_start >= MIN_COMPLETE * length > 0
         index = stage_index(self.stages, point.progress)
-        if is_complete and ended.kind in ("pretraining", "teacher"):
+        if is_complete:
             self._save(ended)
         if index > counters.stage + 1 or not is_complete:
             self.state.warn(f"the {ended} was cut short: time has passed without training")
@@ -122,8 +122,8 @@ class StageRunner:
         start = "from the pretrained model" if self._starts_pretrained(stage) else "from random weights"
         if stage.kind == "student":
             n_teachers = len(self._teacher_paths())
-            teachers = "its teacher" if n_teachers == 1 else f"{n_teachers} teachers"
-            return f"final model: learns from the text and from {teachers}, {start}"
+            teachers = "a teacher" if n_teachers == 1 else f"{n_teachers} teachers"
+            return f"{stage}: learns from the text and from {teachers}, {start}"
         return f"your text: {start}" if stage.kind == "only" else f"{stage}: {start}"
 
     # --- what a stage begins with ---
@@ -173,7 +173,12 @@ class StageRunner:
     def _save(self, stage: Stage) -> None:
         last = self.state.history[-1]
         progress = Progress(last.step, last.epoch, last.train_loss, last.val_loss, last.val_bits_per_byte)
-        path = self._teacher_path(stage.number) if stage.kind == "teacher" else self.out_dir / PRETRAINED_FILE
+        folder = self.out_dir / TEACHERS_FOLDER
+        path = {
+            "pretraining": self.out_dir / PRETRAINED_FILE,
+            "teacher": self._teacher_path(stage.number),
+            "student": folder / f"student-{stage.number}.pt",
+        }[stage.kind]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(path, self.state.model, self.dataset.tokenizer, self.config, progress)
 
@@ -181,7 +186,9 @@ class StageRunner:
         return self.out_dir / TEACHERS_FOLDER / f"{number}.pt"
 
     def _teacher_paths(self) -> list[Path]:
-        paths = (self._teacher_path(number) for number in range(1, self.config.train.teachers + 1))
+        """Of all models that the present stage learns from: the teachers, and the students before it."""
+        paths = [self._teacher_path(number) for number in range(1, self.config.train.teachers + 1)]
+        paths += [self.out_dir / TEACHERS_FOLDER / f"student-{number}.pt" for number in range(1, self.stage.number)]
         return [path for path in paths if path.exists()]
 
     def _teachers(self) -> Iterator[GPT]:

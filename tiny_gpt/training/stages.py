@@ -6,9 +6,10 @@ A model that reads a small text more than about twenty times overfits, so more t
 - teachers: several models are trained one after the other, each from other initial weights. Their mean prediction is
   better than each of them (an ensemble). After a pretraining, every other teacher starts from it: models that began
   differently err differently, and their mean gains more.
-- student: the last model learns from the text and from its teachers' mean prediction at each token (distillation,
+- student: a model that learns from the text and from its teachers' mean prediction at each token (distillation,
   arXiv 1503.02531). One model keeps most of the ensemble's gain (arXiv 2509.14786), and stays one ordinary model. It
-  starts from the pretraining if that helped the first teacher.
+  starts from the pretraining if that helped the first teacher. With yet more time there are several students, each of
+  which also learns from those before.
 
 All stages are one run: one sequence of steps, one time budget, one validation text, and the best model of any stage is
 the best model of the run. A stage is a range of the run's progress. Within it the learning rate warms up and decays as
@@ -79,8 +80,11 @@ def stages_of(train: TrainConfig) -> tuple[Stage, ...]:
         end = start + unit * _teacher_length(train, number)
         stages.append(Stage("teacher", start, end, number, train.teachers))
         start = end
-    # To the very end, whatever the rounding of the sums.
-    stages.append(Stage("student" if train.teachers else "only", start, 1.0))
+    n_students = train.students if train.teachers else 0
+    for number in range(1, n_students):
+        stages.append(Stage("student", start, start := start + STUDENT_LENGTH * unit, number, n_students))
+    # The last one to the very end, whatever the rounding of the sums.
+    stages.append(Stage("student", start, 1.0, n_students, n_students) if n_students else Stage("only", start, 1.0))
     return tuple(stages)
 
 
@@ -88,7 +92,7 @@ def teacher_share(train: TrainConfig) -> float:
     """The fraction of the run that a teacher from random weights has; in a run without teachers, the model on the
     user's own text."""
     lengths = [_teacher_length(train, number) for number in range(1, train.teachers + 1)]
-    return (1 - train.first_share) / (sum(lengths) + STUDENT_LENGTH if lengths else 1.0)
+    return (1 - train.first_share) / (sum(lengths) + train.students * STUDENT_LENGTH if lengths else 1.0)
 
 
 def last_share(train: TrainConfig) -> float:

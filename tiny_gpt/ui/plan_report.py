@@ -49,7 +49,8 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.teachers:
         n_teachers = f"{plan.teachers} teachers" if plan.teachers > 1 else "a teacher"
         prediction = "their mean prediction" if plan.teachers > 1 else "its prediction"
-        yield "", f"{n_teachers}, then the final model, which learns from the text and from {prediction}"
+        students = "the final model, which learns" if plan.students == 1 else f"{plan.students} models, which learn"
+        yield "", f"{n_teachers}, then {students} from the text and from {prediction}"
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     forecast = plan.forecast
     interval = f"between {forecast.low:.2f} and {forecast.high:.2f}"
