@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import files_of
-from tiny_gpt.cli import session
 from tiny_gpt.cli.process import run_command, to_known_error
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError
+from tiny_gpt.ui import consumers
 
 
 @pytest.fixture
 def faulty_files(tmp_path, monkeypatch, text):
     """The current folder has a file with each fault, and a good text."""
-    monkeypatch.setattr(session, "must_compile", lambda model: False)  # nothing else is printed
+    monkeypatch.setattr(consumers, "must_compile", lambda model: False)  # nothing else is printed
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").touch()
     Path("short.txt").write_text("Too short for a block.")
@@ -129,7 +129,7 @@ def test_every_exception_becomes_a_message(command, faulty_files, monkeypatch, f
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr(session, "run", fail)
+    monkeypatch.setattr(consumers, "run", fail)
     command("tiny-gpt", "train", "good.txt").assert_error(exit_code, code, value)
     debug = command("tiny-gpt", "train", "good.txt", "--debug")
     assert "Traceback" in debug.err and f"error [{code}]: " in debug.err

@@ -32,6 +32,7 @@ from tiny_gpt.run.events import (
     StepDone,
 )
 from tiny_gpt.run.folders import find_model, unfinished
+from tiny_gpt.ui import consumers
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +75,14 @@ def train_words(**changes):
 def stopped(tiny_gpt, monkeypatch):
     """A run in runs/text that was asked to stop in its fourth step."""
     with pytest.MonkeyPatch.context() as patch:
-        deliver = session.deliver
+        deliver = consumers.deliver
 
         def deliver_and_stop(event, consumers):
             deliver(event, consumers)
             if isinstance(event, StepDone) and event.step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        patch.setattr(session, "deliver", deliver_and_stop)
+        patch.setattr(consumers, "deliver", deliver_and_stop)
         code, shown = tiny_gpt(*train_words())
     assert code == 143 and "Resume training:" in shown and "resume runs/text" in shown
     assert re.search(r"Or finish it soon: .*resume runs/text --for 1m --cooldown 1\n", shown)
@@ -142,7 +143,7 @@ def test_an_unfinished_timed_run_shows_its_share(tiny_gpt, monkeypatch):
         if isinstance(event, StepDone) and event.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(session, "deliver", stop_at_once)
+    monkeypatch.setattr(consumers, "deliver", stop_at_once)
     words = train_words()
     at = words.index("--epochs")
     words = words[:at] + words[at + 2 :]

@@ -16,6 +16,7 @@ from tiny_gpt.model_io import model_file
 from tiny_gpt.run import start
 from tiny_gpt.run.events import Evaluated, Saved, StepDone, Stopping
 from tiny_gpt.run.output_folder import archive_earlier_run
+from tiny_gpt.ui import consumers
 from tiny_gpt.ui.console import Console
 
 
@@ -116,15 +117,15 @@ def test_next_command_quotes_a_path_with_a_space(train, tmp_path):
 
 def test_decoder_is_compiled_before_the_clock_starts(train, monkeypatch):
     order = []
-    monkeypatch.setattr(session, "must_compile", lambda model: not order)
-    monkeypatch.setattr(session, "compile_engine", lambda model, precision: order.append("compiled"))
+    monkeypatch.setattr(consumers, "must_compile", lambda model: not order)
+    monkeypatch.setattr(consumers, "compile_engine", lambda model, precision: order.append("compiled"))
     make_state = start.TrainState
     monkeypatch.setattr(start, "TrainState", lambda *args: order.append("clock") or make_state(*args))
     assert train().out.startswith("compiling the decoder for this CPU")
     assert order == ["compiled", "clock"]
 
 
-@pytest.mark.parametrize("consumer", [Console, session.MetricsFile])
+@pytest.mark.parametrize("consumer", [Console, consumers.MetricsFile])
 def test_failing_consumer_does_not_stop_training(train, tmp_path, monkeypatch, consumer):
     consume = consumer.consume
 
@@ -159,7 +160,7 @@ def test_skipped_files_are_reported(command, text, tmp_path):
 @pytest.fixture
 def send(monkeypatch):
     """`send((number, when), ...)`: this process gets signal `number` at the first event for which `when` is true."""
-    deliver = session.deliver
+    deliver = consumers.deliver
 
     def arm(*plan):
         waiting = list(plan)
@@ -169,7 +170,7 @@ def send(monkeypatch):
             if waiting and waiting[0][1](event):
                 os.kill(os.getpid(), waiting.pop(0)[0])
 
-        monkeypatch.setattr(session, "deliver", deliver_and_send)
+        monkeypatch.setattr(consumers, "deliver", deliver_and_send)
 
     return arm
 
@@ -236,7 +237,7 @@ def test_ctrl_c_while_sampling_loses_nothing(train, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_before_training_prints_no_traceback(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(consumers, "run", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     done = train()
     assert done.code == 130 and "Traceback" not in done.err
 

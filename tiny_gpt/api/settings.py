@@ -22,7 +22,7 @@ def config_for(source: Source, hours: float | None, recipe: str, settings: Mappi
     base = RECIPES[recipe]
     if recipe == "auto":
         base = replace(base, train=replace(base.train, for_=DEFAULT_DURATION))
-    return with_settings(base, {"data": tuple(map(str, sources))} | settings, hours, caller)
+    return with_settings(base, {"data": tuple(map(str, sources)), **settings}, hours, caller)
 
 
 def with_settings(base: RunConfig, settings: Mapping[str, Any], hours: float | None, caller: str) -> RunConfig:
