@@ -9,6 +9,8 @@ import errno
 import hashlib
 import json
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +107,16 @@ def ensure_writable_folder(folder: Path, flag: str) -> Path:
 def user_path(name: str) -> Path:
     """A path as the user typed it, with ~ expanded; an unknown ~user stays as it is."""
     return Path(os.path.expanduser(name))
+
+
+def quoted(argument: str) -> str:
+    """`argument` as it has to be typed in a shell."""
+    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
+
+
+def quoted_python() -> str:
+    """This Python as it has to be typed in a shell; `pip` alone may be that of another one."""
+    return quoted(sys.executable)
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,9 @@ from tiny_gpt.files import cache_folder
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.ui.terminal import error
 
+# Nats per token; of a larger loss the perplexity is no number. Guessing among a million tokens costs 14.
+MAX_LOSS = 700.0
+
 
 @dataclass(frozen=True)
 class EvalCommand:
@@ -82,6 +85,12 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
         n_blocks = micro_batch_size(config.batch_size, 1, block_size, device)
         windows = FixedWindows(tokens.ids, block_size, n_blocks, len(tokens))
         loss = windows.loss(loaded.model)
+        if not loss < MAX_LOSS:  # nor is NaN
+            raise BadInputError(
+                f"the loss of {path} on this text is {loss}: the model's weights are numbers, but too large to compute "
+                "with; train it again with a lower learning rate",
+                code="loss-not-finite",
+            )
         scores = {
             "nats_per_token": loss,
             "nats_per_character": loss * len(tokens) / text.n_characters,

@@ -11,9 +11,9 @@ from tiny_gpt.cli.arguments import ModelArgument, parse
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, ExportFormat
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import user_path
+from tiny_gpt.files import quoted, user_path
 from tiny_gpt.run.folders import find_model
-from tiny_gpt.ui.terminal import printable, quoted
+from tiny_gpt.ui.terminal import printable
 
 
 @dataclass(frozen=True)

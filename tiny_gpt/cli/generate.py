@@ -15,7 +15,7 @@ from tiny_gpt.cli.arguments import ModelArgument, parse
 from tiny_gpt.cli.process import run_command
 from tiny_gpt.config import BEST_FILE, OutputConfig, SampleConfig
 from tiny_gpt.errors import BadInputError, UsageError
-from tiny_gpt.files import user_path
+from tiny_gpt.files import quoted, user_path
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.ui.terminal import error, printable
 
@@ -57,7 +57,14 @@ def generate(args: Sequence[str]) -> int:
         raise UsageError(
             f"{command.model} and --checkpoint {command.sampling.checkpoint}: give only one of them", code="two-models"
         )
-    return _generate(command, command.model or command.sampling.checkpoint)
+    try:
+        return _generate(command, command.model or command.sampling.checkpoint)
+    except BadInputError as failure:
+        if command.model and failure.code in ("model-not-found", "no-model-yet"):
+            raise BadInputError(
+                f"{failure}.\nTo continue a text, give it as --prompt {quoted(command.model)}", code="prompt-as-model"
+            ) from failure
+        raise
 
 
 def inference_script() -> int:

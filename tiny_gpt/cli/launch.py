@@ -22,11 +22,12 @@ from tiny_gpt.cli.watch import start_beside_training
 from tiny_gpt.config import ReportingConfig, RunConfig
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import UsageError
+from tiny_gpt.files import quoted
 from tiny_gpt.host.clocks import system_clocks
 from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
 from tiny_gpt.run.folders import find_model, folder_for, newest_step, unfinished
 from tiny_gpt.run.held_folder import HeldFolder
-from tiny_gpt.ui.terminal import error, quoted
+from tiny_gpt.ui.terminal import error
 
 # Holds a Launch as JSON, for the child process.
 LAUNCH_VARIABLE = "TINY_GPT_LAUNCH"

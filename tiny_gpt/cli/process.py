@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from tiny_gpt.cli.natural import natural_arguments
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.host.heartbeat import heartbeat
 from tiny_gpt.host.threads import limit_thread_spinning
@@ -48,7 +49,7 @@ def _run_command(command: Command, args: Sequence[str], needs_output: bool) -> i
             message = "standard output is closed, so the result would be lost; leave out >&-, or write to a file"
             raise OutOfResourcesError(message, code="output-closed")
         _check_working_folder()
-        code = command([arg for arg in args if arg != "--debug"])
+        code = command(natural_arguments([arg for arg in args if arg != "--debug"]))
         sys.stdout.flush()  # a full disk is an error here, not a silent loss when the interpreter exits
         return code
     except SystemExit as leaving:  # from the argument parser: --help, or a usage error that it has explained
@@ -83,6 +84,8 @@ def to_known_error(failure: Exception) -> TinyGPTError:
         )
     if isinstance(failure, OSError) and failure.errno is not None:
         return _known_os_error(failure)
+    if isinstance(failure, ValueError) and "embedded null" in str(failure):
+        return BadInputError("a name holds a zero byte, which no file can have in its name", code="name-with-zero-byte")
     message = f"{type(failure).__name__}: {failure}\nThis is a bug in tiny_gpt; --debug shows where."
     return TinyGPTError(message, code="unexpected")
 

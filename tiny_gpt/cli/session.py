@@ -17,7 +17,8 @@ from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.consumers import RecordedRun
 from tiny_gpt.ui.samples import Samples
-from tiny_gpt.ui.terminal import printable, quoted
+from tiny_gpt.files import quoted
+from tiny_gpt.ui.terminal import printable
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from tiny_gpt.cli.arguments import parse
 from tiny_gpt.config import TRACKERS_FOLDER, TrackerName
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import UsageError
+from tiny_gpt.files import quoted
 from tiny_gpt.run.folders import find_run_to_show
 from tiny_gpt.trackers.registry import TRACKERS, is_installed
-from tiny_gpt.ui.terminal import error, printable, quoted
+from tiny_gpt.ui.terminal import error, printable
 
 # Holds when the training was asked for, as time.time(): the tracker waits for it, and follows it until its standard
 # input closes, as it does even if the process that started it is killed.

@@ -1,5 +1,6 @@
 """`tiny-gpt train`, `tiny-gpt resume` and train.py: their arguments, turned into one training to launch."""
 
+import glob
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import user_path
-from tiny_gpt.run.folders import config_of, find_run, unfinished
+from tiny_gpt.run.folders import config_of, find_run, folder_for, unfinished
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,24 @@ def train(args: Sequence[str]) -> int:
         base = recipe_config(name, args) if name in RECIPES else RunConfig()  # the parser rejects an unknown name
     command = parse_run(TrainCommand, "tiny-gpt train", args, base)
     config = run_settings(command, command.sources)
+    # A run that has begun needs its text no more.
+    if launched_folder() is None and not command.run.resume and not unfinished(folder_for(config)):
+        require_sources(config.data.data)
     restart = [sys.executable, "-m", "tiny_gpt", "train", *args]
     return launch_training(
         config, command.run, restart, program_name(), watch=command.watch, reporting=command.reporting
     )
+
+
+def require_sources(sources: Sequence[str]) -> None:
+    """Raise BadInputError for a path that is not there, before torch is imported, which takes seconds."""
+    from tiny_gpt.data.sources.catalog import DATASETS
+    from tiny_gpt.data.sources.missing import source_not_found
+
+    for index, source in enumerate(sources):
+        is_other = source == "-" or ":" in source or "|" in source or glob.has_magic(source) or source in DATASETS
+        if not is_other and not os.path.exists(user_path(source)):
+            raise source_not_found(source, sources[index + 1 :])
 
 
 def resume(args: Sequence[str]) -> int:

@@ -70,7 +70,7 @@ class ModelConfig:
         require(
             self.head_dim > 0 or self.d_model % self.n_head == 0,
             f"--d-model {self.d_model} is not divisible by --n-head {self.n_head}; "
-            f"try --d-model {max(1, round(self.d_model / self.n_head)) * self.n_head}",
+            f"try --d-model {self._nearest_width()}",
             "d-model-not-divisible",
         )
         if self.traits.positions == "rotary":
@@ -83,6 +83,13 @@ class ModelConfig:
                 f"{self.architecture}) rotate pairs of values, so it must be even",
                 "head-dim-odd",
             )
+
+    def _nearest_width(self) -> int:
+        """The width nearest to d_model that fits this number of heads, each of an even width as some architectures
+        need."""
+        per_head = 2 if self.traits.positions == "rotary" else 1
+        unit = self.n_head * per_head
+        return max(1, round(self.d_model / unit)) * unit
 
     @property
     def traits(self) -> Architecture:

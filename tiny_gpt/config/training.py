@@ -24,9 +24,9 @@ class TrainConfig:
     """Length of the run in epochs of --iters-per-epoch steps.
     Use --for, --until, --steps, --tokens or --data-epochs instead to set it in another unit."""
     for_: Annotated[str, arg(name="for", metavar="TIME"), OPTIONAL] = ""
-    """Length of the run in time, including evaluation and saving: 90s, 5m, 6h, 1h30m. A plain number means seconds."""
+    """Length of the run in time, including evaluation and saving: 90s, 5m, 6h, 1h30m, 6 hours."""
     until: Annotated[str, arg(metavar="HH:MM"), OPTIONAL] = ""
-    """Train until this local time, such as 07:00."""
+    """Train until this local time, such as 07:00 or 7am."""
     steps: Annotated[int, OPTIONAL] = 0
     """Length of the run in optimizer steps."""
     tokens: Annotated[int, OPTIONAL] = 0
@@ -127,13 +127,13 @@ class TrainConfig:
             if self.for_:
                 parse_duration(self.for_)
         except ValueError:
-            message = f"--for {self.for_}: give a duration such as 90s, 5m, 6h or 1h30m, up to one year"
+            message = f"--for {self.for_}: give a duration such as 90s, 5m, 6h, 1h30m or 6 hours, up to one year"
             raise UsageError(message, code="duration-invalid") from None
         try:
             if self.until:
                 next_time(self.until, 0.0)
         except ValueError:
-            message = f"--until {self.until}: give a time from 00:00 to 23:59, such as 07:00"
+            message = f"--until {self.until}: give a time of day such as 07:00, 7am or 7:30pm"
             raise UsageError(message, code="time-of-day-invalid") from None
 
     def _check_optimization(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import UsageError
 from tiny_gpt.export.huggingface import write_hf, write_json
-from tiny_gpt.files import sync_folder, sync_to_disk, write_error
+from tiny_gpt.files import quoted_python, sync_folder, sync_to_disk, write_error
 from tiny_gpt.model_io.hf_weights import WEIGHTS_FILE
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.safetensors_file import write_tensors
@@ -74,7 +74,9 @@ def _write_gguf(loaded: LoadedModel, folder: Path) -> list[str]:
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
-        raise UsageError("--to gguf takes the package gguf: pip install gguf", code="gguf-not-installed") from error
+        raise UsageError(
+            f"--to gguf takes the package gguf: {quoted_python()} -m pip install gguf", code="gguf-not-installed"
+        ) from error
     return write_gguf(loaded, folder)
 
 

@@ -14,6 +14,7 @@ from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.bounded_json import read_object, shown
+from tiny_gpt.model_io.finite import require_finite
 from tiny_gpt.model_io.hf_config import HFConfig, read_config
 from tiny_gpt.model_io.hf_tokenizer import read_tokenizer
 from tiny_gpt.model_io.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, HFWeights, open_weights
@@ -38,6 +39,12 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
 
     Raises BadInputError saying why when it is damaged, or of a kind that tiny_gpt does not compute.
     """
+    if (path / "adapter_config.json").is_file() and not (path / CONFIG_FILE).is_file():
+        raise BadInputError(
+            f"{shown(path)} is a LoRA adapter, which changes another model and is none itself; merge it into that "
+            "model first (merge_and_unload of peft), then import the merged folder",
+            code="adapter-not-a-model",
+        )
     if not path.is_dir():
         raise BadInputError(
             f"{shown(path)} is no folder; name one that has a {CONFIG_FILE} and a {WEIGHTS_FILE}",
@@ -51,6 +58,8 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
         notes += _padding(path, hf, tokenizer.vocab_size)
         model = GPT(hf.model, tokenizer.vocab_size, compute_dtype)
         _copy(weights, model, hf, path)
+    for name, weight in model.state_dict().items():
+        require_finite(name, weight.float().numpy(), shown(path))
     run_config: dict[str, Any] = {
         "imported_from": shown(path.resolve().name),
         "imported_model_type": values["model_type"],

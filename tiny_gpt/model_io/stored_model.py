@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tiny_gpt.config import BEST_FILE, ModelConfig, model_config_from
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.shapes import check_dimensions, weight_shapes
+from tiny_gpt.model_io.finite import require_finite
 from tiny_gpt.model_io.safe_archive import SafeArchive
 from tiny_gpt.model_io.safe_pickle import StoredTensor, read_pickle
 from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
@@ -86,9 +87,12 @@ def open_model_file(path: Path) -> Iterator[StoredModel]:
 
             def read_into(name: str, memory: memoryview) -> None:
                 archive.read_into(weights[name].member, memory)
+                require_finite(name, np.frombuffer(memory, dtype=np.float32), str(path))
 
             yield StoredModel(config, tokenizer, progress, run_config, read_into)
         except (OSError, ValueError, BadInputError) as error:
+            if isinstance(error, BadInputError) and error.code == "weights-not-finite":
+                raise
             raise BadInputError(f"{path} is damaged: {_one_line(error)}", code="model-file-damaged") from error
 
 

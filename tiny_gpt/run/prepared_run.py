@@ -16,6 +16,9 @@ from tiny_gpt.planning.types import BackendChoice, Candidate, Plan
 from tiny_gpt.run.events import Prepared
 from tiny_gpt.run.trainer import Trainer
 
+# Characters below which a text is too short to learn a style from.
+SHORT_TEXT = 10_000
+
 
 @dataclass(frozen=True)
 class PreparedRun:
@@ -61,6 +64,12 @@ def prepared_event(
     notes = [*choice.notes, *dataset.notes]
     if config.train.start_from and state.step == 0:
         notes.insert(0, f"starting from {config.train.start_from}: its weights, its shape, its tokenizer")
+    if dataset.n_characters < SHORT_TEXT:
+        notes.insert(
+            0,
+            f"a text of {dataset.n_characters:,} characters is very short: the model will learn it by heart, not its "
+            "style; a short book has 100,000 or more",
+        )
     tokenizer = config.data.tokenizer
     return Prepared(
         device=describe_device(state.model.device),

@@ -16,7 +16,7 @@ from tiny_gpt.data.progress import PreparationEvent
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import candidate_precisions, configure_torch, pick_device
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
-from tiny_gpt.files import user_path
+from tiny_gpt.files import quoted, user_path
 from tiny_gpt.host.heartbeat import restart_reason
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import choose_backend
@@ -145,6 +145,8 @@ def reopen_data(config: RunConfig, saved: SavedRun) -> Generator[PreparationEven
     except (BadInputError, OutOfResourcesError) as failure:
         stored = open_stored_dataset(used.data, str(identity.get("store"))) if config.data == used.data else None
         if stored is None or stored.identity != identity:
+            if isinstance(failure, BadInputError) and failure.code == "source-not-found":
+                raise BadInputError(f"{failure}.\n{_remedies(config)}", code="text-of-run-not-found") from failure
             raise
         return stored, [f"the text cannot be read again ({failure}); using its stored tokens"]
     differences = [
@@ -155,7 +157,7 @@ def reopen_data(config: RunConfig, saved: SavedRun) -> Generator[PreparationEven
     if differences:
         raise BadInputError(
             f"this run cannot continue with another text or tokenizer: {'; '.join(differences)} "
-            f"({', '.join(dataset.sources)}).\nRestore the text that it was trained on, or start a new run (--new)",
+            f"({', '.join(dataset.sources)}).\n{_remedies(config)}",
             code="text-or-tokenizer-changed",
         )
     return dataset, []
@@ -199,6 +201,16 @@ def is_pretraining(saved: SavedRun) -> bool:
     return not (isinstance(run, dict) and run.get("stage"))
 
 
+def _remedies(config: RunConfig) -> str:
+    """What to do where the text of a run has changed."""
+    folder, sources = quoted(config.train.out_dir), " ".join(map(quoted, config.data.data))
+    return (
+        f"The text has grown or was edited: tiny-gpt train {sources} --start-from {folder} begins a new run with this "
+        f"run's model. It lies in another place: tiny-gpt resume {folder} --data PLACE. Otherwise restore the text "
+        "that it was trained on"
+    )
+
+
 def find_tokenizer(config: RunConfig, saved: SavedRun) -> Tokenizer:
     """The tokenizer of the model that the run started from, which may be gone by now. Raises BadInputError."""
     sha256 = saved.description.data.get("tokenizer_sha256")
@@ -208,7 +220,7 @@ def find_tokenizer(config: RunConfig, saved: SavedRun) -> Tokenizer:
     start_from = saved.description.config.train.start_from
     raise BadInputError(
         f"this run needs the tokenizer of {start_from}, which is not found there, with the stored tokens, or in "
-        f"{user_path(config.train.out_dir) / BEST_FILE}.\nRestore that model, or start a new run (--new)",
+        f"{user_path(config.train.out_dir) / BEST_FILE}.\nRestore that model, or start a new run with tiny-gpt train",
         code="tokenizer-missing",
     )
 

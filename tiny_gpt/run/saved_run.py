@@ -147,7 +147,7 @@ def _require_same_model(used: RunConfig, old: dict[str, Any], changes: dict[str,
     if differences:
         raise BadInputError(
             f"this run cannot continue with another model or optimizer: {'; '.join(differences)}.\n"
-            "Keep the run's own settings (tiny-gpt resume), or start a new run (--new)",
+            "Keep the run's own settings, or start a new run with tiny-gpt train",
             code="model-or-optimizer-changed",
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tiny_gpt.config import RunConfig
+from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import is_out_of_memory, memory_bytes, peak_memory_bytes
@@ -333,7 +333,8 @@ class Trainer:
         return self.checkpoints.newest_healthy(newest) or self.checkpoints.newest_healthy(counters.step)
 
     def _divergence_message(self, trouble: str) -> str:
-        counters, best = self.state.counters, self.state.best
+        counters, best, train = self.state.counters, self.state.best, self.config.train
+        lower = min(train.learning_rate * counters.rate_factor, TrainConfig().learning_rate / 2)
         kept = ""
         if best:
             kept = (
@@ -342,8 +343,7 @@ class Trainer:
             )
         return (
             f"{trouble} at step {counters.step:,}; rolling back to half the learning rate did not help "
-            f"({counters.n_rollbacks} times).\n{kept}Try a lower learning rate: --learning-rate "
-            f"{self.config.train.learning_rate * counters.rate_factor:.1g}"
+            f"({counters.n_rollbacks} times).\n{kept}Try a lower learning rate: --learning-rate {lower:.1g}"
         )
 
     # --- the end ---

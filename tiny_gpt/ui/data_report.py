@@ -8,7 +8,7 @@ from tiny_gpt.data.readers.registry import supported_formats
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.data.sources.fetch import is_downloaded
 from tiny_gpt.data.stats import CorpusSummary
-from tiny_gpt.ui.terminal import quoted
+from tiny_gpt.files import quoted
 
 # A training that reads its text more often than this overfits.
 OVERFITTING_EPOCHS = 20

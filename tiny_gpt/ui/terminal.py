@@ -1,10 +1,7 @@
 """Text output that is safe for any terminal, pipe or file."""
 
-import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import textwrap
 from typing import TextIO
@@ -26,11 +23,6 @@ def row(label: str, text: str, width: int | None = None) -> str:
         return LABEL.format(label) + text
     lines = textwrap.wrap(text, width - INDENT, break_long_words=False, break_on_hyphens=False)
     return "\n".join(LABEL.format("" if index else label) + line for index, line in enumerate(lines or [""]))
-
-
-def quoted(argument: str) -> str:
-    """`argument` as it has to be typed in a shell."""
-    return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 
 def make_safe(stream: TextIO) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tiny_gpt.data.progress import Notice, Preparation
 from tiny_gpt.errors import BadInputError, first_line
+from tiny_gpt.files import quoted_python
 
 # Files that contain text; the others in such a repository are cards, scripts and images.
 TEXT_PATTERNS = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.txt.gz", "*.csv")
@@ -22,7 +23,8 @@ def fetch_from_hub(name: str) -> Preparation[list[Path]]:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise BadInputError(
-            f"hf:{name} needs the package huggingface_hub: pip install huggingface_hub, then the same command again",
+            f"hf:{name} needs the package huggingface_hub: {quoted_python()} -m pip install huggingface_hub, "
+            "then the same command again",
             code="hub-package-missing",
         ) from error
     repo_id, folder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])

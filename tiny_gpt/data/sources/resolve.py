@@ -17,6 +17,7 @@ from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.data.sources.fetch import downloads_folder, fetch_dataset, fetch_url
 from tiny_gpt.data.sources.files import SourceFile, files_in_folder
 from tiny_gpt.data.sources.hub import fetch_from_hub
+from tiny_gpt.data.sources.missing import source_not_found
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import atomic_write, sha256_of, user_path, write_error
 
@@ -88,12 +89,7 @@ def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
     elif glob.has_magic(spec):
         sources.files += _matching_files(spec, sources)
     else:
-        raise BadInputError(
-            f"no such file or folder: {spec} (looked in {Path.cwd()}); built-in datasets are {', '.join(DATASETS)} "
-            "(tiny-gpt data list); other sources are paths, patterns, - for standard input, https:// URLs "
-            "and hf:OWNER/NAME",
-            code="source-not-found",
-        )
+        raise source_not_found(spec)
     return spec
 
 
