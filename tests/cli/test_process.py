@@ -37,7 +37,7 @@ TRAIN_ERRORS = [
     ("short.txt", 3, "text-too-short", ["--block-size 1"]),
     ("latin.txt", 3, "text-not-utf8", ["latin.txt", "0xe9", "--encoding cp1252"]),
     ("no_text", 3, "no-text-found", ["a.png"]),
-    ("good.txt --d-model 250 --n-head 8", 2, "d-model-not-divisible", ["250", "--n-head 8", "--d-model 248"]),
+    ("good.txt --d-model 250 --n-head 8", 2, "d-model-not-divisible", ["250", "--n-head 8", "--d-model 256"]),
     ("good.txt --out-dir good.txt", 5, "folder-not-writable", ["--out-dir good.txt"]),
     ("good.txt --out-dir good.txt/below", 5, "folder-not-writable", ["--out-dir good.txt/below"]),
     ("good.txt --device nosuch", 2, "device-unavailable", ["--device nosuch", "cpu"]),

@@ -17,7 +17,7 @@ from tiny_gpt.files import cache_folder
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.ui.terminal import error
 
-# Nats per token; of a larger loss the perplexity is no number. Guessing among a million tokens costs 14.
+# Nats per token; the perplexity of a larger loss is infinite. Guessing among a million tokens costs 14.
 MAX_LOSS = 700.0
 
 

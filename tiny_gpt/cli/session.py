@@ -11,13 +11,13 @@ from typing import Self
 from tiny_gpt.cli.process import discard_output
 from tiny_gpt.config import BEST_FILE, RunConfig, SampleConfig
 from tiny_gpt.data.sources.catalog import DATASETS
+from tiny_gpt.files import quoted
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import Finished, Prepared
 from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.console import Console
 from tiny_gpt.ui.consumers import RecordedRun
 from tiny_gpt.ui.samples import Samples
-from tiny_gpt.files import quoted
 from tiny_gpt.ui.terminal import printable
 
 

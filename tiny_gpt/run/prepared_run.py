@@ -67,7 +67,7 @@ def prepared_event(
     if dataset.n_characters < SHORT_TEXT:
         notes.insert(
             0,
-            f"a text of {dataset.n_characters:,} characters is very short: the model will learn it by heart, not its "
+            f"a text of {dataset.n_characters:,} characters is very short: the model will memorize it, not learn its "
             "style; a short book has 100,000 or more",
         )
     tokenizer = config.data.tokenizer
