@@ -52,6 +52,9 @@ OTHER_NAMES = {
     "--gpu": "--device cuda",
     "--gpus": "--device cuda",
     "--cuda": "--device cuda",
+    "--wandb": "--track wandb",
+    "--wandb-log": "--track wandb",
+    "--wandb-project": "--track wandb",
     "--time": "--for",
     "--hours": "--for 6h",
     "--minutes": "--for 30m",
@@ -61,9 +64,6 @@ OTHER_NAMES = {
     "--eval-iters": "--eval-interval",
 }
 NOT_HERE = {
-    "--wandb": "tiny_gpt sends nothing anywhere; metrics.jsonl and train.log in the run's folder have every figure",
-    "--wandb-log": "tiny_gpt sends nothing anywhere; metrics.jsonl and train.log in the run's folder have every figure",
-    "--wandb-project": "tiny_gpt sends nothing anywhere; metrics.jsonl in the run's folder has every figure",
     "--workers": "the text is read by as many processes as help; leave it out",
     "--num-workers": "the text is read by as many processes as help; leave it out",
 }
