@@ -1,7 +1,7 @@
 """What records a run in its folder, whoever drives the run: the commands, or a Python program."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 from tiny_gpt.config import LOG_FILE, METRICS_FILE, SAMPLES_FOLDER, STATUS_FILE, RunConfig, SampleConfig
@@ -41,7 +41,7 @@ class RecordedRun:
             self.samples,
         ]
 
-    def train(self, resume: bool, request: RunRequest, stop: StopRequest | None = None) -> Iterator[Event]:
+    def train(self, resume: bool, request: RunRequest, stop: StopRequest | None = None) -> Generator[Event, None, None]:
         """Train, and yield each event after it has been recorded. Raises what `run` raises."""
         is_prepared = False
         with self._failures_recorded(), contextlib.closing(run(self.config, resume, request, stop)) as events:

@@ -43,7 +43,8 @@ class NotebookProgress:
     """Consumes a run's events; shows a bar, the losses, their curve and what went wrong."""
 
     def __init__(self, display: Any) -> None:
-        self._display, self._handle = display, None
+        self._display = display
+        self._handle: Any = None
         self._shown_at = 0.0
         self._head, self._bar, self._left = "Preparing", 0.0, ""
         self._total_steps = 0

@@ -213,17 +213,16 @@ class Columns:
 
     def __init__(self, xs: Values) -> None:
         self._xs = xs
-        self._has_all = bool(np.isfinite(xs).all())
-        self._starts, self._counts, self._middles = _grouped(xs) if self._has_all else (None, None, None)
+        self._columns = _grouped(xs) if np.isfinite(xs).all() else None
 
     def reduce(self, ys: Values) -> tuple[Values, Values, Values, Values]:
         """(x, mean, smallest, largest value) of each column that has any."""
-        starts, counts, middles = self._starts, self._counts, self._middles
-        is_point = np.isfinite(ys)
-        if starts is None or counts is None or middles is None or not is_point.all():
+        columns, is_point = self._columns, np.isfinite(ys)
+        if columns is None or not is_point.all():
             is_point &= np.isfinite(self._xs)
             ys = ys[is_point]
-            starts, counts, middles = _grouped(self._xs[is_point])
+            columns = _grouped(self._xs[is_point])
+        starts, counts, middles = columns
         if len(ys) == 0:
             return ys, ys, ys, ys
         means = np.add.reduceat(ys, starts) / counts

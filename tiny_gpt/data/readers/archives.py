@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 from tiny_gpt.data.readers.base import Document, ReadContext, Reader, UnreadableError
+from tiny_gpt.data.readers.compression import zip_damage
 from tiny_gpt.data.readers.limits import budgeted
 
 # What other systems put beside the files of an archive.
@@ -21,7 +22,9 @@ def read_zip(raw: BinaryIO, context: ReadContext, read_member: Reader) -> Iterat
 
     A member that `read_member` finds unreadable is counted, unless it is the only one. Raises UnreadableError.
     """
-    with zipfile.ZipFile(raw) as archive:
+    with zip_damage():
+        archive = zipfile.ZipFile(raw)
+    with archive:
         members = {member.filename: member for member in archive.infolist() if _is_wanted(member.filename, context)}
         names = sorted(name for name, member in members.items() if not member.is_dir())
         if not names:
@@ -30,7 +33,9 @@ def read_zip(raw: BinaryIO, context: ReadContext, read_member: Reader) -> Iterat
         for name in names:
             member_context = replace(context, name=f"{context.name}/{name}", members="*")
             try:
-                with archive.open(name) as file:
+                with zip_damage():
+                    file = archive.open(name)
+                with file:
                     yield from _documents(budgeted(file, context.budget), member_context, read_member)
             except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression unknown to Python
                 raise member_context.unreadable(

@@ -1,20 +1,31 @@
 """Compressed files: DECOMPRESSORS opens each kind as a stream of the bytes inside."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from tiny_gpt.data.readers.limits import UnpackBudget, budgeted
 
 # What decompressing raises when the bytes are damaged or incomplete.
 DAMAGE_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+
+
+@contextlib.contextmanager
+def zip_damage() -> Iterator[None]:
+    """Raises BadZipFile for what `zipfile` raises where offsets and sizes in a zip archive are wrong."""
+    try:
+        yield
+    except (ValueError, OverflowError, struct.error, KeyError) as error:
+        raise zipfile.BadZipFile(str(error)) from error
 
 
 def open_compressed(suffix: str, raw: BinaryIO, budget: UnpackBudget) -> BinaryIO:
