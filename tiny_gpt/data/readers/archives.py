@@ -22,8 +22,11 @@ def read_zip(raw: BinaryIO, context: ReadContext, read_member: Reader) -> Iterat
 
     A member that `read_member` finds unreadable is counted, unless it is the only one. Raises UnreadableError.
     """
-    with zip_damage():
-        archive = zipfile.ZipFile(raw)
+    try:
+        with zip_damage():
+            archive = zipfile.ZipFile(raw)
+    except NotImplementedError as error:  # a version of the format that does not exist
+        raise zipfile.BadZipFile(str(error)) from error
     with archive:
         members = {member.filename: member for member in archive.infolist() if _is_wanted(member.filename, context)}
         names = sorted(name for name, member in members.items() if not member.is_dir())
