@@ -29,7 +29,8 @@ def read_zip(raw: BinaryIO, context: ReadContext, read_member: Reader) -> Iterat
         raise zipfile.BadZipFile(str(error)) from error
     with archive:
         members = {member.filename: member for member in archive.infolist() if _is_wanted(member.filename, context)}
-        names = sorted(name for name, member in members.items() if not member.is_dir())
+        # A damaged name may be empty.
+        names = sorted(name for name, member in members.items() if name and not member.is_dir())
         if not names:
             raise _empty(context)
         context.budget.require_left(sum(members[name].file_size for name in names))

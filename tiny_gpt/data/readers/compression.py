@@ -24,7 +24,7 @@ def zip_damage() -> Iterator[None]:
     """Raises BadZipFile for what `zipfile` raises where offsets and sizes in a zip archive are wrong."""
     try:
         yield
-    except (ValueError, OverflowError, struct.error, KeyError) as error:
+    except (ValueError, OverflowError, struct.error, LookupError) as error:
         raise zipfile.BadZipFile(str(error)) from error
 
 
