@@ -11,6 +11,8 @@ from tiny_gpt.model_io.model_file import load_model
 TINY = dict(n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=16, batch_size=4, epochs=2, iters_per_epoch=6)
 TINY |= dict(eval_interval=3, device="cpu", precision="fp32", backend="eager", watchdog=False, keep_awake=False)
 RUN_FILES = ["config.json", "metrics.jsonl", "status.json", "tiny_gpt_best.pt", "tiny_gpt_final.pt", "train.log"]
+# Of a whole command, which writes the report after the training.
+REPORT_FILES = ["report.html", "text_facts.json"]
 # Forms of what a training prints.
 LOSS = r"\d+\.\d{4}"
 DETAILS = rf"train_loss={LOSS}, val_loss={LOSS}, batch_loss={LOSS}, lr=\d\.\de-\d\d"

@@ -21,7 +21,7 @@ def faulty_files(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").touch()
     Path("short.txt").write_text("Too short for a block.")
-    Path("latin.txt").write_bytes(b"caf\xe9 " * 100)
+    Path("latin.txt").write_bytes(b"a caf\xe9 with tea, " * 100)
     Path("no_text").mkdir()
     Path("no_text", "a.png").write_bytes(b"\x89PNG\0")
     Path("good.txt").write_bytes(text.read_bytes())

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from tests.cli.support import DETAILS, LOSS, RUN_FILES, SPEED, TINY, files_of, flags, load, losses, rows
+from tests.cli.support import DETAILS, LOSS, REPORT_FILES, RUN_FILES, SPEED, TINY, files_of, flags, load, losses, rows
 from tiny_gpt.cli import session
 from tiny_gpt.cli.train import train_script
 from tiny_gpt.model_io import model_file
@@ -36,11 +36,11 @@ def test_train_py_prints_the_guides_lines(trained):
     for form, line in zip(forms, lines[start : start + len(forms)], strict=True):
         assert re.fullmatch(form, line), line
     assert any(line.startswith("A sample from the best model (epoch 2)") for line in lines)
-    assert lines[-1] == 'Generate text: python3 inference.py --prompt "The" --temperature 0.8'
+    assert lines[-2:] == ['Generate text: python3 inference.py --prompt "The" --temperature 0.8', "Report: report.html"]
 
 
 def test_run_leaves_only_its_files(trained):
-    assert files_of(trained[0]) == RUN_FILES
+    assert files_of(trained[0]) == sorted([*RUN_FILES, *REPORT_FILES])
 
 
 def test_metrics_have_one_line_per_evaluation(trained):
@@ -154,7 +154,7 @@ def test_skipped_files_are_reported(command, text, tmp_path):
     done = command(
         "tiny-gpt", "train", tmp_path / "texts", "--recipe", "overnight", *flags(**TINY, out_dir=tmp_path / "out")
     )
-    assert done.code == 0 and "skipped 1: is not a text file (such as b.png)" in done.out
+    assert done.code == 0 and "skipped 1: is a picture (such as b.png)" in done.out
 
 
 @pytest.fixture
