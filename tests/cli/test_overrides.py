@@ -12,10 +12,13 @@ from tiny_gpt.errors import UsageError
 
 
 @pytest.fixture
-def launched(monkeypatch):
-    """The configs of the trainings that commands launch, which do not run."""
+def launched(monkeypatch, tmp_path):
+    """The configs of the trainings that commands launch, which do not run; in a folder with texts."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.txt", "a.txt", "b.txt"):
+        (tmp_path / name).write_text("some text")
     configs = []
-    monkeypatch.setattr("tiny_gpt.cli.train.launch_training", lambda config, *_: configs.append(config) or 0)
+    monkeypatch.setattr("tiny_gpt.cli.train.launch_training", lambda config, *_, **__: configs.append(config) or 0)
     return configs
 
 
@@ -63,10 +66,10 @@ def test_two_budgets_and_zero_are_errors(command, launched, args, code, values):
 @pytest.mark.parametrize(
     ("settings", "code", "values"),
     [
-        (dict(for_="banana"), "duration-invalid", ["--for banana", "90s, 5m, 6h or 1h30m"]),
+        (dict(for_="banana"), "duration-invalid", ["--for banana", "90s, 5m, 6h, 1h30m"]),
         (dict(for_="0"), "duration-invalid", ["--for 0"]),
         (dict(for_="1h30x"), "duration-invalid", ["--for 1h30x"]),
-        (dict(until="25:00"), "time-of-day-invalid", ["--until 25:00", "00:00 to 23:59"]),
+        (dict(until="25:00"), "time-of-day-invalid", ["--until 25:00", "07:00"]),
         (dict(for_="6h", until="07:00"), "several-budgets", ["--for and --until"]),
         (dict(steps=10, data_epochs=1.0), "several-budgets", ["--steps and --data-epochs"]),
         (dict(steps=-1), "budget-out-of-range", ["--steps -1"]),

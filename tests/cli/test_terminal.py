@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import DETAILS, LOSS, RUN_FILES, SPEED, TINY, files_of, flags, load, rows
+from tests.cli.support import DETAILS, LOSS, REPORT_FILES, RUN_FILES, SPEED, TINY, files_of, flags, load, rows
 from tiny_gpt.bootstrap import ROOT
 
 needs_terminal = pytest.mark.skipif(os.name == "nt", reason="Windows has no such pseudo-terminals")
@@ -66,7 +66,7 @@ def test_wide_terminal_shows_the_guides_lines(text, tmp_path):
         rf"✓ Saved best model \(val_loss={LOSS}\) to {best}",
     ):
         assert any(re.fullmatch(form, line) for line in lines), form
-    assert files_of(tmp_path) == RUN_FILES
+    assert files_of(tmp_path) == sorted([*RUN_FILES, *REPORT_FILES])
 
 
 @needs_terminal
@@ -80,7 +80,7 @@ def test_ctrl_c_on_a_narrow_ascii_terminal(text, tmp_path):
     assert bars and max(map(len, bars)) <= 60
     assert any(line.startswith("* Saved best model") for line in lines)
     assert any(line.startswith("Generate text: python3 inference.py --checkpoint") for line in lines)
-    assert files_of(tmp_path) == RUN_FILES
+    assert files_of(tmp_path) == sorted([*RUN_FILES, *REPORT_FILES])
     step = rows(tmp_path)[-1]["step"]
     for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):
         assert load(tmp_path / name).progress.step <= step

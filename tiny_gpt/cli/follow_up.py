@@ -16,7 +16,7 @@ from tiny_gpt.cli.trackers import TrackerProcesses
 from tiny_gpt.config import ReportingConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host.notify import fault_of, post_to_all
-from tiny_gpt.host.watchdog import STOPPED_CODES
+from tiny_gpt.host.signals import STOPPED_CODES
 from tiny_gpt.run.ending import Ending, ending_of
 from tiny_gpt.ui.ending import message_about
 from tiny_gpt.ui.terminal import error, printable

@@ -17,7 +17,7 @@ PLAY_PORT = 8770
 
 @dataclass(frozen=True)
 class PlayCommand:
-    """Write with a trained model in the browser and see how it thinks; works offline, the text stays here."""
+    """Write with a trained model in the browser and see how it thinks. Works offline."""
 
     model: ModelArgument = ""
     """A run, a model file or an exported folder. Without it, the best model of the newest run."""

@@ -27,11 +27,11 @@ ACTIONS = ("compare", "remove")
 class RunsCommand:
     """List the runs here: state, loss, time and disk space.
 
-    `tiny-gpt runs compare RUN RUN ...` shows what differs between runs and which one is better.
+    `tiny-gpt runs compare RUN RUN ...` shows what differs and which run is better.
     `tiny-gpt runs remove RUN ...` deletes runs from the disk.
     """
 
-    action: Annotated[Positional[tuple[str, ...]], arg(metavar="[compare|remove RUN ...]"), OPTIONAL] = ()
+    action: Annotated[Positional[tuple[str, ...]], arg(metavar="[compare|remove RUN...]"), OPTIONAL] = ()
     """What to do, and with which runs: their folders, or their names in runs/. Without it, list all runs."""
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""

@@ -35,7 +35,7 @@ LAST_S = 900.0
 
 @dataclass(frozen=True)
 class TrackCommand:
-    """Send a run to a tracker: all that it has not got yet, and while the run is being trained, what comes."""
+    """Send a run to a tracker: what it lacks, and what comes while the run trains."""
 
     to: TrackerName
     """Where to."""

@@ -28,8 +28,8 @@ class DataConfig:
     """Validation text, given like --data. Without it, part of the training text is held out."""
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
-    Your own text alone is validated on. none: no other text. Without it, --recipe auto uses python-docs where one model
-    cannot use all of the time, and keeps what it brings only if it helps."""
+    Your own text alone is validated on. none: no other text.
+    Without it, --recipe auto uses python-docs where one model cannot use all of the time, if that helps."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"
@@ -45,8 +45,8 @@ class DataConfig:
     encoding: Annotated[str, OPTIONAL] = ""
     """Encoding of text files that are not UTF-8, such as cp1252. Web pages and UTF-16 say theirs themselves."""
     max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = ""
-    """Most that one compressed file may unpack to, such as 80GB. Without it, 100 times its size (64 MB for a small
-    one), and 50 GB."""
+    """Most that one compressed file may unpack to, such as 80GB.
+    Without it, 100 times its size and at most 50 GB; 64 MB for a small one."""
 
     def __post_init__(self) -> None:
         require(len(self.data) > 0, "--data: name at least one text file, folder or dataset", "data-missing")

@@ -25,8 +25,8 @@ class ReportingConfig:
     ntfy.sh topics, Slack and Discord webhooks, or any address that takes JSON. Also from the environment variable
     TINY_GPT_NOTIFY."""
     then: Annotated[str, arg(metavar="COMMAND"), OPTIONAL] = ""
-    """Run this shell command when the training has ended or failed, but not when you stop it. The environment
-    variables TINY_GPT_STATUS, TINY_GPT_RUN and others describe the run."""
+    """Run this shell command when the training has ended or failed, but not when you stop it.
+    The environment variables TINY_GPT_STATUS, TINY_GPT_RUN and others describe the run."""
 
     def __post_init__(self) -> None:
         require(self.then.strip() != "" or self.then == "", "--then: an empty command", "then-empty")

@@ -61,8 +61,8 @@ class TrainConfig:
     token_noise: float = 0.0
     """Fraction of input tokens replaced by random ones in training; reduces overfitting on text read many times."""
     teachers: Annotated[int, OPTIONAL] = 0
-    """Models to train before the final one, which learns from the text and from their mean prediction. They share the
-    length of the run. Worth it where one model cannot use all of the time: on small texts, overnight."""
+    """Models to train before the final one, which learns from the text and from their mean prediction.
+    They share the length of the run. Worth it where one model cannot use all of the time: on small texts, overnight."""
     students: Annotated[int, OPTIONAL] = 1
     """Models that learn from the teachers, one after the other, each also from those before. The best model is kept."""
     teacher_weight: Annotated[float, OPTIONAL] = 0.7

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
+# Exit codes of a process that a signal has stopped: 128 + SIGINT, 128 + SIGTERM.
+STOPPED_CODES = (130, 143)
+
 # timeout(1) and service managers send TERM to a process and then to its whole process group: one request, not two.
 DUPLICATE_WITHIN_S = 1.0
 

@@ -36,9 +36,9 @@ from tiny_gpt.host.heartbeat import (
 from tiny_gpt.host.heartbeat_file import heartbeat_file
 from tiny_gpt.host.limits import Limits
 from tiny_gpt.host.memory_leak import LeakDetector
+from tiny_gpt.host.signals import STOPPED_CODES
 
 RESTART_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "a checkpoint is saved, restart me"
-STOPPED_CODES = (130, 143)  # 128 + SIGINT, 128 + SIGTERM
 # Exit codes after which a restart makes no sense: done, the user's mistake, divergence, no resources (errors.py).
 FINAL_CODES = (0, 2, 3, 4, 5, *STOPPED_CODES)
 WINDOWS_CRASH, WINDOWS_CTRL_C = 0xC0000000, 0xC000013A  # NTSTATUS: the first error code; Ctrl+C, which is not a crash

@@ -44,6 +44,8 @@ CHAR_PENALTY = "tokenizer char"
 # What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; an
 # ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
+# Bits per byte of a model that guesses.
+GUESSING = 8.0
 # 80% of a normal distribution lies within this many standard deviations of its mean.
 Z_80 = 1.2816
 
@@ -129,7 +131,8 @@ def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
     mean = float(features @ np.array(law.coefficients)) + penalty + distillation_gain(config.train.teachers)
     variance = law.residual_std**2 + float(features @ np.array(law.covariance) @ features)
     spread = Z_80 * math.sqrt(variance)
-    return Forecast(math.exp(mean), math.exp(mean - spread), math.exp(mean + spread))
+    # The law knows nothing of texts of a few hundred bytes; nothing is worse than chance.
+    return Forecast(*(min(GUESSING, math.exp(value)) for value in (mean, mean - spread, mean + spread)))
 
 
 def distillation_gain(n_teachers: int) -> float:

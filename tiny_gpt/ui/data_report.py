@@ -1,5 +1,6 @@
 """What `tiny-gpt data` prints: the figures of a text, what they mean for a training, and the built-in datasets."""
 
+import textwrap
 from collections.abc import Iterator
 
 from tiny_gpt.config import RunConfig
@@ -12,6 +13,8 @@ from tiny_gpt.files import quoted
 
 # A training that reads its text more often than this overfits.
 OVERFITTING_EPOCHS = 20
+# Columns of the list of formats.
+MAX_WIDTH = 100
 
 
 def summary_lines(summary: CorpusSummary, config: RunConfig) -> Iterator[str]:
@@ -41,7 +44,8 @@ def dataset_lines() -> Iterator[str]:
         yield from (f"    {remote.urls[0]}" for remote in dataset.files)
     yield ""
     yield "Train on one with: tiny-gpt train wikitext-2"
-    yield from supported_formats()
+    for line in supported_formats():
+        yield from textwrap.wrap(line, MAX_WIDTH, subsequent_indent="    ")
 
 
 def _figures(summary: CorpusSummary) -> Iterator[str]:
