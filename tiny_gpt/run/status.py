@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
 from tiny_gpt.run.checkpoint_store import DamagedError, read_bounded
 
 STATES = ("training", "finished", "stopped", "failed")
@@ -75,6 +73,8 @@ class RunStatus:
 
     def has_watchdog(self) -> bool:
         """Whether the watchdog is there, which restarts a training process that ended."""
+        import psutil  # here and below: it takes long to import, and --help imports this module
+
         return self.watchdog_id > 0 and self.machine == platform.node() and psutil.pid_exists(self.watchdog_id)
 
 
@@ -83,6 +83,8 @@ _EXAMPLE = RunStatus("training", left_s=0.0)
 
 def this_process(watchdog: bool) -> dict[str, Any]:
     """The fields of a RunStatus that identify this process."""
+    import psutil
+
     return {
         "process_id": os.getpid(),
         "process_started": psutil.Process().create_time(),
@@ -112,6 +114,8 @@ def write_status(path: Path, status: RunStatus) -> None:
 
 def _is_process(process_id: int, started: float) -> bool:
     """Whether that process runs; another one may have got its id since."""
+    import psutil
+
     try:
         process = psutil.Process(process_id)
         return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
