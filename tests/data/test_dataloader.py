@@ -27,7 +27,7 @@ def test_batch_depends_on_seed_and_step_alone():
 
 def test_targets_are_the_inputs_one_token_further():
     for step in range(20):
-        inputs_BT, targets_BT = loader().batch(step)
+        inputs_BT, targets_BT, _ = loader().batch(step)
         assert inputs_BT.shape == targets_BT.shape == (BATCH_SIZE, BLOCK_SIZE)
         assert inputs_BT.dtype == targets_BT.dtype == torch.int64
         assert torch.equal(targets_BT, inputs_BT + 1)
@@ -62,7 +62,7 @@ def test_every_token_is_read_after_some_data_epochs():
 def test_shortest_text_is_one_block_and_its_last_target(block_size):
     batches = loader(n_tokens=block_size + 1, block_size=block_size)
     for step in range(3):
-        inputs_BT, targets_BT = batches.batch(step)
+        inputs_BT, targets_BT, _ = batches.batch(step)
         assert inputs_BT.tolist() == [list(range(block_size))] * BATCH_SIZE
         assert targets_BT.tolist() == [list(range(1, block_size + 1))] * BATCH_SIZE
 
@@ -89,7 +89,7 @@ def test_micro_batches_together_are_the_batch(n_micro_batches):
     config = RunConfig().with_flat({"batch_size": 6, "grad_accum_steps": n_micro_batches}, "test")
     train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), batch, config.train, 7, 1.0)
     assert len(model.batches) == n_micro_batches
-    assert torch.equal(torch.cat(model.batches, dim=1), torch.stack(batch))
+    assert torch.equal(torch.cat(model.batches, dim=1), torch.stack(batch[:2]))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
@@ -100,5 +100,5 @@ def test_text_on_the_device_gives_the_same_batches(dtype, token_noise):
     device, host = (reader(ids, sampler, torch.device("cpu")) for reader in (DeviceBatchReader, HostBatchReader))
     n = STEPS_PER_TRANSFER
     for step in (0, 1, n - 1, n, n + 1, 3, 300, 17):
-        for found, expected in zip(device.batch(step), host.batch(step), strict=True):
+        for found, expected in zip(device.batch(step)[:2], host.batch(step)[:2], strict=True):
             assert torch.equal(found, expected) and found.is_contiguous() and found.dtype == torch.int64

@@ -144,7 +144,7 @@ def test_giant_dimensions_are_refused_before_allocation(config, monkeypatch):
         (lambda c: with_model(c, n_layer=2, d_ff=64), ["--n-layer was 1, is now 2", "--d-ff was 32, is now 64"]),
         (lambda c: with_model(c, architecture="qwen3"), ["--architecture was gpt2, is now qwen3"]),
         (lambda c: with_train(c, optimizer="muon"), ["--optimizer was adamw, is now muon"]),
-        (lambda c: replace(c, data=replace(c.data, tokenizer="bpe")), ["vocabulary size was 256", "--new"]),
+        (lambda c: replace(c, data=replace(c.data, tokenizer="bpe")), ["vocabulary size was 256", "--start-from"]),
         (lambda c: replace(c, data=replace(c.data, val_fraction=0.2)), ["validation tokens"]),
     ],
 )

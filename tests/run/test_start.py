@@ -64,7 +64,7 @@ def test_weights_shape_and_tokenizer_are_taken(initial_config, initial):
     events.close()
     start, saved = load_model(initial, CPU), config_of(out_dir(initial_config))
     assert checkpoint.step == 0 and saved.train.start_from == str(initial)
-    assert prepared.notes[0] == f"starting from {initial}: its weights, its shape, its tokenizer"
+    assert f"starting from {initial}: its weights, its shape, its tokenizer" in prepared.notes
     assert (prepared.tokenizer, prepared.vocab_size) == ("bpe", start.tokenizer.vocab_size)
     used = load_config(out_dir(initial_config) / CONFIG_FILE, RunConfig())
     assert used.model == replace(SHAPE, dropout=0.3) and used.data.tokenizer == "bpe"

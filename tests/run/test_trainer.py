@@ -121,7 +121,7 @@ def test_a_run_equals_a_hand_written_loop(config: RunConfig, token_noise: float)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, train.beta2))
     losses = []
     for step in range(train.total_steps):
-        inputs_BT, targets_BT = batches.batch(step)
+        inputs_BT, targets_BT, _ = batches.batch(step)
         loss = torch.nn.functional.cross_entropy(model(inputs_BT).flatten(0, 1), targets_BT.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -269,8 +269,8 @@ def test_a_rollback_halves_the_rate_and_skips_batches(config: RunConfig) -> None
     state = training.state.counters
     assert (state.rate_factor, state.n_rollbacks, state.rolled_back_to) == (0.5, 1, 8)
     read: list[int] = []
-    batch = training.batches.batch
-    training.batches.batch = lambda index: (read.append(index), batch(index))[1]  # type: ignore[method-assign]
+    batch = training.stages.batches.batch
+    training.stages.batches.batch = lambda index: (read.append(index), batch(index))[1]  # type: ignore[method-assign]
     done = next(event for event in events if isinstance(event, StepDone))
     assert done.step == 9 and done.learning_rate == learning_rate_at(8, config.train) / 2
     assert read == [12], "the bad steps 11 and 12, where the evaluation noticed, had batches 10 and 11"
