@@ -113,7 +113,7 @@ def make_textbook_step(task: Task) -> Step:
     batches = task.batches()
 
     def step(i: int) -> None:
-        inputs_BT, targets_BT = batches.batch(i)
+        inputs_BT, targets_BT, _ = batches.batch(i)
         textbook_step(model, optimizer, torch.cat((inputs_BT, targets_BT[:, -1:]), dim=1).to(task.device))
 
     return step
@@ -131,7 +131,7 @@ def make_transformers_step(task: Task, precision: torch.dtype) -> Step:
     batches = task.batches()
 
     def step(i: int) -> None:
-        inputs_BT, targets_BT = (ids_BT.to(task.device) for ids_BT in batches.batch(i))
+        inputs_BT, targets_BT = (ids_BT.to(task.device) for ids_BT in batches.batch(i)[:2])
         optimizer.zero_grad()
         with torch.autocast(task.device.type, precision, enabled=precision != torch.float32):
             logits_BTV = model(inputs_BT).logits

@@ -126,7 +126,7 @@ def batches(ids: NDArray[np.integer], token_noise: float, steps: Iterable[int]) 
     from tiny_gpt.data.dataloader import BatchLoader
 
     found = BatchLoader(ids, BLOCK_SIZE, 8, SEED, token_noise=token_noise)  # type: ignore[arg-type]
-    return [ids_BT for step in steps for ids_BT in found.batch(step)]
+    return [ids_BT for step in steps for ids_BT in found.batch(step)[:2]]
 
 
 def next_logits(model_file: Path, precision: str, n_tokens: int) -> list[NDArray[np.float32]]:

@@ -104,7 +104,7 @@ class BadBatches:
 
         GPT.losses, BatchLoader.batch, trainer.train_step = faulty(losses), reading, checked_step  # type: ignore[assignment]
         fused = BACKENDS["fused"]  # which computes the loss without GPT.losses
-        BACKENDS["fused"] = Backend(faulty(fused.loss), faulty(fused.losses))
+        BACKENDS["fused"] = Backend(faulty(fused.loss), faulty(fused.losses), fused.soft_loss)
 
     def killed_after(self, folder: Path, n_calls: int) -> Faults:
         """Kill after this many modifying calls since the run began to move checkpoints aside."""
