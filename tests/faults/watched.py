@@ -41,6 +41,10 @@ class Forked:
         """A forked process has all files open that `pass_fds` names."""
         self.child = Child(args, lambda child: (os.environ.update(env), faults(child)))
 
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
     def __enter__(self) -> "Forked":
         return self
 
