@@ -22,9 +22,5 @@ def outcomes(fault_injection):
 
 @pytest.mark.parametrize("group", [name for name, group in GROUPS.items() if group.n_short])
 def test_nothing_is_lost(outcomes, group):
-    if group in ("hangs", "leaks", "crashes", "crashes-always"):
-        pytest.skip(
-            "its forked processes do not announce their end to the watchdog yet; tests/host/test_watchdog.py does"
-        )
     assert outcomes[group]["n_trials"] > 0
     assert not outcomes[group]["failures"], "\n".join(outcomes[group]["failures"])

@@ -35,8 +35,15 @@ LONG_RUN = dict(iters_per_epoch=300, eval_interval=100)
 class Forked:
     """Replaces the watchdog's subprocess: forked instead of started."""
 
-    def __init__(self, faults: Faults, args: Sequence[str], env: dict[str, str]) -> None:
-        self.child = Child(args, lambda child: (os.environ.update(env), faults(child)))
+    def __init__(
+        self, faults: Faults, args: Sequence[str], env: dict[str, str], cwd: str, pass_fds: tuple[int, ...]
+    ) -> None:
+        """A forked process has the files of `pass_fds` open already."""
+        self.child = Child(args, lambda child: (os.environ.update(env), os.chdir(cwd), faults(child)))
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
 
     def __enter__(self) -> "Forked":
         return self
