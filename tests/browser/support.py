@@ -17,7 +17,7 @@ PHONE = dict(width=390, height=844)
 
 
 class Opened:
-    """A page in a browser context of its own, with what it reports on the console."""
+    """A page in its own browser context, with what it reports on the console."""
 
     def __init__(self, browser, address, width, height, dark, javascript, options):
         self.context = browser.new_context(

@@ -1,4 +1,4 @@
-"""The page of a run in a real browser: as a report, and live while the run goes on."""
+"""The page of a run in a real browser: as a report, and live while the run continues."""
 
 import json
 import os

@@ -185,7 +185,7 @@ def test_a_tracker_that_crashed_gets_a_second_chance_at_the_end(ended, fake_trac
     starts = fake_tracker("sys.exit(1)")
     assert ended(ReportingConfig(track=("wandb",), then="sleep 0"), 0) == 0
     assert starts()[:1] == ["wandb"]
-    assert "wandb has not got everything" in capfd.readouterr().err
+    assert "wandb is incomplete" in capfd.readouterr().err
 
 
 def test_a_tracker_that_hangs_delays_the_end_only_a_while(ended, fake_tracker, monkeypatch, capfd):

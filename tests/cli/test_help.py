@@ -11,6 +11,7 @@ import cli_reference
 import pytest
 
 from tiny_gpt.bootstrap import ROOT
+from tiny_gpt.cli.arguments import documentation
 from tiny_gpt.cli.main import COMMANDS
 
 # How the declaration of a section ends, whose fields are flags of their own.
@@ -37,6 +38,11 @@ def test_screens_fit_80_columns(help_of, name):
 
 def test_overview_fits_80_columns(command):
     assert max(map(len, command("tiny-gpt", "--help").out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summary_is_the_first_line_of_the_docstring(name):
+    assert documentation(COMMANDS[name].load()).splitlines()[0] == COMMANDS[name].summary
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -88,7 +94,19 @@ def test_import_of_the_program_is_light():
     """So that --help is fast: none of the packages that take long to import."""
     program = "import sys, tiny_gpt.cli.main; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    heavy = {"torch", "numpy", "numba", "pyarrow", "requests", "tokenizers", "safetensors", "psutil", "tqdm", "wakepy"}
+    heavy = {
+        "tyro",
+        "torch",
+        "numpy",
+        "numba",
+        "pyarrow",
+        "requests",
+        "tokenizers",
+        "safetensors",
+        "psutil",
+        "tqdm",
+        "wakepy",
+    }
     assert not heavy & set(done.stdout.split())
 
 

@@ -1,9 +1,12 @@
 """The planner's calibration, and the tokenizer of the recipe `auto`."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.planning.support import FIVE_MINUTES, make_planner, step_time
 from tiny_gpt.config import DataConfig
+from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.choose_tokenizer import auto_tokenizer
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
@@ -44,3 +47,16 @@ def test_auto_uses_characters_for_tiny_texts_only(tmp_path):
     path.write_text("a little text. " * 200)
     dataset = finish(prepare(DataConfig((str(path),), tokenizer="auto"), 8))
     assert dataset.tokenizer.to_dict()["type"] == "char"
+
+
+def test_a_night_has_teachers_and_students_and_given_numbers_stay():
+    planner, night = make_planner(), replace(RECIPES["auto"], train=replace(RECIPES["auto"].train, for_="6h"))
+    train = planner.plan(night)[0].train
+    assert train.teachers > 1 and train.students > 1 and train.first_share > 0
+    auto = tuple(name for name in night.train.auto if name != "students")
+    given = replace(night, train=replace(night.train, students=2, auto=auto))
+    assert planner.plan(given)[0].train.students == 2
+    alone = replace(night, data=replace(night.data, first=("none",)))
+    assert planner.plan(alone)[0].train.first_share == 0
+    five_minutes = replace(night, train=replace(night.train, for_="5m"))
+    assert planner.plan(five_minutes)[0].train.teachers == 0

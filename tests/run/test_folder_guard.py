@@ -46,7 +46,7 @@ def test_a_moved_folder_is_followed(config, monkeypatch, is_watched, tmp_path):
 
 
 def test_a_moved_run_cannot_be_resumed_while_it_trains(config, monkeypatch, tmp_path):
-    """Its lock moves with it; the other process is told so before it changes anything."""
+    """Its lock moves with it; the other process is refused before it changes anything."""
     place = tmp_path / "moved"
     refused = []
 

@@ -75,7 +75,7 @@ def test_openai_works_asynchronously(server):
             text = "".join([chunk.choices[0].text async for chunk in streamed])
             return [answer.choices[0].text for answer in await asyncio.gather(*asked)], text
 
-    # In a thread of its own: browser tests leave an event loop running in this one.
+    # In its own thread: browser tests leave an event loop running in this one.
     with ThreadPoolExecutor(1) as pool:
         texts, streamed = pool.submit(asyncio.run, ask_all()).result()
     assert texts == [server.alone("Once", seed, max_tokens=20) for seed in range(12)]

@@ -152,7 +152,7 @@ def test_a_client_that_reads_nothing_is_dropped(url, monkeypatch):
         n_bytes = 0
         while piece := connection.recv(1 << 20):
             n_bytes += len(piece)
-            assert n_bytes < 50_000_000, "the stream goes on"
+            assert n_bytes < 50_000_000, "the stream does not end"
 
 
 def test_a_key_is_asked_for_and_a_link_signs_in():

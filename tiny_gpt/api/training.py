@@ -33,7 +33,7 @@ def train(
 
     `hours` is how long; without it and without steps=, epochs=, tokens=, for_= or until=, five minutes. What you don't
     set is chosen as `tiny-gpt train` chooses it; `settings` are its flags with underscores: n_layer=4, out_dir="story".
-    Every call begins a run of its own, in runs/NAME unless out_dir says otherwise. All of it happens in this process,
+    Every call begins its own run, in runs/NAME unless out_dir says otherwise. All of it happens in this process,
     without a watchdog.
 
     Waits for the end and returns the run; Ctrl+C (in a notebook: interrupt) evaluates, saves and returns earlier. With

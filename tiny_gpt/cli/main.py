@@ -3,47 +3,63 @@
 Neither this nor `--help` imports torch or numpy.
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tiny_gpt import __version__
-from tiny_gpt.cli.arguments import documentation
-from tiny_gpt.cli.data import describe_data
-from tiny_gpt.cli.evaluate import evaluate
-from tiny_gpt.cli.export import export_model, import_model
-from tiny_gpt.cli.generate import generate
-from tiny_gpt.cli.measure import doctor, plan
-from tiny_gpt.cli.play import play
 from tiny_gpt.cli.process import Command, run_command
-from tiny_gpt.cli.report import report
-from tiny_gpt.cli.runs import runs
-from tiny_gpt.cli.serve import serve
-from tiny_gpt.cli.trackers import track
-from tiny_gpt.cli.train import resume, train
-from tiny_gpt.cli.watch import watch_run
 from tiny_gpt.errors import UsageError
 from tiny_gpt.ui.terminal import error
 
-# The first line of a function's docstring is its line in `tiny-gpt --help`.
-COMMANDS: dict[str, Command] = {
-    "plan": plan,
-    "train": train,
-    "resume": resume,
-    "runs": runs,
-    "watch": watch_run,
-    "report": report,
-    "track": track,
-    "generate": generate,
-    "play": play,
-    "serve": serve,
-    "data": describe_data,
-    "eval": evaluate,
-    "export": export_model,
-    "import": import_model,
-    "doctor": doctor,
+
+class CommandEntry(NamedTuple):
+    """Where a command is defined. Its module is imported when it is called, so that each starts quickly."""
+
+    module: str
+    function: str
+    summary: str
+    """Its line in `tiny-gpt --help`: the first of the function's docstring."""
+    is_unattended: bool = False
+    """Whether its result is not what it prints."""
+
+    def load(self) -> Command:
+        command: Command = getattr(importlib.import_module(f"tiny_gpt.cli.{self.module}"), self.function)
+        return command
+
+
+COMMANDS = {
+    "plan": CommandEntry("measure", "plan", "Predict a training run: model, time, memory, loss."),
+    "train": CommandEntry("train", "train", "Train a model on your text.", is_unattended=True),
+    "resume": CommandEntry("train", "resume", "Resume a stopped run or extend a finished one.", is_unattended=True),
+    "runs": CommandEntry("runs", "runs", "List, compare and remove runs."),
+    "watch": CommandEntry("watch", "watch_run", "Show a run in the browser, live."),
+    "report": CommandEntry("report", "report", "Write a run's page, with a verdict and charts, as one HTML file."),
+    "track": CommandEntry("trackers", "track", "Send a run to TensorBoard, Weights & Biases, Trackio or MLflow."),
+    "generate": CommandEntry("generate", "generate", "Generate text with a trained model."),
+    "play": CommandEntry("play", "play", "Write with a trained model in the browser and see how it thinks."),
+    "serve": CommandEntry(
+        "serve", "serve", "Serve models to other programs, in the form of OpenAI's API.", is_unattended=True
+    ),
+    "data": CommandEntry(
+        "data", "describe_data", "Show statistics of a text; `data list` shows the built-in datasets."
+    ),
+    "eval": CommandEntry("evaluate", "evaluate", "Score a model on a text, in bits per byte and other units."),
+    "export": CommandEntry(
+        "export",
+        "export_model",
+        "Write a model for other tools: transformers, llama.cpp, Ollama.",
+        is_unattended=True,
+    ),
+    "import": CommandEntry(
+        "export",
+        "import_model",
+        "Convert a GPT-2, Qwen3 or similar model from Hugging Face's format.",
+        is_unattended=True,
+    ),
+    "doctor": CommandEntry("measure", "doctor", "Check that this machine computes correctly and what it can do."),
 }
-# Commands whose result is not what they print.
-UNATTENDED = ("train", "resume", "export", "import", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tiny-gpt {__version__}")
         return 0
     if args and args[0] in COMMANDS:
-        return run_command(COMMANDS[args[0]], args[1:], needs_output=args[0] not in UNATTENDED)
+        entry = COMMANDS[args[0]]
+        return run_command(entry.load(), args[1:], needs_output=not entry.is_unattended)
     if args and args[0] not in ("-h", "--help"):
         error(f"tiny-gpt: unknown command {args[0]!r}; see tiny-gpt --help")
         return UsageError.exit_code
@@ -63,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def help_text() -> str:
     """What `tiny-gpt --help` prints: one line per command."""
-    lines = [f"  {name:<10} {documentation(command).splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {entry.summary}" for name, entry in COMMANDS.items()]
     return "\n".join(
         [
             "usage: tiny-gpt COMMAND [...]",

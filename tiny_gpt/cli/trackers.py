@@ -145,7 +145,7 @@ class TrackerProcesses:
                 continue
             log = _log_file(self._run_dir, name)
             if code:
-                error(f"{name} has not got everything: see {log}; {self._remedy(name)}")
+                error(f"{name} is incomplete: see {log}; {self._remedy(name)}")
             elif log.exists():
                 print(_view(name, self._run_dir))
 
@@ -154,7 +154,7 @@ class TrackerProcesses:
         environment = os.environ | {SINCE_VARIABLE: repr(self._since), "PYTHONPATH": path}
         command = [sys.executable, "-m", "tiny_gpt", "track", str(self._run_dir), "--to", name]
         try:
-            # In a session of its own: Ctrl+C and a closed terminal are for the training.
+            # In its own session: Ctrl+C and a closed terminal are for the training.
             self._processes[name] = subprocess.Popen(
                 command,
                 env=environment,

@@ -1,4 +1,4 @@
-"""`tiny-gpt watch`: the live page of a run; and `--watch`, the same beside a training, in a process of its own."""
+"""`tiny-gpt watch`: the live page of a run; and `--watch`, the same beside a training, in its own process."""
 
 import contextlib
 import os

@@ -64,7 +64,8 @@ class TrainConfig:
     """Models to train before the final one, which learns from the text and from their mean prediction.
     They share the length of the run. Worth it where one model cannot use all of the time: on small texts, overnight."""
     students: Annotated[int, OPTIONAL] = 1
-    """Models that learn from the teachers, one after the other, each also from those before. The best model is kept."""
+    """Models that learn from the teachers, one after the other, each also from the last ones before it.
+    The best model is kept."""
     teacher_weight: Annotated[float, OPTIONAL] = 0.7
     """How much the final model's targets follow its teachers; the rest is the text itself."""
     first_share: Annotated[float, OPTIONAL] = 0.0

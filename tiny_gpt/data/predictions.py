@@ -20,17 +20,17 @@ class Predictions:
     probabilities_PN: NDArray[np.float16]
     """Those of a position sum to 1; a position without a prediction has zeros only."""
     weight: float
-    """Of the predictions in the targets; the token that stands in the text has the rest."""
+    """Of the predictions in the targets; the token in the text has the rest."""
 
     def soft_targets(self, positions_BT: NDArray[np.int64], targets_BT: torch.Tensor) -> SoftTargets:
-        """The targets at `positions_BT`, where `targets_BT` stands in the text."""
+        """The targets at `positions_BT`, whose tokens in the text are `targets_BT`."""
         ids_BTN = torch.from_numpy(self.ids_PN[positions_BT].astype(np.int64))
         weights_BTN = torch.from_numpy(self.probabilities_PN[positions_BT].astype(np.float32)) * self.weight
         # In float16 they sum to 1 nearly.
         own_BT = 1 - weights_BTN.sum(-1)
         is_target_BTN = ids_BTN == targets_BT[..., None]
         weights_BTN += is_target_BTN * own_BT[..., None]
-        # A target that is not among the predictions gets an entry of its own.
+        # A target that is not among the predictions gets its own entry.
         is_missing_BT = ~is_target_BTN.any(-1)
         extra_ids_BT = torch.where(is_missing_BT, targets_BT, -1)
         extra_weights_BT = torch.where(is_missing_BT, own_BT, 0.0)

@@ -38,11 +38,11 @@ class Heartbeat:
                 signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
 
     def beat(self) -> None:
-        """Tell the parent that work goes on. From the first beat on, silence is a hang."""
+        """Tell the parent that work continues. From the first beat on, silence is a hang."""
         self._words[BEATS] += 1
 
     def prepare(self) -> None:
-        """Tell the parent that the preparation of the run goes on."""
+        """Tell the parent that the preparation makes progress."""
         self._words[PREPARATION] += 1
 
     def leave(self, exit_code: int) -> None:

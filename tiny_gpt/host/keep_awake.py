@@ -60,7 +60,7 @@ class KeepAwake:
 
 
 class _Hold:
-    """One period of keeping awake, in a thread of its own: wakepy must be entered and left in the same thread, and a
+    """One period of keeping awake, in its own thread: wakepy must be entered and left in the same thread, and a
     desktop may never answer."""
 
     def __init__(self) -> None:

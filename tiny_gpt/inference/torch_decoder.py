@@ -52,7 +52,7 @@ class TorchDecoder:
 
 
 class TorchBatchDecoder:
-    """See `decoder.BatchDecoder`. Each text has a decoder of its own: texts take turns, which is as exact as one alone
+    """See `decoder.BatchDecoder`. Each text has its own decoder: texts take turns, which is as exact as one alone
     but no faster for several."""
 
     def __init__(self, model: GPT, n_texts: int) -> None:

@@ -225,7 +225,7 @@ class ThreadPool:
         if n_threads not in self._teams:
             with self._lock:
                 self._teams.setdefault(n_threads, _Team(self, n_threads))
-                # A member may wait for all others of its team, so each needs a thread of its own.
+                # A member may wait for all others of its team, so each needs its own thread.
                 self._start_threads(sum(n - 1 for n in self._teams))
         self._teams[n_threads].run(kernel)
 
@@ -285,7 +285,7 @@ class _Team:
                 _post_job(self._counters, kernel.id)
             finally:
                 # Ctrl+C may interrupt right after the job was posted. Threads that have begun it wait at its barriers,
-                # so the caller does its part before the exception goes on.
+                # so the caller does its part before the exception propagates.
                 if _n_jobs(self._counters) != n_jobs:
                     self._fill_seats(n_jobs + 1)
                     kernel.run((0, self._n_threads, self._counters), *kernel.arguments)

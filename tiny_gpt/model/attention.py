@@ -6,7 +6,7 @@
 - torch's scaled_dot_product_attention never stores the (T, T) weights (FlashAttention, arXiv 2205.14135). It is used on
   GPUs, and on a CPU where no gradients are needed.
 - Training on a CPU, its backward pass is slow, and with dropout it is not used at all (torch falls back to the
-  definition). There, `_ExplicitAttention` stores the weights and has a backward pass of its own.
+  definition). There, `_ExplicitAttention` stores the weights and has its own backward pass.
 
 The `fused` backend does not come here: kernels/training/attention.py is its own, faster version.
 """

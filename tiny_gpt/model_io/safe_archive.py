@@ -26,7 +26,7 @@ _ZIP64_LOCATOR = struct.Struct("<4sLQL")
 _ZIP64_END = struct.Struct("<4sQ2H2L4Q")
 
 _HAS_DATA_DESCRIPTOR, _NAME_IS_UTF8 = 0x0008, 0x0800  # the two flags that torch.save sets
-_SEE_ZIP64_16, _SEE_ZIP64_32 = 0xFFFF, 0xFFFFFFFF  # the value is too large for this field and stands in a zip64 one
+_SEE_ZIP64_16, _SEE_ZIP64_32 = 0xFFFF, 0xFFFFFFFF  # the value is too large for this field: see the zip64 one
 _MAX_DATA_DESCRIPTOR_BYTES = 24  # after a member's content, its size and checksum again
 
 

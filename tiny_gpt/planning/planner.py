@@ -3,6 +3,7 @@
 measure_machine_and_text -> Planner -> plan(config) -> complete config, Plan
 """
 
+import bisect
 import time
 from collections.abc import Generator
 from dataclasses import asdict, replace
@@ -94,19 +95,18 @@ class Planner(NamedTuple):
 
     def _with_teachers(self, config: RunConfig) -> RunConfig:
         """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
-        best = self._complete(_with_train(config, teachers=0, students=1))
-        for n_teachers in range(1, MAX_TEACHERS + 1):
-            candidate = self._complete(_with_train(config, teachers=n_teachers, students=1))
-            if self._stage_epochs(candidate) < MIN_TEACHER_EPOCHS:
-                return best
-            best = candidate
-        # More time than so many teachers can use goes to further students.
-        for n_students in range(2, MAX_STUDENTS + 1):
-            candidate = self._complete(_with_train(config, teachers=MAX_TEACHERS, students=n_students))
-            if self._stage_epochs(candidate) < MIN_TEACHER_EPOCHS:
-                break
-            best = candidate
-        return best
+
+        def has_time(teachers: int, students: int) -> bool:
+            candidate = self._complete(_with_train(config, teachers=teachers, students=students))
+            return self._stage_epochs(candidate) >= MIN_TEACHER_EPOCHS
+
+        # The more models, the less time for each, so both numbers can be bisected.
+        is_open = "students" in config.train.auto
+        students = 1 if is_open else config.train.students
+        teachers = bisect.bisect(range(1, MAX_TEACHERS + 1), False, key=lambda n: not has_time(n, students))
+        if teachers == MAX_TEACHERS and is_open:  # more time than these can use goes to further students
+            students += bisect.bisect(range(2, MAX_STUDENTS + 1), False, key=lambda n: not has_time(teachers, n))
+        return self._complete(_with_train(config, teachers=teachers, students=students))
 
     def _stage_epochs(self, config: RunConfig) -> float:
         """Passes over the text in the time of a teacher from random weights, or of the only stage."""

@@ -18,7 +18,7 @@ def copy_index(run_folder: Path) -> CopyIndex | None:
 
 
 def copied_passages(index: CopyIndex, text: str) -> list[dict[str, int]]:
-    """{"start", "end", "line"} of each passage of `text` that stands in the training text.
+    """{"start", "end", "line"} of each passage of `text` that occurs in the training text.
 
     Places count as JavaScript counts characters (UTF-16 units); the line is the training text's, from 1 on.
     """

@@ -1,6 +1,6 @@
 """What a run does when its folder is moved, deleted or replaced while it trains: there is never a second writer.
 
-- Moved: the present state is saved in the new place, and training goes on from there in a new process.
+- Moved: the present state is saved in the new place, and training continues from there in a new process.
 - Deleted: the folder is made and locked again, and everything is saved again.
 - Replaced by another folder: if that is the run's own, as on a disk that was plugged in again, it is locked and used;
   otherwise nothing more is written.

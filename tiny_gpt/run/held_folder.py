@@ -39,7 +39,7 @@ class HeldFolder:
                 return "in place"
         except OSError as failure:
             if failure.errno not in (errno.ENOENT, errno.ENOTDIR):
-                return "in place"  # it cannot be told just now; saving tells what is wrong
+                return "in place"  # unknown at the moment; saving reports what is wrong
             if self.new_path() is not None:
                 return "moved"
             return "deleted" if self._is_deleted() else "out of reach"

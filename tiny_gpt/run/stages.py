@@ -36,6 +36,9 @@ from tiny_gpt.training.stages import (
 
 # A stage that got less of its length than this was cut short, with a learning rate that is still high.
 MIN_COMPLETE = 0.9
+# A student learns from this many of those before it, so that predicting the text with all of them takes less time than
+# training it.
+N_LAST_STUDENTS = 4
 # Between the seeds of two teachers; far more than users try.
 SEED_STEP = 100_003
 
@@ -173,11 +176,10 @@ class StageRunner:
     def _save(self, stage: Stage) -> None:
         last = self.state.history[-1]
         progress = Progress(last.step, last.epoch, last.train_loss, last.val_loss, last.val_bits_per_byte)
-        folder = self.out_dir / TEACHERS_FOLDER
         path = {
             "pretraining": self.out_dir / PRETRAINED_FILE,
             "teacher": self._teacher_path(stage.number),
-            "student": folder / f"student-{stage.number}.pt",
+            "student": self._student_path(stage.number),
         }[stage.kind]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(path, self.state.model, self.dataset.tokenizer, self.config, progress)
@@ -185,10 +187,14 @@ class StageRunner:
     def _teacher_path(self, number: int) -> Path:
         return self.out_dir / TEACHERS_FOLDER / f"{number}.pt"
 
+    def _student_path(self, number: int) -> Path:
+        return self.out_dir / TEACHERS_FOLDER / f"student-{number}.pt"
+
     def _teacher_paths(self) -> list[Path]:
-        """Of all models that the present stage learns from: the teachers, and the students before it."""
+        """Of the models that the present stage learns from: the teachers, and the last students before it."""
         paths = [self._teacher_path(number) for number in range(1, self.config.train.teachers + 1)]
-        paths += [self.out_dir / TEACHERS_FOLDER / f"student-{number}.pt" for number in range(1, self.stage.number)]
+        last_students = range(max(1, self.stage.number - N_LAST_STUDENTS), self.stage.number)
+        paths += [self._student_path(number) for number in last_students]
         return [path for path in paths if path.exists()]
 
     def _teachers(self) -> Iterator[GPT]:

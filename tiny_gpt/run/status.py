@@ -1,7 +1,7 @@
 """status.json: what the process that trains a run last said of it, so that others can see whether it is still there.
 
 Who reads it compares the process id and its start with the processes of this machine: a process that was killed can no
-longer say so. The file says nothing that resuming needs.
+longer say so. Resuming does not need the file.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """A conversation as one prompt. Models trained here continue text; they know no roles. So there are two plain forms:
 
 - text: the turns write one text together. A user's turn begins on a new line, unless it begins with white space or the
-  text so far ends in it; the model continues right where the last turn ends. A system message stands at the beginning,
+  text so far ends in it; the model continues right where the last turn ends. A system message comes first,
   followed by an empty line.
 - dialogue: for models of dialogues. Each turn is a paragraph that begins with its speaker, and the model writes the
   one after "Assistant:", up to the next "User:".

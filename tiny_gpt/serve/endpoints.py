@@ -1,4 +1,4 @@
-"""The server's addresses: what comes in, what goes out, and who is told when a text has grown."""
+"""The server's addresses: what comes in, what goes out, and who is notified when a text has grown."""
 
 import asyncio
 import contextlib

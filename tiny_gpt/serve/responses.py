@@ -76,7 +76,7 @@ class Answer:
         finish_reason, written = text.finish_reason, text.text.text
         if sent.is_complete or not (prompt.is_read or finish_reason):
             return
-        # A token is told of with the text that it completes.
+        # A token is reported with the text that it completes.
         n_tokens = sent.n_tokens
         while n_tokens < len(text.tokens) and (
             text.tokens[n_tokens].offset < len(written) or (finish_reason and not text.text.is_stopped)

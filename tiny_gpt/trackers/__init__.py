@@ -1,6 +1,6 @@
 """Copies a run into the trackers that people already use: TensorBoard, Weights & Biases, Trackio, MLflow.
 
-A tracker never runs in the training process. It gets a process of its own that follows the files of the run's folder,
+A tracker never runs in the training process. It gets its own process that follows the files of the run's folder,
 so one that fails or hangs cannot slow or end a training, and what it missed is sent later.
 
 Quantities have the names of metrics.jsonl in every tracker. The files of each tracker are in the run's `trackers/`:

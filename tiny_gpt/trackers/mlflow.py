@@ -45,7 +45,7 @@ class MLflow:
         self._client.log_text(self._run_id, text, f"samples/step-{step:08}.txt")
 
     def roll_back(self, step: int) -> None:
-        """MLflow keeps what it has got; the rows of the new course come beside it."""
+        """MLflow keeps the rows that it has; those after the rollback are added."""
 
     def flush(self) -> None:
         """Each call has written already."""

@@ -39,7 +39,7 @@ class Trackio:
         trackio.log({"sample": trackio.Markdown("".join(f"    {line}\n" for line in text.splitlines()))}, step=step)
 
     def roll_back(self, step: int) -> None:
-        """Trackio keeps what it has got; the rows of the new course come beside it."""
+        """Trackio keeps the rows that it has; those after the rollback are added."""
 
     def flush(self) -> None:
         time.sleep(WRITING_S)

@@ -55,10 +55,10 @@ class Wandb:
         self._run.log({"step": step, "time": at, "sample": wandb.Html(page)})
 
     def roll_back(self, step: int) -> None:
-        """wandb keeps what it has got; the rows of the new course come beside it."""
+        """wandb keeps the rows that it has; those after the rollback are added."""
 
     def flush(self) -> None:
-        """wandb writes to the disk from a process of its own, which outlives this one."""
+        """wandb writes to the disk from its own process, which outlives this one."""
 
     def finish(self, state: TrackedState, results: dict[str, float]) -> None:
         self._run.summary.update({f"best/{name}": value for name, value in results.items()})

@@ -9,11 +9,11 @@ A model that reads a small text more than about twenty times overfits, so more t
 - student: a model that learns from the text and from its teachers' mean prediction at each token (distillation,
   arXiv 1503.02531). One model keeps most of the ensemble's gain (arXiv 2509.14786), and stays one ordinary model. It
   starts from the pretraining if that helped the first teacher. With yet more time there are several students, each of
-  which also learns from those before.
+  which also learns from the last ones before it.
 
 All stages are one run: one sequence of steps, one time budget, one validation text, and the best model of any stage is
 the best model of the run. A stage is a range of the run's progress. Within it the learning rate warms up and decays as
-in a run of its own. Pure functions; run/stages.py carries them out. Figures: docs/log/stages.md.
+in its own run. Pure functions; run/stages.py carries them out. Figures: docs/log/stages.md.
 """
 
 from dataclasses import dataclass, replace

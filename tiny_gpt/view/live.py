@@ -107,7 +107,7 @@ class LiveRun:
         yield "settings", settings_part(view)
 
     def _find_training_text(self) -> None:
-        """Prepare what takes seconds: in a thread of its own, once."""
+        """Prepare what takes seconds: in its own thread, once."""
         try:
             with self._lock:
                 view = self._folder.view()
@@ -119,7 +119,7 @@ class LiveRun:
             if view.facts is None:
                 write_text_facts(self._path, compute_text_facts(dataset, index))
             self._search = CopySearch(index)
-        except Exception as failure:  # whatever the cache holds: the page goes on without
+        except Exception as failure:  # whatever the cache holds: the page works without it
             self._reason = f"The training text could not be searched ({type(failure).__name__})."
 
 

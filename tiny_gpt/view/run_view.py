@@ -144,7 +144,7 @@ class RunView:
         return max(last, float(self.status.step)) if self.status and not self.is_over else last
 
     def fact(self, name: str) -> float:
-        """A number that the run's process or its checkpoint told; 0 if neither did."""
+        """A number that the run's process or its checkpoint recorded; 0 if neither did."""
         for source in (self.status.facts if self.status else {}, self.checkpoint.data if self.checkpoint else {}):
             value = source.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18:
@@ -152,7 +152,7 @@ class RunView:
         return 0.0
 
     def words(self, name: str) -> str:
-        """A text, or list of texts, that the run's process told; "" if it did not."""
+        """A text, or list of texts, that the run's process recorded; "" if it did not."""
         value = self.status.facts.get(name) if self.status else None
         if isinstance(value, list):
             return ", ".join(str(each) for each in value)[:500]

@@ -4,8 +4,9 @@ A reader is a function (raw bytes, ReadContext) -> iterator of documents. A docu
 so that a file of any size is read in constant memory. All text that a reader yields is valid Unicode without zero bytes
 and byte order marks, and its lines end with LF.
 
-One rule for all readers: whatever is not found, not decoded, not a record or not of the row's length is counted with
-`skip`, whatever is replaced or dropped within a text with `change`, and both are told with the first place of each.
+One rule for all readers: what is missing, cannot be decoded, is not a record or has the wrong number of fields is
+counted with `skip`; what is replaced or dropped within a text, with `change`. Both are reported with the first place
+of each.
 """
 
 import codecs
@@ -83,7 +84,7 @@ class ReadContext:
         self._count(self.skipped, reason, n, where)
 
     def change(self, reason: str, n: int = 1, where: str = "") -> None:
-        """Count something that is read otherwise than it stands in the file."""
+        """Count something that is not read as it is in the file."""
         self._count(self.changed, reason, n, where)
 
     def unreadable(self, reason: str, code: str, detail: str = "", remedy: str = "") -> "UnreadableError":

@@ -39,12 +39,7 @@ def cross_entropy(tasks, logits_RV, targets_R, first_target, losses_R, scale):
     while task >= 0:
         first, end = task_rows(task, LOGIT_ROWS, n_rows)
         for row in range(first, end):
-            # log2(sum of 2^x) with the largest x taken out: exponentials are at most 1, and one is exactly 1.
-            largest = _largest(logits_RV, row, n_logits, lanes) * LOG2_E
-            total = _F(0.0)
-            for v in range(n_logits):
-                total += exp2(to_f32(logits_RV[row, v]) * LOG2_E - largest)
-            logsum = largest + _F(math.log2(total))
+            logsum = _logsum(logits_RV, row, n_logits, lanes)
             # Back to nats by ln 2.
             target = targets_R[first_target + row]
             losses_R[first_target + row] = _F(0.0)
@@ -66,11 +61,7 @@ def soft_cross_entropy(tasks, logits_RV, ids_RN, weights_RN, first_target, losse
     while task >= 0:
         first, end = task_rows(task, LOGIT_ROWS, n_rows)
         for row in range(first, end):
-            largest = _largest(logits_RV, row, n_logits, lanes) * LOG2_E
-            total = _F(0.0)
-            for v in range(n_logits):
-                total += exp2(to_f32(logits_RV[row, v]) * LOG2_E - largest)
-            logsum = largest + _F(math.log2(total))
+            logsum = _logsum(logits_RV, row, n_logits, lanes)
             # Before the logits are overwritten by gradients.
             loss = logsum * LN_2
             for n in range(n_targets):
@@ -101,6 +92,17 @@ def _logits_to_gradients(logits_RV, row, n_logits, target, logsum, scale):
         logits_RV[row, v] = cast_like(logits_RV, probability * factor)
     if target >= 0:
         logits_RV[row, _U(target)] = cast_like(logits_RV, (target_probability - _F(1.0)) * factor)
+
+
+@compiled_reassoc
+def _logsum(logits_RV, row, n_logits, lanes):
+    """log2(sum of 2^x) over a row, x = logit * log2(e)."""
+    # With the largest x taken out, exponentials are at most 1, and one is exactly 1.
+    largest = _largest(logits_RV, row, n_logits, lanes) * LOG2_E
+    total = _F(0.0)
+    for v in range(n_logits):
+        total += exp2(to_f32(logits_RV[row, v]) * LOG2_E - largest)
+    return largest + _F(math.log2(total))
 
 
 @compiled_reassoc

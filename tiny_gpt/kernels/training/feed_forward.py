@@ -42,7 +42,7 @@ def gelu_backward(tasks, hidden_RF, bias_F, grad_RF, grad_bias_PF):
     n_rows, width = _U(hidden_RF.shape[0]), _U(hidden_RF.shape[1])
     task = first_task(tasks)
     while task >= 0:
-        # Each task has a row of its own to add into, so that the sum does not depend on the number of threads.
+        # Each task has its own row to add into, so that the sum does not depend on the number of threads.
         for i in range(width):
             grad_bias_PF[task, i] = _F(0.0)
         first, end = task_rows(task, ACTIVATION_ROWS, n_rows)

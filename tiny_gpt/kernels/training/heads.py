@@ -36,7 +36,7 @@ class Rope(NamedTuple):
 
 
 class HeadSlice(NamedTuple):
-    """Where one head's numbers stand in an array with a row per token: all unsigned."""
+    """Where one head's numbers are in an array with a row per token: all unsigned."""
 
     first_row: np.uint64
     n_rows: np.uint64
@@ -45,7 +45,7 @@ class HeadSlice(NamedTuple):
 
 
 class Head(NamedTuple):
-    """One head of one block, and where its numbers stand in `qkv`."""
+    """One head of one block, and where its numbers are in `qkv`."""
 
     number: np.uint64
     """Among all heads of all blocks; selects the stream of dropout's random bits."""

@@ -189,7 +189,7 @@ class ForwardBackward:
         norm, output, dropout, state = self._streams.pop()
         weight_D, norm_bias_D, _ = self._norm(norm)
         grad_product_RD = None if output is None else torch.empty_like(grad_normed_RD)
-        # Each task of the kernel has a row of its own for what it sums over its rows.
+        # Each task of the kernel has its own row for what it sums over its rows.
         has_bias = f"{output}.bias" in self.parameters
         grad_weight_PD, grad_norm_bias_PD, grad_bias_PD = (
             self._partial_sums(grad_x_RD, residual.STREAM_ROWS) if exists else None

@@ -9,7 +9,7 @@ from tiny_gpt.kernels.threads import ThreadPool
 
 
 def _flush_denormals() -> None:
-    """As device.configure_torch does for the main thread: each thread has a setting of its own."""
+    """As device.configure_torch does for the main thread: each thread has its own setting."""
     torch.set_flush_denormal(True)
 
 

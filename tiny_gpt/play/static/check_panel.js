@@ -1,4 +1,4 @@
-// The panel "Check": how well the model predicts a text, and which spans of it stand in the training text.
+// The panel "Check": how well the model predicts a text, and which spans of it occur in the training text.
 
 import { postJson } from "./api.js";
 import { byId, element, number } from "./dom.js";
@@ -54,9 +54,9 @@ export class CheckPanel {
     if (!this.hasTrainingText) {
       return "The training text is not on this computer, so copied passages cannot be shown.";
     }
-    if (copied.length === 0) return "No longer passage of it stands in the training text.";
+    if (copied.length === 0) return "No longer passage of it occurs in the training text.";
     const n = copied.reduce((all, span) => all + span.end - span.start, 0);
-    return `${Math.round((100 * n) / text.length)}% of it stands in the training text (underlined).`;
+    return `${Math.round((100 * n) / text.length)}% of it occurs in the training text (underlined).`;
   }
 }
 

@@ -21,7 +21,7 @@ export class NextPanel {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
-  // `context` is the text before the place, `chosen` the id of the token that stands there, if any.
+  // `context` is the text before the place, `chosen` the id of the token there, if any.
   show(summary, context, chosen = null) {
     this.summary = summary;
     this.chosen = chosen;

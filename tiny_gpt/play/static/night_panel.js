@@ -9,7 +9,7 @@ const MAX_TOKENS = 120;
 const PAUSE_MS = 900;
 
 export class NightPanel {
-  // `prompt()` gives the text to continue; `onUse(snapshot)` is told which model the notebook shall use.
+  // `prompt()` gives the text to continue; `onUse(snapshot)` gets the model that the notebook should use.
   constructor(vocabulary, snapshots, settings, prompt, onUse) {
     Object.assign(this, { vocabulary, snapshots, settings, prompt, onUse });
     this.texts = new Map();

@@ -41,7 +41,7 @@ export class Settings {
     return this.#whole("seed");
   }
 
-  // The seed of the next text: the one in the field, or a new one that then stands there.
+  // The seed of the next text: the one in the field, or a new one that is then shown there.
   takeSeed() {
     if (byId("new_seed").checked) byId("seed").value = Math.floor(Math.random() * MAX_SEED);
     this.#changed();
