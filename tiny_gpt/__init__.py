@@ -2,7 +2,7 @@
 
 In a Python program or a notebook:
 
->>> run = tiny_gpt.train("my_book.txt", hours=1)    # tiny_gpt.plan(...) says beforehand what comes of it
+>>> run = tiny_gpt.train("my_book.txt", hours=1)    # tiny_gpt.plan(...) predicts the result
 >>> run.best_model.generate("Once")
 >>> tiny_gpt.load("runs/my_book").generate("Once")  # any trained model
 >>> tiny_gpt.Run("my_book").metrics["val_loss"]     # any run
