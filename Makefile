@@ -42,6 +42,7 @@ bench:
 faults:
 	@$(SETUP) test
 	$(VENV_PYTHON) -m tests.faults
+	$(VENV_PYTHON) -m tests.data.readers.fuzz 20000
 
 # The former name.
 torture: faults

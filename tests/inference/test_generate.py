@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
@@ -31,6 +32,7 @@ from tests.inference.support import (
 from tiny_gpt.config import SampleConfig
 from tiny_gpt.inference.engine import Engine, engine_for
 from tiny_gpt.inference.generate import stream, write
+from tiny_gpt.inference.prompts import fitting_prompt
 from tiny_gpt.inference.sampling import keep_min_p, keep_top_k, keep_top_p, penalize, sample
 from tiny_gpt.inference.torch_decoder import TorchDecoder
 from tiny_gpt.kernels.decoding.decoder import MAX_ROWS
@@ -38,6 +40,7 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.stored_model import Progress
 from tiny_gpt.tokenizer.base import ByteTokenizer, CharTokenizer, Tokenizer
+from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
 GREEDY = SampleConfig(temperature=0.0)
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -342,3 +345,81 @@ def test_pieces_come_while_the_model_still_writes() -> None:
     tokenizer = CharTokenizer()
     pieces = stream(writer(random_model("gpt2"), tokenizer), replace(GREEDY, max_tokens=10**9), seed=0)
     assert len("".join(itertools.islice(pieces, 5))) >= 5
+
+
+# --- prompts ---
+
+
+class Recorder:
+    """A decoder that records the prompt, and wants the tokens of a script in turn."""
+
+    def __init__(self, vocab_size: int, wanted: list[int]) -> None:
+        self.prompt_ids: list[int] = []
+        self._vocab_size, self._wanted = vocab_size, iter(wanted)
+
+    def read(self, ids: list[int], n_more: int) -> NDArray[np.float32]:
+        self.prompt_ids = list(ids)
+        return self._logits()
+
+    def step(self, ids: list[int], rows: list[int]) -> NDArray[np.float32]:
+        return np.stack([self._logits() for _ in rows])
+
+    def _logits(self) -> NDArray[np.float32]:
+        logits_V = np.zeros(self._vocab_size, dtype=np.float32)
+        logits_V[next(self._wanted)] = 9
+        logits_V[:8] = 5  # the second choice: some byte
+        return logits_V
+
+
+TALE = "The lobster saw the other lobster, and the lobster went to the sea.\n" * 9
+
+
+def written_by(tokenizer: Tokenizer, prompt: str, wanted: list[int], **settings: Any) -> tuple[str, list[int]]:
+    """(text, the ids that the decoder read) for a model that wants certain tokens."""
+    recorder = Recorder(tokenizer.vocab_size, wanted)
+    engine = replace(writer(random_model("gpt2")), tokenizer=tokenizer)
+    config = replace(GREEDY, prompt=prompt, max_tokens=len(wanted), **settings)
+    (text,) = list(write(engine, config, [0], recorder))[-1]  # type: ignore[arg-type]
+    return text.text, recorder.prompt_ids
+
+
+def test_blank_at_the_end_of_a_prompt_is_written_anew_with_the_next_word() -> None:
+    bpe = BpeTokenizer.train([TALE], 300)
+    (word,) = bpe.encode(" lobster").tolist()
+    text, read = written_by(bpe, "saw the ", [word, word])
+    assert read == bpe.encode("saw the").tolist() and text == "lobster lobster"
+    text, read = written_by(bpe, "saw the", [word, word])
+    assert read == bpe.encode("saw the").tolist() and text == " lobster lobster"
+    comma = bpe.encode(",").tolist()
+    text, _ = written_by(bpe, "saw the ", [*comma, word])  # does not fit: the likeliest token that does comes first
+    assert not text.startswith(",")
+
+
+def test_blank_stays_where_no_token_goes_on_from_it() -> None:
+    text, read = written_by(ByteTokenizer(), "saw the ", [ord("l"), ord("o")])
+    assert read == list(b"saw the ") and text == "lo"
+
+
+def test_prompt_and_stop_are_treated_as_the_text_was() -> None:
+    bpe = BpeTokenizer.train([TALE], 300)
+    _, read = written_by(bpe, "\ufeffthe sea.\r\nThe", [0])
+    assert read == bpe.encode("the sea.\nThe").tolist()
+    newline = bpe.encode("\n").tolist()
+    text, _ = written_by(bpe, "the", [*bpe.encode(" sea.").tolist(), *newline, *newline], stop=("\r\n",))
+    assert text == " sea."
+
+
+def test_default_prompt_is_left_out_where_the_text_has_no_such_word() -> None:
+    chinese = BpeTokenizer.train(["猫坐在垫子上。" * 50], 300)
+    assert fitting_prompt(SampleConfig(), chinese).prompt == ""
+    assert fitting_prompt(SampleConfig(prompt="猫"), chinese).prompt == "猫"
+    assert fitting_prompt(SampleConfig(), BpeTokenizer.train([TALE], 300)).prompt == "The"
+
+
+def test_token_that_ends_a_text_elsewhere_ends_it_here() -> None:
+    library = tokenizers.Tokenizer.from_str(BpeTokenizer.train([TALE], 300).to_dict()["tokenizer_json"])
+    library.add_special_tokens(["<|endoftext|>"])
+    bpe = BpeTokenizer.from_dict({"tokenizer_json": library.to_str()})
+    (end,) = bpe.end_ids
+    text, _ = written_by(bpe, "the", [*bpe.encode(" sea").tolist(), end, end])
+    assert text == " sea"

@@ -5,6 +5,7 @@ Standard output gets the text alone (or JSON), so that it can be piped; everythi
 
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,10 +94,18 @@ def print_samples(path: Path, config: SampleConfig, output: OutputConfig) -> int
     """Print `config.num_samples` samples of the model at `path`, or one for each line typed. Returns the exit code."""
     from tiny_gpt.inference.engine import open_engine
     from tiny_gpt.inference.generate import write
+    from tiny_gpt.inference.prompts import fitting_prompt
 
     if output.prompt_file:
         config = replace(config, prompt=read_prompt(output.prompt_file))
     engine = open_engine(path, config.device)
+    if not output.prompt_file:
+        config = fitting_prompt(config, engine.tokenizer)
+    config = replace(config, stop=tuple(map(unescaped, config.stop)))
+    if "\\n" in config.prompt and not output.prompt_file:
+        error(
+            "(\\n in --prompt is a backslash and an n; for a line end use --prompt-file, or $'...\\n' in bash and zsh)"
+        )
     if engine.must_compile:
         error("(compiling the decoder for this CPU: takes some seconds, only once)")
     seed = config.seed
@@ -115,6 +124,11 @@ def print_samples(path: Path, config: SampleConfig, output: OutputConfig) -> int
         else:
             _print_batch(config, batch, not output.no_stream, start)
     return 0
+
+
+def unescaped(stop: str) -> str:
+    """A stop text with what a shell does not pass on written out: \\n is a line end, \\t a tab, \\\\ a backslash."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], stop)
 
 
 def read_prompt(name: str) -> str:

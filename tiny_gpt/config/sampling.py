@@ -29,7 +29,7 @@ class SampleConfig:
     repetition_penalty: float = 1.0
     """Above 1, tokens that already occur in the text become less likely."""
     stop: Annotated[tuple[str, ...], arg(metavar="TEXT ..."), OPTIONAL] = ()
-    """Stop before any of these texts would appear."""
+    """Stop before any of these texts would appear; \\n is a line end, \\t a tab."""
     num_samples: int = 3
     """Number of samples. Each has the seed of the one before plus 1."""
     seed: Annotated[int | None, arg(metavar="INT"), OPTIONAL] = None

@@ -9,12 +9,10 @@ import numpy as np
 from tiny_gpt.config import SampleConfig
 from tiny_gpt.inference.decoder import Decoder
 from tiny_gpt.inference.engine import Engine
+from tiny_gpt.inference.prompts import PendingTokens, as_text, encode_prompt
 from tiny_gpt.inference.sampling import sample
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.tokenizer.byte_char import UTF8_ERRORS
-
-# What an empty prompt starts from: the beginning of a line.
-START = "\n"
 
 
 @dataclass
@@ -31,7 +29,9 @@ class Text:
     n_tokens: int = 0
     is_done: bool = False
     is_stopped: bool = False
-    """Whether a stop text ended it; that is left out."""
+    """Whether a stop text, or the token with which an imported model ends a text, ended it; that is left out."""
+    pending: bytes = b""
+    """The end of the prompt that is still to be written anew; no part of `text`."""
     _held: str = ""
     _n_taken: int = 0
     _decoder: codecs.IncrementalDecoder = field(
@@ -45,7 +45,13 @@ class Text:
         """Take one more token; `text` grows by what it completes."""
         self.ids.append(token_id)
         self.n_tokens += 1
-        self._held += self._decoder.decode(self.tokenizer.decode_bytes([token_id]), final=is_last)
+        if token_id in self.tokenizer.end_ids:
+            self.text, self._held = self.text + self._held, ""
+            self.is_done = self.is_stopped = True
+            return
+        written = self.tokenizer.decode_bytes([token_id])
+        written, self.pending = written[len(self.pending) :], self.pending[len(written) :]
+        self._held += self._decoder.decode(written, final=is_last)
         places = [place for place in (self._held.find(stop) for stop in self.stop) if place >= 0]
         if places:
             self.text += self._held[: min(places)]
@@ -81,16 +87,27 @@ def write(
     A text depends on its own seed alone, not on the others (on a CPU with numba to the last token; elsewhere a number
     may round otherwise).
     """
-    yield from continue_ids(writer, config, writer.tokenizer.encode(config.prompt or START).tolist(), seeds, decoder)
+    prompt = encode_prompt(writer.tokenizer, config.prompt)
+    yield from continue_ids(writer, config, prompt.ids, seeds, decoder, prompt.pending)
 
 
 def continue_ids(
-    writer: Engine, config: SampleConfig, ids: Sequence[int], seeds: Sequence[int], decoder: Decoder | None = None
+    writer: Engine,
+    config: SampleConfig,
+    ids: Sequence[int],
+    seeds: Sequence[int],
+    decoder: Decoder | None = None,
+    pending: bytes = b"",
 ) -> Iterator[list[Text]]:
-    """The same for a prompt that is already encoded, of at least one token; `config.prompt` is not used."""
+    """The same for a prompt that is already encoded, of at least one token; `config.prompt` is not used.
+
+    `pending`: the end of the prompt that is to be written anew (prompts.py).
+    """
     block_size = writer.config.block_size
     prompt_ids = list(ids[-block_size:])
-    texts = [Text(seed, config.stop, writer.tokenizer, prompt_ids.copy()) for seed in seeds]
+    stop = tuple(map(as_text, config.stop))
+    texts = [Text(seed, stop, writer.tokenizer, prompt_ids.copy(), pending=pending) for seed in seeds]
+    fitting = PendingTokens(writer.tokenizer) if pending else None
     decoder = decoder or writer.make_decoder(len(texts), config.precision)
     logits_V = decoder.read(prompt_ids, config.max_tokens)
     logits = np.broadcast_to(logits_V, (len(texts), len(logits_V)))
@@ -98,7 +115,8 @@ def continue_ids(
     for n_left in range(config.max_tokens, 0, -1):
         for row, number in enumerate(growing):
             text = texts[number]
-            next_id = sample(logits[row], config, text.ids[-block_size:], text.generator)
+            text_logits = fitting.masked(logits[row], text.pending) if fitting and text.pending else logits[row]
+            next_id = sample(text_logits, config, text.ids[-block_size:], text.generator)
             text.add(next_id, is_last=n_left == 1)
         yield texts
         growing = [number for number in growing if not texts[number].is_done]

@@ -12,7 +12,8 @@ from tiny_gpt.config import SampleConfig
 from tiny_gpt.evaluation import IGNORED, FixedWindows, bits_per_byte
 from tiny_gpt.inference.decoder import Decoder
 from tiny_gpt.inference.engine import Engine
-from tiny_gpt.inference.generate import START, continue_ids
+from tiny_gpt.inference.generate import continue_ids
+from tiny_gpt.inference.prompts import START, as_text
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.play.next_token import summarize_logits, surprise_bits
@@ -68,7 +69,7 @@ def written_tokens(
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids that `tiny-gpt generate` starts from."""
-    ids: list[int] = tokenizer.encode(text or START).tolist()
+    ids: list[int] = tokenizer.encode(as_text(text) or START).tolist()
     return ids
 
 

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from tiny_gpt.config import ServeConfig
-from tiny_gpt.inference.generate import START
+from tiny_gpt.inference.prompts import START
 from tiny_gpt.serve.metrics import CONTENT_TYPE, Metrics
 from tiny_gpt.serve.models import ServedModel, ServedModels
 from tiny_gpt.serve.parameters import (

@@ -3,7 +3,8 @@
 import codecs
 from collections.abc import Callable, Sequence
 
-from tiny_gpt.inference.generate import START, Text
+from tiny_gpt.inference.generate import Text
+from tiny_gpt.inference.prompts import START, as_text
 from tiny_gpt.serve.jobs import PromptJob, Submission, TextJob
 from tiny_gpt.serve.models import ServedModel
 from tiny_gpt.serve.parameters import Ask, Prompt
@@ -34,7 +35,11 @@ def begin_answer(ask: Ask, model: ServedModel, notify: Callable[[], None], timeo
             )
         seen = ids[-block_size:]
         texts = [
-            TextJob(Text(next(seeds), ask.sampling.config.stop, tokenizer, list(seen)), ask.sampling, block_size)
+            TextJob(
+                Text(next(seeds), tuple(map(as_text, ask.sampling.config.stop)), tokenizer, list(seen)),
+                ask.sampling,
+                block_size,
+            )
             for _ in range(ask.best_of)
         ]
         n_scored, offsets = (ask.sampling.n_logprobs, offsets_of(tokenizer, seen)) if is_scored else (None, ())
@@ -49,7 +54,7 @@ def begin_answer(ask: Ask, model: ServedModel, notify: Callable[[], None], timeo
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """A prompt's token ids, as `tiny-gpt generate` has them. Raises RefusedError."""
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt or START).tolist()
+        return tokenizer.encode(as_text(prompt) or START).tolist()
     if max(prompt) >= tokenizer.vocab_size:
         raise RefusedError(
             400,

@@ -21,6 +21,8 @@ class Tokenizer(Protocol):
     """What every tokenizer can do. Ids are 0 to vocab_size - 1."""
 
     vocab_size: int
+    end_ids: frozenset[int]
+    """Tokens with which a model that was trained elsewhere ends a text; none for a tokenizer trained here."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:

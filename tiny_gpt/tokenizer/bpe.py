@@ -27,6 +27,9 @@ from tiny_gpt.tokenizer.validation import load_untrusted_tokenizer
 MAX_CACHED_WORDS = 400_000
 MAX_CACHED_WORD_CHARACTERS = 64
 
+# How published models end a text, or an answer in a chat.
+END_TOKENS = {"<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>", "<eos>", "<end_of_turn>"}
+
 TRAIN_YOUR_OWN = "or train your own with --tokenizer bpe"
 
 # Splits text into words so that the library gives each word the ids that it has within the whole text. GPT-2's pattern
@@ -62,6 +65,8 @@ class BpeTokenizer:
         self.vocab_size = len(self._bytes_of_id)
         self._dtype = np.min_scalar_type(self.vocab_size - 1)
         self._id_of_byte = {token: i for i, token in enumerate(self._bytes_of_id) if len(token) == 1}
+        added_tokens = library.get_added_tokens_decoder().items()
+        self.end_ids = frozenset(i for i, token in added_tokens if token.content in END_TOKENS)
         self.splits_like_gpt2 = _splits_like_gpt2(library)
         self._ids_of_word = _WordCache(self) if self.splits_like_gpt2 else None
         self._require_lossless()

@@ -44,6 +44,7 @@ class ByteTokenizer:
     """One id per byte of UTF-8, 0 to 255: "é" -> [195, 169]."""
 
     name = "byte"
+    end_ids: frozenset[int] = frozenset()
     vocab_size = N_BYTES
 
     @classmethod
@@ -75,6 +76,7 @@ class CharTokenizer:
     """
 
     name = "char"
+    end_ids: frozenset[int] = frozenset()
 
     def __init__(self, characters: str = "") -> None:
         """`characters`: distinct non-ASCII characters, in the order of their ids."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from tiny_gpt.config import SAMPLE_INDEX_FILE, RunConfig, SampleConfig, sample_file
 from tiny_gpt.inference.engine import open_engine
 from tiny_gpt.inference.generate import stream
+from tiny_gpt.inference.prompts import fitting_prompt
 from tiny_gpt.run.clock import Throttle
 from tiny_gpt.run.events import Evaluated, Event, Finished, Prepared, Saved
 
@@ -84,5 +85,8 @@ class Samples:
 
 def sample_text(model_path: Path, sampling: SampleConfig) -> str:
     """The prompt and its continuation; the same seed, which must be set, gives the same text."""
-    assert sampling.seed is not None, "a saved sample must be reproducible"
-    return sampling.prompt + "".join(stream(open_engine(model_path, "cpu"), sampling, sampling.seed))
+    seed = sampling.seed
+    assert seed is not None, "a saved sample must be reproducible"
+    engine = open_engine(model_path, "cpu")
+    sampling = fitting_prompt(sampling, engine.tokenizer)
+    return sampling.prompt + "".join(stream(engine, sampling, seed))
