@@ -53,13 +53,21 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         announced = len(content) - start + {"announce more": 100, "announce less": -100}.get(fault, 0)
-        if fault != "no length":
+        if fault not in ("no length", "endless"):
             self.send_header("Content-Length", str(announced))
         if fault != "no tag":
             self.send_header("ETag", server.etag)
         self.send_header("Content-Type", server.type)
         self.end_headers()
         end = start + (len(content) - start) // 2 if fault in ("break off", "stall") else len(content)
+        if fault == "drip":
+            for byte in content[start : start + 200]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.01)
+            return
+        if fault == "endless":
+            while True:
+                self.wfile.write(content)
         self.wfile.write(content[start:end])
         server.sent += end - start
         if fault == "stall":

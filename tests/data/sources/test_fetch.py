@@ -21,10 +21,10 @@ def mine(server, tmp_path, monkeypatch):
 
 def test_url_is_kept_and_a_web_page_gets_its_suffix(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path))
-    paths = [finish(fetch_url(server.url)) for _ in range(2)]
+    paths = [finish(fetch_url(server.url)).path for _ in range(2)]
     assert paths[0] == paths[1] and paths[0].read_bytes() == CONTENT and len(server.requests) == 1
     server.type = "text/html; charset=utf-8"
-    pages = [finish(fetch_url(server.url.replace("text.txt", "page/"))) for _ in range(2)]
+    pages = [finish(fetch_url(server.url.replace("text.txt", "page/"))).path for _ in range(2)]
     assert pages[0] == pages[1] and pages[0].name == "page.html" and len(server.requests) == 2
     assert finish(resolve([server.url])).files[0].path == paths[0]
 
@@ -78,3 +78,9 @@ def test_every_dataset_states_its_origin_and_license():
 def test_downloads_are_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path))
     assert downloads_folder() == tmp_path / "downloads"
+
+
+def test_encoding_that_the_server_states_is_used(server, read):
+    server.content, server.type = "naïve café".encode("latin-1"), "text/plain; charset=ISO-8859-1"
+    for _ in range(2):  # the second time from the cache
+        assert read(server.url)[0] == ["naïve café"]

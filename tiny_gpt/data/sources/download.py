@@ -9,6 +9,8 @@ it takes to resume it safely, and `path`.lock with the id of the downloading pro
 
 import json
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import psutil
 
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.sources.files import file_size
-from tiny_gpt.errors import BadInputError, first_line
+from tiny_gpt.errors import BadInputError, OutOfResourcesError, first_line
 from tiny_gpt.files import CACHE_REMEDY, sha256_of, sync_folder, sync_to_disk, write_error
 
 CONNECT_TIMEOUT_S = 10.0
@@ -31,6 +33,13 @@ READ_TIMEOUT_S = 30.0
 RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 MAX_RETRY_AFTER_S = 60.0
 PIECE_BYTES = 1 << 18
+# A server that sends less than MIN_BYTES_PER_S over SLOW_WINDOW_S is asked again; after SLOW_WINDOWS of them, give up.
+# The slowest line of today, 2G, has ten times as much.
+MIN_BYTES_PER_S, SLOW_WINDOW_S, SLOW_WINDOWS = 1000, 60.0, 3
+# A body whose length the server does not announce may never end.
+MAX_UNANNOUNCED_BYTES = 10_000_000_000
+# Left free on the disk by a download of announced length.
+SPARE_DISK_BYTES = 500_000_000
 # HTTP statuses that are worth another attempt: timeout, too early, too many requests, server errors.
 TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
@@ -46,6 +55,10 @@ class Downloaded:
 
 class DownloadError(BadInputError):
     """A file is unavailable, or not what it should be."""
+
+
+class _TooSlowError(Exception):
+    """A server sends less than MIN_BYTES_PER_S."""
 
 
 class _TemporaryError(Exception):
@@ -91,7 +104,7 @@ def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[
     """Complete `part`, over as many connections as necessary. Raises DownloadError when they bring nothing new."""
     import requests
 
-    n_failures = 0  # in a row, without a new byte
+    n_failures = n_slow = 0  # failures in a row, without a new byte; windows in which the server was too slow
     while True:
         size_before = file_size(part)
         pause_s = RETRY_PAUSES_S[min(n_failures, len(RETRY_PAUSES_S) - 1)]
@@ -100,7 +113,25 @@ def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[
             return
         except _TemporaryError as error:
             reason, pause_s = str(error), error.pause_s if error.pause_s is not None else pause_s
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
+        except _TooSlowError:
+            reason, n_slow = f"the server sends less than {MIN_BYTES_PER_S:,} bytes a second", n_slow + 1
+        except requests.exceptions.InvalidProxyURL as error:
+            raise DownloadError(
+                f"the proxy of this machine is set to no valid address ({first_line(error)}); set it "
+                "anew or unset it: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY",
+                code="proxy-invalid",
+            ) from error
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as error:
+            if "SOCKS" in str(error):
+                raise DownloadError(
+                    "this machine's proxy speaks SOCKS, which needs a package more; install it: "
+                    f"{sys.executable} -m pip install pysocks, or unset ALL_PROXY and HTTPS_PROXY",
+                    code="proxy-needs-socks",
+                ) from error
             raise DownloadError(
                 f"{without_password(url)} is not a valid URL; it begins with https://", code="url-invalid"
             ) from None
@@ -112,7 +143,11 @@ def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[
         except requests.exceptions.RequestException as error:
             reason = _short_reason(error)
         n_failures = 0 if file_size(part) > size_before else n_failures + 1
-        if n_failures >= len(RETRY_PAUSES_S) or (reason.startswith("no network") and n_failures > 1):
+        if (
+            n_slow >= SLOW_WINDOWS
+            or n_failures >= len(RETRY_PAUSES_S)
+            or (reason.startswith("no network") and n_failures > 1)
+        ):
             remedy = "the same command resumes it" if file_size(part) else "try again when the network is back"
             raise DownloadError(
                 f"{name} cannot be downloaded from {without_password(url)} ({reason}); {remedy}",
@@ -138,10 +173,18 @@ def _fetch_once(url: str, part: Path, n_bytes: int | None, name: str) -> Prepara
                 f"{name}: {without_password(url)} offers {total:,} bytes, expected {n_bytes:,}",
                 code="download-size-differs",
             )
+        _require_space(part, total, n_received, name)
         _write_response_info(part, url, response.headers)
         with open(part, "ab" if n_received else "wb") as file:
-            for piece in response.iter_content(PIECE_BYTES):
+            for piece in _pieces(response):
                 n_received += len(piece)
+                if total is None and n_received > MAX_UNANNOUNCED_BYTES:
+                    _discard(part)
+                    raise DownloadError(
+                        f"{name}: {without_password(url)} announces no length and sends more than "
+                        f"{MAX_UNANNOUNCED_BYTES:,} bytes; download it yourself and name the file",
+                        code="download-endless",
+                    )
                 if total is not None and n_received > total:
                     _discard(part)
                     raise DownloadError(
@@ -154,6 +197,39 @@ def _fetch_once(url: str, part: Path, n_bytes: int | None, name: str) -> Prepara
             sync_to_disk(file.fileno())
         if total is not None and n_received < total:
             raise _TemporaryError(f"the connection broke after {n_received:,} of {total:,} bytes")
+
+
+def _pieces(response: Any) -> Iterator[bytes]:
+    """What the server sends, as it comes. Raises _TooSlowError, and what requests raises for a broken connection."""
+    import requests
+    import urllib3
+
+    window_start, n_window = time.monotonic(), 0
+    while True:
+        try:
+            # Not iter_content: that waits until a piece is full, which at a byte a second takes days.
+            piece = response.raw.read1(PIECE_BYTES, decode_content=True)
+        except urllib3.exceptions.HTTPError as error:
+            raise requests.exceptions.ConnectionError(error) from error
+        if not piece:
+            return
+        yield piece
+        n_window += len(piece)
+        elapsed_s = time.monotonic() - window_start
+        if elapsed_s > SLOW_WINDOW_S:
+            if n_window < MIN_BYTES_PER_S * elapsed_s:
+                raise _TooSlowError
+            window_start, n_window = time.monotonic(), 0
+
+
+def _require_space(part: Path, total: int | None, n_received: int, name: str) -> None:
+    """Raise OutOfResourcesError before a download that the disk has no room for."""
+    n_free = shutil.disk_usage(part.parent).free
+    if total is not None and total - n_received > n_free - SPARE_DISK_BYTES and total - n_received > SPARE_DISK_BYTES:
+        raise OutOfResourcesError(
+            f"{name} has {total:,} bytes, and {n_free:,} are free for it in {part.parent}; {CACHE_REMEDY}",
+            code="no-space-for-download",
+        )
 
 
 def _resume_headers(url: str, part: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ A file that the user puts into the folder `downloads` of the cache is used if it
 
 import hashlib
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from tiny_gpt.data.sources.files import SourceFile
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import atomic_write, cache_folder, sha256_of
 
+# How a server states the encoding of a text.
+CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w-]+)", re.IGNORECASE)
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 
 
@@ -56,19 +59,23 @@ def is_downloaded(name: str) -> bool:
     return all((downloads_folder() / remote.name).is_file() for remote in DATASETS[name].files)
 
 
-def fetch_url(url: str) -> Preparation[Path]:
-    """Download what is at `url`, or find the earlier download. Raises DownloadError."""
+def fetch_url(url: str) -> Preparation[SourceFile]:
+    """Download what is at `url`, or find the earlier download. Raises DownloadError and OutOfResourcesError."""
     # A folder per URL, so that files of the same name do not collide and keep the name that messages show.
     folder = downloads_folder() / "web" / hashlib.sha256(url.encode()).hexdigest()[:16]
     name = unquote(urlsplit(url).path).rstrip("/").rsplit("/", 1)[-1].replace("\\", "_") or "page"
     for path in (folder / name, folder / f"{name}.html"):
         if path.is_file():
-            return path
+            return SourceFile(path, declared_encoding=str(_read_record(path).get("charset", "")))
     path = folder / name
     downloaded = yield from download(url, path, name=name)
     if "html" in downloaded.content_type and path.suffix.lower() not in HTML_SUFFIXES:
         path = path.rename(folder / f"{name}.html")  # the suffix chooses the reader
-    return path
+    charset = CHARSET.search(downloaded.content_type)
+    if charset:
+        with atomic_write(_record_path(path)) as file:
+            file.write(json.dumps({"charset": charset[1]}).encode())
+    return SourceFile(path, declared_encoding=charset[1] if charset else "")
 
 
 def _verify(dataset: str, remote: RemoteFile, path: Path) -> Preparation[None]:

@@ -110,6 +110,8 @@ def content_hash(files: Sequence[SourceFile]) -> Preparation[str]:
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(_hash_file, files) if is_parallel else map(_hash_file, files)
         for file, file_hash in zip(files, hashes, strict=True):
+            if file.declared_encoding:
+                digest.update(f"{file.declared_encoding}\n".encode())
             digest.update(f"{file.path.name}\0{file.members}\0{file.is_named}\0{file_hash}\n".encode(errors="replace"))
             done_bytes += file_size(file.path)
             yield StageProgress("checking", done_bytes, total_bytes)

@@ -81,8 +81,7 @@ def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
         sources.files += dataset.train
         sources.val_files += dataset.val
     elif spec.startswith(URL_PREFIXES):
-        url_path = yield from fetch_url(spec)
-        sources.files.append(SourceFile(url_path))
+        sources.files.append((yield from fetch_url(spec)))
     elif spec.startswith(HUB_PREFIX):
         hub_paths = yield from fetch_from_hub(spec.removeprefix(HUB_PREFIX))
         sources.files += map(SourceFile, hub_paths)
