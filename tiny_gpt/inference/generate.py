@@ -9,7 +9,7 @@ import numpy as np
 from tiny_gpt.config import SampleConfig
 from tiny_gpt.inference.decoder import Decoder
 from tiny_gpt.inference.engine import Engine
-from tiny_gpt.inference.prompts import PendingTokens, as_text, encode_prompt
+from tiny_gpt.inference.prompts import PendingTokens, as_text, prepare_prompt
 from tiny_gpt.inference.sampling import sample
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.tokenizer.byte_char import UTF8_ERRORS
@@ -87,7 +87,7 @@ def write(
     A text depends on its own seed alone, not on the others (on a CPU with numba to the last token; elsewhere a number
     may round otherwise).
     """
-    prompt = encode_prompt(writer.tokenizer, config.prompt)
+    prompt = prepare_prompt(writer.tokenizer, config.prompt)
     yield from continue_ids(writer, config, prompt.ids, seeds, decoder, prompt.pending)
 
 

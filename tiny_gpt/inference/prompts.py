@@ -22,7 +22,7 @@ BLANKS = (" ", "\t")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PreparedPrompt:
     """A prompt as tokens."""
 
     ids: list[int]
@@ -36,16 +36,16 @@ def as_text(prompt: str) -> str:
     return prompt.replace("\ufeff", "").replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> Prompt:
+def prepare_prompt(tokenizer: Tokenizer, prompt: str) -> PreparedPrompt:
     """The tokens of a prompt. An empty one is the beginning of a line."""
     text = as_text(prompt) or START
     ids: list[int] = tokenizer.encode(text).tolist()
     if not text.endswith(BLANKS) or len(ids) < 2:
-        return Prompt(ids)
+        return PreparedPrompt(ids)
     last = tokenizer.decode_bytes(ids[-1:])
     if not last.isspace() or not any(token.startswith(last) and token != last for token in _tokens(tokenizer)):
-        return Prompt(ids)
-    return Prompt(ids[:-1], last)
+        return PreparedPrompt(ids)
+    return PreparedPrompt(ids[:-1], last)
 
 
 def fitting_prompt(config: SampleConfig, tokenizer: Tokenizer) -> SampleConfig:
