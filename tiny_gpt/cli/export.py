@@ -32,12 +32,12 @@ class ExportCommand:
 
 @dataclass(frozen=True)
 class ImportCommand:
-    """Convert a model in Hugging Face's format to a model file of tiny_gpt."""
+    """Convert a model in Hugging Face's format or a GGUF file to a model file of tiny_gpt."""
 
-    folder: Annotated[Positional[str], arg(metavar="FOLDER")]
-    """Folder with config.json, model.safetensors and tokenizer.json."""
+    source: Annotated[Positional[str], arg(metavar="MODEL")]
+    """Folder with config.json, model.safetensors and tokenizer.json, or a GGUF file."""
     out: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
-    """Model file to write; must not exist yet. Without it, NAME.pt in this folder, named after FOLDER."""
+    """Model file to write; must not exist yet. Without it, NAME.pt in this folder, named after MODEL."""
 
 
 def export_model(args: Sequence[str]) -> int:
@@ -62,17 +62,19 @@ def export_model(args: Sequence[str]) -> int:
 
 
 def import_model(args: Sequence[str]) -> int:
-    """Convert a GPT-2, Qwen3 or similar model from Hugging Face's format."""
+    """Convert a GPT-2, Qwen3 or similar model from Hugging Face's format or a GGUF file."""
     command = parse(ImportCommand, "tiny-gpt import", args)
     import torch
 
     from tiny_gpt.export.export import refuse_existing
     from tiny_gpt.model_io.bounded_json import shown
+    from tiny_gpt.model_io.gguf_file import is_gguf
+    from tiny_gpt.model_io.gguf_model import read_gguf
     from tiny_gpt.model_io.hf_folder import read_folder
     from tiny_gpt.model_io.model_file import save_loaded
 
-    source = user_path(command.folder)
-    name = source.resolve().name
+    source = user_path(command.source)
+    name = source.resolve().stem if is_gguf(source) else source.resolve().name
     target = user_path(command.out) if command.out else Path(f"{name}.pt")
     if not name and not command.out:
         raise BadInputError(
@@ -80,7 +82,8 @@ def import_model(args: Sequence[str]) -> int:
             code="model-name-missing",
         )
     refuse_existing(target)
-    loaded = read_folder(source, torch.device("cpu"))
+    read = read_gguf if is_gguf(source) else read_folder
+    loaded = read(source, torch.device("cpu"))
     save_loaded(target, loaded)
     config = loaded.model.config
     for note in loaded.run_config["import_notes"]:

@@ -2,7 +2,8 @@
 
 The network, the kernels, the planner and the exporters ask for a trait ("does it have biases?"), never for a name. So a
 new architecture whose traits exist already is one row here, one in model_io/hf_architectures.py (how Hugging Face
-describes it) and one in export/gguf.py (how llama.cpp does). Choices, help and tests follow from the dict.
+describes it) and one in model_io/gguf_architectures.py (how llama.cpp does). Choices, help and tests follow from the
+dict.
 """
 
 from dataclasses import dataclass

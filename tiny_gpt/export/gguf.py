@@ -12,7 +12,6 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,47 +23,12 @@ from tiny_gpt.config import ModelConfig, SampleConfig
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.export.gguf_tokenizer import add_tokenizer
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model_io.gguf_architectures import GGUF_ARCHITECTURES, NAMES
 from tiny_gpt.model_io.model_file import LoadedModel
 
 F16_FILE, Q8_0_FILE, MODELFILE = "model-f16.gguf", "model-q8_0.gguf", "Modelfile"
 Q8_0_BLOCK = 32
 F16_MAX = 65504
-
-
-@dataclass(frozen=True)
-class GGUFArchitecture:
-    """How llama.cpp describes an architecture."""
-
-    name: str
-    """What `general.architecture` says."""
-    splits_qkv: bool
-    """Whether queries, keys and values are three matrices there."""
-    rotates_neighbors: bool = False
-    """Whether rotary positions rotate the pairs (0, 1), (2, 3), ... of a head instead of (0, K/2), (1, K/2 + 1), ..."""
-
-
-GGUF_ARCHITECTURES = {
-    "gpt2": GGUFArchitecture("gpt2", splits_qkv=False),
-    "qwen3": GGUFArchitecture("qwen3", splits_qkv=True),
-    "llama": GGUFArchitecture("llama", splits_qkv=True, rotates_neighbors=True),
-}
-
-# Our modules' names and llama.cpp's, in all architectures. Inside a block, both have the block's number before them.
-NAMES = {
-    "token_embedding": "token_embd",
-    "position_embedding": "position_embd",
-    "norm": "output_norm",
-    "head": "output",
-    "norm1": "attn_norm",
-    "attention.qkv": "attn_qkv",
-    "attention.q_norm": "attn_q_norm",
-    "attention.k_norm": "attn_k_norm",
-    "attention.out": "attn_output",
-    "norm2": "ffn_norm",
-    "mlp.gate": "ffn_gate",
-    "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
-}
 
 
 def write_gguf(loaded: LoadedModel, folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ import json
 from gguf import GGUFWriter, TokenType
 
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.model_io.gguf_tokenizer import escaped
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
@@ -63,14 +64,6 @@ def _add_bpe(writer: GGUFWriter, tokenizer: BpeTokenizer) -> int:
 
 def _add_longest_match(writer: GGUFWriter, tokenizer: Tokenizer) -> int:
     writer.add_tokenizer_model("rwkv")
-    writer.add_token_list([_escaped(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
+    writer.add_token_list([escaped(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
     writer.add_token_types([TokenType.NORMAL] * tokenizer.vocab_size)
     return NEVER_IN_TEXT
-
-
-def _escaped(token: bytes) -> str:
-    r"""As the type rwkv spells it: the byte of "a" -> "a", that of a line end -> "\x0a", those of "é" -> "é"."""
-    if len(token) > 1:
-        return token.decode()
-    is_plain = 0x20 <= token[0] < 0x7F and token != b"\\"
-    return chr(token[0]) if is_plain else f"\\x{token[0]:02x}"

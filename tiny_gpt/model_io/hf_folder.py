@@ -17,7 +17,7 @@ from tiny_gpt.model_io.bounded_json import read_object, shown
 from tiny_gpt.model_io.finite import require_finite
 from tiny_gpt.model_io.hf_config import HFConfig, read_config
 from tiny_gpt.model_io.hf_tokenizer import read_tokenizer
-from tiny_gpt.model_io.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, HFWeights, open_weights
+from tiny_gpt.model_io.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, HFWeights, open_weights, padding_notes
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.stored_model import Progress
 
@@ -54,8 +54,8 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
     hf = read_config(values, shown(path / CONFIG_FILE))
     with open_weights(path, hf.model.architecture) as weights:
         weights.check(hf)
-        tokenizer, notes = read_tokenizer(path)
-        notes += _padding(path, hf, tokenizer.vocab_size)
+        tokenizer, notes, n_added = read_tokenizer(path)
+        notes += padding_notes(path, hf, tokenizer.vocab_size, n_added)
         model = GPT(hf.model, tokenizer.vocab_size, compute_dtype)
         _copy(weights, model, hf, path)
     for name, weight in model.state_dict().items():
@@ -66,21 +66,6 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
         "import_notes": tuple(notes),
     }
     return LoadedModel(model.to(device).eval(), tokenizer, Progress(0, 0, 0.0, 0.0, 0.0), run_config)
-
-
-def _padding(path: Path, hf: HFConfig, n_ids: int) -> list[str]:
-    """A line about rows of the embedding without an id, which are cut off. Raises BadInputError for ids without a row.
-
-    Who trains with a vocabulary of 151,669 ids may round it up to 151,936 rows, for speed.
-    """
-    if n_ids > hf.vocab_size:
-        raise BadInputError(
-            f"{shown(path)}: the tokenizer has {n_ids:,} ids, the model's vocab_size is only {hf.vocab_size:,}; "
-            "they do not belong together",
-            code="tokenizer-larger-than-vocab",
-        )
-    n_cut = hf.vocab_size - n_ids
-    return [f"{n_cut:,} rows of the embedding that stand for no token were cut off."] if n_cut else []
 
 
 def _copy(weights: HFWeights, model: GPT, hf: HFConfig, path: Path) -> None:

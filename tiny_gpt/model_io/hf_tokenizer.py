@@ -6,12 +6,12 @@ The JSON is converted to the one form that tokenizer/validation.py accepts, and 
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model_io.bounded_json import read_object, read_text, shown
 from tiny_gpt.tokenizer.base import Tokenizer
-from tiny_gpt.tokenizer.bpe import BpeTokenizer
+from tiny_gpt.tokenizer.bpe import BpeTokenizer, byte_of_gpt2_char
 from tiny_gpt.tokenizer.byte_char import N_BYTES, ByteTokenizer, CharTokenizer
 
 TOKENIZER_FILE, VOCAB_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
@@ -50,6 +50,8 @@ _MODEL: dict[str, Any] = {
     "merges": [],
 }
 _END_OF_TEXT = "<|endoftext|>"
+# SmolLM2's vocabulary lacks 21 of the 256 bytes. A vocabulary that lacks most of them is not byte-level at all.
+MAX_MISSING_BYTES = 64
 
 
 def library_json(model: dict[str, Any], **steps: Any) -> str:
@@ -70,8 +72,38 @@ def library_json(model: dict[str, Any], **steps: Any) -> str:
         raise BadInputError("the tokenizer's settings are too deep", code="tokenizer-too-deep") from error
 
 
-def read_tokenizer(folder: Path) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of `folder`, and a line for what was changed. Raises BadInputError."""
+class FoundTokenizer(NamedTuple):
+    """A tokenizer as it was read."""
+
+    tokenizer: Tokenizer
+    notes: list[str]
+    """A line for what was changed."""
+    n_added: int = 0
+    """Its last ids, which `add_missing_bytes` added."""
+
+
+def add_missing_bytes(model: dict[str, Any], added_tokens: object, notes: list[str]) -> int:
+    """Give a vocabulary ids, its last, for the bytes that it lacks; returns how many, and adds a line to `notes`.
+
+    Other programs drop these bytes from a text. A row of the embedding that the file does not have begins as the mean
+    of the others (hf_weights.py), which takes at most 1 part in 49,152 of the probability for each in SmolLM2.
+    """
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not isinstance(added_tokens, list):
+        return 0
+    missing = [character for character in byte_of_gpt2_char() if character not in vocab]
+    ids = [*vocab.values(), *(token.get("id") for token in added_tokens if isinstance(token, dict))]
+    if not 0 < len(missing) <= MAX_MISSING_BYTES or not all(type(i) is int for i in ids):
+        return 0
+    vocab.update((character, max(ids) + 1 + n) for n, character in enumerate(missing))
+    notes.append(
+        f"The tokenizer had no token for {len(missing)} of the 256 bytes; each got one, so that no text loses any."
+    )
+    return len(missing)
+
+
+def read_tokenizer(folder: Path) -> FoundTokenizer:
+    """The tokenizer of `folder`. Raises BadInputError."""
     if (folder / TOKENIZER_FILE).exists():
         path = folder / TOKENIZER_FILE
         settings, notes = read_object(path, MAX_BYTES), []
@@ -90,8 +122,11 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, list[str]]:
             "byte-level BPE tokenizers, such as GPT-2's and Qwen's",
             code="tokenizer-files-missing",
         )
+    model, n_added = settings.get("model"), 0
+    if isinstance(model, dict):
+        n_added = add_missing_bytes(model, settings.get("added_tokens", []), notes)
     try:
-        return _tokenizer(settings), notes
+        return FoundTokenizer(_tokenizer(settings), notes, n_added)
     except BadInputError as error:
         raise BadInputError(f"{shown(path)}: {error}", code="tokenizer-unsupported") from error
 

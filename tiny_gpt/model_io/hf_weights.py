@@ -64,11 +64,11 @@ def _is_transposed(name: str, n_dimensions: int, architecture: str) -> bool:
 
 
 class HFWeights:
-    """The safetensors files of a folder, open for reading, their weights by Hugging Face's names without the prefix."""
+    """Open safetensors files, or others read like them, their weights by Hugging Face's names without the prefix."""
 
-    def __init__(self, folder: Path, files: Iterable[tuple[Path, Any]], architecture: str) -> None:
+    def __init__(self, source: Path, files: Iterable[tuple[Path, Any]], architecture: str) -> None:
         """Raises BadInputError for a name that occurs twice and for numbers that are not floating point."""
-        self.folder = folder
+        self.source = source
         self._file_of: dict[str, tuple[str, Any]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path, file in files:
@@ -98,7 +98,7 @@ class HFWeights:
         found = {name for name in self._shapes if name != HEAD or not hf.is_tied}
         if hf.model.n_layer > len(found):
             raise BadInputError(
-                f"{shown(self.folder)}: the config.json has {hf.model.n_layer} layers, but there are only "
+                f"{shown(self.source)}: by its settings it has {hf.model.n_layer} layers, but there are only "
                 f"{len(found)} weights",
                 code="hf-too-few-weights",
             )
@@ -107,7 +107,7 @@ class HFWeights:
         if wrong:
             first = min(wrong)
             raise BadInputError(
-                f"{shown(self.folder)}: the weights do not fit the config.json; {shown(first)} should be "
+                f"{shown(self.source)}: the weights do not fit the settings; {shown(first)} should be "
                 f"{_shape(expected.get(first))} and is {_shape(self._shapes.get(first))}",
                 code="hf-weights-do-not-fit",
             )
@@ -115,10 +115,10 @@ class HFWeights:
         try:
             check_dimensions(hf.model, hf.vocab_size, shapes, FP32_BYTES * sum(map(math.prod, shapes.values())))
         except ValueError as error:
-            raise BadInputError(f"{shown(self.folder)}: {error}", code="hf-weights-do-not-fit") from error
+            raise BadInputError(f"{shown(self.source)}: {error}", code="hf-weights-do-not-fit") from error
 
     def copy_into(self, model: GPT, hf: HFConfig) -> None:
-        """Fill in every weight of `model`, which has at most `hf.vocab_size` ids. Raises SafetensorError."""
+        """Fill in every weight of `model`. Raises SafetensorError."""
         architecture = hf.model.architecture
         for name, weight in model.state_dict().items():
             source = "token_embedding.weight" if name == "head.weight" and hf.is_tied else name
@@ -128,7 +128,9 @@ class HFWeights:
                 parts = [q, *(_repeat_heads(part, hf) for part in kv)]
             values = torch.cat(parts) if len(parts) > 1 else parts[0]
             values = values.T if _is_transposed(name, values.ndim, architecture) else values
-            weight.copy_(values[: len(weight)])
+            weight[: len(values)].copy_(values[: len(weight)])
+            if len(values) < len(weight):  # bytes that the tokenizer lacked
+                weight[len(values) :] = values.float().mean(0)
 
     def _tensor(self, name: str) -> torch.Tensor:
         full_name, file = self._file_of[name]
@@ -220,6 +222,21 @@ def _repeat_heads(part: torch.Tensor, hf: HFConfig) -> torch.Tensor:
     """Keys or values, (n_kv_heads K, D) -> (n_head K, D): each head as often as heads of queries share it."""
     by_head = part.unflatten(0, (hf.n_kv_heads, -1))
     return by_head.repeat_interleave(hf.model.n_head // hf.n_kv_heads, dim=0).flatten(0, 1)
+
+
+def padding_notes(path: Path, hf: HFConfig, n_ids: int, n_added: int = 0) -> list[str]:
+    """A line about rows of the embedding without an id, which are cut off. Raises BadInputError for ids without a row.
+
+    Who trains with a vocabulary of 151,669 ids may round it up to 151,936 rows, for speed.
+    """
+    if n_ids - n_added > hf.vocab_size:
+        raise BadInputError(
+            f"{shown(path)}: the tokenizer has {n_ids:,} ids, the model's vocab_size is only {hf.vocab_size:,}; "
+            "they do not belong together",
+            code="tokenizer-larger-than-vocab",
+        )
+    n_cut = max(0, hf.vocab_size - n_ids)
+    return [f"{n_cut:,} rows of the embedding that stand for no token were cut off."] if n_cut else []
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -1,4 +1,4 @@
-"""A trained model from wherever it lies: a model file, the folder of a run, or an exported folder.
+"""A trained model from wherever it lies: a model file, the folder of a run, an exported folder, or a GGUF file.
 
 Names of runs are `runs.find_model`'s business, which turns them into the paths that are opened here:
 `open_path(find_model(name), device)`.
@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from tiny_gpt.config import BEST_FILE
+from tiny_gpt.model_io.gguf_file import is_gguf
+from tiny_gpt.model_io.gguf_model import read_gguf
 from tiny_gpt.model_io.hf_folder import is_folder, read_folder
 from tiny_gpt.model_io.model_file import LoadedModel, load_model
 
@@ -18,6 +20,8 @@ def open_path(path: Path, device: torch.device, compute_dtype: torch.dtype = tor
 
     Raises BadInputError saying why when there is none, or when it is damaged, foreign, or from a newer tiny_gpt.
     """
+    if is_gguf(path):
+        return read_gguf(path, device, compute_dtype)
     if is_folder(path):
         return read_folder(path, device, compute_dtype)
     if (path / BEST_FILE).is_file():

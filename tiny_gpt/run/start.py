@@ -27,6 +27,8 @@ from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.budget import RunRequest, resolve_steps
 from tiny_gpt.training.stages import FIRST_SHARE
 
+# The longest block that training continues with, where the user gives none: a long context costs memory and time.
+LONGEST_BLOCK = 512
 # Other text is not validated on: as little as possible is held out.
 OTHER_VAL_FRACTION = 0.01
 
@@ -109,10 +111,15 @@ def open_initial_model(start_from: str) -> LoadedModel | None:
 def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
     """`requested` with the shape and the tokenizer of the `initial` model, but its own dropout.
 
+    A model with rotary positions may be trained with any block that is no longer than its own.
+
     Raises UsageError naming the settings that the user changed: those with neither the model's value nor a recipe's.
     """
     tokenizer = initial.tokenizer.to_dict()["type"]
-    fixed = asdict(initial.model.config) | {"tokenizer": tokenizer, "vocab_size": initial.tokenizer.vocab_size}
+    config = initial.model.config
+    if config.traits.positions == "rotary":
+        config = replace(config, block_size=_block_size(requested, config.block_size))
+    fixed = asdict(config) | {"tokenizer": tokenizer, "vocab_size": initial.tokenizer.vocab_size}
     del fixed["dropout"]
     given = requested.to_flat()
     recipes = [recipe.to_flat() for recipe in RECIPES.values()]
@@ -127,10 +134,17 @@ def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
             "Leave these settings out, or train a new model (without --start-from)",
             code="start-from-shape-conflict",
         )
-    model = replace(initial.model.config, dropout=requested.model.dropout)
+    model = replace(config, dropout=requested.model.dropout)
     auto = tuple(name for name in requested.train.auto if name not in fixed)
     train = replace(requested.train, auto=auto)
     return replace(requested, model=model, data=replace(requested.data, tokenizer=tokenizer), train=train)
+
+
+def _block_size(requested: RunConfig, longest: int) -> int:
+    """The block that the user gave, if it fits into the model's; else the model's, or LONGEST_BLOCK if that is less."""
+    given, auto = requested.model.block_size, requested.train.auto
+    is_given = "block_size" not in auto and (bool(auto) or given != RECIPES["overnight"].model.block_size)
+    return given if is_given and given <= longest else min(longest, LONGEST_BLOCK)
 
 
 def expected_plan(config: RunConfig, planner: Planner, choice: BackendChoice) -> Plan | None:
