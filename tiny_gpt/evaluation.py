@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.backends import get_backend
 from tiny_gpt.device import to_device
+from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
 
 # Fractions of the time that evaluations may take during a run.
@@ -37,7 +38,7 @@ class FixedWindows:
     ) -> None:
         """Cover all of `tokens` if they are at most `max_tokens`, else as many evenly spaced blocks as fit."""
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
-        self.backend = get_backend(backend)
+        self.max_tokens, self.backend_name, self.backend = max_tokens, backend, get_backend(backend)
         n_targets = len(tokens) - 1
         n_blocks = math.ceil(n_targets / block_size)
         if n_targets > max_tokens:
@@ -56,41 +57,58 @@ class FixedWindows:
         """
         return self.loss_and_error(model, beat)[0]
 
-    def loss_and_error(self, model: GPT, beat: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    def loss_and_error(
+        self, model: GPT, beat: Callable[[], None] = lambda: None, ranks: Ranks = ALONE
+    ) -> tuple[float, float]:
         """`loss`, and its standard error: how far the loss over other windows of such text may lie from it.
 
-        The windows are taken as independent. NaN for a single one.
+        The windows are taken as independent. NaN for a single one. With several `ranks`, each scores some batches, and
+        all return the same as one would alone.
         """
         # Summed in fp64, so that the sum of many tokens is exact enough; MPS has none.
         dtype = torch.float64 if model.device.type != "mps" else torch.float32
+        n_batches, n_windows = math.ceil(len(self.starts) / self.batch_size), len(self.starts)
+        batch_sums = torch.zeros(n_batches, dtype=dtype, device=model.device)
+        window_sums = torch.zeros(n_batches, self.batch_size, device=model.device)
+        failure: Exception | None = None
+        try:
+            with contextlib.closing(self._score_batches(model, ranks)) as batches:
+                for index, losses_BT, _ in batches:
+                    batch_sums[index] = losses_BT.sum(dtype=dtype)
+                    window_sums[index] = losses_BT.sum(dim=1, dtype=torch.float32)
+                    beat()
+        except Exception as problem:
+            failure = problem
+        ranks.agree(failure)
+        ranks.add(batch_sums)  # to the zeros of the others: each sum keeps its bits
+        ranks.add(window_sums)
         total = torch.zeros((), dtype=dtype, device=model.device)
-        sums: list[torch.Tensor] = []
-        with contextlib.closing(self._score_batches(model)) as batches:
-            for losses_BT, _ in batches:
-                total += losses_BT.sum(dtype=total.dtype)
-                sums.append(losses_BT.sum(dim=1, dtype=torch.float32))
-                beat()
-        n_windows = len(self.starts)
+        for batch_sum in batch_sums:
+            total += batch_sum
         if n_windows < 2:
             return total.item() / self.n_tokens, math.nan
-        spread = torch.cat(sums)[:n_windows].std().item()  # of the windows' sums; padding comes last
+        spread = window_sums.flatten()[:n_windows].std().item()  # of the windows' sums; padding comes last
         return total.item() / self.n_tokens, spread * math.sqrt(n_windows) / self.n_tokens
 
     def losses(self, model: GPT) -> torch.Tensor:
         """The loss of each token in nats, (n_tokens,), in the order of the windows, on the CPU."""
         batches = self._score_batches(model)
-        return torch.cat([losses_BT[targets_BT != IGNORED].cpu() for losses_BT, targets_BT in batches])
+        return torch.cat([losses_BT[targets_BT != IGNORED].cpu() for _, losses_BT, targets_BT in batches])
 
-    def _score_batches(self, model: GPT) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """(losses_BT, targets_BT) of each batch; padding has a loss of 0."""
+    def _score_batches(
+        self, model: GPT, ranks: Ranks = ALONE
+    ) -> Generator[tuple[int, torch.Tensor, torch.Tensor], None, None]:
+        """(index, losses_BT, targets_BT) of each batch that this rank scores; padding has a loss of 0."""
         was_training = model.training
         model.eval()
         try:
-            for i in range(0, len(self.starts), self.batch_size):
+            for index, i in enumerate(range(0, len(self.starts), self.batch_size)):
+                if not ranks.takes(index):
+                    continue
                 inputs_BT, targets_BT = to_device(self._batch(self.starts[i : i + self.batch_size]), model.device)
                 with torch.no_grad():
                     losses_BT = self.backend.losses(model, inputs_BT, targets_BT)
-                yield losses_BT, targets_BT
+                yield index, losses_BT, targets_BT
         finally:
             model.train(was_training)
 

@@ -37,7 +37,7 @@ def test_watchdog_gets_the_command_and_the_child_the_decision(config, monkeypatc
     monkeypatch.setattr(launch, "is_watched", lambda: False)
     seen = []
 
-    def watch(first, again, progress, tell):
+    def watch(first, again, progress, tell, limits, is_group):
         seen.append((first, again, progress(), Launch.from_json(launch.os.environ[LAUNCH_VARIABLE])))
         return 7
 
@@ -137,7 +137,7 @@ def test_reports_are_made_once_by_the_process_that_the_user_started(config, trai
     reporting = ReportingConfig(notify=("https://example.org",))
     monkeypatch.setattr(launch, "is_watched", lambda: False)
 
-    def watch(first, again, progress, tell):
+    def watch(first, again, progress, tell, limits, is_group):
         monkeypatch.setattr(launch, "is_watched", lambda: True)
         handed_over = launch.os.environ[LAUNCH_VARIABLE]
         for _ in range(2):

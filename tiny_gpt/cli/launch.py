@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
+from tiny_gpt.cli.devices import announce, follow_rank_0, join_ranks, n_processes, torchrun_command
 from tiny_gpt.cli.follow_up import FollowUp
 from tiny_gpt.cli.report import report_at_the_end
 from tiny_gpt.cli.watch import start_beside_training
@@ -25,6 +26,7 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.files import quoted
 from tiny_gpt.host.clocks import system_clocks
 from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
+from tiny_gpt.host.torchrun import is_follower, is_restarted, rank_in_environment
 from tiny_gpt.run.folders import find_model, folder_for, newest_step, unfinished
 from tiny_gpt.run.held_folder import HeldFolder
 from tiny_gpt.ui.terminal import error
@@ -85,8 +87,12 @@ def launch_training(
     run in the browser meanwhile. The process that the user started does what `reporting` says, so it is done once,
     however often the watchdog restarts the training.
     """
+    if is_follower():
+        return follow_rank_0(config)
     from_parent = os.environ.pop(LAUNCH_VARIABLE, None)
     if from_parent is None:
+        if is_restarted() and newest_step(folder_for(config)) >= 0:
+            mode = ResumeMode(resume=True)
         run_dir, is_resumed = resolve_run_dir(config, mode)
         # A time for a finished run comes on top of what it has had; for an unfinished run it is the total.
         extends = extends or (is_resumed and config.train.is_timed and unfinished(run_dir) is None)
@@ -100,21 +106,31 @@ def launch_training(
 
 
 def _train_or_watch(config: RunConfig, launch: Launch, restart_command: Sequence[str], watch: bool) -> int:
-    if is_watched():
+    if is_watched() or rank_in_environment() is not None:
         return _train(config, launch)
     if watch:
         start_beside_training(Path(launch.run_dir))
+    n_devices = n_processes(config)
     with report_at_the_end(Path(launch.run_dir)):
-        return _watch(launch, restart_command) if config.reliability.watchdog else _train(config, launch)
+        if config.reliability.watchdog or n_devices > 1:
+            return _watch(launch, restart_command, n_devices, config.reliability.watchdog)
+        return _train(config, launch)
 
 
-def _watch(launch: Launch, command: Sequence[str]) -> int:
+def _watch(launch: Launch, command: Sequence[str], n_devices: int, restarts: bool) -> int:
+    """Train in a child process, or in several of them under torchrun, which always needs a parent to take its exit code
+    and its signals from; `restarts`: after a failure, begin again from the last checkpoint."""
+    from tiny_gpt.host.limits import Limits
     from tiny_gpt.host.watchdog import watch
 
+    if n_devices > 1:
+        command = torchrun_command(command, n_devices)
+        announce(command, n_devices)
+    limits = Limits() if restarts else Limits(max_restarts=0)
     os.environ[LAUNCH_VARIABLE] = launch.to_json()
     sys.stdout.flush()  # before the child writes to the same file
     try:
-        return watch(command, command, _Progress(launch).newest_step, error)
+        return watch(command, command, _Progress(launch).newest_step, error, limits, is_group=n_devices > 1)
     finally:
         del os.environ[LAUNCH_VARIABLE]
 
@@ -142,6 +158,7 @@ class _Progress:
 
 def _train(config: RunConfig, launch: Launch) -> int:
     heartbeat()  # before torch is imported, which takes seconds: see Heartbeat
+    join_ranks(config)
     from tiny_gpt.cli.session import NextCommands, train_and_sample
     from tiny_gpt.training.budget import RunRequest
 

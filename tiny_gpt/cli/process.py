@@ -22,6 +22,7 @@ from tiny_gpt.cli.natural import natural_arguments
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.host.heartbeat import heartbeat
 from tiny_gpt.host.threads import limit_thread_spinning
+from tiny_gpt.host.torchrun import rank_in_environment
 from tiny_gpt.ui.terminal import error, make_safe
 
 Command = Callable[[Sequence[str]], int]
@@ -37,6 +38,9 @@ def run_command(command: Command, args: Sequence[str], needs_output: bool = True
     code = _run_command(command, args, needs_output)
     if heart := heartbeat():
         heart.leave(code)
+        # torchrun takes every other code for a crash; the watchdog knows the right one.
+        if rank_in_environment() is not None and code != TinyGPTError.exit_code:
+            return 0
     return code
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from tiny_gpt.cli.arguments import SourcesArgument
+from tiny_gpt.cli.devices import follow_rank_0
 from tiny_gpt.cli.launch import ResumeMode, launch_training, launched_folder, program_name
 from tiny_gpt.cli.overrides import (
     given_budget,
@@ -25,6 +26,7 @@ from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import user_path
+from tiny_gpt.host.torchrun import is_follower
 from tiny_gpt.run.folders import config_of, find_run, folder_for, unfinished
 
 
@@ -86,7 +88,8 @@ def train(args: Sequence[str]) -> int:
     command = parse_run(TrainCommand, "tiny-gpt train", args, base)
     config = run_settings(command, command.sources)
     # A run that has begun needs its text no more.
-    if launched_folder() is None and not command.run.resume and not unfinished(folder_for(config)):
+    is_new = launched_folder() is None and not command.run.resume and not is_follower()
+    if is_new and not unfinished(folder_for(config)):
         require_sources(config.data.data)
     restart = [sys.executable, "-m", "tiny_gpt", "train", *args]
     return launch_training(
@@ -107,7 +110,10 @@ def require_sources(sources: Sequence[str]) -> None:
 
 def resume(args: Sequence[str]) -> int:
     """Resume a stopped run or extend a finished one."""
-    name = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), is_of_run=True).run
+    anything = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), is_of_run=True)
+    if is_follower():  # only rank 0 needs the run's folder
+        return follow_rank_0(anything)
+    name = anything.run
     folder = launched_folder() or find_run(name)
     base = without_given_choices(config_of(folder), args)
     command = parse_run(ResumeCommand, "tiny-gpt resume", args, base)

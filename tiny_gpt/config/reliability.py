@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from tyro.conf import arg
+
 from tiny_gpt.config.checks import FLAG_OFF, require_positive
 
 
@@ -12,10 +14,13 @@ class ReliabilityConfig:
 
     checkpoint_minutes: float = 3.0
     """Minutes between checkpoints; more if saving is slow. The end of an epoch and a stop save one too."""
+    rank_timeout: Annotated[float, arg(metavar="MINUTES")] = 10.0
+    """Minutes after which a device that does not answer the others is lost. Training then restarts from the last
+    checkpoint."""
     watchdog: Annotated[bool, FLAG_OFF] = True
     """Don't restart training from the last checkpoint after a crash, a hang or a kill."""
     keep_awake: Annotated[bool, FLAG_OFF] = True
     """Don't keep the computer from going to sleep while it trains."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "checkpoint_minutes")
+        require_positive(self, "checkpoint_minutes", "rank_timeout")

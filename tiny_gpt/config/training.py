@@ -14,6 +14,7 @@ from tiny_gpt.errors import UsageError
 # The settings that give the length of a run: at most one of them, or else the last, which always has a value.
 BUDGETS = ("for_", "until", "steps", "tokens", "data_epochs", "epochs")
 TIMED_BUDGETS = ("for_", "until")
+ALL_DEVICES, MAX_DEVICES = "all", 1024
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ class TrainConfig:
     """Random seed. The same seed gives the same numbers on the same machine."""
     device: Annotated[str, arg(metavar="{auto,cpu,mps,cuda,cuda:N}")] = "auto"
     """Device to train on. auto: cuda, else mps, else cpu."""
+    devices: Annotated[str, arg(metavar="{1,2,...,all}")] = "1"
+    """GPUs of this machine to train on, or processes on its CPU; each computes a part of every batch."""
+    force_devices: Annotated[bool, OPTIONAL] = False
+    """Use all of --devices. Otherwise a step is measured first, and one is used if several are no faster."""
+    exact: Annotated[bool, OPTIONAL] = False
+    """The same result to the bit for any number of devices; costs some speed. Without it, sums round differently."""
     precision: Literal["auto", PrecisionName] = "auto"
     """Precision of matrix products. auto: bf16 if it is faster, otherwise fp32. Weights are always kept in fp32."""
     backend: Literal["auto", BackendName] = "auto"
@@ -116,6 +123,9 @@ class TrainConfig:
             value = getattr(self, name)
             message = f"{flag(name)} {value}: must be at least 0 and below 1"
             require(0 <= value < 1, message, "share-out-of-range")
+        message = f"--devices {self.devices}: give a number from 1 to {MAX_DEVICES}, or all"
+        is_number = self.devices.isdecimal() and 1 <= int(self.devices) <= MAX_DEVICES
+        require(is_number or self.devices == ALL_DEVICES, message, "devices-invalid")
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63", "seed-out-of-range")
 
     def _check_budget(self) -> None:

@@ -18,6 +18,8 @@ import signal
 import sys
 from functools import cache
 
+from tiny_gpt.host.torchrun import is_follower
+
 HEARTBEAT_VARIABLE, REASON_VARIABLE = "TINY_GPT_HEARTBEAT", "TINY_GPT_RESTART_REASON"
 BEATS, PID, RESTART_REQUEST, PREPARATION, OUTCOME, N_WORDS = range(6)
 HEARTBEAT_BYTES = 8 * N_WORDS
@@ -60,7 +62,10 @@ class Heartbeat:
 
 @cache
 def heartbeat() -> Heartbeat | None:
-    """The heartbeat that the parent listens to; None without a watchdog. Call it early: see `Heartbeat`."""
+    """The heartbeat that the parent listens to; None without a watchdog, and in a process that rank 0 leads. Call it
+    early: see `Heartbeat`."""
+    if is_follower():
+        return None
     try:
         return Heartbeat(os.environ[HEARTBEAT_VARIABLE])
     except (KeyError, OSError, ValueError):

@@ -38,6 +38,11 @@ class StopRequest:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
+    def hear(self, number: int) -> None:
+        """Take a signal that another process of the training received as one of this process's own; 0 is none."""
+        if number and self.signal_number is None:
+            self.signal_number, self._requested_at = number, time.monotonic()
+
     def listen(self) -> None:
         """Turn INT and TERM into requests from here on; before, they end the program as usual."""
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -36,6 +36,7 @@ from tiny_gpt.host.heartbeat import (
 from tiny_gpt.host.heartbeat_file import heartbeat_file
 from tiny_gpt.host.limits import Limits
 from tiny_gpt.host.memory_leak import LeakDetector
+from tiny_gpt.host.process_tree import descendants, end_processes
 from tiny_gpt.host.signals import STOPPED_CODES
 
 RESTART_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "a checkpoint is saved, restart me"
@@ -65,16 +66,20 @@ def watch(
     progress: Callable[[], int],
     report: Callable[[str], None],
     limits: Limits | None = None,
+    is_group: bool = False,
 ) -> int:
     """Run the command `first`, and after each failure the command `again`; returns the exit code for the shell.
 
     `progress` returns a number that rises with each checkpoint; it is called when training begins and after each
     failure. `report` takes lines for the user. If either raises, supervision continues. An INT or TERM reaches the
     child once, whether it was sent to both processes or only to the parent.
+
+    `is_group`: the commands are torchrun's, which starts several processes. The one that has opened the heartbeat gets
+    the signals, and its exit code counts if torchrun itself reports success.
     """
     limits = limits or Limits()
     command, reason, has_begun = first, "", False
-    surroundings = _Surroundings(limits, progress)
+    surroundings = _Surroundings(limits, progress, is_group)
     saved, failures = _progress_or(progress, 0), list[str]()
     with _recorded_signals() as stops:
         while True:
@@ -132,8 +137,8 @@ def _report_giving_up(report: Callable[[str], None], failures: list[str]) -> Non
 class _Surroundings:
     """What is the same for all processes of a training."""
 
-    def __init__(self, limits: Limits, progress: Callable[[], int]) -> None:
-        self.limits, self.progress = limits, progress
+    def __init__(self, limits: Limits, progress: Callable[[], int], is_group: bool) -> None:
+        self.limits, self.progress, self.is_group = limits, progress, is_group
         self._started_in = _working_folder()
 
     def folder(self) -> str:
@@ -157,9 +162,17 @@ def _run(command: Sequence[str], reason: str, surroundings: _Surroundings, stops
             file, path, descriptors = stack.enter_context(heartbeat_file())
             view = stack.enter_context(memoryview(stack.enter_context(mmap.mmap(file.fileno(), HEARTBEAT_BYTES))))
             words = stack.enter_context(view.cast("Q"))
+            if surroundings.is_group:  # torchrun passes no descriptors on to the processes that it starts
+                path = path.replace("/proc/self/", f"/proc/{os.getpid()}/")
             environment = {**os.environ, HEARTBEAT_VARIABLE: path, REASON_VARIABLE: reason}
             process = stack.enter_context(
-                subprocess.Popen(command, env=environment, cwd=surroundings.folder(), pass_fds=descriptors)
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=surroundings.folder(),
+                    pass_fds=descriptors,
+                    start_new_session=surroundings.is_group,  # so that Ctrl+C does not reach torchrun as well
+                )
             )
         except OSError as error:
             return _Exit(1, False, f"could not be started ({error.strerror})")
@@ -179,7 +192,7 @@ class _Child:
     ) -> None:
         self._process, self._words, self._signal_log = process, words, log
         self._limits = limits = surroundings.limits
-        self._progress, self._is_restart = surroundings.progress, is_restart
+        self._progress, self._is_restart, self._is_group = surroundings.progress, is_restart, surroundings.is_group
         self._beats, self._silence_s, self._intervention = 0, 0.0, ""
         self._preparation, self._cpu_s, self._idle_s = 0, 0.0, 0.0
         self._intervals_s: deque[float] = deque(maxlen=101)
@@ -194,6 +207,10 @@ class _Child:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(self._limits.poll_s)
+                if self._is_group:
+                    if code < 0:  # torchrun was killed; the processes that it leaves would go on writing
+                        end_processes([self._words[PID]])
+                    code = self._words[OUTCOME] - 1 if code == 0 and self._words[OUTCOME] else code
                 code = 130 if code in (-signal.SIGINT, WINDOWS_CTRL_C) else code
                 return _Exit(code, self._words[BEATS] > 0, self._intervention, self._words[OUTCOME] > 0)
             now = time.monotonic()
@@ -227,7 +244,7 @@ class _Child:
         leak = self._leak_detector.check(self._words[PID], elapsed_s)
         if leak:  # the child still works, so it may save a checkpoint first
             self._words[RESTART_REQUEST] = 1
-            self._escalation = [(patience_s, self._process.terminate), (self._limits.grace_s, self._process.kill)]
+            self._escalation = [(patience_s, self._process.terminate), (self._limits.grace_s, self._kill)]
         return leak
 
     def _find_hang_at_start(self, elapsed_s: float) -> str:
@@ -246,8 +263,13 @@ class _Child:
 
     def _end_hang(self) -> str:
         """Plan to end the process; says what it did."""
-        self._escalation = [(0.0, self._process.terminate), (self._limits.grace_s, self._process.kill)]
+        self._escalation = [(0.0, self._process.terminate), (self._limits.grace_s, self._kill)]
         return f"hung for {format_duration(self._silence_s)}"
+
+    def _kill(self) -> None:
+        if self._is_group:
+            end_processes(descendants(self._process.pid))
+        self._process.kill()
 
     def _escalate(self, elapsed_s: float) -> None:
         wait_s, act = self._escalation.pop(0)
@@ -268,9 +290,18 @@ class _Child:
         received = self._signal_log.read()
         for number, n_sent in Counter(self._known_stops).items():
             if n_sent > max(received.count(number), self._n_forwarded[number]):
-                self._process.send_signal(number)
+                self._send(number)
                 self._n_forwarded[number] = n_sent
         self._known_stops = list(stops)
+
+    def _send(self, number: int) -> None:
+        if not self._is_group:
+            self._process.send_signal(number)
+        elif pid := self._words[PID]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        else:  # torchrun is still starting
+            self._process.terminate()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import torch
 from tiny_gpt.backends import BACKENDS
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.device import PRECISIONS, candidate_precisions, is_out_of_memory, release_memory, synchronize
+from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.errors import UsageError
 from tiny_gpt.model import gpt
 from tiny_gpt.model.shapes import n_multiplied
@@ -52,6 +53,9 @@ def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidat
     train = config.train
     precisions = candidate_precisions(train.precision, device)
     backends = AUTO_BACKENDS[device.type]
+    if train.exact or not current_ranks().is_alone:
+        # The gradients are summed between the backward pass and the update, which it would record as one.
+        backends = tuple(backend for backend in backends if backend != "cuda_graph")
     if train.backend != "auto":
         possible = list(dict.fromkeys((*backends, *EXPLICIT_BACKENDS)))
         if train.backend not in possible:

@@ -7,6 +7,8 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import PRECISIONS
+from tiny_gpt.distributed.gradients import make_gradient_sum
+from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
@@ -21,12 +23,13 @@ STEPS = 50
 class StepBenchmark:
     """A model, an optimizer and one random batch, for a config whose backend and precision are chosen."""
 
-    def __init__(self, config: RunConfig, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, vocab_size: int, device: torch.device, ranks: Ranks = ALONE) -> None:
         train = config.train
         # A counted budget: with a timed one the learning rate would depend on the clock.
         self.config = replace(config, train=replace(train, for_="", until="", tokens=0, data_epochs=0.0, steps=STEPS))
         self.model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
-        self.optimizer, self.guard = make_optimizer(self.model, train), Guard(device)
+        self.optimizer, self.guard = make_optimizer(self.model, train, ranks), Guard(device)
+        self.ranks, self.gradient_sum = ranks, make_gradient_sum(self.model, ranks, train.exact)
         self.cuda_graph = make_cuda_graph_update(self.model, self.optimizer, train, self.guard)
         shape = (2, train.batch_size, config.model.block_size)
         self.batch = Batch(*torch.randint(vocab_size, shape).to(device))
@@ -44,6 +47,8 @@ class StepBenchmark:
             step,
             learning_rate_at(step, train),
             guard=self.guard,
+            gradient_sum=self.gradient_sum,
+            ranks=self.ranks,
             cuda_graph=self.cuda_graph,
         )
         self.n_done += 1

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens
+from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.schedule import SchedulePoint
 from tiny_gpt.training.timed_budget import LATE_S, TimedBudget
@@ -71,7 +72,10 @@ class Evaluator:
         model, clock = self.state.model, self.state.clock
         before_s = clock.eval_s
         with clock.count_as("eval"):
-            losses = self.train_windows.loss(model, beat), *self.val_windows.loss_and_error(model, beat)
+            self.state.leader.share_state(model, self.state.optimizer, self.state.guard)
+            score = self.state.leader.score
+            train_loss, _ = score(self.train_windows, "train", model, beat)
+            losses = train_loss, *score(self.val_windows, "val", model, beat)
         token_s = (clock.eval_s - before_s) / self.n_tokens
         if not 0 < INTERRUPTED_FACTOR * self._estimated_token_s() < token_s:
             self._measured_token_s = token_s
@@ -89,6 +93,10 @@ class Evaluator:
             in_time, at_latest = left_s / token_s, (left_s + LATE_S / 2) / token_s
             n_tokens = self._if_more(int(min(max(n_tokens, in_time), at_latest)))
         return self._windows(self.dataset.val, n_tokens, "eager") if n_tokens else None
+
+    def score_best(self, windows: FixedWindows, model: GPT, beat: Callable[[], None]) -> float:
+        """The loss over `windows` of the validation text of a `model` that is not the one in training."""
+        return self.state.leader.score(windows, "val", model, beat, is_other_model=True)[0]
 
     def eval_s(self) -> float:
         """Seconds that an evaluation takes."""

@@ -27,6 +27,7 @@ from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.output_folder import write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
 from tiny_gpt.run.saved_run import SavedRun, find_resume_point, merge_settings
+from tiny_gpt.run.sharing import share_again
 from tiny_gpt.run.start import prepare_other
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
@@ -62,7 +63,7 @@ def resume_run(requested: RunConfig, request: RunRequest) -> Generator[Preparati
     saved.check_model(settled.model, vocab_size)
     yield from compilation_notices(settled, device)
     choice, backend_notes = choose_same_backend(settled, saved, vocab_size, device)
-    config = with_choices(settled, dataset.sources, choice.candidate)
+    config = share_again(with_choices(settled, dataset.sources, choice.candidate), requested)
     plan = None if extends else read_plan(out_dir, config)
 
     model = build_model(config, vocab_size, device)

@@ -8,8 +8,10 @@ from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.run.events import Event
 from tiny_gpt.run.folder_guard import FolderGuard
+from tiny_gpt.run.leader import attended, led_ranks
 from tiny_gpt.run.output_folder import run_lock
 from tiny_gpt.run.resume import resume_run
+from tiny_gpt.run.sharing import use_all_cores
 from tiny_gpt.run.start import start_run
 from tiny_gpt.training.budget import RunRequest
 
@@ -22,10 +24,15 @@ def run(
     With `resume`, continue from the newest checkpoint there that verifies. From the first step on, Ctrl+C and SIGTERM
     end the run after saving; closing the terminal does not end it. Raises a TinyGPTError, where possible before
     anything in out_dir is changed. A `stop` that is given can end the run as Ctrl+C does.
+
+    In a process that leads others (distributed/ranks.py), they train with it, and end with it.
     """
     request = request or RunRequest()
-    with run_lock(user_path(config.train.out_dir)) as folder, stop or StopRequest() as stop:
-        prepared = yield from resume_run(config, request) if resume else start_run(config, request)
+    with led_ranks() as ranks, run_lock(user_path(config.train.out_dir)) as folder, stop or StopRequest() as stop:
+        use_all_cores()
+        prepared = yield from attended(resume_run(config, request) if resume else start_run(config, request), ranks)
+        trainer = prepared.trainer
+        trainer.state.leader.begin(prepared.config, trainer.dataset)
         yield prepared.event
         stop.listen()
         with HostMonitor(stop, prepared.config.reliability.keep_awake) as monitor:

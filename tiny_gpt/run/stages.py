@@ -105,6 +105,7 @@ class StageRunner:
             for group in self.state.optimizer.param_groups:
                 if group["weight_decay"]:
                     group["weight_decay"] = self._settings.weight_decay
+        predictions = self._predictions(beat) if stage.kind == "student" else None
         self.batches = BatchLoader(
             self._tokens(stage).ids,
             model.config.block_size,
@@ -112,8 +113,10 @@ class StageRunner:
             self._seed(),
             model.device,
             self._settings.token_noise,
-            self._predictions(beat) if stage.kind == "student" else None,
+            predictions,
         )
+        text = "other" if stage.kind == "pretraining" else "own"
+        self.state.leader.set_stage(text, self._seed(), self._settings, predictions, is_only=len(self.stages) == 1)
         self._prepared = self.state.counters.stage
 
     def describe(self) -> str:

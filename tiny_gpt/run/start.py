@@ -21,6 +21,7 @@ from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
+from tiny_gpt.run.sharing import share_batches
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.tokenizer.base import Tokenizer
@@ -65,6 +66,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     yield from compilation_notices(planned, device)
     choice = choose_backend(planned, vocab_size, device)
     config = with_choices(planned, dataset.sources, choice.candidate)
+    config = yield from share_batches(config, vocab_size, device)
     plan = expected_plan(config, planner, choice) if planner else None
 
     model = build_model(config, vocab_size, device)

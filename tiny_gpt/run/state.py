@@ -7,11 +7,14 @@ import torch
 
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.device import release_memory, synchronize
+from tiny_gpt.distributed.gradients import make_gradient_sum
+from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.checkpoint import load_tensors, read_history, read_state
 from tiny_gpt.run.checkpoint_store import Checkpoint, DamagedError
 from tiny_gpt.run.clock import RunClock
 from tiny_gpt.run.events import Evaluated, Warned
+from tiny_gpt.run.leader import Leader
 from tiny_gpt.training.budget import RunRequest, StepBudget, TrainingBudget
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
@@ -90,7 +93,10 @@ class TrainState:
     def __init__(self, model: GPT, config: TrainConfig, request: RunRequest | None = None) -> None:
         """A timed budget counts from the time of the `request`."""
         self.model, self.config, self.request = model, config, request or RunRequest()
-        self.optimizer = make_optimizer(model, config)
+        self.ranks = current_ranks()
+        self.leader = Leader(self.ranks)
+        self.optimizer = make_optimizer(model, config, self.ranks)
+        self.gradient_sum = make_gradient_sum(model, self.ranks, config.exact)
         self.guard = Guard(model.device)
         self.cuda_graph = make_cuda_graph_update(model, self.optimizer, config, self.guard)
         self.counters = RunCounters(n_micro_batches=config.grad_accum_steps)
@@ -147,6 +153,7 @@ class TrainState:
                 for tensor in moments.values():
                     tensor.zero_()
         self.guard.load_dict(Guard(self.model.device).to_dict())
+        self.leader.state_changed()
 
     def shrink_micro_batches(self) -> None:
         """Compute fewer blocks at once, after memory ran out, and free what the failed attempt left."""
@@ -221,6 +228,7 @@ class TrainState:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedError("its state has unknown fields") from error
         self.counters, self.history, self.best = counters, history, best
+        self.leader.state_changed()
         self.is_cooling = checkpoint.about.get("is_cooling") is not False
 
     def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:

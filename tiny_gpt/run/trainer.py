@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tiny_gpt.config import RunConfig, TrainConfig
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import is_out_of_memory, memory_bytes, peak_memory_bytes
-from tiny_gpt.errors import DivergedError, RestartRequestedError
+from tiny_gpt.errors import RestartRequestedError
 from tiny_gpt.evaluation import bits_per_byte
 from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run.checkpoint_manager import CheckpointManager
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore
 from tiny_gpt.run.description import RunDescription
+from tiny_gpt.run.divergence import diverged
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import (
     EpochDone,
@@ -116,6 +118,7 @@ class Trainer:
             if self._is_diverging(point):
                 yield from self._roll_back("the loss became NaN or infinite, or spiked")
                 continue
+            monitor.stop.hear(state.ranks.stop_signal_of_all)
             stop_signal = monitor.stop.signal_number
             is_epoch_end = self._is_epoch_end(point)
             is_due = is_epoch_end or self.stages.is_last_step(point) or self.evaluator.is_due(point)
@@ -162,24 +165,37 @@ class Trainer:
     def _train_one_step(self, point: SchedulePoint) -> DoneStep:
         """Do the step at `point`, in smaller micro-batches if memory runs out."""
         state, counters, train = self.state, self.state.counters, self.config.train
-        batch = self.stages.batches.batch(state.step + counters.batch_offset)
+        number = state.step + counters.batch_offset
+        batch = self.stages.batches.batch(number)
         scheduled_rate = learning_rate(point, train)
         rate = scheduled_rate * counters.rate_factor
-        result = self._retry_out_of_memory(
+        result = self._retry_out_of_memory(lambda: self._compute(batch, number, rate))
+        state.finish_step(point, scheduled_rate)
+        return DoneStep(point, rate, result)
+
+    def _compute(self, batch: Batch, number: int, rate: float) -> StepResult:
+        """The step on `batch`, which has this `number`, on all devices."""
+        state, step, n_micro_batches = self.state, self.state.step, self.state.counters.n_micro_batches
+        figures = {"batch": number, "step": step, "rate": rate, "n_micro_batches": n_micro_batches}
+        return state.leader.step(
+            state.model,
+            state.optimizer,
+            state.guard,
+            figures,
             lambda: train_step(
                 state.model,
                 state.optimizer,
                 batch,
-                train,
+                self.config.train,
                 state.step,
                 rate,
-                n_micro_batches=counters.n_micro_batches,
+                n_micro_batches=n_micro_batches,
                 guard=state.guard,
+                gradient_sum=state.gradient_sum,
+                ranks=state.ranks,
                 cuda_graph=state.cuda_graph,
-            )
+            ),
         )
-        state.finish_step(point, scheduled_rate)
-        return DoneStep(point, rate, result)
 
     def _retry_out_of_memory(self, compute: Callable[[], Result]) -> Result:
         """What `compute` returns, with micro-batches of half the size each time that memory runs out."""
@@ -284,7 +300,7 @@ class Trainer:
         if pause_reason:
             yield Warned(state.step, f"paused: {pause_reason}")
             with state.clock.count_as("pause"):
-                monitor.wait_out_pause()
+                monitor.wait_out_pause(state.ranks.keep_waiting)
             yield Warned(state.step, "training continues")
 
     def _reserved_s(self) -> float:
@@ -313,7 +329,7 @@ class Trainer:
         yield from self._report(self.model_files.save_pending(force=True))
         target = None if before.n_rollbacks == MAX_ROLLBACKS else self._rollback_target()
         if target is None:
-            raise DivergedError(self._divergence_message(trouble), code="training-diverged")
+            raise diverged(state, self.config.train, self.model_files.best_path, trouble)
         self.checkpoints.roll_back(target)
         self.evaluator.resume()
         state.warn(
@@ -331,20 +347,6 @@ class Trainer:
         counters = self.state.counters
         newest = counters.step if counters.rolled_back_to is None else counters.rolled_back_to
         return self.checkpoints.newest_healthy(newest) or self.checkpoints.newest_healthy(counters.step)
-
-    def _divergence_message(self, trouble: str) -> str:
-        counters, best, train = self.state.counters, self.state.best, self.config.train
-        lower = min(train.learning_rate * counters.rate_factor, TrainConfig().learning_rate / 2)
-        kept = ""
-        if best:
-            kept = (
-                f"The best model so far (val_loss={best.val_loss:.4f}, step {best.step:,}) is in "
-                f"{self.model_files.best_path}. "
-            )
-        return (
-            f"{trouble} at step {counters.step:,}; rolling back to half the learning rate did not help "
-            f"({counters.n_rollbacks} times).\n{kept}Try a lower learning rate: --learning-rate {lower:.1g}"
-        )
 
     # --- the end ---
 
@@ -386,7 +388,7 @@ class Trainer:
         try:
             with self.state.clock.count_as("eval"):
                 model = load_model(path, trained.device, trained.compute_dtype).model  # beside the one in training
-                return windows.loss(model, beat), windows.n_tokens
+                return self.evaluator.score_best(windows, model, beat), windows.n_tokens
         except Exception as failure:
             if not is_out_of_memory(failure):
                 raise

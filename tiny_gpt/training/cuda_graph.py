@@ -14,6 +14,7 @@ import torch
 from tiny_gpt.backends import get_backend
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.data.dataloader import Batch
+from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.step import MicroBatch, StepResult, accumulate_gradients, micro_batches, update_weights
@@ -28,7 +29,8 @@ def make_cuda_graph_update(
     model: GPT, optimizer: torch.optim.Optimizer, config: TrainConfig, guard: Guard | None
 ) -> "CudaGraphUpdate | None":
     """For `train_step`; None where the backend or the device has no use for it."""
-    if model.device.type != "cuda" or config.backend not in GRAPHED_BACKENDS:
+    has_sum = config.exact or not current_ranks().is_alone  # of gradients, between the backward pass and the update
+    if model.device.type != "cuda" or config.backend not in GRAPHED_BACKENDS or has_sum:
         return None
     return CudaGraphUpdate(model, optimizer, config, guard)
 

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tiny_gpt.distributed.ranks import ALONE, Ranks
+
 MOMENTUM = 0.95
 # An orthogonal R x C matrix has entries of root mean square 1 / sqrt(max(R, C)). Multiplied by sqrt(max(R, C)) and
 # this, an update is as large as AdamW's typically are, so one learning rate and one weight decay serve both.
@@ -48,12 +50,18 @@ class Muon(torch.optim.Optimizer):
         learning_rate: float,
         weight_decay: float,
         dtype: torch.dtype,
+        ranks: Ranks = ALONE,
+        one_by_one: bool = False,
     ) -> None:
         """`matrices` maps each hidden matrix to the number of equal matrices stacked in it, as queries, keys and values
         are; each of those is orthogonalized by itself. `dtype` is that of the products.
+
+        With several `ranks`, each orthogonalizes some of the matrices. `one_by_one`: never several in one product, so
+        that the bits of a matrix do not depend on how many a rank has.
         """
         super().__init__([{"params": list(matrices)}], {"lr": learning_rate, "weight_decay": weight_decay})
         self._adamw, self._dtype = adamw, dtype
+        self._ranks, self._one_by_one = ranks, one_by_one
         self.param_groups += adamw.param_groups
         self.state = adamw.state
         groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
@@ -91,10 +99,30 @@ class Muon(torch.optim.Optimizer):
         # Nesterov momentum: what the average would be after the same gradient once more.
         direction_NRC = grad.lerp_(momentum, MOMENTUM).unflatten(0, (-1, n_rows))
         scale = learning_rate * RMS_OF_ADAMW * math.sqrt(max(direction_NRC.shape[1:]))
-        update = orthogonalize(direction_NRC, self._dtype).flatten(0, 1).to(momentum.dtype) * scale
+        update = self._orthogonalize(direction_NRC).flatten(0, 1).to(momentum.dtype) * scale
         weights = [matrix.detach() for matrix in matrices]
         torch._foreach_mul_(weights, 1 - learning_rate * weight_decay)
         torch._foreach_sub_(weights, list(_split_rows(update, matrices)))
+
+    def _orthogonalize(self, x_NRC: torch.Tensor) -> torch.Tensor:
+        """`orthogonalize`, of which each rank does an equal share and sends it to the others."""
+        ranks = self._ranks
+        if ranks.is_alone:
+            return self._orthogonalize_alone(x_NRC)
+        n_each = math.ceil(len(x_NRC) / ranks.size)
+        own = x_NRC[ranks.rank * n_each : (ranks.rank + 1) * n_each]
+        shape = x_NRC.shape[1:]
+        done = torch.zeros(n_each, *shape, dtype=self._dtype, device=x_NRC.device)
+        if len(own):
+            done[: len(own)] = self._orthogonalize_alone(own)
+        everything = torch.empty(ranks.size * n_each, *shape, dtype=self._dtype, device=x_NRC.device)
+        ranks.collect(everything, done)
+        return everything[: len(x_NRC)]
+
+    def _orthogonalize_alone(self, x_NRC: torch.Tensor) -> torch.Tensor:
+        if self._one_by_one:
+            return torch.cat([orthogonalize(x_1RC, self._dtype) for x_1RC in x_NRC.split(1)])
+        return orthogonalize(x_NRC, self._dtype)
 
 
 def orthogonalize(x_NRC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -12,20 +12,21 @@ import torch
 from torch import nn
 
 from tiny_gpt.config import TrainConfig
+from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.muon import Muon
 
 
-def make_optimizer(model: GPT, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer named by `config.optimizer`, over all weights of `model`."""
-    return OPTIMIZERS[config.optimizer](model, config)
+def make_optimizer(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> torch.optim.Optimizer:
+    """The optimizer named by `config.optimizer`, over all weights of `model`, which all `ranks` have."""
+    return OPTIMIZERS[config.optimizer](model, config, ranks)
 
 
-def _make_adamw(model: GPT, config: TrainConfig) -> torch.optim.AdamW:
+def _make_adamw(model: GPT, config: TrainConfig, _ranks: Ranks) -> torch.optim.AdamW:
     return _adamw_over(list(model.parameters()), config)
 
 
-def _make_muon(model: GPT, config: TrainConfig) -> Muon:
+def _make_muon(model: GPT, config: TrainConfig, ranks: Ranks) -> Muon:
     """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases.
 
     An embedding is a table of rows that are looked up, not a map between hidden vectors: orthogonalizing it would move
@@ -40,7 +41,7 @@ def _make_muon(model: GPT, config: TrainConfig) -> Muon:
     adamw = _adamw_over(rest, config)
     # Batched products of bf16 were wrong on MPS (pytorch#181936).
     dtype = torch.float32 if model.device.type == "mps" else model.compute_dtype
-    return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype)
+    return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype, ranks, config.exact)
 
 
 def n_stacked_matrices(name: str) -> int:
@@ -67,7 +68,7 @@ def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.op
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[GPT, TrainConfig], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[GPT, TrainConfig, Ranks], torch.optim.Optimizer]] = {
     "adamw": _make_adamw,
     "muon": _make_muon,
 }

@@ -22,6 +22,8 @@ from tiny_gpt.backends import Backend, get_backend
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import max_blocks_at_once
+from tiny_gpt.distributed.gradients import GradientSum
+from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.soft_targets import SoftTargets
 from tiny_gpt.training.guard import Guard
@@ -56,6 +58,8 @@ def train_step(
     *,
     n_micro_batches: int = 1,
     guard: Guard | None = None,
+    gradient_sum: GradientSum | None = None,
+    ranks: Ranks = ALONE,
     cuda_graph: Callable[[Batch, int, float, int], StepResult] | None = None,
 ) -> StepResult:
     """One optimizer update with the mean loss over `batch`.
@@ -64,14 +68,22 @@ def train_step(
     but gradients changes before the update, so a step that ran out of memory can be repeated. A step that `guard`
     rejects leaves weights and moments as they are. `cuda_graph` (cuda_graph.CudaGraphUpdate, made for the same model,
     optimizer and guard) does the whole step instead.
+
+    With several `ranks`, each computes some of the micro-batches, and `gradient_sum`, made for the same model, adds
+    them up; from there on all do the same.
     """
     if cuda_graph is not None:
         return cuda_graph(batch, step, learning_rate, n_micro_batches)
     backend = get_backend(config.backend)
     optimizer.zero_grad(set_to_none=True)
-    loss = torch.zeros((), device=model.device)
-    for micro_batch in micro_batches(batch, config, step, n_micro_batches, model.device):
-        loss += accumulate_gradients(model, backend, *micro_batch)
+    parts = micro_batches(batch, config, step, n_micro_batches, model.device, ranks)
+    if gradient_sum is None:
+        loss = torch.zeros((), device=model.device)
+        for micro_batch in parts:
+            loss += accumulate_gradients(model, backend, *micro_batch)
+    else:
+        n_parts = n_own_micro_batches(batch, config, n_micro_batches, model.device, ranks)
+        loss = gradient_sum.compute(parts, n_parts, lambda part: accumulate_gradients(model, backend, *part))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     grad_norm = update_weights(model, optimizer, config.grad_clip, guard, step, loss)
@@ -79,17 +91,29 @@ def train_step(
 
 
 def micro_batches(
-    batch: Batch, config: TrainConfig, step: int, n_micro_batches: int, device: torch.device
+    batch: Batch, config: TrainConfig, step: int, n_micro_batches: int, device: torch.device, ranks: Ranks = ALONE
 ) -> Iterator[MicroBatch]:
-    """The parts of `batch`, moved to `device`. Each is yielded right after torch was seeded for its dropout."""
+    """The parts of `batch` that this rank computes, moved to `device`. Each is yielded right after torch was seeded for
+    its dropout."""
     batch_size, block_size = batch.inputs_BT.shape
     size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
     for index, start in enumerate(range(0, batch_size, size)):
+        if not ranks.takes(index):
+            continue
         rows = slice(start, start + size)
         inputs_BT, targets_BT = batch.inputs_BT[rows].to(device), batch.targets_BT[rows].to(device)
         soft = batch.soft_targets and SoftTargets(*(part[rows].to(device) for part in batch.soft_targets))
         seed_dropout(config.seed, step, index)
         yield MicroBatch(inputs_BT, targets_BT, len(inputs_BT) / batch_size, soft)
+
+
+def n_own_micro_batches(
+    batch: Batch, config: TrainConfig, n_micro_batches: int, device: torch.device, ranks: Ranks
+) -> int:
+    """How many `micro_batches` yields."""
+    batch_size, block_size = batch.inputs_BT.shape
+    size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
+    return sum(map(ranks.takes, range(math.ceil(batch_size / size))))
 
 
 def accumulate_gradients(

@@ -1,0 +1,64 @@
+"""One rank of a group that trains several runs, one after the other: `python -m tests.distributed.worker FOLDER`.
+
+FOLDER/jobs.json is a list of jobs (support.Job). The test reads what rank 0 writes into the runs' folders.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from tests.run.support import interrupt
+from tiny_gpt.config import RunConfig
+from tiny_gpt.distributed.ranks import Ranks, join_group
+from tiny_gpt.errors import TinyGPTError
+from tiny_gpt.run.follower import follow
+from tiny_gpt.run.run import run
+from tiny_gpt.training import step
+
+PATIENCE_S = 60.0
+
+
+def do(job: dict[str, Any], ranks: Ranks) -> None:
+    """One run, on this rank."""
+    if not ranks.leads:
+        follow(ranks)
+        return
+    config = RunConfig().with_flat(job["config"], "the test")
+    try:
+        if job["interrupted_at"]:
+            interrupt(config, job["interrupted_at"])
+        else:
+            list(run(config, job["resume"]))
+    except TinyGPTError as failure:
+        Path(config.train.out_dir).mkdir(exist_ok=True)
+        Path(config.train.out_dir, "error").write_text(failure.code)
+
+
+def with_little_memory(n_blocks: int) -> Any:
+    """Forward and backward passes run out of memory here with more than so many blocks."""
+    compute = step.accumulate_gradients
+
+    def limited(model: Any, backend: Any, inputs_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(inputs_BT) > n_blocks:
+            raise torch.OutOfMemoryError("out of memory")
+        return compute(model, backend, inputs_BT, *rest)
+
+    return mock.patch.object(step, "accumulate_gradients", limited)
+
+
+def main(folder: Path) -> None:
+    """All jobs, on this rank."""
+    torch.set_num_threads(1)
+    ranks = join_group("cpu", PATIENCE_S)
+    for job in json.loads((folder / "jobs.json").read_text()):
+        is_limited = ranks.rank == ranks.size - 1 and job["n_blocks_of_last_rank"]
+        with with_little_memory(job["n_blocks_of_last_rank"]) if is_limited else mock.MagicMock():
+            do(job, ranks)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,256 @@
+"""The processes of a run, called ranks as in torch.distributed, and what they send one another.
+
+Rank 0 leads: it decides what happens next and tells the others (run/leader.py, run/follower.py). Commands are JSON and
+travel between CPUs over gloo; tensors travel over gloo on CPUs and over NCCL on NVIDIA GPUs.
+
+A process that was not started by torchrun is alone: a group of one, in which nothing is sent.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from tiny_gpt.device import is_out_of_memory
+from tiny_gpt.distributed.network import choose_interface
+from tiny_gpt.errors import TinyGPTError, UsageError, first_line
+from tiny_gpt.host.torchrun import local_rank, rank_in_environment
+
+# A command up to this many bytes takes one message.
+MESSAGE_BYTES = 512
+LENGTH_BYTES = 8
+# While rank 0 prepares a run it has nothing for the others to do, and a pause may take a night. Rank 0 tells them to
+# wait from time to time; this long without a word, and they give up.
+SILENCE = datetime.timedelta(hours=2)
+WORD_INTERVAL_S = 60.0
+WAIT = "wait"
+
+
+class LostRankError(TinyGPTError):
+    """Another process of the run has ended or does not answer. The training can be restarted from its checkpoint."""
+
+
+class SharedOutOfMemoryError(torch.OutOfMemoryError):
+    """Memory ran out on some rank, so that all repeat their work in smaller parts."""
+
+
+class Ranks:
+    """The processes of a run as one of them sees them."""
+
+    def __init__(self, rank: int = 0, size: int = 1, commands: Any = None, replies: Any = None) -> None:
+        """`commands` and `replies` are groups over gloo, of a long and of a short patience; not needed for one rank."""
+        self.rank, self.size, self._commands, self._replies = rank, size, commands, replies
+        self.stop_signal = 0
+        """The signal that asks this process to stop; 0 for none."""
+        self.stop_signal_of_all = 0
+        """The same of any rank, as of the last `agree`."""
+        self.are_waiting = True
+        """On rank 0: whether the other ranks wait for a command."""
+        self._last_word = time.monotonic()
+
+    @property
+    def is_alone(self) -> bool:
+        return self.size == 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def takes(self, index: int) -> bool:
+        """Whether this rank computes the piece of work with this index: they are dealt out like cards."""
+        return index % self.size == self.rank
+
+    # --- tensors: all ranks call these in the same order ---
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Replace `tensor` by its sum over all ranks; the same bits on each."""
+        if not self.is_alone:
+            with _losses_named():
+                dist.all_reduce(tensor)
+
+    def add_later(self, tensor: torch.Tensor) -> Any:
+        """`add` in the background. Returns a handle to `wait` for."""
+        with _losses_named():
+            return dist.all_reduce(tensor, async_op=True)
+
+    def wait(self, handle: Any) -> None:
+        """Until what `add_later` began is done."""
+        with _losses_named():
+            handle.wait()
+
+    def collect(self, everything: torch.Tensor, own: torch.Tensor) -> None:
+        """Fill `everything` with the `own` of all ranks, one after the other. All have one shape."""
+        with _losses_named():
+            dist.all_gather(list(everything.chunk(self.size)), own)
+
+    def copy_from_leader(self, tensor: torch.Tensor) -> None:
+        """Replace `tensor` by that of rank 0."""
+        if not self.is_alone:
+            with _losses_named():
+                dist.broadcast(tensor.detach(), 0)
+
+    def copy_bytes_from_leader(self, array: NDArray[Any]) -> None:
+        """Replace the content of `array`, of any type, by that of rank 0."""
+        if not self.is_alone:
+            with _losses_named():
+                dist.broadcast(torch.from_numpy(array.reshape(-1).view(np.uint8)), 0, group=self._replies)
+
+    def agree(self, failure: Exception | None = None) -> None:
+        """Wait for all ranks, and raise on all of them if one has run out of memory.
+
+        `failure` is this rank's own, which is raised again if it is of another kind. Meanwhile stop signals spread.
+        """
+        if failure is not None and (self.is_alone or not is_out_of_memory(failure)):
+            raise failure
+        if self.is_alone:
+            return
+        words = torch.tensor([int(failure is not None), self.stop_signal])
+        with _losses_named():
+            dist.all_reduce(words, dist.ReduceOp.MAX, group=self._replies)
+        has_failed, self.stop_signal_of_all = words.tolist()
+        if has_failed:
+            raise SharedOutOfMemoryError("out of memory on one of the devices") from failure
+
+    # --- commands ---
+
+    def send(self, command: dict[str, Any]) -> None:
+        """From rank 0 to all others, which wait in `receive`."""
+        self._last_word = time.monotonic()
+        data = json.dumps(command).encode()
+        message = torch.zeros(LENGTH_BYTES + MESSAGE_BYTES, dtype=torch.uint8)
+        message[:LENGTH_BYTES] = _bytes(len(data).to_bytes(LENGTH_BYTES, "little"))
+        message[LENGTH_BYTES : LENGTH_BYTES + len(data)] = _bytes(data[:MESSAGE_BYTES])
+        with _losses_named():
+            dist.broadcast(message, 0, group=self._commands)
+            if len(data) > MESSAGE_BYTES:
+                dist.broadcast(_bytes(data[MESSAGE_BYTES:]), 0, group=self._commands)
+
+    def keep_waiting(self) -> None:
+        """Tell the other ranks, from time to time, that rank 0 is still busy with something that it does alone."""
+        if not self.is_alone and time.monotonic() - self._last_word > WORD_INTERVAL_S:
+            self.send({"do": WAIT})
+
+    def receive(self) -> dict[str, Any]:
+        """The next command of rank 0."""
+        while (command := self._receive())["do"] == WAIT:
+            pass
+        return command
+
+    def _receive(self) -> dict[str, Any]:
+        message = torch.zeros(LENGTH_BYTES + MESSAGE_BYTES, dtype=torch.uint8)
+        with _losses_named():
+            dist.broadcast(message, 0, group=self._commands)
+            n_bytes = int.from_bytes(message[:LENGTH_BYTES].numpy().tobytes(), "little")
+            data = message[LENGTH_BYTES:].numpy().tobytes()[:n_bytes]
+            if n_bytes > MESSAGE_BYTES:
+                rest = torch.zeros(n_bytes - MESSAGE_BYTES, dtype=torch.uint8)
+                dist.broadcast(rest, 0, group=self._commands)
+                data += rest.numpy().tobytes()
+        command: dict[str, Any] = json.loads(data)
+        return command
+
+    def gather(self, value: Any) -> list[Any]:
+        """The `value`, in plain JSON types, of every rank, on all of them."""
+        if self.is_alone:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _losses_named():
+            dist.all_gather_object(values, json.dumps(value), group=self._commands)
+        return [json.loads(text) for text in values]
+
+
+def _bytes(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def _losses_named() -> Iterator[None]:
+    """torch reports a lost connection as RuntimeError in the words of its network library."""
+    try:
+        yield
+    except RuntimeError as failure:
+        if is_out_of_memory(failure):
+            raise
+        raise LostRankError(
+            f"another process of this training has ended or does not answer ({_in_short(first_line(failure))})",
+            code="rank-lost",
+        ) from failure
+
+
+def _in_short(message: str) -> str:
+    """gloo's message without the place in its source before it and the advice behind it."""
+    return re.sub(r"^\[\S*\] ", "", message).split(". ")[0][:200]
+
+
+# --- joining ---
+
+ALONE = Ranks()
+_current = ALONE
+
+
+def current_ranks() -> Ranks:
+    """The ranks that this process has joined, or ALONE."""
+    return _current
+
+
+def join_group(device_name: str, patience_s: float) -> Ranks:
+    """Meet the other processes that torchrun has started. `patience_s`: a rank that does not answer for this long is
+    lost.
+
+    Raises LostRankError where not all arrive.
+    """
+    global _current
+    rank, size = rank_in_environment(), int(os.environ.get("WORLD_SIZE", 1))
+    if rank is None:
+        return ALONE
+    choose_interface(os.environ.get("MASTER_ADDR", ""))
+    is_gpu = device_name != "cpu" and torch.cuda.is_available()
+    if is_gpu:
+        torch.cuda.set_device(local_rank())
+    with _losses_named():
+        patience = datetime.timedelta(seconds=patience_s)
+        device_id = torch.device("cuda", local_rank()) if is_gpu else None
+        dist.init_process_group("nccl" if is_gpu else "gloo", timeout=patience, device_id=device_id)
+        commands = dist.new_group(backend="gloo", timeout=max(SILENCE, patience))
+        replies = dist.new_group(backend="gloo", timeout=patience)
+    _current = Ranks(rank, size, commands, replies)
+    return _current
+
+
+def leave() -> None:
+    """This process is alone from here on."""
+    global _current
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+    _current = ALONE
+
+
+def where() -> str:
+    """This process, for a message: "rank 3 on node7"."""
+    return f"rank {_current.rank} on {socket.gethostname()}"
+
+
+def require_shareable(device_name: str) -> None:
+    """Raise UsageError for a --device that several processes cannot train on."""
+    if device_name == "mps":
+        raise UsageError(
+            "--device mps: a Mac's GPU is one device, and torch connects no others to it; leave out --devices",
+            code="mps-not-shareable",
+        )
+    if device_name.startswith("cuda:"):
+        raise UsageError(
+            f"--device {device_name} names a single GPU; with --devices, choose GPUs by CUDA_VISIBLE_DEVICES and give "
+            "--device cuda",
+            code="single-gpu-named",
+        )

@@ -1,0 +1,216 @@
+"""What every rank but the first does: it computes what rank 0 says, and holds the same weights (leader.py).
+
+It reads its own copy of the text, and neither reads nor writes the run's folder, so that may lie on any machine.
+"""
+
+import signal
+from typing import Any
+
+import numpy as np
+import torch
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.dataloader import BatchLoader
+from tiny_gpt.data.predictions import Predictions
+from tiny_gpt.data.prepare import Dataset, open_stored_dataset, prepare
+from tiny_gpt.data.token_store import Tokens
+from tiny_gpt.device import configure_torch, is_out_of_memory, pick_device, release_memory
+from tiny_gpt.distributed.gradients import GradientSum
+from tiny_gpt.distributed.ranks import Ranks, where
+from tiny_gpt.errors import BadInputError, TinyGPTError
+from tiny_gpt.evaluation import FixedWindows
+from tiny_gpt.files import user_path
+from tiny_gpt.host.torchrun import local_rank
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model_io.open_model import open_path
+from tiny_gpt.run.leader import check_equal_weights, copy_from_leader, send_predictions, state_tensors
+from tiny_gpt.run.prepared_run import build_model
+from tiny_gpt.run.resume import COMPARED_DATA
+from tiny_gpt.run.sharing import measure_together
+from tiny_gpt.run.start import prepare_other
+from tiny_gpt.training.guard import Guard
+from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.step import train_step
+
+Command = dict[str, Any]
+
+
+def follow(ranks: Ranks) -> None:
+    """Do what rank 0 says until it says that the run is over. Raises LostRankError if rank 0 disappears.
+
+    A signal to stop is passed on to rank 0.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: setattr(ranks, "stop_signal", number))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    replica: Replica | None = None
+    while (command := ranks.receive())["do"] != "finish":
+        if command["do"] == "measure":
+            measure_together(RunConfig().with_flat(command["config"], "rank 0"), command, ranks, follower_device())
+        elif command["do"] == "begin":
+            replica = _begin(RunConfig().with_flat(command["config"], "rank 0"), command["data"], ranks)
+        elif replica is not None:
+            replica.obey(command)
+
+
+def follower_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    device = pick_device("auto")
+    return torch.device("cuda", local_rank()) if device.type == "cuda" else torch.device("cpu")
+
+
+def _begin(config: RunConfig, identity: dict[str, Any], ranks: Ranks) -> "Replica | None":
+    """A replica for the run of `config`, unless a problem of this or another rank ends it."""
+    replica, problem = None, ""
+    try:
+        replica = Replica(config, identity, ranks)
+    except TinyGPTError as failure:
+        problem = f"{where()}: {failure}"
+    return None if any(ranks.gather(problem)) else replica
+
+
+class Replica:
+    """The copy of a run's model, and the text that it learns from."""
+
+    def __init__(self, config: RunConfig, identity: dict[str, Any], ranks: Ranks) -> None:
+        """`identity` is that of rank 0's dataset. Raises BadInputError where the text is another one here."""
+        self.config, self.ranks, self.device = config, ranks, device_of(config)
+        configure_torch(self.device, config.train.deterministic)
+        self.dataset = open_same_text(config, identity)
+        self.other = open_same_other_text(config, identity, self.dataset)
+        self.model = build_model(config, self.dataset.tokenizer.vocab_size, self.device).train()
+        self.optimizer = make_optimizer(self.model, config.train, ranks)
+        self.guard = Guard(self.device)
+        self.gradient_sum = GradientSum(self.model, ranks, config.train.exact)
+        self.batches: BatchLoader
+        self._windows: dict[str, FixedWindows] = {}
+        self._other_model: GPT | None = None
+
+    def obey(self, command: Command) -> None:
+        """Carry out one command; its name is that of a method."""
+        try:
+            {"step": self.step, "score": self.score, "state": self.take_state, "stage": self.set_stage}[command["do"]](
+                command
+            )
+        except torch.OutOfMemoryError as failure:  # on some rank; rank 0 repeats the command in smaller parts
+            if not is_out_of_memory(failure):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            release_memory(self.device)
+
+    def take_state(self, command: Command) -> None:
+        """Weights, moments and guard of rank 0."""
+        copy_from_leader(state_tensors(self.model, self.optimizer), self.ranks)
+        self.guard.load_dict(command["guard"])
+
+    def set_stage(self, command: Command) -> None:
+        """Read the batches of a stage, with its regularization."""
+        predictions = None
+        tokens = self.dataset.train if command["text"] == "own" else self.other
+        assert tokens is not None, "rank 0 has the other text, so this one has it"
+        if command["dropout"] is not None:
+            self.model.set_dropout(command["dropout"])
+            for group in self.optimizer.param_groups:
+                if group["weight_decay"]:
+                    group["weight_decay"] = command["weight_decay"]
+        if command["predictions"]:
+            shape, vocab_size = command["predictions"], self.dataset.tokenizer.vocab_size
+            ids_PN = np.empty(shape, dtype=np.min_scalar_type(vocab_size - 1))
+            predictions = Predictions(ids_PN, np.empty(shape, dtype=np.float16), command["teacher_weight"])
+            send_predictions(predictions, self.ranks)
+        train, model = self.config.train, self.model
+        self.batches = BatchLoader(
+            tokens.ids,
+            model.config.block_size,
+            train.batch_size,
+            command["seed"],
+            self.device,
+            command["token_noise"],
+            predictions,
+        )
+
+    def step(self, command: Command) -> None:
+        """One training step."""
+        train_step(
+            self.model,
+            self.optimizer,
+            self.batches.batch(command["batch"]),
+            self.config.train,
+            command["step"],
+            command["rate"],
+            n_micro_batches=command["n_micro_batches"],
+            guard=self.guard,
+            gradient_sum=self.gradient_sum,
+            ranks=self.ranks,
+        )
+
+    def score(self, command: Command) -> None:
+        """This rank's part of an evaluation."""
+        model = self.model
+        if command["is_other_model"]:
+            if self._other_model is None:
+                self._other_model = build_model(self.config, model.vocab_size, self.device)
+            model = self._other_model
+            copy_from_leader(list(model.state_dict().values()), self.ranks)
+        check_equal_weights(model, self.ranks)
+        key = repr(sorted(command.items()))
+        if key not in self._windows:
+            tokens = self.dataset.train if command["split"] == "train" else self.dataset.val
+            self._windows[key] = FixedWindows(
+                tokens.ids, model.config.block_size, command["batch_size"], command["max_tokens"], command["backend"]
+            )
+        self._windows[key].loss_and_error(model, ranks=self.ranks)
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """The device of this rank in a run whose rank 0 trains on that of `config`."""
+    return torch.device("cpu") if config.train.device == "cpu" else follower_device()
+
+
+def open_same_text(config: RunConfig, identity: dict[str, Any]) -> Dataset:
+    """Rank 0's text: its token store, on the same machine or drive, or else the text as it is found here.
+
+    Raises BadInputError where that is another one.
+    """
+    stored = open_stored_dataset(config.data, str(identity.get("store")))
+    if stored is not None:
+        return stored
+    start_from = config.train.start_from
+    tokenizer = open_path(user_path(start_from), torch.device("cpu")).tokenizer if start_from else None
+    dataset = _result(prepare(config.data, config.model.block_size, tokenizer))
+    differences = [
+        f"{label} {dataset.identity[name]} instead of {identity.get(name)}"
+        for name, label in COMPARED_DATA.items()
+        if dataset.identity[name] != identity.get(name)
+    ]
+    if differences:
+        raise BadInputError(
+            f"the text {', '.join(config.data.data)} is not the same as on rank 0: {'; '.join(differences)}.\n"
+            "Copy it to every machine, or put it on a drive that all see",
+            code="rank-text-differs",
+        )
+    return dataset
+
+
+def open_same_other_text(config: RunConfig, identity: dict[str, Any], dataset: Dataset) -> Tokens | None:
+    """Rank 0's text of --first; None if the run has none."""
+    store = identity.get("first_store")
+    if not store:
+        return None
+    stored = open_stored_dataset(config.data, str(store))
+    if stored is not None:
+        return stored.train
+    other = _result(prepare_other(config, dataset.tokenizer))
+    if other is None or other.identity["store"] != store:
+        raise BadInputError("the text of --first is not the same as on rank 0", code="rank-first-text-differs")
+    return other.train
+
+
+def _result(preparation: Any) -> Any:
+    """What a preparation returns; its events are for rank 0's user."""
+    while True:
+        try:
+            next(preparation)
+        except StopIteration as end:
+            return end.value

@@ -1,0 +1,190 @@
+"""Rank 0's side of a run on several devices: it decides everything, and tells the other ranks what to compute with it.
+
+A run on one device goes through the same functions, which then only do the work. Rank 0 alone reads the clock, obeys
+signals, reads and writes the run's folder. The others hold copies of weights and moments, and follow (follower.py).
+"""
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.predictions import Predictions
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.distributed.ranks import LostRankError, Ranks, SharedOutOfMemoryError, current_ranks
+from tiny_gpt.errors import BadInputError, TinyGPTError
+from tiny_gpt.evaluation import FixedWindows
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.run.checkpoint import optimizer_tensors
+from tiny_gpt.training.guard import Guard
+from tiny_gpt.training.stages import StageSettings
+
+Result = TypeVar("Result")
+Happening = TypeVar("Happening")
+
+
+class Leader:
+    """Gives commands to the other `ranks`, if there are any."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._have_state = False
+        """Whether the other ranks have the present weights, moments and guard."""
+
+    def begin(self, config: RunConfig, dataset: Dataset) -> None:
+        """Have the other ranks prepare for the run. Raises BadInputError where one sees another text."""
+        if self.ranks.is_alone:
+            return
+        command = {"do": "begin", "config": config.to_flat(), "data": dataset.identity}
+        problems = self._together(command, lambda: self.ranks.gather(""))
+        if problem := "\n".join(filter(None, problems)):
+            raise BadInputError(problem, code="rank-sees-other-text")
+
+    def set_stage(
+        self, text: str, seed: int, settings: StageSettings, predictions: Predictions | None, is_only: bool
+    ) -> None:
+        """Have the other ranks read batches as this one does. `text`: "own" or "other"; `is_only`: the stage keeps the
+        settings of the config."""
+        if self.ranks.is_alone:
+            return
+        command = {
+            "do": "stage",
+            "text": text,
+            "seed": seed,
+            "token_noise": settings.token_noise,
+            "dropout": None if is_only else settings.dropout,
+            "weight_decay": None if is_only else settings.weight_decay,
+            "teacher_weight": predictions and predictions.weight,
+            "predictions": predictions and list(predictions.ids_PN.shape),
+        }
+        self._together(command, lambda: predictions and send_predictions(predictions, self.ranks))
+
+    def state_changed(self) -> None:
+        """Rank 0 has changed weights, moments or guard otherwise than by a step."""
+        self._have_state = False
+
+    def step(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        guard: Guard,
+        figures: dict[str, Any],
+        work: Callable[[], Result],
+    ) -> Result:
+        """Have all ranks do `work`, a training step; `figures` are the arguments that change from step to step."""
+        if self.ranks.is_alone:
+            return work()
+        self.share_state(model, optimizer, guard)
+        return self._together({"do": "step"} | figures, work)
+
+    def score(
+        self, windows: FixedWindows, split: str, model: GPT, beat: Callable[[], None], is_other_model: bool = False
+    ) -> tuple[float, float]:
+        """The loss of `model` over `windows` of this `split` of the text, and its standard error, by all ranks.
+
+        `is_other_model`: not the one in training, so its weights are sent. Raises TinyGPTError where the ranks' weights
+        have become different.
+        """
+        ranks = self.ranks
+        if ranks.is_alone:
+            return windows.loss_and_error(model, beat)
+        command = {
+            "do": "score",
+            "split": split,
+            "max_tokens": windows.max_tokens,
+            "batch_size": windows.batch_size,
+            "backend": windows.backend_name,
+            "is_other_model": is_other_model,
+        }
+
+        def work() -> tuple[float, float]:
+            if is_other_model:
+                copy_from_leader(list(model.state_dict().values()), ranks)
+            check_equal_weights(model, ranks)
+            return windows.loss_and_error(model, beat, ranks)
+
+        return self._together(command, work)
+
+    def share_state(self, model: nn.Module, optimizer: torch.optim.Optimizer, guard: Guard) -> None:
+        """Send weights, moments and guard to the other ranks, unless they have them."""
+        if self._have_state or self.ranks.is_alone:
+            return
+        tensors = state_tensors(model, optimizer)
+        command = {"do": "state", "guard": guard.to_dict()}
+        self._together(command, lambda: copy_from_leader(tensors, self.ranks))
+        self._have_state = True
+
+    def _together(self, command: dict[str, Any], work: Callable[[], Result]) -> Result:
+        """Send `command`, and do this rank's part of it."""
+        self.ranks.are_waiting = False
+        self.ranks.send(command)
+        try:
+            result = work()
+        except SharedOutOfMemoryError:  # raised on all ranks, which now wait for another command
+            self.ranks.are_waiting = True
+            raise
+        self.ranks.are_waiting = True
+        return result
+
+
+@contextlib.contextmanager
+def led_ranks() -> Iterator[Ranks]:
+    """The ranks that this process leads. At the end they are told to end too, where they wait for a command; else they
+    notice that this process has gone."""
+    ranks, failure = current_ranks(), None
+    try:
+        yield ranks
+    except BaseException as problem:
+        failure = problem
+        raise
+    finally:
+        is_orderly = failure is None or isinstance(failure, TinyGPTError | GeneratorExit)
+        if is_orderly and not current_ranks().is_alone and ranks.are_waiting and not isinstance(failure, LostRankError):
+            ranks.send({"do": "finish"})
+
+
+def attended(preparation: Generator[Happening, None, Result], ranks: Ranks) -> Generator[Happening, None, Result]:
+    """`preparation`, during which the other ranks are told to wait."""
+    while True:
+        try:
+            event = next(preparation)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        ranks.keep_waiting()
+        yield event
+
+
+# --- for both sides ---
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Weights and moments, in the same order on all ranks."""
+    return [*model.state_dict().values(), *optimizer_tensors(model, optimizer).values()]
+
+
+def copy_from_leader(tensors: list[torch.Tensor], ranks: Ranks) -> None:
+    """Replace all `tensors` by those of rank 0."""
+    for tensor in tensors:
+        ranks.copy_from_leader(tensor)
+
+
+def send_predictions(predictions: Predictions, ranks: Ranks) -> None:
+    """From rank 0, which has them, into the arrays of the others."""
+    for array in (predictions.ids_PN, predictions.probabilities_PN):
+        ranks.copy_bytes_from_leader(array)
+
+
+def check_equal_weights(model: nn.Module, ranks: Ranks) -> None:
+    """Raise TinyGPTError unless `model` has the same bits on all ranks."""
+    sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in model.parameters()]
+    found = ranks.gather(torch.stack(sums).tolist())
+    if wrong := [str(rank) for rank, theirs in enumerate(found) if theirs != found[0]]:
+        raise TinyGPTError(
+            f"rank {', '.join(wrong)} has other weights than rank 0: a device computes wrongly, or its memory is "
+            "faulty; tiny-gpt doctor tests it",
+            code="ranks-differ",
+        )

@@ -1,0 +1,149 @@
+"""How the batches of a run are shared among several devices, and whether that is faster than one device.
+
+A batch is divided into a fixed number of micro-batches, which is part of the run's settings. Every micro-batch has
+dropout of its own, keyed by (seed, step, micro-batch); which rank computes it changes nothing. So a run can continue on
+another number of devices and learns the same.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.progress import Notice
+from tiny_gpt.device import synchronize
+from tiny_gpt.distributed.ranks import ALONE, Ranks, current_ranks, leave
+from tiny_gpt.errors import UsageError
+from tiny_gpt.host.torchrun import n_ranks_here, n_shared_cores
+from tiny_gpt.planning.step_benchmark import StepBenchmark
+
+# Each way is timed for about this long, within these numbers of steps.
+EACH_WAY_S, MIN_STEPS, MAX_STEPS = 4.0, 3, 100
+# More devices must save at least this fraction of a step's time.
+MIN_GAIN = 0.03
+# A batch has at most this many micro-batches for each rank, where equal shares need so many.
+MAX_PER_RANK = 4
+
+
+def share_batches(config: RunConfig, vocab_size: int, device: torch.device) -> Generator[Notice, None, RunConfig]:
+    """`config` with batches that the current ranks can share; or this process alone from here on, if several devices
+    are no faster.
+
+    A user who starts torchrun has decided already, and is not asked. Raises UsageError where a batch has fewer blocks
+    than there are ranks.
+    """
+    ranks = current_ranks()
+    if ranks.is_alone:
+        return config
+    shared = with_micro_batches(config, ranks.size)
+    if is_open(config):
+        yield Notice(f"measuring {ranks.size} devices against one")
+        one_s = measure_alone(config, vocab_size, device)
+        share_cores()
+        n_steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(EACH_WAY_S / one_s)))
+        command = {"do": "measure", "config": shared.to_flat(), "vocab_size": vocab_size, "n_steps": n_steps}
+        ranks.send(command)
+        all_s = measure_together(shared, command, ranks, device)
+        figures = f"a step takes {1e3 * all_s:.1f} ms on {ranks.size} devices and {1e3 * one_s:.1f} ms on one"
+        if all_s > (1 - MIN_GAIN) * one_s:
+            yield Notice(f"{figures}: training on one (--force-devices uses all)")
+            end_followers(ranks)
+            return replace(config, train=replace(config.train, devices="1"))
+        yield Notice(f"{figures}: training on {ranks.size}")
+    share_cores()
+    return shared
+
+
+def share_again(config: RunConfig, requested: RunConfig) -> RunConfig:
+    """The same for a run that continues with the settings of `config`. A choice of one device stays."""
+    ranks = current_ranks()
+    if ranks.is_alone:
+        return config
+    if is_open(requested) and not is_open(config):
+        end_followers(ranks)
+        return config
+    share_cores()
+    return with_micro_batches(config, ranks.size)
+
+
+def is_open(config: RunConfig) -> bool:
+    """Whether --devices asks for several devices where one may be as fast."""
+    return config.train.devices != "1" and not config.train.force_devices
+
+
+def end_followers(ranks: Ranks) -> None:
+    """Continue alone."""
+    ranks.send({"do": "finish"})
+    leave()
+    use_all_cores()
+
+
+def with_micro_batches(config: RunConfig, n_ranks: int) -> RunConfig:
+    """`config` with at least as many micro-batches as ranks. Raises UsageError where that is impossible."""
+    train = config.train
+    if train.grad_accum_steps >= n_ranks:
+        return config
+    if train.batch_size < n_ranks:
+        raise UsageError(
+            f"--devices {n_ranks}: a batch of {train.batch_size} blocks cannot be shared by so many; give at most "
+            f"--devices {train.batch_size}, or a larger --batch-size",
+            code="more-devices-than-blocks",
+        )
+    return replace(config, train=replace(train, grad_accum_steps=n_micro_batches(train.batch_size, n_ranks)))
+
+
+def n_micro_batches(batch_size: int, n_ranks: int) -> int:
+    """How many equal micro-batches let `n_ranks` share a batch: as evenly as possible, then as few as possible."""
+    limit = max(MAX_PER_RANK * n_ranks, n_ranks)
+    possible = [n for n in range(n_ranks, limit + 1) if batch_size % n == 0] or [batch_size]
+    return min(possible, key=lambda n: (math.ceil(n / n_ranks) / n, n))
+
+
+# --- measuring ---
+
+
+def measure_alone(config: RunConfig, vocab_size: int, device: torch.device) -> float:
+    """Seconds per step on this device alone, on a CPU with all of its cores."""
+    use_all_cores()
+    benchmark = StepBenchmark(config, vocab_size, device, ALONE)
+    benchmark.warm_up()
+    times: list[float] = []
+    while len(times) < MIN_STEPS or (sum(times) < EACH_WAY_S and len(times) < MAX_STEPS):
+        times.append(_time_step(benchmark, device))
+    return statistics.median(times)
+
+
+def measure_together(config: RunConfig, command: dict[str, Any], ranks: Ranks, device: torch.device) -> float:
+    """Seconds per step on all ranks, which all call this with the same `command`."""
+    share_cores()
+    benchmark = StepBenchmark(config, command["vocab_size"], device, ranks)
+    benchmark.warm_up()
+    return statistics.median(_time_step(benchmark, device) for _ in range(command["n_steps"]))
+
+
+def _time_step(benchmark: StepBenchmark, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    benchmark.step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+# --- cores ---
+
+
+def share_cores() -> None:
+    """Use this process's part of the machine's cores, unless the user has chosen the number of threads."""
+    if cores := n_shared_cores():
+        torch.set_num_threads(max(1, cores // n_ranks_here()))
+
+
+def use_all_cores() -> None:
+    """Use every core, while the other processes wait."""
+    if cores := n_shared_cores():
+        torch.set_num_threads(cores)
