@@ -6,11 +6,12 @@ SETUP = command -v $(PYTHON) >/dev/null || \
 	{ echo "$(PYTHON) is not installed; install Python 3.11 or newer, then try again." >&2; exit 1; }; \
 	$(PYTHON) scripts/setup.py
 
-.PHONY: help setup train test lint bench faults torture
+.PHONY: help setup train test test-slow lint bench faults torture
 
 help:
 	@echo "make train   train a small model for 5 minutes and print a sample"
 	@echo "make test    run the tests"
+	@echo "make test-slow  run the slow tests: compilers, waiting, many trainings, a few faults"
 	@echo "make lint    check style and types"
 	@echo "make bench   measure training steps and decoding on this machine, beside other programs"
 	@echo "make faults  inject faults into training runs for an hour: kills, full disks, damaged files"
@@ -26,7 +27,11 @@ train:
 
 test:
 	@$(SETUP) test
-	$(VENV_PYTHON) -m pytest
+	$(VENV_PYTHON) -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+
+test-slow:
+	@$(SETUP) test
+	$(VENV_PYTHON) -m pytest -m slow
 
 lint:
 	@$(SETUP) test

@@ -3,14 +3,14 @@
 import errno
 import io
 import socket
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tiny_gpt.bootstrap import ROOT
+from tiny_gpt.planning import pilot_run
 
 settings.register_profile("tests", database=None, deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -21,6 +21,7 @@ def world(tmp_path_factory):
     """Nothing of the user's is read or written, and what a test starts finds this checkout.
 
     One thread: threads that wait for one another slow so small models down, a hundredfold on a busy machine.
+    A pilot run of 2 steps instead of 60: nothing but its own tests asks how good its forecast is.
     """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -28,23 +29,8 @@ def world(tmp_path_factory):
         patch.setenv("PYTHONPATH", ROOT)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(socket.socket, "connect", _no_network)
+        patch.setattr(pilot_run, "TRAIN", replace(pilot_run.TRAIN, steps=2))
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def fault_injection(request, world, tmp_path_factory):
-    """Runs `python -m tests.faults --short` in its own process, beside the other tests from the first one on, if
-    test_faults.py is among them. Yields the process and the file of outcomes. It takes one core for minutes."""
-    tests = [item for item in request.session.items if item.path.name == "test_faults.py"]
-    if not tests:
-        yield None
-        return
-    groups = [item.callspec.params["group"] for item in tests]
-    file = tmp_path_factory.mktemp("tests.faults") / "outcomes.json"
-    command = [sys.executable, "-m", "tests.faults", "--short", "--json", file, "--only", *groups]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        yield process, file
-        process.terminate()
 
 
 _connect = socket.socket.connect

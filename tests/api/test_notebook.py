@@ -37,6 +37,7 @@ def execute(client, code, on_output=lambda output: None):
     return outputs
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(kernel):
     """Its parameters are replaced by a short training; all other cells run as they are."""
     small = {name: value for name, value in TINY.items() if name not in ("epochs", "warmup_steps")}

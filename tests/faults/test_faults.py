@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -9,14 +11,19 @@ if os.name == "nt":
     pytest.skip("Windows has neither fork nor these signals", allow_module_level=True)
 
 from tests.faults.groups import GROUPS
+from tiny_gpt.bootstrap import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def outcomes(fault_injection):
-    """The outcome of each group."""
-    process, file = fault_injection
-    _, errors = process.communicate()
-    assert process.returncode in (0, 1) and file.exists(), errors
+def outcomes(request, tmp_path_factory):
+    """The outcome of each group that is asked for. They run in a process of their own, which forks for each trial."""
+    groups = [item.callspec.params["group"] for item in request.session.items if item.path == request.path]
+    file = tmp_path_factory.mktemp("faults") / "outcomes.json"
+    command = [sys.executable, "-m", "tests.faults", "--short", "--json", file, "--only", *groups]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 1) and file.exists(), done.stderr
     return {outcome["name"]: outcome for outcome in json.loads(file.read_text())}
 
 
