@@ -110,7 +110,13 @@ def user_path(name: str) -> Path:
 
 
 def quoted(argument: str) -> str:
-    """`argument` as it has to be typed in a shell."""
+    r"""`argument` as it has to be typed in a shell; what is not valid text as $'caf\xe9', for bash and zsh."""
+    if os.name != "nt" and not argument.isascii() and os.fsencode(argument) != argument.encode("utf-8", "replace"):
+        escaped = "".join(
+            chr(byte) if chr(byte).isprintable() and byte < 128 and chr(byte) not in "'\\" else f"\\x{byte:02x}"
+            for byte in os.fsencode(argument)
+        )
+        return f"$'{escaped}'"
     return subprocess.list2cmdline([argument]) if os.name == "nt" else shlex.quote(argument)
 
 

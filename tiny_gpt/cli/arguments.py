@@ -1,6 +1,7 @@
 """What the commands' arguments have in common; the commands declare their own beside their functions."""
 
 import ast
+import dataclasses
 import inspect
 import sys
 import textwrap
@@ -43,6 +44,22 @@ def parse(
     """
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     description = description or documentation(arguments)
+    args = _without_repetitions(args, default)
     if default is None:
         return tyro.cli(arguments, prog=prog, description=description, args=args, config=config)
     return tyro.cli(arguments, prog=prog, description=description, args=args, default=default, config=config)
+
+
+def _without_repetitions(args: Sequence[str], default: object) -> list[str]:
+    """`args` without flags that set what is so already.
+
+    The parser knows only the flag that changes a setting: --no-watchdog, but --watchdog for a run that was begun with
+    --no-watchdog. There the former says nothing new, and is right.
+    """
+    repeated = set()
+    for part in dataclasses.fields(default) if dataclasses.is_dataclass(default) else ():
+        value = getattr(default, part.name)
+        for name, setting in vars(value).items() if dataclasses.is_dataclass(value) else [(part.name, value)]:
+            if isinstance(setting, bool):
+                repeated.add(("--" if setting else "--no-") + name.replace("_", "-"))
+    return [arg for arg in args if arg.replace("_", "-") not in repeated]

@@ -1,7 +1,6 @@
 """`tiny-gpt report`: a run's page as one file; and the same at the end of every training."""
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tyro.conf import Positional, arg
 from tiny_gpt.cli.arguments import parse
 from tiny_gpt.config import METRICS_FILE
 from tiny_gpt.config.checks import OPTIONAL
+from tiny_gpt.files import quoted
 from tiny_gpt.run.folders import find_run_to_show
 from tiny_gpt.ui.terminal import error
 
@@ -42,17 +42,24 @@ def report_at_the_end(folder: Path) -> Iterator[None]:
 
     Whatever goes wrong here only costs the report.
     """
-    started = time.time()
+    before = _state_of(folder / METRICS_FILE)
     try:
         yield
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             try:
-                if (folder / METRICS_FILE).stat().st_mtime >= started - 1:
+                if _state_of(folder / METRICS_FILE) != before:
                     from tiny_gpt.view.report import write_report
 
                     print(f"Report: {write_report(folder, str(folder))}", flush=True)
-            except FileNotFoundError:
-                pass  # it ended before its first evaluation
             except Exception as failure:
-                error(f"The report could not be written ({failure}); tiny-gpt report {folder} writes it.")
+                error(f"The report could not be written ({failure}); tiny-gpt report {quoted(str(folder))} writes it.")
+
+
+def _state_of(path: Path) -> tuple[int, int] | None:
+    """(time of the last change, size) of a file; None without one. What is equal before and after was not written."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.gpt import GPT
@@ -22,6 +22,7 @@ from tiny_gpt.model.shapes import FP32_BYTES, check_dimensions, weight_shapes
 from tiny_gpt.model_io.bounded_json import read_object, shown
 from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES
 from tiny_gpt.model_io.hf_config import HFConfig
+from tiny_gpt.model_io.safetensors_file import open_tensors
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -146,7 +147,7 @@ def open_weights(folder: Path, architecture: str) -> Iterator[HFWeights]:
         for path in _weight_files(folder):
             try:
                 _check_header(path)
-                files.append((path, stack.enter_context(safe_open(path, framework="pt"))))
+                files.append((path, stack.enter_context(open_tensors(path))))
             except (OSError, SafetensorError) as error:
                 raise BadInputError(
                     f"{shown(path)} is not a safetensors file, or is truncated or damaged ({shown(error)}); "

@@ -1,14 +1,18 @@
-"""Writes safetensors files tensor by tensor, without a second copy of them in memory.
+"""Writes safetensors files tensor by tensor, without a second copy of them in memory; opens them whatever their path.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes of header length, a JSON header, the raw bytes.
 """
 
+import contextlib
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from tiny_gpt.files import Writable
 
@@ -26,3 +30,31 @@ def write_tensors(sink: Writable, tensors: Mapping[str, torch.Tensor]) -> None:
     sink.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
         sink.write(tensor.detach().cpu().contiguous().numpy().reshape(-1).view("uint8").data)
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[safe_open]:
+    """The file at `path` as the library reads it. Raises OSError and SafetensorError.
+
+    The library takes only paths that are valid UTF-8. Any other, which Linux allows, is opened here and passed on as
+    the name of its descriptor.
+    """
+    if os.name == "nt" or is_unicode(path):
+        with safe_open(path, framework="pt") as file:
+            yield file
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with safe_open(f"/dev/fd/{descriptor}", framework="pt") as file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def is_unicode(path: Path) -> bool:
+    """Whether the bytes of `path` are valid text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

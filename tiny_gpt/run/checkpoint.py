@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.shapes import check_dimensions
-from tiny_gpt.model_io.safetensors_file import write_tensors
+from tiny_gpt.model_io.safetensors_file import open_tensors, write_tensors
 from tiny_gpt.run.checkpoint_store import (
     MAX_STATE_BYTES,
     STATE_FILE,
@@ -88,7 +88,7 @@ def check_model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int) ->
     path = checkpoint.path / MODEL_FILE
     try:
         _check_header(path)
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         check_dimensions(config, vocab_size, shapes, path.stat().st_size)
     except (OSError, SafetensorError, ValueError) as error:
@@ -108,7 +108,7 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
     """Copy the tensors of a safetensors file into those of the same names; raises DamagedError if any differ."""
     try:
         _check_header(path)
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
             expected = {name: ("F32", tuple(tensor.shape)) for name, tensor in into.items()}

@@ -28,5 +28,5 @@ def write_report(folder: Path, run: str = "") -> Path:
     view = run_folder.view(copied=copied)
     path = folder / REPORT_FILE
     with atomic_write(path) as file:
-        file.write(report_page(view, run or view.name).encode())
+        file.write(report_page(view, run or view.name).encode("utf-8", "replace"))  # the name may be no text
     return path
