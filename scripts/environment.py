@@ -196,18 +196,23 @@ def pinned_torch() -> str:
 
 
 def install(extras: list[str], version: str) -> None:
-    print("Installing packages into .venv. PyTorch is large, so the first time takes a few minutes.", flush=True)
+    print(
+        "Setting up .venv, once: installing packages (PyTorch is large), checking them, and compiling for this\n"
+        "processor. That takes a few minutes.",
+        flush=True,
+    )
     started = time.monotonic()
     LOG.unlink(missing_ok=True)
-    if not install_with_uv(extras, version):
+    if not install_with_uv(extras, version, started):
         LOG.unlink(missing_ok=True)
-        run_logged(pip_install(extras), version)
-    run_logged([bootstrap.venv_python(), "-c", TORCH_CHECK], version)
-    run_logged([bootstrap.venv_python(), "-c", COMPILE_KERNELS], version)
+        run_logged(pip_install(extras), version, started)
+    run_logged([bootstrap.venv_python(), "-c", TORCH_CHECK], version, started, "checking PyTorch")
+    compiling = "compiling for this processor (once, a minute or two)"
+    run_logged([bootstrap.venv_python(), "-c", COMPILE_KERNELS], version, started, compiling)
     print(f"Done in {clock(time.monotonic() - started)}.", flush=True)
 
 
-def install_with_uv(extras: list[str], version: str) -> bool:
+def install_with_uv(extras: list[str], version: str, started: float) -> bool:
     """Whether uv is there and could install the packages; if not, pip is to do it.
 
     For everything but torch, uv took 14 s where pip took 122 s (2 cores, empty caches). But pip may be configured for a
@@ -217,7 +222,8 @@ def install_with_uv(extras: list[str], version: str) -> bool:
     if uv is None:
         return False
     try:
-        run_logged([uv, "pip", "install", "--python", bootstrap.venv_python(), *requirements(extras)], version)
+        command = [uv, "pip", "install", "--python", bootstrap.venv_python(), *requirements(extras)]
+        run_logged(command, version, started)
     except SetupError:
         return False
     return True
@@ -233,8 +239,12 @@ def requirements(extras: list[str]) -> list[str]:
     return ["-c", "constraints.txt", "-e", f".[{','.join(extras)}]" if extras else "."]
 
 
-def run_logged(command: list[str], version: str) -> None:
-    """Runs `command` in ROOT with its output in LOG, showing the progress. Raises SetupError if it fails."""
+def run_logged(command: list[str], version: str, started: float, phase: str = "") -> None:
+    """Runs `command` in ROOT with its output in LOG, showing the progress. Raises SetupError if it fails.
+
+    `started`: when the set-up began, by time.monotonic(), so that all phases show one clock. `phase`: what `command`
+    does; "" for an installer, whose output says it.
+    """
     # pip unpacks in the temporary folder. On many Linux systems that is in memory and too small.
     shutil.rmtree(DOWNLOADS, ignore_errors=True)
     DOWNLOADS.mkdir()
@@ -244,7 +254,7 @@ def run_logged(command: list[str], version: str) -> None:
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
         )
     try:
-        show_progress(process)
+        show_progress(process, started, phase)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -254,17 +264,17 @@ def run_logged(command: list[str], version: str) -> None:
         raise explain(read_log(), version, free_space(), LOG)
 
 
-def show_progress(process: subprocess.Popen[bytes]) -> None:
+def show_progress(process: subprocess.Popen[bytes], started: float, phase: str) -> None:
     """Shows progress until `process` ends: one changing line on a terminal, otherwise a line per minute."""
     on_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns - 1
-    started = time.monotonic()
     while True:
         try:
             process.wait(timeout=1 if on_terminal else 60)
             break
         except subprocess.TimeoutExpired:
-            line = f"  {clock(time.monotonic() - started)}  {activity(read_log())}"
+            doing = phase or f"installing: {activity(read_log())}"
+            line = f"  {clock(time.monotonic() - started)}  {doing}"
             print(f"\r{line[:width].ljust(width)}" if on_terminal else f"{line}\n", end="", flush=True)
     if on_terminal:
         print("\r" + " " * width, end="\r", flush=True)

@@ -133,7 +133,7 @@ def test_test_extra_is_added_and_kept(checkout, monkeypatch):
 
 
 def test_interrupted_setup_leaves_no_stamp(checkout, monkeypatch, capsys):
-    def interrupt(process):
+    def interrupt(process, *_):
         raise KeyboardInterrupt
 
     started = time.monotonic()
@@ -352,3 +352,12 @@ def test_python_2_reaches_the_version_check_of_setup():
     later_than_2 = (ast.JoinedStr, ast.AnnAssign, ast.Starred, ast.Nonlocal, ast.arg)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, later_than_2)]
     assert [node for node in nodes if not isinstance(node, ast.arg) or node.annotation] == []
+
+
+def test_phases_share_one_clock(checkout, monkeypatch):
+    shown = []
+    monkeypatch.setattr(environment, "show_progress", lambda process, *about: shown.append(about) or process.wait())
+    assert environment.main([]) == 0
+    starts, phases = zip(*shown, strict=True)
+    assert len(set(starts)) == 1 and phases[0] == ""
+    assert [phase.split()[0] for phase in phases[1:]] == ["checking", "compiling"]

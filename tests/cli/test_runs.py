@@ -85,7 +85,7 @@ def stopped(tiny_gpt, monkeypatch):
         patch.setattr(consumers, "deliver", deliver_and_stop)
         code, shown = tiny_gpt(*train_words())
     assert code == 143 and "Resume training:" in shown and "resume runs/text" in shown
-    assert re.search(r"Or finish it soon: .*resume runs/text --for 1m --cooldown 1\n", shown)
+    assert re.search(r"Or finish it soon:\n  .*resume runs/text --for 1m --cooldown 1\n", shown)
     return Path("runs/text")
 
 
@@ -122,7 +122,7 @@ def test_a_stopped_run_can_cool_down_and_be_extended(tiny_gpt, stopped):
     assert code == 0 and "the budget was --epochs 2, is now --for 2s" in shown
     assert "budget     --for 2s: ended" in shown and not unfinished(stopped)
     n_steps = load_model(stopped / FINAL_FILE, CPU).progress.step
-    assert re.search(r"Train it further, overnight: .*resume runs/text --for 8h", shown)
+    assert re.search(r"Train it further, overnight:\n  .*resume runs/text --for 8h", shown)
     code, shown = tiny_gpt("resume", "text")
     assert code == 2 and "is finished" in shown and "--for 1h" in shown
     code, shown = tiny_gpt("resume", "text", "--for", "1s")

@@ -36,7 +36,8 @@ def test_train_py_prints_the_guides_lines(trained):
     for form, line in zip(forms, lines[start : start + len(forms)], strict=True):
         assert re.fullmatch(form, line), line
     assert any(line.startswith("A sample from the best model (epoch 2)") for line in lines)
-    assert lines[-2:] == ['Generate text: python3 inference.py --prompt "The" --temperature 0.8', "Report: report.html"]
+    command = '  python3 inference.py --prompt "The" --temperature 0.8'
+    assert lines[-3:] == ["Generate text:", command, "Report: report.html"]
 
 
 def test_run_leaves_only_its_files(trained):

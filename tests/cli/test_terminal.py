@@ -79,7 +79,7 @@ def test_ctrl_c_on_a_narrow_ascii_terminal(text, tmp_path):
     bars = [line.removesuffix("^C") for line in lines if line.startswith("Epoch")]  # the terminal echoes the key
     assert bars and max(map(len, bars)) <= 60
     assert any(line.startswith("* Saved best model") for line in lines)
-    assert any(line.startswith("Generate text: python3 inference.py --checkpoint") for line in lines)
+    assert any(line.startswith("python3 inference.py --checkpoint") for line in lines)
     assert files_of(tmp_path) == sorted([*RUN_FILES, *REPORT_FILES])
     step = rows(tmp_path)[-1]["step"]
     for name in ("tiny_gpt_best.pt", "tiny_gpt_final.pt"):

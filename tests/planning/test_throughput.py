@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.planning.support import AUTO, CPU, auto_with
 from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.planning.planner import TIMED_SIZES_GPU, benchmark_config
+from tiny_gpt.planning.measurement import TIMED_SIZES_GPU, benchmark_config
 from tiny_gpt.planning.throughput import StepTimeModel, measure_step_s, step_flops
 
 TINY = RunConfig(

@@ -3,17 +3,20 @@
 import re
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.ui.support import CONFIG, FINISHED, LAST_STEP, PREPARED, Stream, epoch_42, evaluated
 from tiny_gpt.backends import BACKENDS
 from tiny_gpt.config import RunConfig
-from tiny_gpt.run.events import EpochDone, StepDone, Stopping, ThroughputMeasured
+from tiny_gpt.planning.types import Forecast, Plan
+from tiny_gpt.run.events import EpochDone, Saved, StepDone, Stopping, ThroughputMeasured, Warned
 from tiny_gpt.ui import console
 from tiny_gpt.ui.console import WIDE, Console
 from tiny_gpt.ui.terminal import LABEL
 
+VERBOSE = replace(CONFIG, train=replace(CONFIG.train, verbose=True))
 LOSSES = "train_loss=1.1234, val_loss=1.2456"
 DETAILS = f"{LOSSES}, batch_loss=1.1100, lr=2.5e-04"
 CLOCK = r"\d+:\d\d(:\d\d)?"
@@ -80,9 +83,10 @@ def test_bar_fits_terminal(monkeypatch, columns):
 
 def test_rows_wrap_between_words(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    events = [PREPARED, *epoch_42(), replace(FINISHED, incidents=["an incident of many words " * 6])]
-    on_terminal = printed(events, Stream(is_terminal=True))
-    in_file = printed(events, Stream(is_terminal=False))
+    warning = Warned(3, "a warning of many words " * 6)
+    events = [PREPARED, warning, *epoch_42(), replace(FINISHED, incidents=["an incident of many words " * 6])]
+    on_terminal = printed(events, Stream(is_terminal=True), VERBOSE)
+    in_file = printed(events, Stream(is_terminal=False), VERBOSE)
     assert max(map(len, on_terminal)) <= 80 < max(map(len, in_file))
     bars = re.compile(r"Epoch \d+/80: .*")
     words, expected = (
@@ -124,7 +128,7 @@ def test_close_survives_a_closed_terminal(is_terminal):
 
 def test_setup_is_printed_before_the_first_step(monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    text = "\n".join(printed([PREPARED], Stream(is_terminal=True)))
+    text = "\n".join(printed([PREPARED], Stream(is_terminal=True), VERBOSE))
     for fact in (
         "cpu (2 threads), fp32, fused kernels",
         "python-docs: 1,115,394 characters",
@@ -142,9 +146,8 @@ def test_setup_is_printed_before_the_first_step(monkeypatch):
 
 
 def test_verbose_prints_the_backend_reason():
-    verbose = replace(CONFIG, train=replace(CONFIG.train, verbose=True))
     assert not any("backends measured" in line for line in printed([PREPARED], Stream(is_terminal=False)))
-    assert LABEL.format("") + PREPARED.backend_reason in printed([PREPARED], Stream(is_terminal=False), verbose)
+    assert LABEL.format("") + PREPARED.backend_reason in printed([PREPARED], Stream(is_terminal=False), VERBOSE)
 
 
 def test_every_backend_has_a_description():
@@ -192,8 +195,53 @@ def test_timed_run_prints_end_time_left_and_result():
 def test_timed_run_has_a_bar_of_progress(monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     lines = [re.sub(SPEED, "SPEED", line) for line in printed(timed_run(), Stream(is_terminal=True), TIMED)]
-    half = re.compile(rf"Training:  50%\|█▌ \| 2 min 30 s left \[{CLOCK}, SPEED, {re.escape(DETAILS)}\]")
-    assert any(half.fullmatch(line) for line in lines)
+    half = re.compile(rf"Training:  50%\|█▌ \| 2 min 30 s left \[{CLOCK}, SPEED, 1\.797 bits per byte, batch_loss=.*\]")
+    assert any(half.fullmatch(line) for line in lines), lines
+
+
+# What a person reads
+
+
+PLAN = Plan(700_000, 34, 1.6, 69_600, 0.9, 300.0, 2**30, Forecast(2.01, 1.62, 2.49), saturation_s=1e6)
+
+
+def test_first_screen_says_which_text_until_when_and_how_good(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    prepared = replace(PREPARED, left_s=300.0, notes=[], plan=PLAN, earlier_run=None)
+    lines = [line for line in printed([prepared], Stream(is_terminal=True), TIMED) if not line.startswith("Training:")]
+    text = "\n".join(line for line in lines if line)
+    labels = [line.split()[0] for line in text.splitlines() if line[0] != " "]
+    assert labels == ["text", "training", "expected"] and len(text.splitlines()) <= 7, text
+    for fact in ("until ", "--for 5m", "2.01 bits per byte", "8 is guessing", "--verbose", "train.log"):
+        assert fact in text
+    everything = "\n".join(printed([prepared], Stream(is_terminal=False), TIMED))
+    assert all(label in everything for label in ("device  ", "tokens  ", "memory  ", "plan  ", "8 is guessing"))
+
+
+def test_terminal_has_one_unit_for_quality_and_the_log_has_both(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    events = [*timed_run()]
+    saved = [Saved(Path("best.pt"), True, 1.2456), Saved(Path("final.pt"), False, 1.2456)]
+    events[-1:-1] = saved
+    shown = "\n".join(printed(events, Stream(is_terminal=True), TIMED))
+    assert "loss" not in shown and "Saved best model (1.797 bits per byte) to best.pt" in shown
+    log = "\n".join(printed(events, Stream(is_terminal=False), TIMED))
+    assert "val_loss=1.2456" in log and "1.797 bits per byte" in log
+
+
+def test_two_lines_of_a_new_sample_are_shown_while_it_trains(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for is_terminal in (True, False):
+        stream = Stream(is_terminal)
+        consumer = Console(TIMED, stream)
+        consumer.consume(replace(PREPARED, left_s=300.0, notes=[]))
+        consumer.show_sample(1200, "The sea\x1b[2J\n\n" + "and more " * 9 + "\nthird")
+        consumer.close()
+        lines = stream.lines()
+        assert ("step 1,200 writes:" in lines) is is_terminal
+        if is_terminal:
+            assert "  | The sea\N{REPLACEMENT CHARACTER}[2J" in lines and not any("third" in line for line in lines)
+            assert max(map(len, lines)) <= 40
 
 
 # The end

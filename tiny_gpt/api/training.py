@@ -11,7 +11,7 @@ from tiny_gpt.data.prepare import prepare
 from tiny_gpt.device import configure_torch, pick_device
 from tiny_gpt.errors import UsageError
 from tiny_gpt.planning.heuristics import min_block_size
-from tiny_gpt.planning.planner import measure_machine_and_text
+from tiny_gpt.planning.measurement import measure_machine_and_text
 from tiny_gpt.planning.types import Forecast, Plan
 from tiny_gpt.run.folders import find_model, folder_for
 from tiny_gpt.training.budget import RunRequest

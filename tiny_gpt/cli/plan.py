@@ -9,7 +9,7 @@ from tiny_gpt.data.prepare import prepare
 from tiny_gpt.device import configure_torch, pick_device
 from tiny_gpt.errors import UsageError
 from tiny_gpt.planning.heuristics import min_block_size
-from tiny_gpt.planning.planner import measure_machine_and_text
+from tiny_gpt.planning.measurement import measure_machine_and_text
 from tiny_gpt.ui.plan_report import plan_report
 from tiny_gpt.ui.preparation import with_progress
 from tiny_gpt.ui.terminal import columns, printable

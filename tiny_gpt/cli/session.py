@@ -20,6 +20,9 @@ from tiny_gpt.ui.consumers import RecordedRun
 from tiny_gpt.ui.samples import Samples
 from tiny_gpt.ui.terminal import printable
 
+# The time to train further that is proposed at most, and the least of what a run has had that is worth proposing.
+NIGHT_S, MIN_MORE = 8 * 3600.0, 0.2
+
 
 @dataclass(frozen=True)
 class NextCommands:
@@ -48,6 +51,7 @@ def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, comma
     plan, finished = None, None
     with contextlib.closing(Console(config, sys.stdout)) as console:
         recorded = RecordedRun(config, [console])
+        recorded.samples.show = console.show_sample
         for event in recorded.train(resume, request):
             if isinstance(event, Prepared):
                 plan = event.plan
@@ -71,14 +75,27 @@ def _print_sample_and_next_commands(
         print(printable(samples.final_text(finished)))
     best_path = str(finished.best_path)
     checkpoint = "" if best_path == BEST_FILE else f" --checkpoint {quoted(best_path)}"
-    print(f'\nGenerate text: {commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
+    _print_command("Generate text", f'{commands.generate}{checkpoint} --prompt "The" --temperature 0.8')
     if finished.stopped_by is not None:
-        print(f"Resume training: {commands.resume}")
-        print(f"Or finish it soon: {commands.finish_soon(finished.elapsed_s)}", flush=True)
+        _print_command("Resume training", commands.resume)
+        _print_command("Or finish it soon", commands.finish_soon(finished.elapsed_s))
         return
-    if plan is not None and plan.saturation_s < finished.elapsed_s:
-        print("More training time would hardly improve this model. More text would: add files.")
+    more_s = NIGHT_S if plan is None else min(NIGHT_S, plan.saturation_s - finished.elapsed_s)
+    if more_s < MIN_MORE * finished.elapsed_s:
+        print("\nMore training time would hardly improve this model. More text would: add files.")
     elif config.train.is_timed:
-        print(f"Train it further, overnight: {commands.resume} --for 8h")
+        when = ", overnight" if more_s == NIGHT_S else ""
+        _print_command(f"Train it further{when}", f"{commands.resume} --for {_short_duration(more_s)}")
     if all(name in DATASETS for source in config.data.data for name in source.split("|")):
-        print(f"Train on your own text: {commands.train}")
+        _print_command("Train on your own text", commands.train)
+
+
+def _print_command(purpose: str, command: str) -> None:
+    """A command on a line of its own, so that it can be copied whole."""
+    print(f"\n{purpose}:\n  {command}", flush=True)
+
+
+def _short_duration(seconds: float) -> str:
+    """As --for takes it, rounded down: 28800 -> 8h."""
+    hours, minutes = divmod(max(60, int(seconds)) // 60, 60)
+    return f"{hours}h" if hours and not minutes else f"{hours}h{minutes}m" if hours else f"{minutes}m"

@@ -35,7 +35,15 @@ class Notice:
     text: str
 
 
-PreparationEvent = StageProgress | Notice
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured before a plan is made, such as "speed of training steps", and how much of all that is done."""
+
+    what: str
+    fraction: float
+
+
+PreparationEvent = StageProgress | Notice | Measuring
 Preparation = Generator[PreparationEvent, None, Result]
 
 

@@ -1,12 +1,14 @@
-"""The cache of autotuning: one small JSON file for each machine, code version, workload and set of candidates.
+"""The cache of what was measured: a small JSON file for each choice of a backend, and for each measured number.
 
-The file's name is a hash of everything that the choice may depend on, so a stale choice is never found again. A file
+The file's name is a hash of everything that the result may depend on: machine, code version, workload, candidates. So
+a stale one is never found again; the speed of steps, which other programs change, is forgotten after a day. A file
 that is missing, damaged or cannot be written only means that the next start measures again.
 """
 
 import contextlib
 import functools
 import json
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,47 @@ from tiny_gpt.files import atomic_write, cache_folder, sha256_of, sha256_of_json
 from tiny_gpt.planning.types import BackendChoice, Candidate
 
 FOLDER = "backends"
+NUMBERS_FOLDER = "measured"
+MAX_AGE_S = 86_400.0
 
 
 def cache_file(device: torch.device, candidates: list[Candidate], workload: list[Any]) -> Path:
     """The file for a choice among `candidates` for `workload`, which is plain JSON values."""
-    key = {
+    key = _machine(device) | {"candidates": [str(candidate) for candidate in candidates], "workload": workload}
+    return cache_folder() / FOLDER / f"{sha256_of_json(key)[:32]}.json"
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": describe_device(device),
         "versions": [torch.__version__, _package_version("numba"), code_fingerprint(device.type)],
-        "candidates": [str(candidate) for candidate in candidates],
-        "workload": workload,
     }
-    return cache_folder() / FOLDER / f"{sha256_of_json(key)[:32]}.json"
+
+
+class MeasuredNumber:
+    """A number that was measured on this machine, such as the seconds of a step or a pilot run's loss."""
+
+    def __init__(self, device: torch.device, what: str, about: Any, expires: bool = False) -> None:
+        """`about`: what the number depends on beside the machine and the code, as plain JSON values."""
+        key = _machine(device) | {"what": what, "about": about}
+        self._file = cache_folder() / NUMBERS_FOLDER / f"{sha256_of_json(key)[:32]}.json"
+        self._expires = expires
+
+    def read(self) -> float | None:
+        """The number; None if it has not been measured, or too long ago."""
+        try:
+            values: Any = json.loads(self._file.read_text(encoding="utf-8"))
+            value, age_s = float(values["value"]), time.time() - float(values["time"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        is_old = self._expires and not 0 <= age_s <= MAX_AGE_S
+        return value if 0 < value < float("inf") and not is_old else None
+
+    def write(self, value: float) -> None:
+        """Store it, if the disk allows it."""
+        _write(self._file, {"value": value, "time": time.time()})
 
 
 def read_choice(file: Path, candidates: list[Candidate]) -> BackendChoice | None:
@@ -49,6 +79,10 @@ def read_choice(file: Path, candidates: list[Candidate]) -> BackendChoice | None
 def write_choice(file: Path, choice: BackendChoice) -> None:
     """Store `choice`, if the disk allows it."""
     values = {"candidate": str(choice.candidate), "seconds": choice.seconds, "failures": choice.failures}
+    _write(file, values)
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
     with contextlib.suppress(OSError, OutOfResourcesError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as stream:

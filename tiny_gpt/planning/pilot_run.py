@@ -4,11 +4,15 @@ Its validation loss predicts the loss of long runs far better than how well a co
 of 14% with lzma; docs/log/planner.md).
 """
 
+import lzma
+from collections.abc import Generator
 from dataclasses import replace
+from typing import cast
 
 import torch
 
 from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import PRECISIONS
@@ -35,10 +39,24 @@ TRAIN = TrainConfig(
 SCORED_TOKENS = 20_000
 # Uniform guessing costs 8 bits per byte. A model that has memorized a text of a few lines scores worse on the rest.
 MIN_BITS, MAX_BITS = 1e-3, 8.0
+# What estimate_stats packs at most, and its factor (docs/log/planner.md).
+MAX_PACKED_BYTES, MAX_PACKED_VAL_BYTES, PILOT_BITS_PER_LZMA_BIT = 1 << 18, 1 << 16, 1.04
 
 
 def run_pilot(dataset: Dataset, device: torch.device, backend: str, precision: str) -> TextStats:
     """Train the pilot model on `dataset` and score it. Takes a few seconds; the random state is left untouched."""
+    steps = pilot_steps(dataset, device, backend, precision)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return cast(TextStats, stop.value)
+
+
+def pilot_steps(
+    dataset: Dataset, device: torch.device, backend: str, precision: str
+) -> Generator[int, None, TextStats]:
+    """The same, step by step: yields the number of steps done. Closing it ends the pilot run without a result."""
     tokenizer, train, val = dataset.tokenizer, dataset.train, dataset.val
     block_size = min(MODEL.block_size, len(train) - 1, len(val) - 1)
     config = RunConfig(replace(MODEL, block_size=block_size), train=TRAIN)
@@ -50,12 +68,31 @@ def run_pilot(dataset: Dataset, device: torch.device, backend: str, precision: s
         batches = BatchLoader(train.ids, block_size, TRAIN.batch_size, 0, device)
         for step in range(TRAIN.steps):
             train_step(model, optimizer, batches.batch(step), config.train, step, learning_rate_at(step, config.train))
+            yield step + 1
     loss = FixedWindows(val.ids, block_size, TRAIN.batch_size, SCORED_TOKENS, backend).loss(model)
-    bits = bits_per_byte(loss, len(val), val.n_bytes)
+    return text_stats(dataset, bits_per_byte(loss, len(val), val.n_bytes))
+
+
+def estimate_stats(dataset: Dataset) -> TextStats:
+    """What the pilot run would find, from how well lzma packs validation text after training text: in half a second."""
+    train = decoded_text(dataset.tokenizer, dataset.train, MAX_PACKED_BYTES)
+    val = decoded_text(dataset.tokenizer, dataset.val, MAX_PACKED_VAL_BYTES)
+    n_bytes = len(lzma.compress(train + val, preset=6)) - len(lzma.compress(train, preset=6))
+    return text_stats(dataset, PILOT_BITS_PER_LZMA_BIT * 8 * n_bytes / max(1, len(val)), is_estimated=True)
+
+
+def text_stats(dataset: Dataset, bits: float, is_estimated: bool = False) -> TextStats:
+    """`dataset` as the planner knows it, whose pilot run scores `bits` per byte."""
     return TextStats(
-        train_bytes=train.n_bytes,
-        train_tokens=len(train),
-        val_tokens=len(val),
-        vocab_size=tokenizer.vocab_size,
+        train_bytes=dataset.train.n_bytes,
+        train_tokens=len(dataset.train),
+        val_tokens=len(dataset.val),
+        vocab_size=dataset.tokenizer.vocab_size,
         pilot_bits_per_byte=min(max(MIN_BITS, bits), MAX_BITS),
+        is_estimated=is_estimated,
     )
+
+
+def fingerprint() -> str:
+    """What a pilot run's result depends on beside the text."""
+    return repr((MODEL, TRAIN, SCORED_TOKENS))

@@ -1,43 +1,31 @@
-"""The planner: measures a machine and a text, completes a config, and says what its training run will be like.
+"""The planner: knows a machine and a text, completes a config, and says what its training run will be like.
 
-measure_machine_and_text -> Planner -> plan(config) -> complete config, Plan
+measurement.py measures: measure_machine_and_text -> Planner -> plan(config) -> complete config, Plan
 """
 
 import bisect
 import time
-from collections.abc import Generator
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from tiny_gpt.config import NO_FIRST, RunConfig, TrainConfig
-from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.data.progress import Notice
-from tiny_gpt.device import candidate_precisions
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.shapes import n_parameters
-from tiny_gpt.planning.autotune import AUTO_BACKENDS, choose_backend
 from tiny_gpt.planning.heuristics import (
     ComputeBudget,
     choose_settings,
     steps_for,
     tokens_per_step,
-    with_batch,
-    with_size,
 )
 from tiny_gpt.planning.memory import available_memory_bytes, estimate_memory_bytes
-from tiny_gpt.planning.pilot_run import run_pilot
-from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS, forecast, saturation_tokens
-from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, measure_step_s
+from tiny_gpt.planning.scaling_law import forecast, saturation_tokens
+from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
 from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, teacher_share
 
-# The steps that are timed where the size is open: (n_layer, d_model), on a GPU also the multiple of BASE_BATCH_TOKENS.
-# They span the sizes of a CPU's runs, and the regimes of a GPU: bound by kernel launches, by memory, by arithmetic.
-TIMED_SIZES = ((4, 128), (4, 256))
-TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
@@ -119,17 +107,17 @@ class Planner(NamedTuple):
         run_tokens = self._stage_epochs(config) * self.text.train_tokens / teacher_share(config.train)
         return min(USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS * other_tokens / run_tokens)
 
-    def calibrated(self, config: RunConfig) -> "Planner":
+    def calibrated(self, config: RunConfig, limit_s: float = MAX_MEASURE_S) -> "Planner":
         """This planner, scaled to the measured step time of the model that it chooses for `config`.
 
-        Where a step takes seconds the measurement would be too long: then unchanged.
+        Where the measurement would take longer than `limit_s`: unchanged.
         """
         chosen, _ = self.plan(config)
         chosen = replace(chosen, train=replace(chosen.train, **asdict(self.candidate)))
         predicted_s = self.step_time(chosen)
-        if (MIN_MEASUREMENTS + 1) * predicted_s >= MAX_MEASURE_S:
+        if (MIN_MEASUREMENTS + 1) * predicted_s >= limit_s:
             return self
-        step_s = measure_step_s(chosen, self.text.vocab_size, self.device)
+        step_s = known_step_s(chosen, self.text.vocab_size, self.device, limit_s)
         return self._replace(step_time=self.step_time.scaled(step_s / predicted_s))
 
     def plan_of(self, config: RunConfig, step_s: float) -> Plan:
@@ -193,51 +181,3 @@ def _with_train(config: RunConfig, **changes: Any) -> RunConfig:
     """`config` with settings of training that are then no longer open."""
     auto = tuple(name for name in config.train.auto if name not in changes)
     return replace(config, train=replace(config.train, **changes, auto=auto))
-
-
-def measure_machine_and_text(
-    config: RunConfig, dataset: Dataset, device: torch.device, requested_at: float | None = None
-) -> Generator[Notice, None, Planner]:
-    """Measure how fast this machine trains and how hard the text is: a Planner for `config`.
-
-    `requested_at` is when the user started the command, by time.time().
-    """
-    yield Notice("measuring this machine: a few seconds")
-    vocab_size, configs = dataset.tokenizer.vocab_size, [config]
-    if config.train.auto:
-        shortest = min(len(dataset.train), len(dataset.val))
-        sizes = TIMED_SIZES_GPU if device.type == "cuda" else TIMED_SIZES
-        configs = [benchmark_config(config, shortest, *size) for size in sizes]
-    candidate = _candidate_for_planning(configs[-1], vocab_size, device)
-    configs = [replace(each, train=replace(each.train, **asdict(candidate))) for each in configs]
-    available = available_memory_bytes(device)
-    configs = configs[:1] + [
-        each for each in configs[1:] if estimate_memory_bytes(each, vocab_size, device) <= available
-    ]
-    text = run_pilot(dataset, device, candidate.backend, candidate.precision)
-    measured = {each: measure_step_s(each, vocab_size, device) for each in configs}
-    fit = StepTimeModel.fit_gpu if device.type == "cuda" else StepTimeModel.fit_cpu
-    planner = Planner(text, device, fit(measured, vocab_size), candidate, requested_at)
-    # On CUDA, autotuning times whole steps of the chosen model anyway.
-    return planner if device.type == "cuda" else planner.calibrated(config)
-
-
-def _candidate_for_planning(config: RunConfig, vocab_size: int, device: torch.device) -> Candidate:
-    """The candidate that step times are measured with: autotuned on a CPU, else the one that usually wins.
-
-    Autotuning on a GPU would compile every measured model for a minute.
-    """
-    if device.type == "cpu":
-        return choose_backend(config, vocab_size, device).candidate
-    backend = config.train.backend if config.train.backend == "eager" else AUTO_BACKENDS[device.type][0]
-    return Candidate(backend, candidate_precisions(config.train.precision, device)[0])
-
-
-def benchmark_config(
-    config: RunConfig, shortest: int, n_layer: int, d_model: int, batch_multiple: int = 1
-) -> RunConfig:
-    """`config` with this size and batch where it leaves them open; `shortest` is the tokens of the shorter text."""
-    auto, model = config.train.auto, config.model
-    n_layer = n_layer if "n_layer" in auto else model.n_layer
-    d_model = d_model if "d_model" in auto else model.d_model
-    return with_batch(with_size(config, n_layer, d_model), shortest, batch_multiple * BASE_BATCH_TOKENS)

@@ -44,6 +44,8 @@ CHAR_PENALTY = "tokenizer char"
 # What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; an
 # ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
+# Standard deviation of ln(bits per byte) where lzma's result replaces the pilot run's (docs/log/planner.md).
+ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
 GUESSING = 8.0
 # 80% of a normal distribution lies within this many standard deviations of its mean.
@@ -130,6 +132,8 @@ def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
     penalty = sum(law.penalties.get(setting, 0.0) for setting in _penalized_settings(config))
     mean = float(features @ np.array(law.coefficients)) + penalty + distillation_gain(config.train.teachers)
     variance = law.residual_std**2 + float(features @ np.array(law.covariance) @ features)
+    if text.is_estimated:
+        variance += ESTIMATE_STD**2
     spread = Z_80 * math.sqrt(variance)
     # The law knows nothing of texts of a few hundred bytes; nothing is worse than chance.
     return Forecast(*(min(GUESSING, math.exp(value)) for value in (mean, mean - spread, mean + spread)))

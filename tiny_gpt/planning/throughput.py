@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.device import release_memory, synchronize
 from tiny_gpt.model.shapes import n_multiplied, product_shapes
+from tiny_gpt.planning.autotune_cache import MeasuredNumber
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.muon import N_ITERATIONS
@@ -136,12 +137,34 @@ def _muon_flops(config: RunConfig, vocab_size: int) -> int:
     return flops
 
 
+def known_step_s(config: RunConfig, vocab_size: int, device: torch.device, limit_s: float = MAX_MEASURE_S) -> float:
+    """`measure_step_s`, or what it found on this machine within the last day."""
+    known = step_number(config, vocab_size, device)
+    step_s = known.read()
+    if step_s is None:
+        step_s = measure_step_s(config, vocab_size, device, limit_s=limit_s)
+        known.write(step_s)
+    return step_s
+
+
+def step_number(config: RunConfig, vocab_size: int, device: torch.device) -> MeasuredNumber:
+    """Where the seconds of a step of `config` are kept."""
+    train = config.train
+    names = ("batch_size", "grad_accum_steps", "optimizer", "backend", "precision")
+    about = [asdict(config.model), [getattr(train, name) for name in names], vocab_size, torch.get_num_threads()]
+    return MeasuredNumber(device, "seconds of a step", about, expires=True)
+
+
 def measure_step_s(
-    config: RunConfig, vocab_size: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    config: RunConfig,
+    vocab_size: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+    limit_s: float = MAX_MEASURE_S,
 ) -> float:
     """Median seconds of a training step of `config`, whose backend and precision are chosen, on random tokens.
 
-    The random state is left untouched.
+    No step is begun after `limit_s`, but one is always timed. The random state is left untouched.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         start = clock()
@@ -152,8 +175,8 @@ def measure_step_s(
         group_size = 1
         while len(seconds) < MAX_MEASUREMENTS:
             before = clock()
-            limit_s = MAX_MEASURE_S if len(seconds) < MIN_MEASUREMENTS else MEASURE_S
-            if seconds and before - start >= limit_s:
+            enough_s = limit_s if len(seconds) < MIN_MEASUREMENTS else min(limit_s, MEASURE_S)
+            if seconds and before - start >= enough_s:
                 break
             for _ in range(group_size):
                 benchmark.step()

@@ -19,6 +19,8 @@ class TextStats:
     vocab_size: int
     pilot_bits_per_byte: float
     """Validation loss of the pilot run: how hard this text is to predict."""
+    is_estimated: bool = False
+    """Whether there was no time for the pilot run, so that a compressor's result replaces it."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_gpt.config import ModelConfig, TrainConfig
-from tiny_gpt.data.progress import Notice, StageProgress
+from tiny_gpt.data.progress import Measuring, Notice, StageProgress
 from tiny_gpt.planning.types import Plan
 
 
@@ -211,6 +211,7 @@ class Finished:
 Event = (
     StageProgress
     | Notice
+    | Measuring
     | Prepared
     | StageBegun
     | StepDone

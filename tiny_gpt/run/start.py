@@ -16,7 +16,8 @@ from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import backend_candidates, choose_backend
 from tiny_gpt.planning.heuristics import min_block_size
-from tiny_gpt.planning.planner import Planner, measure_machine_and_text
+from tiny_gpt.planning.measurement import measure_machine_and_text
+from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from tiny_gpt.config import RunConfig, flag
-from tiny_gpt.data.progress import Notice, StageProgress
+from tiny_gpt.config import LOG_FILE, RunConfig, flag
+from tiny_gpt.data.progress import Measuring, Notice, StageProgress
 from tiny_gpt.duration import clock_time_in, format_duration
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import (
@@ -26,9 +26,15 @@ from tiny_gpt.run.events import (
     ThroughputMeasured,
     Warned,
 )
-from tiny_gpt.ui.plan_report import describe_model, describe_training, forecast_versus_actual, plan_rows
+from tiny_gpt.ui.plan_report import (
+    describe_model,
+    describe_training,
+    forecast_rows,
+    forecast_versus_actual,
+    plan_rows,
+)
 from tiny_gpt.ui.preparation import PreparationBar
-from tiny_gpt.ui.terminal import check_mark, columns, row
+from tiny_gpt.ui.terminal import check_mark, columns, printable, row, wrapped
 
 # The guide's bar. A run with a time budget has the time left instead of steps; narrow terminals get no bar graphic.
 BAR = "{desc}: {percentage:3.0f}%|{bar:3}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
@@ -47,6 +53,8 @@ BACKEND_DESCRIPTIONS = {
 }
 # Notes about the text that are printed before training; `tiny-gpt data` shows all.
 MAX_PRINTED_NOTES = 4
+# Lines of each new sample that a terminal shows while the model trains.
+SAMPLE_LINES = 2
 # Incidents that are printed at the end; train.log has all.
 MAX_PRINTED_INCIDENTS = 8
 
@@ -57,12 +65,16 @@ class Console:
     def __init__(self, config: RunConfig, stream: TextIO) -> None:
         self.config, self.stream = config, stream
         self.has_bars = stream.isatty()
+        self._is_brief = self.has_bars and not config.train.verbose
+        """Whether a person reads along who has not asked for all figures; train.log has them."""
         self.bar: _Bar | None = None
         self._preparation_bar = PreparationBar(stream)
         self._unprinted_best: Saved | None = None
         self._plan: Plan | None = None
         self._total_steps = config.train.total_steps
         self._tokens_per_step = 0
+        self._bits_per_nat = 0.0
+        """Bits per byte for a validation loss of one nat per token."""
         self._last_step = StepDone(0, None, 0.0)
         self._restart_timer(0)
 
@@ -74,7 +86,7 @@ class Console:
 
     def consume(self, event: Event) -> None:
         match event:
-            case StageProgress() | Notice():
+            case StageProgress() | Notice() | Measuring():
                 self._preparation_bar.consume(event)
             case Prepared():
                 self._preparation_bar.close()
@@ -82,9 +94,11 @@ class Console:
                 self._restart_timer(event.steps_done)
                 self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% shows that it has started
             case StageBegun():
-                self._print(f"step {event.step:,}: {event.description}")
+                self._print(self._wrapped(f"step {event.step:,}: {event.description}"))
             case StepDone():
                 self._update_bar(event)
+            case ThroughputMeasured() if self._is_brief and self.config.train.is_timed:
+                pass  # the bar shows the time left
             case ThroughputMeasured():
                 self._print_row(
                     "time",
@@ -108,7 +122,7 @@ class Console:
                 self._print_best()
                 self._print(f"{check_mark(self.stream)} Saved final model to {event.path}")
             case Warned():
-                self._print(f"step {event.step:,}: {event.text}")
+                self._print(self._wrapped(f"step {event.step:,}: {event.text}"))
             case RolledBack():
                 self._close_bar()
                 self._restart_timer(event.step)
@@ -134,6 +148,9 @@ class Console:
         tqdm.write(text, file=self.stream)
         self.stream.flush()
 
+    def _wrapped(self, text: str) -> str:
+        return wrapped(text, columns()) if self.has_bars else text
+
     def _print_row(self, label: str, text: str) -> None:
         """A labeled line, wrapped between words on a terminal; a file or pipe gets one line."""
         self._print(row(label, text, columns() if self.has_bars else None))
@@ -142,23 +159,20 @@ class Console:
         """The best model saved since the last call: one line per epoch, however often it improved."""
         if self._unprinted_best is not None:
             loss, path = self._unprinted_best.val_loss, self._unprinted_best.path
-            self._print(f"{check_mark(self.stream)} Saved best model (val_loss={loss:.4f}) to {path}")
+            quality = f"val_loss={loss:.4f}"
+            if self.config.train.is_timed and self._bits_per_nat:
+                quality = f"{self._bits_per_nat * loss:.3f} bits per byte"
+            self._print(f"{check_mark(self.stream)} Saved best model ({quality}) to {path}")
             self._unprinted_best = None
 
     def _print_setup(self, event: Prepared) -> None:
         """What is about to be trained, on which text, and for how long."""
         self._total_steps = event.total_steps or self._total_steps
         self._tokens_per_step, self._plan = event.tokens_per_step, event.plan
-        self._print_row("device", f"{event.device}, {event.precision}, {BACKEND_DESCRIPTIONS[event.backend]}")
-        if self.config.train.verbose:
-            self._print_row("", event.backend_reason)
-        self._print_text(event)
-        self._print_row("model", describe_model(event.model, f"{event.n_parameters:,}"))
-        self._print_row("training", self._describe_budget(event))
-        self._print_row("", describe_training(event.model, event.train))
-        if event.plan is not None:
-            for label, text in plan_rows(event.plan):
-                self._print_row(label, text)
+        if self._is_brief:
+            self._print_brief_setup(event)
+        else:
+            self._print_full_setup(event)
         if event.steps_done and self.config.train.is_timed:
             self._print_row("resumed", f"after step {event.steps_done:,}")
         elif event.steps_done:
@@ -167,6 +181,28 @@ class Console:
         if event.earlier_run:
             self._print_row("moved", f"files of the earlier run to {event.earlier_run}")
 
+    def _print_brief_setup(self, event: Prepared) -> None:
+        """Which text, until when, how good."""
+        self._print_text(event)
+        self._print_row("training", f"{self._describe_budget(event)}; {event.n_parameters:,} parameters")
+        if event.plan is not None:
+            for label, text in forecast_rows(event.plan):
+                self._print_row(label, text)
+        self._print_row("", f"(all settings: --verbose, or {LOG_FILE} in the folder of the run)")
+
+    def _print_full_setup(self, event: Prepared) -> None:
+        self._print_row("device", f"{event.device}, {event.precision}, {BACKEND_DESCRIPTIONS[event.backend]}")
+        if self.config.train.verbose:
+            self._print_row("", event.backend_reason)
+        self._print_text(event)
+        self._print_tokens(event)
+        self._print_row("model", describe_model(event.model, f"{event.n_parameters:,}"))
+        self._print_row("training", self._describe_budget(event))
+        self._print_row("", describe_training(event.model, event.train))
+        if event.plan is not None:
+            for label, text in plan_rows(event.plan):
+                self._print_row(label, text)
+
     def _print_text(self, event: Prepared) -> None:
         documents = f", {event.n_documents:,} documents" if event.n_documents > 1 else ""
         self._print_row("text", f"{', '.join(event.sources)}: {event.n_characters:,} characters{documents}")
@@ -174,6 +210,8 @@ class Console:
             self._print_row("", note)
         if len(event.notes) > MAX_PRINTED_NOTES:
             self._print_row("", f"and {len(event.notes) - MAX_PRINTED_NOTES:,} more notes: see tiny-gpt data")
+
+    def _print_tokens(self, event: Prepared) -> None:
         self._print_row(
             "tokens", f"{event.tokenizer}, vocabulary {event.vocab_size:,}: {event.train_tokens:,} training tokens"
         )
@@ -184,10 +222,12 @@ class Console:
 
     def _describe_budget(self, event: Prepared) -> str:
         """Examples: "80 epochs of 400 steps, ..." and "until 22:10, 5 min 00 s from now (--for 5m); ..."."""
-        train, per_step = self.config.train, f"{event.tokens_per_step:,} tokens per step"
+        train = self.config.train
+        per_step = "" if self._is_brief else f"{event.tokens_per_step:,} tokens per step"
         if event.left_s is not None:
             left = format_duration(max(0.0, event.left_s))
-            return f"until {clock_time_in(event.left_s)}, {left} from now ({self._budget_flag}); {per_step}"
+            until = f"until {clock_time_in(event.left_s)}, {left} from now ({self._budget_flag})"
+            return f"{until}; {per_step}" if per_step else until
         n_tokens = self._total_steps * event.tokens_per_step
         has_whole_epochs = self._total_steps % train.iters_per_epoch == 0
         steps = (
@@ -195,6 +235,8 @@ class Console:
             if has_whole_epochs
             else f"{self._total_steps:,} steps"
         )
+        if not per_step:
+            return steps
         return f"{steps}, {per_step}: {n_tokens:,} tokens, {n_tokens / event.train_tokens:.1f} epochs over the text"
 
     @property
@@ -206,20 +248,20 @@ class Console:
         self._print("")
         is_timed = event.left_s is not None
         at = f"step {event.best_step:,}" if is_timed else f"epoch {event.best_epoch}"
-        self._print_row(
-            "best model",
-            f"{at}, val_loss={event.best_val_loss:.4f} over {event.scored_tokens:,} validation "
-            f"tokens, {event.best_val_bits_per_byte:.3f} bits per byte",
+        loss = f"val_loss={event.best_val_loss:.4f} over {event.scored_tokens:,} validation tokens, "
+        if self._is_brief and is_timed:
+            loss = ""
+        self._print_row("best model", f"{at}, {loss}{event.best_val_bits_per_byte:.3f} bits per byte")
+        took = f"{format_duration(event.elapsed_s)} for {event.last_step:,} steps"
+        details = (
+            f"{event.eval_share:.0%} of it evaluating, {event.save_share:.1%} saving; peak memory "
+            f"{event.peak_memory_bytes / 2**30:.2f} GiB"
         )
-        self._print_row(
-            "took",
-            f"{format_duration(event.elapsed_s)} for {event.last_step:,} steps, {event.eval_share:.0%} of it evaluating"
-            f", {event.save_share:.1%} saving; peak memory {event.peak_memory_bytes / 2**30:.2f} GiB",
-        )
+        self._print_row("took", took if self._is_brief else f"{took}, {details}")
         if event.left_s is not None and event.stopped_by is None:
             early = "early" if event.left_s > 0 else "late"
             self._print_row("budget", f"{self._budget_flag}: ended {format_duration(abs(event.left_s))} {early}")
-        if self._plan is not None and event.stopped_by is None:
+        if self._plan is not None and event.stopped_by is None and not self._is_brief:
             n_tokens = event.last_step * self._tokens_per_step
             self._print_row(
                 "plan",
@@ -229,6 +271,14 @@ class Console:
             self._print_row("" if index else "incidents", incident)
         if len(event.incidents) > MAX_PRINTED_INCIDENTS:
             self._print_row("", f"and {len(event.incidents) - MAX_PRINTED_INCIDENTS} earlier ones: see train.log")
+
+    def show_sample(self, step: int, text: str) -> None:
+        """The first lines of what a better model writes, while it trains, on a terminal."""
+        if not self.has_bars or self.bar is None:
+            return
+        width = max(1, columns() - 4)
+        lines = [line.strip()[:width] for line in printable(text).splitlines() if line.strip()][:SAMPLE_LINES]
+        self._print("\n".join([f"step {step:,} writes:", *(f"  | {line}" for line in lines)]))
 
     # The bar, and its lines where there is no terminal
 
@@ -261,7 +311,7 @@ class Console:
             self._open_bar(event.step - 1)
         if self.bar is None:
             return
-        if event.batch_loss is not None and event.step == 1:
+        if event.batch_loss is not None and event.step == 1 and event.left_s is None:
             self.bar.set_postfix_str(f"batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}", refresh=False)
         if event.left_s is None:
             self.bar.update(1)
@@ -271,6 +321,9 @@ class Console:
 
     def _show_losses(self, event: Evaluated) -> None:
         losses = f"train_loss={event.train_loss:.4f}, val_loss={event.val_loss:.4f}"
+        self._bits_per_nat = event.val_bits_per_byte / event.val_loss if event.val_loss else 0.0
+        if self.config.train.is_timed and self.bar is not None:  # one unit for people; train.log has both
+            losses = f"{event.val_bits_per_byte:.3f} bits per byte"
         details = f"{losses}, batch_loss={event.batch_loss:.4f}, lr={event.learning_rate:.1e}"
         if self.bar is not None:
             self.bar.set_postfix_str(details if self.bar.bar_format in (BAR, TIMED_BAR) else losses)

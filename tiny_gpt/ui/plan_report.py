@@ -20,6 +20,8 @@ from tiny_gpt.ui.terminal import row
 COMPARED_BUDGETS = ("5m", "1h", "6h", "24h")
 # Rows of the table: settings that the user could choose instead, beside another size and a character tokenizer.
 ALTERNATIVES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
+# What bits per byte mean, for texts in English. Guessing one of 256 bytes takes 8.
+SCALE = "8 is guessing, about 2 is words and broken sentences, below 1.3 is fluent"
 # Together at most 80 columns.
 LABEL_WIDTH, COLUMN_WIDTH = 28, 13
 
@@ -52,9 +54,15 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         students = "the final model, which learns" if plan.students == 1 else f"{plan.students} models, which learn"
         yield "", f"{n_teachers}, then {students} from the text and from {prediction}"
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
+    yield from forecast_rows(plan)
+
+
+def forecast_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """How good the model will be, with what the number means, and whether more time would help."""
     forecast = plan.forecast
     interval = f"between {forecast.low:.2f} and {forecast.high:.2f}"
     yield "expected", f"{forecast.bits_per_byte:.2f} bits per byte; 8 of 10 runs end {interval}"
+    yield "", SCALE
     if plan.saturation_s < plan.seconds:
         after = f"after {format_duration(plan.saturation_s)}, " if plan.saturation_s >= 1 else ""
         yield "", f"{after}more time hardly helps; more text would, also other text (--first)"

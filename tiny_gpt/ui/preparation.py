@@ -7,13 +7,16 @@ from typing import TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
-from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent, StageProgress
-from tiny_gpt.ui.terminal import printable
+from tiny_gpt.data.progress import Measuring, Notice, Preparation, PreparationEvent, StageProgress
+from tiny_gpt.ui.terminal import columns, printable, wrapped
 
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}, {rate_fmt}]"
 BAR_FORMAT_WITHOUT_TOTAL = "{desc}: {n_fmt}B [{elapsed}, {rate_fmt}]"
+MEASURING_BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar:10}| [{elapsed}<{remaining}]"
+MEASURING_UNITS = 1000
 # A stage is shown only if it takes longer.
 DELAY_S = 1.0
+MEASURING = "measuring"
 Result = TypeVar("Result")
 
 
@@ -28,7 +31,11 @@ class PreparationBar:
 
     def consume(self, event: PreparationEvent) -> None:
         if isinstance(event, Notice):
-            tqdm.write(printable(event.text), file=self.stream)
+            text = printable(event.text)
+            tqdm.write(wrapped(text, columns()) if self._is_terminal else text, file=self.stream)
+            return
+        if isinstance(event, Measuring):
+            self._show_measuring(event)
             return
         now = time.perf_counter()
         if event.stage != self._stage:
@@ -47,6 +54,28 @@ class PreparationBar:
             self._bar.close()
             self._bar = None
         self._stage = ""
+
+    def _show_measuring(self, event: Measuring) -> None:
+        """One bar for all measurements, from the start: the first one may take seconds; elsewhere a line for each."""
+        if not self._is_terminal:
+            if event.what != self._stage:
+                self._stage = event.what
+                tqdm.write(f"measuring {event.what} ...", file=self.stream)
+                self.stream.flush()
+            return
+        if self._bar is None or self._stage != MEASURING:
+            self.close()
+            self._stage = MEASURING
+            self._bar = tqdm(
+                total=MEASURING_UNITS,
+                bar_format=MEASURING_BAR_FORMAT,
+                leave=False,
+                file=self.stream,
+                dynamic_ncols=True,
+            )
+        self._bar.set_description_str(f"Measuring {event.what}", refresh=False)
+        self._bar.update(round(event.fraction * MEASURING_UNITS) - self._bar.n)
+        self._bar.refresh()
 
     def _update_bar(self, event: StageProgress, now: float) -> None:
         if self._bar is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.progress import Notice, StageProgress
+from tiny_gpt.data.progress import Measuring, Notice, StageProgress
 from tiny_gpt.duration import format_duration
 from tiny_gpt.run.events import Evaluated, Event, Finished, Prepared, RolledBack, StepDone, Stopping, Warned
 from tiny_gpt.ui.console import Console
@@ -56,6 +56,8 @@ class NotebookProgress:
             case StageProgress():
                 self._head = event.stage.capitalize()
                 self._bar = event.done_bytes / event.total_bytes if event.total_bytes else 0.0
+            case Measuring():
+                self._head, self._bar = f"Measuring {event.what}", event.fraction
             case Notice():
                 self._notes = [event.text]
             case Prepared():

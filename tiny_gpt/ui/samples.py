@@ -10,6 +10,7 @@ of its time: early on the text changes quickly.
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Samples:
         self._written: Evaluated | None = None
         self._text = ""
         self._throttle = Throttle()
+        self.show: Callable[[int, str], None] = lambda step, text: None
+        """Gets each new sample, with its step."""
 
     def consume(self, event: Event) -> None:
         match event:
@@ -46,6 +49,7 @@ class Samples:
                 evaluated = self._evaluations.get(val_loss)
                 if evaluated is not None and self._is_due(evaluated) and self._throttle.allows():
                     self._write(path, evaluated)
+                    self.show(evaluated.step, self._text)
 
     def final_text(self, finished: Finished) -> str:
         """The best model's sample; written first if it has got none yet."""

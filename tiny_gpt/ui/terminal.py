@@ -25,6 +25,11 @@ def row(label: str, text: str, width: int | None = None) -> str:
     return "\n".join(LABEL.format("" if index else label) + line for index, line in enumerate(lines or [""]))
 
 
+def wrapped(text: str, width: int) -> str:
+    """`text` in lines of at most `width` columns, broken between words, further lines indented."""
+    return textwrap.fill(text, max(width, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def make_safe(stream: TextIO) -> None:
     """From now on, characters that `stream` cannot encode become `?` instead of raising an error."""
     if hasattr(stream, "reconfigure"):
