@@ -54,7 +54,7 @@ BACKEND_DESCRIPTIONS = {
 # Notes about the text that are printed before training; `tiny-gpt data` shows all.
 MAX_PRINTED_NOTES = 4
 # Lines of each new sample that a terminal shows while the model trains.
-SAMPLE_LINES = 2
+SHOWN_SAMPLE_LINES = 2
 # Incidents that are printed at the end; train.log has all.
 MAX_PRINTED_INCIDENTS = 8
 
@@ -277,7 +277,7 @@ class Console:
         if not self.has_bars or self.bar is None:
             return
         width = max(1, columns() - 4)
-        lines = [line.strip()[:width] for line in printable(text).splitlines() if line.strip()][:SAMPLE_LINES]
+        lines = [line.strip()[:width] for line in printable(text).splitlines() if line.strip()][:SHOWN_SAMPLE_LINES]
         self._print("\n".join([f"step {step:,} writes:", *(f"  | {line}" for line in lines)]))
 
     # The bar, and its lines where there is no terminal
