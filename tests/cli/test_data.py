@@ -8,7 +8,7 @@ import pytest
 def test_data_prints_statistics(command, text):
     done = command("tiny-gpt", "data", text)
     assert done.code == 0 and done.err == ""
-    for words in ("characters", "Latin 100.0%", "held out", "bpe", "times", "suits this text"):
+    for words in ("characters", "Latin 100.0%", "held out", "bpe", "bytes/token", "suits this text"):
         assert words in done.out
     figures = json.loads(command("tiny-gpt", "data", text, "--json").out)
     assert figures["n_bytes"] == text.stat().st_size and figures["n_documents"] == 1

@@ -26,4 +26,5 @@ def test_repeated_passages_are_counted():
     assert repeated_fraction(["\n".join(SENTENCES)] * 2, 10_000) == 0.5
     many = ["\n".join(f"{sentence} {i}" for sentence in SENTENCES) for i in range(50)] * 2
     assert repeated_fraction(many, 10**9, max_passages=1_000_000) == pytest.approx(0.5, abs=0.05)
+    assert repeated_fraction(["short\n"] * 99, 600) is None
     assert list(passages("x" * (MIN_PASSAGE_CHARACTERS - 1))) == []

@@ -30,3 +30,5 @@ def test_scripts_are_counted_by_letters():
     assert list(scripts_of("abc где 12 !")) == ["Latin", "Cyrillic"]
     assert scripts_of("猫猫猫ひ") == {"CJK": 0.75, "Hiragana": 0.25}
     assert scripts_of("123") == {}
+    assert scripts_of("1ª Ａ 𝐀") == {"Latin": 1.0} and scripts_of("µ") == {"Greek": 1.0}
+    assert list(scripts_of("aʼ")) == ["Latin", "other"]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 from tiny_gpt.cli.arguments import SourcesArgument, parse
-from tiny_gpt.config import DataConfig, RunConfig
+from tiny_gpt.config import DataConfig
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.errors import UsageError
@@ -57,5 +57,5 @@ def _print_statistics(config: DataConfig, as_json: bool) -> int:
     if as_json:
         print(json.dumps(asdict(summary), indent=2))
     else:
-        print("\n".join(map(printable, summary_lines(summary, RunConfig(data=config)))))
+        print("\n".join(map(printable, summary_lines(summary, config.data))))
     return 0

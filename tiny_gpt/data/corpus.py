@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_gpt.config import DataConfig
+from tiny_gpt.data.kinds import LOOKED_AT, Kinds
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.readers.base import ReadContext, ReadOptions, UnreadableError
 from tiny_gpt.data.readers.compression import DAMAGE_ERRORS
@@ -35,6 +36,8 @@ class Corpus:
     """Reason -> number of characters that were replaced or dropped."""
     examples: dict[str, str]
     """Reason -> the first file, and place in it, where it was met."""
+    kinds: Kinds
+    """What the text is made of."""
 
 
 def read_splits(
@@ -71,6 +74,7 @@ def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -
     skipped: Counter[str] = Counter()
     changed: Counter[str] = Counter()
     examples: dict[str, str] = {}
+    kinds = Kinds()
     last_error: UnreadableError | None = None
     total_bytes, done_bytes = sum(map(_size, files)), 0
     try:
@@ -78,13 +82,15 @@ def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -
             start = writer.position()
             budget = UnpackBudget(allowed_bytes(_size(file), options.max_unpacked))
             context = ReadContext(str(file.path), options, file.members, file.declared_encoding, budget)
+            beginning: list[str] = []
             try:
-                for n_read in _copy_documents(file, writer, context):
+                for n_read in _copy_documents(file, writer, context, beginning):
                     yield StageProgress("reading", done_bytes + n_read, total_bytes)
                 # Documents of white space are dropped, so nothing may be left of a file that is not empty.
                 if writer.position() == start:
                     lost = ", ".join(f"{n:,} {reason}" for reason, n in (context.skipped + context.changed).items())
                     raise context.unreadable("is empty", "file-empty", lost, "give a file with some text in it")
+                kinds.add(file.path, writer.position().n_bytes - start.n_bytes, "".join(beginning)[:LOOKED_AT])
                 skipped += context.skipped
                 changed += context.changed
                 examples = context.examples | examples
@@ -102,7 +108,7 @@ def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -
     if len(text.documents) == 0:
         detail = f"; {last_error}" if last_error else ""
         raise BadInputError(f"no text found in {len(files):,} files{detail}", code="no-text-found")
-    return Corpus(text, total_bytes, skipped, changed, examples)
+    return Corpus(text, total_bytes, skipped, changed, examples, kinds)
 
 
 def skipped_lines(corpora: Sequence[Corpus]) -> list[str]:
@@ -121,8 +127,12 @@ def counted_lines(verb: str, counts: Counter[str], examples: dict[str, str]) -> 
     ]
 
 
-def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext) -> Iterator[int]:
-    """Write the documents of one file; yields how many of its bytes have been read. Raises UnreadableError."""
+def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext, beginning: list[str]) -> Iterator[int]:
+    """Write the documents of one file; yields how many of its bytes have been read. Raises UnreadableError.
+
+    `beginning` gets the first LOOKED_AT characters, or somewhat more.
+    """
+    n_looked_at = 0
     try:
         state_before = file.state()
         with open(file.path, "rb") as raw:
@@ -131,6 +141,9 @@ def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext) 
                 writer.begin_document()
                 for piece in document:
                     writer.write(piece)
+                    if n_looked_at < LOOKED_AT:
+                        beginning.append(piece[:LOOKED_AT])
+                        n_looked_at += len(piece)
                     # The position in the file on disk, also if it is compressed: progress is in bytes of the disk.
                     if raw.tell() - reported > PROGRESS_BYTES:
                         reported = raw.tell()

@@ -27,18 +27,21 @@ def passages(text: str) -> Iterator[str]:
         yield from (sentence.strip() for sentence in line.split("\n") if len(sentence) >= MIN_PASSAGE_CHARACTERS)
 
 
-def val_overlap(train: TextSplit, val: TextSplit) -> float:
-    """The fraction of the validation passages, by characters, that also occur in the training text."""
+def val_overlap(train: TextSplit, val: TextSplit) -> float | None:
+    """The fraction of the validation passages, by characters, that also occur in the training text.
+
+    None if there are no passages to compare: no line or sentence is long enough.
+    """
     val_passages = set(passages("".join(chunk.read().decode() for chunk in val.chunks())))
     n_characters = sum(map(len, val_passages))
     found: set[str] = set()
     for chunk in train.chunks():
         found |= val_passages.intersection(passages(chunk.read().decode()))
-    return sum(map(len, found)) / n_characters if n_characters else 0.0
+    return sum(map(len, found)) / n_characters if n_characters else None
 
 
-def repeated_fraction(texts: Iterable[str], n_characters: int, max_passages: int = 1_000_000) -> float:
-    """The fraction of the passages, by characters, that occurred earlier in `texts`.
+def repeated_fraction(texts: Iterable[str], n_characters: int, max_passages: int = 1_000_000) -> float | None:
+    """The fraction of the passages, by characters, that occurred earlier in `texts`; None if there are none.
 
     In a text with more than about `max_passages`, only passages whose hash is a multiple of some number are looked at.
     That bounds memory, and sees either all occurrences of a passage or none.
@@ -56,4 +59,4 @@ def repeated_fraction(texts: Iterable[str], n_characters: int, max_passages: int
                 n_repeated += len(passage)
             else:
                 seen.add(key)
-    return n_repeated / n_seen if n_seen else 0.0
+    return n_repeated / n_seen if n_seen else None

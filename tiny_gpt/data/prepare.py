@@ -113,7 +113,7 @@ def _build(
         "n_characters": sum(corpus.text.n_characters for corpus in corpora),
         "n_documents": sum(len(corpus.text.documents) for corpus in corpora),
         "skipped": skipped_lines(corpora),
-        "val_also_in_train": val_overlap(train, val),
+        "val_also_in_train": val_overlap(train, val) or 0.0,  # a note is only about what was found
     }
     yield from build_store(build_folder, folder, train, val, tokenizer or build_tokenizer(config, train), about)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data.choose_tokenizer import default_vocab_size
-from tiny_gpt.data.corpus import counted_lines, read_splits, skipped_lines
+from tiny_gpt.data.corpus import Corpus, counted_lines, read_splits, skipped_lines
+from tiny_gpt.data.kinds import Kind
 from tiny_gpt.data.overlap import repeated_fraction, val_overlap
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.sources.resolve import resolve
@@ -19,6 +20,19 @@ from tiny_gpt.files import cache_folder
 from tiny_gpt.tokenizer.base import TOKENIZERS
 
 STATISTICS_SAMPLE_BYTES = 8_000_000
+# First words of the names of letters that belong to no script.
+NOT_SCRIPTS = {
+    "MODIFIER",
+    "DOUBLE",
+    "SCRIPT",
+    "BLACK",
+    "TURNED",
+    "OHM",
+    "KELVIN",
+    "ANGSTROM",
+    "IDEOGRAPHIC",
+    "VERTICAL",
+}
 
 
 @dataclass(frozen=True)
@@ -50,12 +64,14 @@ class CorpusSummary:
     """Script -> fraction of the letters."""
     train_bytes: int
     val_bytes: int
-    repeated_share: float
-    """Fraction of the training passages that occurred before."""
-    val_also_in_train: float
-    """Fraction of the validation passages that also occur in the training text."""
+    repeated_share: float | None
+    """Fraction of the training passages that occurred before; None if no passage is long enough to compare."""
+    val_also_in_train: float | None
+    """Fraction of the validation passages that also occur in the training text; None as above."""
     skipped: list[str]
     tokens: list[TokenCount]
+    kinds: dict[str, Kind]
+    """End of a file's name -> the files of that kind, those with the most text first."""
 
 
 def summarize(config: DataConfig) -> Preparation[CorpusSummary]:
@@ -92,7 +108,17 @@ def summarize(config: DataConfig) -> Preparation[CorpusSummary]:
             val_also_in_train=overlap,
             skipped=[*skipped_lines(corpora), *counted_lines("skipped", sources.skipped, sources.examples)],
             tokens=token_counts,
+            kinds=_joined_kinds(corpora),
         )
+
+
+def _joined_kinds(corpora: list[Corpus]) -> dict[str, Kind]:
+    joined: dict[str, Kind] = {}
+    for suffix, kind in (item for corpus in corpora for item in corpus.kinds.by_suffix.items()):
+        known = joined.get(suffix, Kind())
+        looks_like = known.looks_like + kind.looks_like
+        joined[suffix] = Kind(known.n_files + kind.n_files, known.n_bytes + kind.n_bytes, looks_like)
+    return dict(sorted(joined.items(), key=lambda item: -item[1].n_bytes))
 
 
 def _count_tokens(name: str, sample: list[str], n_bytes: int, vocab_size: int) -> TokenCount:
@@ -106,11 +132,16 @@ def _count_tokens(name: str, sample: list[str], n_bytes: int, vocab_size: int) -
 def scripts_of(text: str) -> dict[str, float]:
     """The fraction of the letters in each script, the most frequent first: {"Latin": 0.98, "Greek": 0.02}.
 
-    The first word of a letter's Unicode name is its script: LATIN SMALL LETTER A.
+    The first word of a letter's Unicode name is its script: LATIN SMALL LETTER A. Letters of special forms, such as the
+    ª of Spanish ordinals or full-width letters, count as those that they are forms of; NOT_SCRIPTS as "other".
     """
     counts: Counter[str] = Counter()
     for character, n in Counter(text).items():
-        if character.isalpha():
-            script = unicodedata.name(character, "other").split()[0].split("-")[0]
-            counts["CJK" if script == "CJK" else script.capitalize()] += n
+        if not character.isalpha():
+            continue
+        plain = unicodedata.normalize("NFKC", character)[0]
+        name = unicodedata.name(plain if plain.isalpha() else character, "other")
+        script = name.split()[0].split("-")[0]
+        script = "other" if script in NOT_SCRIPTS else script if script == "CJK" else script.capitalize()
+        counts[script] += n
     return {script: n / counts.total() for script, n in counts.most_common()}

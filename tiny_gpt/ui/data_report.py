@@ -3,34 +3,30 @@
 import textwrap
 from collections.abc import Iterator
 
-from tiny_gpt.config import RunConfig
 from tiny_gpt.data.choose_tokenizer import auto_tokenizer
+from tiny_gpt.data.overlap import MIN_PASSAGE_CHARACTERS
 from tiny_gpt.data.readers.registry import supported_formats
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.data.sources.fetch import is_downloaded
 from tiny_gpt.data.stats import CorpusSummary
 from tiny_gpt.files import quoted
 
-# A training that reads its text more often than this overfits.
-OVERFITTING_EPOCHS = 20
+# A script with fewer of the letters is left out: 0.1% would be shown as more than there is.
+MIN_SCRIPT_SHARE = 0.001
+MAX_KINDS = 8
 # Columns of the list of formats.
 MAX_WIDTH = 100
 
 
-def summary_lines(summary: CorpusSummary, config: RunConfig) -> Iterator[str]:
-    """The report on a text. `config` is the training that it is judged for."""
+def summary_lines(summary: CorpusSummary, sources: tuple[str, ...]) -> Iterator[str]:
+    """The report on a text; `sources` is how the user named it."""
     yield from _figures(summary)
     yield ""
-    yield f"{'tokenizer':<11}{'vocabulary':>11}{'tokens':>15}{'bytes/token':>15}{'read overnight':>21}"
-    overnight_tokens = config.train.total_steps * config.train.batch_size * config.model.block_size
+    yield f"{'tokenizer':<11}{'vocabulary':>11}{'tokens':>15}{'bytes/token':>15}"
     for count in summary.tokens:
-        data_epochs = overnight_tokens / max(1, count.train_tokens)
-        yield (
-            f"{count.tokenizer:<11}{count.vocab_size:>11,}{count.train_tokens:>15,}{count.bytes_per_token:>15.2f}"
-            f"{data_epochs:>15,.1f} times"
-        )
+        yield (f"{count.tokenizer:<11}{count.vocab_size:>11,}{count.train_tokens:>15,}{count.bytes_per_token:>15.2f}")
     yield ""
-    yield from _advice(summary, overnight_tokens, config.data.data)
+    yield from _advice(summary, sources)
 
 
 def dataset_lines() -> Iterator[str]:
@@ -60,25 +56,46 @@ def _figures(summary: CorpusSummary) -> Iterator[str]:
             f" (median {_size(summary.median_document_bytes)}, longest {_size(summary.longest_document_bytes)})"
         )
     yield _row("documents", documents)
-    scripts = [f"{name} {fraction:.1%}" for name, fraction in list(summary.scripts.items())[:6]]
+    yield from _kinds(summary)
+    frequent = [item for item in summary.scripts.items() if item[1] >= MIN_SCRIPT_SHARE]
+    scripts = [f"{name} {fraction:.1%}" for name, fraction in frequent[:6]]
     yield _row("letters", ", ".join(scripts) or "none")
     yield _row("validation", f"{_size(summary.val_bytes)} held out; {_size(summary.train_bytes)} to train on")
-    yield _row("repeated", f"{summary.repeated_share:.1%} of the passages occurred earlier in the text")
-    yield _row("leaked", f"{summary.val_also_in_train:.1%} of the validation passages are also in the training text")
+    repeated = _fraction(summary.repeated_share, "of the passages occurred earlier in the text")
+    leaked = _fraction(summary.val_also_in_train, "of the validation passages are also in the training text")
+    yield _row("repeated", repeated)
+    yield _row("leaked", leaked)
     yield from (_row("", line) for line in summary.skipped)
 
 
-def _advice(summary: CorpusSummary, overnight_tokens: int, sources: tuple[str, ...]) -> Iterator[str]:
+def _kinds(summary: CorpusSummary) -> Iterator[str]:
+    """Files by kind, if there are several or if they don't look like prose."""
+    kinds = list(summary.kinds.items())
+    if len(kinds) < 2 and not any(kind.looks_like for _, kind in kinds):
+        return
+    n_bytes = max(1, sum(kind.n_bytes for _, kind in kinds))
+    for index, (suffix, kind) in enumerate(kinds[:MAX_KINDS]):
+        files = f"{kind.n_files:,} file{'s' * (kind.n_files > 1)}"
+        looks = "".join(f"; {n:,} of them look{'s' * (n == 1)} like {what}" for what, n in kind.looks_like.items())
+        text = f"{suffix}: {files}, {_size(kind.n_bytes)} of text ({kind.n_bytes / n_bytes:.1%}){looks}"
+        yield _row("" if index else "made of", text)
+    if len(kinds) > MAX_KINDS:
+        yield _row("", f"and {len(kinds) - MAX_KINDS:,} more kinds of files")
+
+
+def _fraction(fraction: float | None, of_what: str) -> str:
+    if fraction is None:
+        return f"cannot tell: no line or sentence has {MIN_PASSAGE_CHARACTERS} characters, so nothing was compared"
+    return f"{fraction:.1%} {of_what}"
+
+
+def _advice(summary: CorpusSummary, sources: tuple[str, ...]) -> Iterator[str]:
     if auto_tokenizer(summary.train_bytes) == "bpe":
         yield "bpe suits this text: with subword tokens a model reads more of it in the same time."
         yield "  tiny-gpt train uses it by default; train.py: --tokenizer bpe"
     else:
         yield "char suits this text: in a small text each subword token is too rare to be learned."
         yield "  tiny-gpt train and train.py use it by default"
-    char_tokens = next(count.train_tokens for count in summary.tokens if count.tokenizer == "char")
-    if overnight_tokens / max(1, char_tokens) > OVERFITTING_EPOCHS:
-        yield f"The overnight recipe ({overnight_tokens / 1e6:,.0f} M tokens) reads it so often that the model will"
-        yield "overfit: use fewer epochs (--epochs), or better, more text."
     yield f"To estimate a training on it on this machine: tiny-gpt plan {' '.join(map(quoted, sources))}"
 
 
