@@ -138,6 +138,7 @@ def test_hours_are_a_time_budget(text):
         (dict(recipe="best"), UsageError, "recipe-unknown"),
         (dict(hours=0), UsageError, "hours-out-of-range"),
         (dict(hours="1h"), UsageError, "hours-out-of-range"),
+        (dict(devices="2"), UsageError, "devices-in-one-process"),
         (dict(hours=1, steps=5), BadInputError, "several-budgets"),
         (dict(start_from="nothing"), BadInputError, "no-model-yet"),
     ],

@@ -16,7 +16,7 @@ from tiny_gpt.bootstrap import ROOT
 from tiny_gpt.config import FINAL_FILE, RunConfig
 from tiny_gpt.model_io.model_file import load_model
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def train_in_group(folder: Path, n_ranks: int, jobs: list[Job]) -> None:
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     assert codes == [0] * n_ranks
 
 

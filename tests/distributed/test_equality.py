@@ -5,6 +5,7 @@ Two processes train all runs of CASES once; this one trains the same runs alone.
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 
 @pytest.fixture(scope="module")
-def group(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def group(make: Make) -> Make:
     """All runs "... on 2" are trained."""
     jobs = [Job(make(f"{name} on 2", **settings)) for name, settings in (EXACT | ROUNDED).items()]
     jobs.append(Job(make("from 2 to 1", exact=True), interrupted_at=STOPPED_AT))
@@ -47,7 +48,7 @@ def group(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     jobs.append(Job(moved, resume=True))
     jobs.append(Job(make("little memory", exact=True), n_blocks_of_last_rank=1))
     jobs.append(Job(make("small batch", batch_size=1, grad_accum_steps=1)))
-    train_in_group(tmp_path_factory.mktemp("jobs"), 2, jobs)
+    train_in_group(Path(make("jobs").train.out_dir), 2, jobs)
     return make
 
 
@@ -100,6 +101,16 @@ def test_where_one_runs_out_of_memory_all_compute_smaller_parts(group: Make, alo
 def test_a_batch_of_one_block_is_not_shared(group: Make) -> None:
     folder = Path(group("small batch", batch_size=1, grad_accum_steps=1).train.out_dir)
     assert (folder / "error").read_text() == "more-devices-than-blocks"
+
+
+def test_the_ranks_check_one_another(group: Make) -> None:
+    folder = Path(group("jobs").train.out_dir)
+    report, other = (json.loads((folder / f"nodes-{rank}.json").read_text()) for rank in (0, 1))
+    assert other["ranks"] == report["ranks"]
+    assert report["problems"] == [] and [facts["rank"] for facts in report["ranks"]] == [0, 1]
+    hashes = {facts["text_sha256"] for facts in report["ranks"]}
+    assert len(hashes) == 1 and re.fullmatch("[0-9a-f]{64}", hashes.pop())
+    assert report["network"]["latency_s"] > 0 and report["network"]["bytes_per_s"] > 1e6
 
 
 def test_exact_sums_are_those_of_any_order(alone: Make) -> None:

@@ -1,6 +1,7 @@
 """One rank of a group that trains several runs, one after the other: `python -m tests.distributed.worker FOLDER`.
 
-FOLDER/jobs.json is a list of jobs (support.Job). The test reads what rank 0 writes into the runs' folders.
+FOLDER/jobs.json is a list of jobs (support.Job). The test reads what rank 0 writes into the runs' folders. At the end
+the ranks check one another, as `doctor --nodes` does, into FOLDER/nodes-RANK.json.
 """
 
 import json
@@ -12,6 +13,7 @@ from unittest import mock
 import torch
 
 from tests.run.support import interrupt
+from tiny_gpt.cli.nodes import examine_ranks
 from tiny_gpt.config import RunConfig
 from tiny_gpt.distributed.ranks import Ranks, join_group
 from tiny_gpt.errors import TinyGPTError
@@ -58,6 +60,8 @@ def main(folder: Path) -> None:
         is_limited = ranks.rank == ranks.size - 1 and job["n_blocks_of_last_rank"]
         with with_little_memory(job["n_blocks_of_last_rank"]) if is_limited else mock.MagicMock():
             do(job, ranks)
+    report = examine_ranks(ranks, [str(folder / "jobs.json")])
+    (folder / f"nodes-{ranks.rank}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

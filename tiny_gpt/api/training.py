@@ -43,6 +43,11 @@ def train(
     Raises the children of TinyGPTError: UsageError for a setting, BadInputError for a text.
     """
     config = config_for(source, hours, recipe, settings, "train()")
+    if config.train.devices != "1":
+        message = (
+            "train(): devices= takes several processes, and this is one; use the command: tiny-gpt train --devices"
+        )
+        raise UsageError(message, code="devices-in-one-process")
     if start_from := config.train.start_from:
         config = replace(config, train=replace(config.train, start_from=str(find_model(start_from))))
     config = replace(config, train=replace(config.train, out_dir=str(folder_for(config, is_new=True))))

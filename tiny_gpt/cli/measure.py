@@ -30,6 +30,10 @@ class DoctorCommand:
     """Device to check."""
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""
+    nodes: Annotated[bool, OPTIONAL] = False
+    """Check instead whether the processes that torchrun has started can train together, and how fast they talk."""
+    data: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
+    """With --nodes: a text, which must be the same on all of them."""
 
 
 def plan(args: Sequence[str]) -> int:
@@ -43,6 +47,10 @@ def plan(args: Sequence[str]) -> int:
 def doctor(args: Sequence[str]) -> int:
     """Check that this machine computes correctly and what it can do."""
     command = parse(DoctorCommand, "tiny-gpt doctor", args)
+    if command.nodes:
+        from tiny_gpt.cli.nodes import examine_nodes
+
+        return examine_nodes(command.data, command.json)
     from tiny_gpt.cli.doctor import examine
 
     return examine(command.device, command.json)

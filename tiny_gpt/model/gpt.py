@@ -25,6 +25,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.attention import causal_attention
@@ -59,6 +60,8 @@ class GPT(nn.Module):
         self.norm = make_norm(config, config.d_model)
         # Untied: its weights are not those of the embedding.
         self.head = Linear(config.d_model, vocab_size, bias=False)
+        self.recomputes = False
+        """Whether the backward pass computes each layer again instead of keeping its activations."""
         self._initialize()
 
     def _initialize(self) -> None:
@@ -109,7 +112,11 @@ class GPT(nn.Module):
             rope = cos_TK.to(self.compute_dtype), sin_TK.to(self.compute_dtype)
         x_BTD = x_BTD.to(self.compute_dtype)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rope, cache)
+            if self.recomputes and self.training and torch.is_grad_enabled():
+                # Draws the same dropout again: torch's random state is restored for the second time.
+                x_BTD = checkpoint(block, x_BTD, rope, cache, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rope, cache)
         if cache:
             cache.advance(ids_BT.shape[1])
         return self.head(self.norm(x_BTD))

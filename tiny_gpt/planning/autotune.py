@@ -53,10 +53,10 @@ def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidat
     train = config.train
     precisions = candidate_precisions(train.precision, device)
     backends = AUTO_BACKENDS[device.type]
-    if train.exact or not current_ranks().is_alone:
-        # The gradients are summed between the backward pass and the update, which it would record as one.
-        backends = tuple(backend for backend in backends if backend != "cuda_graph")
+    backends = tuple(backend for backend in backends if not why_unsuitable(backend, train))
     if train.backend != "auto":
+        if reason := why_unsuitable(train.backend, train):
+            raise UsageError(f"--backend {train.backend} cannot be used {reason}", code="backend-unsuitable")
         possible = list(dict.fromkeys((*backends, *EXPLICIT_BACKENDS)))
         if train.backend not in possible:
             raise UsageError(
@@ -67,6 +67,16 @@ def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidat
     elif train.deterministic or not _is_worth_compiling(config):
         backends = tuple(backend for backend in backends if backend != "compiled")
     return [Candidate(backend, precision) for backend in backends for precision in precisions]
+
+
+def why_unsuitable(backend: str, train: TrainConfig) -> str:
+    """What in a run excludes a backend, as "with --recompute"; "" if nothing does."""
+    if train.recompute and backend in ("cuda_graph", "fused"):
+        # The one records no random state that is set back; the other has a backward pass of its own.
+        return "with --recompute"
+    if backend == "cuda_graph":  # gradients are summed between the two parts of a step that it records
+        return "with --exact" if train.exact else "" if current_ranks().is_alone else "on several devices"
+    return ""
 
 
 def _is_worth_compiling(config: RunConfig) -> bool:

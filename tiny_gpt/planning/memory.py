@@ -52,7 +52,9 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
     base_bytes, parameter_bytes = PROCESS_BYTES, BYTES_PER_PARAMETER
     if device.type == "cuda":
         base_bytes, parameter_bytes = CUDA_BYTES, CUDA_BYTES_PER_PARAMETER
-    activation_bytes = n_blocks * model.block_size * (model.n_layer + 1) * layer_bytes
+    # With --recompute, each layer keeps its input, and one of them at a time all that its backward pass needs.
+    kept_bytes = model.n_layer * 4 * model.d_model + 2 * layer_bytes if train.recompute else 0
+    activation_bytes = n_blocks * model.block_size * (kept_bytes or (model.n_layer + 1) * layer_bytes)
     logit_bytes = (4 + itemsize) * n_logits
     return int(base_bytes + parameter_bytes * n_parameters(model, vocab_size) + activation_bytes + logit_bytes)
 

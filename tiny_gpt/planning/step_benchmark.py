@@ -28,6 +28,7 @@ class StepBenchmark:
         # A counted budget: with a timed one the learning rate would depend on the clock.
         self.config = replace(config, train=replace(train, for_="", until="", tokens=0, data_epochs=0.0, steps=STEPS))
         self.model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
+        self.model.recomputes = train.recompute
         self.optimizer, self.guard = make_optimizer(self.model, train, ranks), Guard(device)
         self.ranks, self.gradient_sum = ranks, make_gradient_sum(self.model, ranks, train.exact)
         self.cuda_graph = make_cuda_graph_update(self.model, self.optimizer, train, self.guard)

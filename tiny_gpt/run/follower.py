@@ -13,10 +13,11 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.prepare import Dataset, open_stored_dataset, prepare
+from tiny_gpt.data.progress import finish
 from tiny_gpt.data.token_store import Tokens
-from tiny_gpt.device import configure_torch, is_out_of_memory, pick_device, release_memory
+from tiny_gpt.device import configure_torch, pick_device, release_memory
 from tiny_gpt.distributed.gradients import GradientSum
-from tiny_gpt.distributed.ranks import Ranks, where
+from tiny_gpt.distributed.ranks import Ranks, SharedOutOfMemoryError, where
 from tiny_gpt.errors import BadInputError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.files import user_path
@@ -93,9 +94,7 @@ class Replica:
             {"step": self.step, "score": self.score, "state": self.take_state, "stage": self.set_stage}[command["do"]](
                 command
             )
-        except torch.OutOfMemoryError as failure:  # on some rank; rank 0 repeats the command in smaller parts
-            if not is_out_of_memory(failure):
-                raise
+        except SharedOutOfMemoryError:  # rank 0 repeats the command in smaller parts
             self.optimizer.zero_grad(set_to_none=True)
             release_memory(self.device)
 
@@ -178,7 +177,7 @@ def open_same_text(config: RunConfig, identity: dict[str, Any]) -> Dataset:
         return stored
     start_from = config.train.start_from
     tokenizer = open_path(user_path(start_from), torch.device("cpu")).tokenizer if start_from else None
-    dataset = _result(prepare(config.data, config.model.block_size, tokenizer))
+    dataset = finish(prepare(config.data, config.model.block_size, tokenizer))
     differences = [
         f"{label} {dataset.identity[name]} instead of {identity.get(name)}"
         for name, label in COMPARED_DATA.items()
@@ -201,16 +200,7 @@ def open_same_other_text(config: RunConfig, identity: dict[str, Any], dataset: D
     stored = open_stored_dataset(config.data, str(store))
     if stored is not None:
         return stored.train
-    other = _result(prepare_other(config, dataset.tokenizer))
+    other = finish(prepare_other(config, dataset.tokenizer))
     if other is None or other.identity["store"] != store:
         raise BadInputError("the text of --first is not the same as on rank 0", code="rank-first-text-differs")
     return other.train
-
-
-def _result(preparation: Any) -> Any:
-    """What a preparation returns; its events are for rank 0's user."""
-    while True:
-        try:
-            next(preparation)
-        except StopIteration as end:
-            return end.value

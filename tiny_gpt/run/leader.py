@@ -14,8 +14,9 @@ from torch import nn
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.device import is_out_of_memory
 from tiny_gpt.distributed.ranks import LostRankError, Ranks, SharedOutOfMemoryError, current_ranks
-from tiny_gpt.errors import BadInputError, TinyGPTError
+from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.checkpoint import optimizer_tensors
@@ -60,7 +61,7 @@ class Leader:
             "teacher_weight": predictions and predictions.weight,
             "predictions": predictions and list(predictions.ids_PN.shape),
         }
-        self._together(command, lambda: predictions and send_predictions(predictions, self.ranks))
+        self._together(command, lambda: send_predictions(predictions, self.ranks))
 
     def state_changed(self) -> None:
         """Rank 0 has changed weights, moments or guard otherwise than by a step."""
@@ -126,6 +127,14 @@ class Leader:
         except SharedOutOfMemoryError:  # raised on all ranks, which now wait for another command
             self.ranks.are_waiting = True
             raise
+        except Exception as failure:
+            if not is_out_of_memory(failure):
+                raise
+            raise OutOfResourcesError(
+                "memory ran out on the first device in a part of a step that cannot be repeated; use a smaller "
+                "--batch-size, or a smaller model",
+                code="out-of-memory-together",
+            ) from failure
         self.ranks.are_waiting = True
         return result
 
@@ -141,8 +150,7 @@ def led_ranks() -> Iterator[Ranks]:
         failure = problem
         raise
     finally:
-        is_orderly = failure is None or isinstance(failure, TinyGPTError | GeneratorExit)
-        if is_orderly and not current_ranks().is_alone and ranks.are_waiting and not isinstance(failure, LostRankError):
+        if not current_ranks().is_alone and ranks.are_waiting and not isinstance(failure, LostRankError):
             ranks.send({"do": "finish"})
 
 
@@ -172,9 +180,9 @@ def copy_from_leader(tensors: list[torch.Tensor], ranks: Ranks) -> None:
         ranks.copy_from_leader(tensor)
 
 
-def send_predictions(predictions: Predictions, ranks: Ranks) -> None:
-    """From rank 0, which has them, into the arrays of the others."""
-    for array in (predictions.ids_PN, predictions.probabilities_PN):
+def send_predictions(predictions: Predictions | None, ranks: Ranks) -> None:
+    """From rank 0, which has them, into the arrays of the others; nothing where there are none."""
+    for array in (predictions.ids_PN, predictions.probabilities_PN) if predictions else ():
         ranks.copy_bytes_from_leader(array)
 
 

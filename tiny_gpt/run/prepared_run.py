@@ -48,7 +48,9 @@ def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> GPT
     """The run's model with the initial weights of its seed."""
     reset_peak_memory(device)  # measuring the backends does not count
     torch.manual_seed(config.train.seed)
-    return GPT(config.model, vocab_size, PRECISIONS[config.train.precision]).to(device)
+    model = GPT(config.model, vocab_size, PRECISIONS[config.train.precision]).to(device)
+    model.recomputes = config.train.recompute
+    return model
 
 
 def prepared_event(
@@ -72,7 +74,7 @@ def prepared_event(
         )
     tokenizer = config.data.tokenizer
     return Prepared(
-        device=describe_device(state.model.device),
+        device=describe_device(state.model.device) + (f" x {state.ranks.size}" if state.ranks.size > 1 else ""),
         precision=config.train.precision,
         backend=config.train.backend,
         backend_reason=str(choice),
