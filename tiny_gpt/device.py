@@ -15,17 +15,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
-from tiny_gpt.errors import UsageError
+from tiny_gpt.errors import OutOfResourcesError, UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # CPUs with bf16 units multiply 4 to 12 times as fast in bf16 as in fp32 (AVX512-bf16, AMX). Others are slower in bf16.
 BF16_MIN_SPEEDUP = 1.5
 # A CPU that takes this long for one small product is slow in that precision, so it is not measured again.
 PATIENCE_S = 0.1
+# The share of the available memory that a plan, or the weights of a model, may use.
+USABLE_SHARE = 0.8
 # With more tokens at once, MPS has silently returned wrong gradients after a change of shape (pytorch#177116).
 MPS_MAX_TOKENS = 32_768
 
@@ -180,6 +183,29 @@ def is_out_of_memory(failure: BaseException) -> bool:
         return True
     text = str(failure).lower()
     return isinstance(failure, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def available_memory_bytes(device: torch.device) -> int:
+    """Memory that a model may use on `device`, including what this process already holds."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(USABLE_SHARE * free)
+    available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    if device.type == "mps":
+        recommended: Any = getattr(torch.mps, "recommended_max_memory", lambda: available)
+        available = min(available, recommended())
+    return int(USABLE_SHARE * available)
+
+
+def require_memory(n_bytes: int, what: str, device: torch.device, advice: str) -> None:
+    """Raise OutOfResourcesError where `what` takes more bytes than `device` has available."""
+    available = available_memory_bytes(device)
+    if n_bytes > available:
+        raise OutOfResourcesError(
+            f"{what} takes about {n_bytes / 2**30:.1f} GiB of memory, but only {available / 2**30:.1f} GiB can be used "
+            f"here: {advice}",
+            code="not-enough-memory",
+        )
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -21,6 +21,11 @@ from tiny_gpt.model.gpt import GPT
 # Fractions of the time that evaluations may take during a run.
 VAL_SHARE = 0.05
 TRAIN_SHARE = 0.0125
+# The longest block that a model is scored or trained further with, where the user gives none. Known models were trained
+# with thousands of tokens, which take much memory and time.
+LONGEST_BLOCK = 512
+# The most logits that `tiny-gpt eval` computes at once: 0.5 GiB.
+MAX_LOGITS_AT_ONCE = 1 << 27
 # cross_entropy skips this target. The last window and the last batch are padded with it.
 IGNORED = -100
 

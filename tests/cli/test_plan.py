@@ -32,9 +32,10 @@ def test_plan_prints_json(text, capsys):
     assert 0 < found["text"]["pilot_bits_per_byte"] <= 8
 
 
-def test_plan_refuses_a_pretrained_model(text, capsys):
-    assert cli.main(["plan", str(text), "--start-from", "model.pt"]) == 2
-    assert "--start-from model.pt" in capsys.readouterr().err
+def test_plan_names_a_model_that_is_missing(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", str(text), "--start-from", "model.pt"]) == 3
+    assert "model.pt" in capsys.readouterr().err
 
 
 def test_a_finished_run_prints_predicted_and_actual_loss(text, tmp_path, monkeypatch, capfd):

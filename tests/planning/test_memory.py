@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 
 from tests.planning.support import CPU
-from tiny_gpt.planning.memory import available_memory_bytes
+from tiny_gpt.device import available_memory_bytes
 
 
 def test_memory_of_this_process_counts_as_available(monkeypatch):

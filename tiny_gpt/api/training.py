@@ -7,13 +7,10 @@ from typing import Any
 from tiny_gpt.api.run import Callback, PendingTraining, Run
 from tiny_gpt.api.settings import Source, config_for
 from tiny_gpt.config import RunConfig
-from tiny_gpt.data.prepare import prepare
-from tiny_gpt.device import configure_torch, pick_device
 from tiny_gpt.errors import UsageError
-from tiny_gpt.planning.heuristics import min_block_size
-from tiny_gpt.planning.measurement import measure_machine_and_text
 from tiny_gpt.planning.types import Forecast, Plan
 from tiny_gpt.run.folders import find_model, folder_for
+from tiny_gpt.run.planned_run import measure_run
 from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.plan_report import plan_report
 from tiny_gpt.ui.preparation import with_progress
@@ -77,14 +74,11 @@ class TrainingPlan:
 def plan(source: Source, *, hours: float | None = None, recipe: str = "auto", **settings: Any) -> TrainingPlan:
     """What `train` with the same arguments would do, without training: reads the text and measures this machine.
 
-    Raises what `train` raises, and UsageError for start_from.
+    Raises what `train` raises.
     """
     config = config_for(source, hours, recipe, settings, "plan()")
-    if config.train.start_from:
-        raise UsageError("plan(): plans are for new models only; leave start_from out", code="plan-of-further-training")
-    device = pick_device(config.train.device)
-    configure_torch(device, config.train.deterministic)
-    dataset = with_progress(prepare(config.data, min_block_size(config)))
-    planner = with_progress(measure_machine_and_text(config, dataset, device))
-    chosen, expected = planner.plan(config)
-    return TrainingPlan(chosen, expected, "\n".join(plan_report(config, planner, dataset)))
+    if start_from := config.train.start_from:
+        config = replace(config, train=replace(config.train, start_from=str(find_model(start_from))))
+    planned = with_progress(measure_run(config))
+    chosen, expected = planned.planner.plan(planned.config)
+    return TrainingPlan(chosen, expected, "\n".join(plan_report(planned)))

@@ -51,7 +51,7 @@ def evaluate(args: Sequence[str]) -> int:
 
 
 def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dict[str, float | int], int]:
-    """({"nats_per_token": ..., "bits_per_byte": ..., ...}, the model's block size) for the whole text of `sources`.
+    """({"nats_per_token": ..., "bits_per_byte": ..., ...}, the block size) for the whole text of `sources`.
 
     Raises BadInputError for a text of fewer than two tokens.
     """
@@ -60,7 +60,7 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
     from tiny_gpt.data.sources.resolve import resolve
     from tiny_gpt.data.token_store import encode_to_file, temporary_build_folder
     from tiny_gpt.device import pick_device
-    from tiny_gpt.evaluation import FixedWindows, bits_per_byte
+    from tiny_gpt.evaluation import LONGEST_BLOCK, MAX_LOGITS_AT_ONCE, FixedWindows, bits_per_byte
     from tiny_gpt.model_io.open_model import open_path
     from tiny_gpt.training.step import micro_batch_size
     from tiny_gpt.ui.preparation import with_progress
@@ -82,7 +82,10 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
                 code="text-too-short-to-score",
             )
         block_size = loaded.model.config.block_size
-        n_blocks = micro_batch_size(config.batch_size, 1, block_size, device)
+        if "imported_from" in loaded.run_config:  # comparable with what training it further will say
+            block_size = min(LONGEST_BLOCK, block_size)
+        n_blocks = min(config.batch_size, max(1, MAX_LOGITS_AT_ONCE // (block_size * loaded.tokenizer.vocab_size)))
+        n_blocks = micro_batch_size(n_blocks, 1, block_size, device)
         windows = FixedWindows(tokens.ids, block_size, n_blocks, len(tokens))
         loss = windows.loss(loaded.model)
         if not loss < MAX_LOSS:  # nor is NaN

@@ -22,6 +22,7 @@ from tiny_gpt.model.shapes import FP32_BYTES, check_dimensions, weight_shapes
 from tiny_gpt.model_io.bounded_json import read_object, shown
 from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES
 from tiny_gpt.model_io.hf_config import HFConfig
+from tiny_gpt.model_io.memory import require_memory_for_weights
 from tiny_gpt.model_io.safetensors_file import open_tensors
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -92,7 +93,7 @@ class HFWeights:
                 self._shapes[name] = tuple(tensor.get_shape())
 
     def check(self, hf: HFConfig) -> None:
-        """Raise BadInputError unless these are the weights that `hf` describes.
+        """Raise BadInputError unless these are the weights of `hf`, OutOfResourcesError if they are too many.
 
         No loop is longer than the number of weights in the files, however large the settings are.
         """
@@ -117,6 +118,7 @@ class HFWeights:
             check_dimensions(hf.model, hf.vocab_size, shapes, FP32_BYTES * sum(map(math.prod, shapes.values())))
         except ValueError as error:
             raise BadInputError(f"{shown(self.source)}: {error}", code="hf-weights-do-not-fit") from error
+        require_memory_for_weights(hf.model, hf.vocab_size, shown(self.source))
 
     def copy_into(self, model: GPT, hf: HFConfig) -> None:
         """Fill in every weight of `model`. Raises SafetensorError."""

@@ -13,6 +13,8 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.files import atomic_write
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model_io.bounded_json import shown
+from tiny_gpt.model_io.memory import require_memory_for_weights
 from tiny_gpt.model_io.stored_model import FORMAT, FORMAT_VERSION, Progress, open_model_file
 from tiny_gpt.tokenizer.base import Tokenizer
 
@@ -57,9 +59,11 @@ def save_loaded(path: Path, loaded: LoadedModel) -> None:
 def load_model(path: Path, device: torch.device, compute_dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Read a model file, ready to generate on `device`.
 
-    Raises BadInputError saying why when it is missing, cut short, no model file, or from a newer tiny_gpt.
+    Raises BadInputError saying why when it is missing, cut short, no model file, or from a newer tiny_gpt, and
+    OutOfResourcesError where its weights do not fit into memory.
     """
     with open_model_file(path) as stored:
+        require_memory_for_weights(stored.config, stored.tokenizer.vocab_size, shown(path))
         model = GPT(stored.config, stored.tokenizer.vocab_size, compute_dtype)
         for name, weight in model.state_dict().items():
             stored.read_into(name, memoryview(weight.numpy()).cast("B"))

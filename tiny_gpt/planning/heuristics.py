@@ -69,6 +69,8 @@ REFERENCE_STEPS, RATE_EXPONENT = 1000, 0.4
 MIN_PEAK_RATE, MAX_PEAK_RATE = 2e-4, 5e-3
 # For a pretrained model (--start-from), which a high rate would make forget.
 FINE_TUNING_RATE = 2e-4
+# Weight decay of one that is much larger than the text: its few epochs need no other regularization.
+FINE_TUNING_WEIGHT_DECAY = 0.1
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,17 @@ def with_hyperparameters(
     shortest = min(text.train_tokens, text.val_tokens)
     config = with_batch(config, shortest)
     steps = steps_for(config, budget, step_time)
-    # A stage that continues a pretraining has the block of that, and much longer, run.
-    if steps < FEW_STEPS and not config.train.first_share:
+    if knows_more_than(config, text):
+        return _with_open(
+            config,
+            dropout=0.0,
+            weight_decay=FINE_TUNING_WEIGHT_DECAY,
+            token_noise=0.0,
+            learning_rate=FINE_TUNING_RATE,
+            warmup_steps=max(1, round(WARMUP_SHARE * steps)),
+        )
+    # A stage that continues a pretraining, or a trained model, has the block of that, and much longer, run.
+    if steps < FEW_STEPS and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
         # The best batch size, as a power of two times BASE_BATCH_TOKENS.
@@ -209,13 +220,21 @@ def with_hyperparameters(
     )
 
 
+def knows_more_than(config: RunConfig, text: TextStats) -> bool:
+    """Whether the run starts from a model too large to have learned what it knows from a text like this one."""
+    max_parameters = max(MIN_PARAMETER_LIMIT, MAX_PARAMETERS_PER_TOKEN * text.train_tokens)
+    return bool(config.train.start_from) and n_multiplied(config.model, text.vocab_size) > max_parameters
+
+
 def with_batch(config: RunConfig, shortest: int, batch_tokens: int = BASE_BATCH_TOKENS) -> RunConfig:
     """`config` with an optimizer, a block that fits into `shortest` tokens, and at least `batch_tokens` per step."""
     config = _with_open(config, optimizer="adamw" if config.train.start_from else "muon")
-    config = _with_open(config, block_size=min(BLOCK_SIZE, max(1, shortest - 1)))  # targets are one token further
+    longest = config.model.block_size if config.train.start_from else BLOCK_SIZE
+    config = _with_open(config, block_size=min(longest, max(1, shortest - 1)))  # targets are one token further
     for_muon = 2 ** math.ceil(math.log2(MIN_BATCH_TOKENS_PER_WIDTH * config.model.d_model))
     n_micro_batches = config.train.grad_accum_steps
-    n_blocks = max(batch_tokens, for_muon) / config.model.block_size
+    least = for_muon if config.train.optimizer == "muon" or not config.train.start_from else 0
+    n_blocks = max(batch_tokens, least) / config.model.block_size
     return _with_open(config, batch_size=n_micro_batches * max(1, round(n_blocks / n_micro_batches)))
 
 

@@ -15,12 +15,12 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Measuring, Notice, PreparationEvent
-from tiny_gpt.device import candidate_precisions
+from tiny_gpt.device import available_memory_bytes, candidate_precisions
 from tiny_gpt.planning import pilot_run
 from tiny_gpt.planning.autotune import AUTO_BACKENDS, choose_backend
 from tiny_gpt.planning.autotune_cache import MeasuredNumber
 from tiny_gpt.planning.heuristics import with_batch, with_size
-from tiny_gpt.planning.memory import available_memory_bytes, estimate_memory_bytes
+from tiny_gpt.planning.memory import estimate_memory_bytes
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, StepTimeModel, known_step_s, step_flops, step_number

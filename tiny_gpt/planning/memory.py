@@ -1,4 +1,4 @@
-"""How much memory a training run needs, estimated from its config, and how much is available.
+"""How much memory a training run needs, estimated from its config, and whether that is available.
 
     bytes = program + bytes per parameter * parameters
           + tokens per micro-batch * (layers + 1) * bytes per token and layer    activations kept for the backward pass
@@ -8,9 +8,6 @@ The constants are counted from the tensors that each backend keeps and checked a
 GB measured for 10.0 estimated (12 x 768, 16,384 tokens), and 28.5 for 30.6 (16 x 1024, 32,768 tokens; docs/log/gpu.md).
 """
 
-from typing import Any
-
-import psutil
 import torch
 
 from tiny_gpt.config import RunConfig
@@ -31,8 +28,6 @@ FEED_FORWARD_WIDTHS = {"gelu": 2, "swiglu": 3}
 AUTOGRAD_FACTOR = {"cpu": 2.5, "mps": 2.5, "cuda": 1.15}
 # The `fused` backend computes at most this many logits at once, the others those of the whole micro-batch.
 FUSED_LOGITS = 1 << 22
-# The share of the available memory that a plan may use.
-USABLE_SHARE = 0.8
 
 
 def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:
@@ -57,15 +52,3 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
     activation_bytes = n_blocks * model.block_size * (kept_bytes or (model.n_layer + 1) * layer_bytes)
     logit_bytes = (4 + itemsize) * n_logits
     return int(base_bytes + parameter_bytes * n_parameters(model, vocab_size) + activation_bytes + logit_bytes)
-
-
-def available_memory_bytes(device: torch.device) -> int:
-    """Memory that a training run may use on `device`, including what this process already holds."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(USABLE_SHARE * free)
-    available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
-    if device.type == "mps":
-        recommended: Any = getattr(torch.mps, "recommended_max_memory", lambda: available)
-        available = min(available, recommended())
-    return int(USABLE_SHARE * available)

@@ -4,6 +4,7 @@ measurement.py measures: measure_machine_and_text -> Planner -> plan(config) -> 
 """
 
 import bisect
+import math
 import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -11,16 +12,18 @@ from typing import Any, NamedTuple
 import torch
 
 from tiny_gpt.config import NO_FIRST, RunConfig, TrainConfig
+from tiny_gpt.device import available_memory_bytes
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning.heuristics import (
     ComputeBudget,
     choose_settings,
+    knows_more_than,
     steps_for,
     tokens_per_step,
 )
-from tiny_gpt.planning.memory import available_memory_bytes, estimate_memory_bytes
-from tiny_gpt.planning.scaling_law import forecast, saturation_tokens
+from tiny_gpt.planning.memory import estimate_memory_bytes
+from tiny_gpt.planning.scaling_law import forecast, forecast_further, saturation_tokens
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
@@ -59,13 +62,29 @@ class Planner(NamedTuple):
 
     def _complete(self, config: RunConfig) -> RunConfig:
         """`config` with every open setting but the number of teachers chosen, for the length of one stage."""
+        if config.train.start_from:
+            return self._with_micro_batches(config)
         budget, is_gpu = self._budget(config.train), self.device.type != "cpu"
         return choose_settings(config, self.text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu)
+
+    def _with_micro_batches(self, config: RunConfig) -> RunConfig:
+        """`config`, whose model is given, complete; computed in as many parts as memory asks for, to one block at once.
+
+        Whether even that fits, run/start.py checks.
+        """
+        budget = self._budget(config.train)
+        while True:
+            complete = choose_settings(config, self.text, budget, self.step_time, lambda _: True)
+            n_parts = 2 * complete.train.grad_accum_steps
+            if n_parts > complete.train.batch_size or self._fits_memory(complete):
+                return complete
+            config = replace(config, train=replace(config.train, grad_accum_steps=n_parts))
 
     def _with_stages(self, config: RunConfig) -> RunConfig:
         """`config` complete, with the stages that its time allows."""
         if not config.train.is_timed or config.train.start_from:
-            return self._complete(_with_train(config, teachers=0, students=1))
+            alone = _with_train(config, teachers=0, students=1)
+            return self._shortened(self._complete(alone)) if config.train.start_from else self._complete(alone)
         first, first_share = config.data.first, config.train.first_share
         if first in ((), (NO_FIRST,)):
             alone = self._with_teachers(_with_train(config, first_share=0.0))
@@ -80,6 +99,14 @@ class Planner(NamedTuple):
         # The only stage on the own text is short; the rest of the time goes to the other text.
         own_share = (1 - FIRST_SHARE) * min(1.0, MAX_FINE_TUNING_EPOCHS / max(1e-9, self._stage_epochs(best)))
         return self._complete(_with_train(config, teachers=0, students=1, first_share=1 - own_share))
+
+    def _shortened(self, config: RunConfig) -> RunConfig:
+        """`config`, with time for MAX_FINE_TUNING_EPOCHS at most if its initial model is large for the text."""
+        epochs, seconds = self._stage_epochs(config), self._requested_seconds(config.train)
+        if seconds is None or epochs <= MAX_FINE_TUNING_EPOCHS or not knows_more_than(config, self.text):
+            return config
+        useful_s = math.ceil(seconds * MAX_FINE_TUNING_EPOCHS / epochs)
+        return _with_train(config, for_=f"{useful_s}s", until="")
 
     def _with_teachers(self, config: RunConfig) -> RunConfig:
         """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
@@ -126,15 +153,20 @@ class Planner(NamedTuple):
         steps = round(stage_steps / teacher_share(config.train))
         step_tokens = tokens_per_step(config)
         timed_s = self._requested_seconds(config.train)
+        data_epochs = steps * step_tokens / self.text.train_tokens
+        if config.train.start_from:
+            expected = forecast_further(self.text.pilot_bits_per_byte, data_epochs)
+        else:
+            expected = forecast(config, self.text, stage_steps)
         return Plan(
             n_parameters=n_parameters(config.model, self.text.vocab_size),
             steps=steps,
             step_s=step_s,
             tokens=steps * step_tokens,
-            data_epochs=steps * step_tokens / self.text.train_tokens,
+            data_epochs=data_epochs,
             seconds=steps * step_s / STEPS_SHARE if timed_s is None else timed_s,
             memory_bytes=self._memory_bytes(config),
-            forecast=forecast(config, self.text, stage_steps),
+            forecast=expected,
             saturation_s=self._saturation_tokens(config.train) / step_tokens * step_s / STEPS_SHARE,
             teachers=config.train.teachers,
             students=config.train.students,
@@ -144,8 +176,10 @@ class Planner(NamedTuple):
 
     def _saturation_tokens(self, train: TrainConfig) -> float:
         """Tokens after which more hardly help; a timed run has stages, until its teachers are as many as are useful."""
+        if train.start_from:
+            return MAX_FINE_TUNING_EPOCHS * self.text.train_tokens
         tokens = saturation_tokens(self.text)
-        if not train.is_timed or train.start_from:
+        if not train.is_timed:
             return tokens
         return max(tokens, MIN_TEACHER_EPOCHS * self.text.train_tokens) * (MAX_TEACHERS + MAX_STUDENTS * STUDENT_LENGTH)
 

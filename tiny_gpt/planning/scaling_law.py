@@ -48,6 +48,9 @@ GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
 GUESSING = 8.0
+# A trained model that learns a further text (--start-from): the part of its loss that it can lose, the passes over the
+# text for most of that, and the interval of that part. Assumed, not yet fitted to runs (docs/log/start-from.md).
+FURTHER_GAIN, FURTHER_EPOCHS, FURTHER_GAIN_80 = 0.2, 1.5, (0.05, 0.35)
 # 80% of a normal distribution lies within this many standard deviations of its mean.
 Z_80 = 1.2816
 
@@ -137,6 +140,16 @@ def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
     spread = Z_80 * math.sqrt(variance)
     # The law knows nothing of texts of a few hundred bytes; nothing is worse than chance.
     return Forecast(*(min(GUESSING, math.exp(value)) for value in (mean, mean - spread, mean + spread)))
+
+
+def forecast_further(initial_bits_per_byte: float, data_epochs: float) -> Forecast:
+    """The loss to expect of a trained model, which has `initial_bits_per_byte` as it comes, after training on the text.
+
+    How much it gains depends on how new the text is to it, which nobody knows beforehand: the interval is wide.
+    """
+    done = -math.expm1(-data_epochs / FURTHER_EPOCHS)
+    least, most = FURTHER_GAIN_80
+    return Forecast(*(initial_bits_per_byte * (1 - gain * done) for gain in (FURTHER_GAIN, most, least)))
 
 
 def distillation_gain(n_teachers: int) -> float:

@@ -18,7 +18,8 @@ class TextStats:
     val_tokens: int
     vocab_size: int
     pilot_bits_per_byte: float
-    """Validation loss of the pilot run: how hard this text is to predict."""
+    """Validation loss of the pilot run: how hard this text is to predict. For a run that starts from a trained model,
+    the validation loss of that model as it comes."""
     is_estimated: bool = False
     """Whether there was no time for the pilot run, so that a compressor's result replaces it."""
 

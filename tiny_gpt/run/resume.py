@@ -102,8 +102,6 @@ def load_checkpoint(trainer: Trainer, saved: SavedRun, extends: bool, notes: lis
 
 def read_plan(out_dir: Path, config: RunConfig) -> Plan | None:
     """The plan that the run started with, where it is still that of `config`."""
-    if config.train.start_from:
-        return None
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         plan = Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))
         return plan if config.train.is_timed or plan.steps == config.train.total_steps else None

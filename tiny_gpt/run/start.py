@@ -9,14 +9,18 @@ from tiny_gpt.config import CONFIG_FILE, NO_FIRST, PLAN_FILE, RunConfig, flag
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import Preparation, PreparationEvent
-from tiny_gpt.device import configure_torch, pick_device
+from tiny_gpt.device import configure_torch, pick_device, require_memory
 from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.evaluation import LONGEST_BLOCK
 from tiny_gpt.files import user_path
+from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import backend_candidates, choose_backend
+from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import measure_machine_and_text
+from tiny_gpt.planning.memory import estimate_memory_bytes
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
@@ -29,8 +33,6 @@ from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.budget import RunRequest, resolve_steps
 from tiny_gpt.training.stages import FIRST_SHARE
 
-# The longest block that training continues with, where the user gives none: a long context costs memory and time.
-LONGEST_BLOCK = 512
 # Other text is not validated on: as little as possible is held out.
 OTHER_VAL_FRACTION = 0.01
 
@@ -52,7 +54,9 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     vocab_size = dataset.tokenizer.vocab_size
 
     planner: Planner | None = None
-    if shaped.train.auto:
+    if shaped.train.auto and initial:
+        planner = yield from measure_initial_model(shaped, dataset, initial.model, device, request.at)
+    elif shaped.train.auto:
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
     planned = planner.plan(shaped)[0] if planner else shaped
     other = yield from prepare_other(planned, dataset.tokenizer, is_chosen=planned.data.first != shaped.data.first)
@@ -64,6 +68,8 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
         shaped = replace(shaped, data=replace(shaped.data, first=(NO_FIRST,)))
         planned = planner.plan(shaped)[0]
     planned = resolve_steps(planned, len(dataset.train))
+    if initial:
+        require_memory_for_training(planned, vocab_size, device)
     yield from compilation_notices(planned, device)
     choice = choose_backend(planned, vocab_size, device)
     config = with_choices(planned, dataset.sources, choice.candidate)
@@ -119,8 +125,9 @@ def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
     Raises UsageError naming the settings that the user changed: those with neither the model's value nor a recipe's.
     """
     tokenizer = initial.tokenizer.to_dict()["type"]
-    config = initial.model.config
+    config, is_open = initial.model.config, False
     if config.traits.positions == "rotary":
+        is_open = "block_size" in requested.train.auto  # may become shorter yet, for a short text
         config = replace(config, block_size=_block_size(requested, config.block_size))
     fixed = asdict(config) | {"tokenizer": tokenizer, "vocab_size": initial.tokenizer.vocab_size}
     del fixed["dropout"]
@@ -138,7 +145,7 @@ def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
             code="start-from-shape-conflict",
         )
     model = replace(config, dropout=requested.model.dropout)
-    auto = tuple(name for name in requested.train.auto if name not in fixed)
+    auto = tuple(name for name in requested.train.auto if name not in fixed or (name == "block_size" and is_open))
     train = replace(requested.train, auto=auto)
     return replace(requested, model=model, data=replace(requested.data, tokenizer=tokenizer), train=train)
 
@@ -150,10 +157,18 @@ def _block_size(requested: RunConfig, longest: int) -> int:
     return given if is_given and given <= longest else min(longest, LONGEST_BLOCK)
 
 
-def expected_plan(config: RunConfig, planner: Planner, choice: BackendChoice) -> Plan | None:
-    """What to expect of the run; nothing is known of one that starts from another model."""
-    if config.train.start_from:
-        return None
+def require_memory_for_training(config: RunConfig, vocab_size: int, device: torch.device) -> None:
+    """Raise OutOfResourcesError where training all weights of --start-from's model does not fit into memory."""
+    require_memory(
+        estimate_memory_bytes(config, vocab_size, device),
+        f"training {config.train.start_from}, {n_parameters(config.model, vocab_size):,} parameters,",
+        device,
+        "close other programs, give a smaller --block-size or more --grad-accum-steps, or start from a smaller model",
+    )
+
+
+def expected_plan(config: RunConfig, planner: Planner, choice: BackendChoice) -> Plan:
+    """What to expect of the run."""
     # On a GPU, choose_backend has timed whole training steps of this model.
     step_s = choice.seconds.get(str(choice.candidate)) if planner.device.type != "cpu" else None
     return planner.plan_of(config, step_s or planner.step_time(config))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig, flag
-from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import describe_device
 from tiny_gpt.duration import clock_time_in, format_duration, format_milliseconds
 from tiny_gpt.errors import BadInputError
@@ -14,6 +13,7 @@ from tiny_gpt.planning.heuristics import SIZES
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.scaling_law import CHAR_PENALTY, load_scaling_law
 from tiny_gpt.planning.types import Plan
+from tiny_gpt.run.planned_run import PlannedRun
 from tiny_gpt.ui.terminal import row
 
 # The columns of the table: time budgets.
@@ -79,8 +79,9 @@ def forecast_versus_actual(plan: Plan, n_tokens: int, bits_per_byte: float, memo
     )
 
 
-def plan_report(config: RunConfig, planner: Planner, dataset: Dataset, width: int | None = None) -> Iterator[str]:
+def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
     """The lines that `tiny-gpt plan` prints; long ones are wrapped to `width` columns, if given."""
+    config, dataset, planner = planned.config, planned.dataset, planned.planner
     chosen, plan = planner.plan(config)
     model, train = chosen.model, chosen.train
     yield row("device", describe_device(planner.device), width)
@@ -94,7 +95,23 @@ def plan_report(config: RunConfig, planner: Planner, dataset: Dataset, width: in
     for label, words in plan_rows(plan):
         yield row(label, words, width)
     yield ""
-    yield from budget_table(config, planner, is_bpe=tokenizer == "bpe")
+    if planned.new:
+        yield from start_from_table(config, planner, *planned.new)
+    else:
+        yield from budget_table(config, planner, is_bpe=tokenizer == "bpe")
+
+
+def start_from_table(config: RunConfig, planner: Planner, new: RunConfig, new_planner: Planner) -> Iterator[str]:
+    """The expected loss of a run that starts from a trained model, and of a new model, after other times (columns)."""
+    plans = [planner.plan(with_duration(config, time))[1] for time in COMPARED_BUDGETS]
+    as_it_comes = planner.text.pilot_bits_per_byte
+    yield _table_row("bits per byte after", COMPARED_BUDGETS)
+    yield _table_row("start from this model", _two_digits([plan.forecast.bits_per_byte for plan in plans]))
+    yield _table_row("  8 of 10 runs between", [f"{plan.forecast.low:.2f}-{plan.forecast.high:.2f}" for plan in plans])
+    yield _table_row("  epochs over the text", [f"{plan.data_epochs:,.1f}" for plan in plans])
+    yield _table_row("  as it comes", _two_digits([as_it_comes] * len(plans)))
+    others = [new_planner.plan(with_duration(new, time))[1] for time in COMPARED_BUDGETS]
+    yield _table_row("a new model", _two_digits([plan.forecast.bits_per_byte for plan in others]))
 
 
 def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:

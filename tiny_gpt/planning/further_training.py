@@ -1,0 +1,59 @@
+"""Training that starts from a trained model (--start-from): how good that model is already, and what it will reach.
+
+Nothing is trained for this. The model is scored on the validation text, which says how well it knows such text, and how
+long that takes says how fast it trains here.
+
+    bits per byte = those of the model as it comes * (1 - FURTHER_GAIN * (1 - exp(-epochs / FURTHER_EPOCHS)))
+
+The gain depends on how much the text differs from what the model has learned from, which nobody knows beforehand, so
+the interval is wide (scaling_law.py).
+"""
+
+import time
+from collections.abc import Generator
+from dataclasses import asdict, replace
+
+import torch
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.prepare import Dataset
+from tiny_gpt.data.progress import Notice
+from tiny_gpt.device import PRECISIONS
+from tiny_gpt.evaluation import FixedWindows, bits_per_byte
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.planning.autotune import choose_backend
+from tiny_gpt.planning.heuristics import tokens_per_step, with_batch
+from tiny_gpt.planning.planner import Planner
+from tiny_gpt.planning.throughput import StepTimeModel, step_flops
+from tiny_gpt.planning.types import TextStats
+
+# At most this many tokens of the validation text are scored, one block after the other.
+MAX_SCORED_TOKENS = 8_192
+# How much longer a training step takes than scoring its tokens: three times the arithmetic, and the update of the
+# weights. Measured with SmolLM2-135M (docs/log/start-from.md).
+STEP_COST = 3.2
+
+
+def measure_initial_model(
+    config: RunConfig, dataset: Dataset, model: GPT, device: torch.device, requested_at: float | None = None
+) -> Generator[Notice, None, Planner]:
+    """A Planner for training `model`, whose shape `config` has, on the text of `dataset`.
+
+    `requested_at` is when the user started the command, by time.time(). The model is moved to `device`.
+    """
+    yield Notice("scoring the model that the training starts from: up to a minute")
+    vocab_size, val = dataset.tokenizer.vocab_size, dataset.val
+    config = with_batch(config, min(len(dataset.train), len(val)))
+    candidate = choose_backend(config, vocab_size, device).candidate
+    config = replace(config, train=replace(config.train, **asdict(candidate)))
+    model.to(device).compute_dtype = PRECISIONS[candidate.precision]
+    windows = FixedWindows(val.ids, config.model.block_size, 1, MAX_SCORED_TOKENS, candidate.backend)
+    start = time.perf_counter()
+    loss = windows.loss(model)
+    seconds = time.perf_counter() - start
+    bits = bits_per_byte(loss, len(val), val.n_bytes)
+    text = TextStats(dataset.train.n_bytes, len(dataset.train), len(val), vocab_size, bits)
+    n_scored = len(windows.starts) * config.model.block_size
+    step_s = STEP_COST * seconds * tokens_per_step(config) / n_scored
+    step_time = StepTimeModel(0.0, step_s / step_flops(config, vocab_size), vocab_size)
+    return Planner(text, device, step_time, candidate, requested_at)

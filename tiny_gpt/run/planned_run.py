@@ -1,0 +1,43 @@
+"""What a run would be like, without training it: for `tiny-gpt plan` and `tiny_gpt.plan`."""
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import NamedTuple
+
+from tiny_gpt.config import RunConfig
+from tiny_gpt.data.prepare import Dataset, prepare
+from tiny_gpt.data.progress import PreparationEvent
+from tiny_gpt.device import configure_torch, pick_device
+from tiny_gpt.planning.further_training import measure_initial_model
+from tiny_gpt.planning.heuristics import min_block_size
+from tiny_gpt.planning.measurement import measure_machine_and_text
+from tiny_gpt.planning.planner import Planner
+from tiny_gpt.run.start import open_initial_model, take_shape
+
+
+class PlannedRun(NamedTuple):
+    """A run whose text is prepared and whose speed is measured."""
+
+    config: RunConfig
+    """The settings that the user gave, with the shape of --start-from's model."""
+    dataset: Dataset
+    planner: Planner
+    new: tuple[RunConfig, Planner] | None = None
+    """The same for a new model, to compare one that starts from a trained model with."""
+
+
+def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, PlannedRun]:
+    """Prepare the text and measure the machine for a run of `requested`. Raises UsageError and BadInputError."""
+    device = pick_device(requested.train.device)
+    configure_torch(device, requested.train.deterministic)
+    initial = open_initial_model(requested.train.start_from)
+    if initial is None:
+        dataset = yield from prepare(requested.data, min_block_size(requested))
+        return PlannedRun(requested, dataset, (yield from measure_machine_and_text(requested, dataset, device)))
+    shaped = take_shape(requested, initial)
+    dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer)
+    planner = yield from measure_initial_model(shaped, dataset, initial.model, device)
+    del initial
+    new = replace(requested, train=replace(requested.train, start_from=""))
+    new_dataset = yield from prepare(new.data, min_block_size(new))
+    return PlannedRun(shaped, dataset, planner, (new, (yield from measure_machine_and_text(new, new_dataset, device))))
