@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.view.support import plant, rows, write_rows, write_sample
+from tests.view.support import plant, rows, stamp, write_rows, write_sample
 from tiny_gpt.config import REPORT_FILE
 from tiny_gpt.view.report import write_report
 from tiny_gpt.view.run_charts import smoothed
@@ -41,6 +41,16 @@ def test_it_needs_nothing_beside_itself_and_is_small(tmp_path):
     assert len(page) < 600_000
     assert not re.findall(r"""(?:src|href|action)\s*=\s*["'](?!data:,)""", page) and not re.search("https?:", page)
     assert "@import" not in page and not re.findall(r"url\((?!#)", page)
+
+
+def test_stages_are_named_in_the_chart_where_there_is_room(tmp_path):
+    folder = plant(tmp_path / "night", seconds=900)
+    names = ("pretraining on 9 tokens of other text", "teacher 1 of 2: from random weights", "student: learns")
+    lines = [f"{stamp(-t)}  step 1: {name}" for t, name in zip((900, 500, 10), names, strict=True)]
+    (folder / "train.log").write_text("\n".join(lines))
+    page = page_of(folder)
+    labels = set(re.findall(r'class="shade-label"[^>]*>(.*?)<', page))
+    assert labels == {"other text", "teacher 1"} and "<title>student</title>" in page
 
 
 def test_all_rows_count_in_the_smoothed_line(tmp_path):

@@ -61,9 +61,10 @@ class StageRunner:
     def stage(self) -> Stage:
         return self.stages[min(self.state.counters.stage, len(self.stages) - 1)]
 
-    def must_change(self, point: SchedulePoint) -> bool:
-        """Whether the step at `point` is the first of another stage."""
-        return stage_index(self.stages, point.progress) > self.state.counters.stage
+    def must_begin(self, point: SchedulePoint) -> bool:
+        """Whether the step at `point` is the first of a stage, in a run that has several."""
+        is_first_step = self.state.step == 0 and len(self.stages) > 1
+        return is_first_step or stage_index(self.stages, point.progress) > self.state.counters.stage
 
     def is_last_step(self, point: SchedulePoint) -> bool:
         """Whether the step at `point` is the last of its stage."""
@@ -76,15 +77,17 @@ class StageRunner:
         counters.stage_start = min(counters.stage_start, point.progress)  # a run that is extended begins again at 0
         return stage_point(point, self.stage, counters.stage_start, self._settings.rate_factor)
 
-    def change(self, point: SchedulePoint, beat: Callable[[], None]) -> None:
-        """Keep the model of the stage that ended and set up the one that `point` is in.
+    def begin(self, point: SchedulePoint, beat: Callable[[], None]) -> None:
+        """Set up the stage that `point` is in, after keeping the model of one that ended.
 
         Raises OutOfResourcesError if the model cannot be written.
         """
         counters, ended = self.state.counters, self.stage
+        index = stage_index(self.stages, point.progress)
+        if index == counters.stage:  # the first one has its weights from the start of the run
+            return
         length = ended.end - counters.stage_start
         is_complete = point.progress - counters.stage_start >= MIN_COMPLETE * length > 0
-        index = stage_index(self.stages, point.progress)
         if is_complete:
             self._save(ended)
         if index > counters.stage + 1 or not is_complete:

@@ -154,8 +154,8 @@ class Trainer:
     def _enter_stage(self, point: SchedulePoint, beat: Callable[[], None]) -> Generator[Event, None, SchedulePoint]:
         """Begin another stage if `point` is in one; returns `point` as seen from its stage."""
         stages = self.stages
-        if stages.must_change(point):
-            stages.change(point, beat)
+        if stages.must_begin(point):
+            stages.begin(point, beat)
             yield from self._report(StageBegun(self.state.step, stages.describe(), str(stages.stage)))
         stages.prepare(beat)
         return stages.point(point)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.view.axes import Axis, Values
 
-LABEL_HEIGHT = 14
+LABEL_HEIGHT, LETTER_WIDTH = 14, 7
 # Pixels per column of a line or band.
 COLUMN_PIXELS = 2
 
@@ -149,8 +149,8 @@ class Chart:
                 f'height="{bottom - top:.1f}"><title>{escape(note)}</title></rect>'
             )
 
-    def shade(self, start: float, end: float, kind: str, note: str) -> None:
-        """A vertical stripe from `start` to `end`."""
+    def shade(self, start: float, end: float, kind: str, note: str, label: str = "") -> None:
+        """A vertical stripe from `start` to `end`, with a label at its top if there is room."""
         left, right = self._x(start), self._x(end)
         left, right = max(left, self.frame.left), min(right, self.frame.left + self.frame.plot_width)
         if right > left:
@@ -158,6 +158,12 @@ class Chart:
                 f'<rect class="shade {kind}" x="{left:.1f}" y="{self.frame.top}" width="{max(right - left, 1):.1f}" '
                 f'height="{self.frame.plot_height}"><title>{escape(note)}</title></rect>'
             )
+            if label and right - left > LETTER_WIDTH * len(label):
+                x, y = (left + right) / 2, self.frame.top + 12.0
+                self._label_tops.append(y)
+                self._above.append(
+                    f'<text class="shade-label" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(label)}</text>'
+                )
 
     def event(self, x: float, note: str, kind: str) -> None:
         """A mark on the x axis with a sentence."""

@@ -87,6 +87,7 @@ def loss_chart(view: RunView, axis: str, size: str) -> Markup:
     low, high = _loss_range(view)
     frame = LOSS_FRAMES[size]
     chart = Chart(frame, place.axis, log_axis(low, high, 8 if size == "wide" else 6), f"loss-{axis}-{size}")
+    _draw_stages(chart, view, place)
     _draw_idle(chart, view, place)
     if view.plan is not None:
         forecast = view.plan.forecast
@@ -159,10 +160,18 @@ def _draw_idle(chart: Chart, view: RunView, place: Positions) -> None:
             chart.shade(left, right, "idle", f"not training for {format_duration(end - start)}")
 
 
+def _draw_stages(chart: Chart, view: RunView, place: Positions) -> None:
+    for number, (start, end, name) in enumerate(view.stages):
+        left, right = place.of_time(start), place.of_time(end)
+        if math.isfinite(left) and math.isfinite(right):
+            chart.shade(left, right, "stage" if number % 2 else "stage odd", name, name)
+
+
 def _draw_events(chart: Chart, view: RunView, place: Positions) -> None:
     for event in view.events:
         at = place.of_time(event.time)
-        if math.isfinite(at):
+        is_drawn = event.kind == "stage" and view.stages
+        if math.isfinite(at) and not is_drawn:
             chart.event(at, f"{clock_label(event.time)}: {event.text}", event.kind)
 
 

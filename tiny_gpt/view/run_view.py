@@ -95,6 +95,15 @@ class RunView:
         return int(found[-1]) if len(found) else None
 
     @cached_property
+    def stages(self) -> list[tuple[float, float, str]]:
+        """(start, end, short name) of each stage, as time.time(); [] for a run that has only one."""
+        begun = [event for event in self.events if event.kind == "stage"]
+        if len(begun) < 2 or self.times is None:
+            return []
+        ends = [event.time for event in begun[1:]] + [float(self.times[-1])]
+        return [(event.time, end, _stage_name(event.text)) for event, end in zip(begun, ends, strict=True)]
+
+    @cached_property
     def first_of_stage(self) -> int:
         """The first row of the present stage: where it begins, the loss jumps."""
         begun = [event.step for event in self.events if event.kind == "stage" and event.step is not None]
@@ -196,3 +205,10 @@ class RunView:
             until = max(resumes, default=end)
             found.append((max(start, until - float(waited[row])), until))
         return found
+
+
+def _stage_name(text: str) -> str:
+    """ "pretraining on ..." -> "other text", "teacher 2 of 8: ..." -> "teacher 2", "your text: ..." -> "your text"."""
+    if text.startswith("pretraining"):
+        return "other text"
+    return text.split(":", 1)[0].split(" of ", 1)[0]
