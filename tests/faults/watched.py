@@ -36,9 +36,16 @@ class Forked:
     """Replaces the watchdog's subprocess: forked instead of started."""
 
     def __init__(
-        self, faults: Faults, args: Sequence[str], env: dict[str, str], cwd: str, pass_fds: tuple[int, ...]
+        self,
+        faults: Faults,
+        args: Sequence[str],
+        env: dict[str, str],
+        cwd: str,
+        pass_fds: tuple[int, ...],
+        start_new_session: bool,
     ) -> None:
         """A forked process has the files of `pass_fds` open already."""
+        assert not start_new_session, "that is for torchrun"
         self.child = Child(args, lambda child: (os.environ.update(env), os.chdir(cwd), faults(child)))
 
     @property

@@ -78,7 +78,9 @@ class World:
         words = ["train", str(self.text), "--recipe", "overnight"]
         for name, value in (COMMON | KINDS[kind] | {"out_dir": folder} | more).items():
             name = name.replace("_", "-")
-            words += [] if value is None else [f"--no-{name}"] if value is False else [f"--{name}", str(value)]
+            switch = {None: [], False: [f"--no-{name}"], True: [f"--{name}"]}
+            is_switch = value is None or isinstance(value, bool)
+            words += switch[value] if is_switch else [f"--{name}", str(value)]
         return words
 
     def _reference(self, kind: str, **more: Any) -> "ReferenceRun":

@@ -502,3 +502,50 @@ class TestSurroundings:
     def test_the_parent_imports_neither_torch_nor_numpy(self):
         program = "import sys, tiny_gpt.host.watchdog; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
         assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def group_of(program):
+    """A launcher as torchrun is: it starts the process that has the heartbeat and reports success if that does."""
+    return [sys.executable, "-c", f"import subprocess, sys; sys.exit(subprocess.run({child(program)!r}).returncode)"]
+
+
+def run_group(first, again=NEVER, **limits):
+    lines = []
+    return watch(first, again, lambda: 0, lines.append, Limits(**(FAST | limits)), is_group=True), lines
+
+
+@posix_only
+class TestGroups:
+    def test_the_code_that_was_announced_counts(self, notes):
+        assert run_group(group_of("beat(); heart.leave(4); os._exit(0)")) == (4, [])
+
+    def test_a_launcher_that_reports_a_failure_is_believed(self, notes):
+        """It ends the others with TERM, which looks as if the user had asked them to stop."""
+        code, (line,) = run_group(group_of("beat(); heart.leave(143); os._exit(1)"), group_of("beat(); note('again')"))
+        assert code == 0 and "restarting it" in line and notes() == ["again"]
+
+    def test_signals_go_to_the_process_that_has_the_heartbeat(self, notes, monkeypatch):
+        program = "count_signals(); beat(); time.sleep(1); time.sleep(1)"
+        timer = threading.Timer(0, lambda: (wait_for_note(notes, "ready"), os.kill(os.getpid(), signal.SIGTERM)))
+        timer.start()
+        code, _ = run_group(group_of(f"{program}; heart.leave(143); os._exit(0)"))
+        timer.join()
+        assert code == 143 and notes() == ["ready", "SIGTERM"]
+
+    def test_what_a_killed_launcher_leaves_is_ended(self, notes):
+        program = "beat(); note(str(os.getpid())); os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)"
+        code, _ = run_group(group_of(program), group_of("beat()"))
+        assert code == 0 and has_ended(int(notes()[0]))
+
+
+def wait_for_note(notes, text, patience_s=20):
+    end = time.monotonic() + patience_s
+    while text not in notes() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def has_ended(pid):
+    """Its parent is gone, so it may remain as a zombie."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
