@@ -23,7 +23,7 @@ SourcesArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="[SOURCE ..
 def documentation(thing: type | Callable[..., object]) -> str:
     """The docstring of a class or function, also where Python was told to drop docstrings (-OO, PYTHONOPTIMIZE=2)."""
     found = inspect.getdoc(thing)
-    if found is None and sys.flags.optimize >= 2:
+    if sys.flags.optimize >= 2:  # a dataclass then has its signature as docstring
         source = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
         assert isinstance(source, ast.ClassDef | ast.FunctionDef), "it was defined as one of them"
         found = ast.get_docstring(source)

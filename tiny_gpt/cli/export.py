@@ -73,6 +73,8 @@ def import_model(args: Sequence[str]) -> int:
     from tiny_gpt.model_io.hf_folder import read_folder
     from tiny_gpt.model_io.model_file import save_loaded
 
+    if not command.source.strip():
+        raise BadInputError("the name of the model is empty; name its folder or file", code="model-name-empty")
     source = user_path(command.source)
     name = source.resolve().stem if is_gguf(source) else source.resolve().name
     target = user_path(command.out) if command.out else Path(f"{name}.pt")

@@ -88,6 +88,8 @@ def to_known_error(failure: Exception) -> TinyGPTError:
         )
     if isinstance(failure, OSError) and failure.errno is not None:
         return _known_os_error(failure)
+    if isinstance(failure, RuntimeError) and "Symlink loop" in str(failure):  # of pathlib, before Python 3.13
+        return BadInputError(f"{failure}: a link that leads to itself; name another path", code="path-is-a-link-loop")
     if isinstance(failure, ValueError) and "embedded null" in str(failure):
         return BadInputError("a name holds a zero byte, which no file can have in its name", code="name-with-zero-byte")
     message = f"{type(failure).__name__}: {failure}\nThis is a bug in tiny_gpt; --debug shows where."

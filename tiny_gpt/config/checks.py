@@ -1,5 +1,7 @@
 """Helpers for the settings: how a field is called on the command line, how its limits are checked and shown."""
 
+import math
+
 from tyro.conf import arg
 
 from tiny_gpt.errors import UsageError
@@ -17,9 +19,10 @@ def require(ok: bool, message: str, code: str) -> None:
 
 
 def require_positive(config: object, *names: str) -> None:
-    """Raise UsageError unless the fields called `names` are all greater than zero."""
+    """Raise UsageError unless the fields called `names` are all greater than zero, and finite."""
     for name in names:
         value = getattr(config, name)
+        require(value != math.inf, f"{flag(name)} {value}: must be finite", "value-infinite")
         require(value > 0, f"{flag(name)} {value}: must be greater than 0", "value-not-positive")
 
 

@@ -136,7 +136,8 @@ class TrainConfig:
         require(len(given) < 2, more_than_one_budget(given), "several-budgets")
         for name in ("steps", "tokens", "data_epochs"):
             value = getattr(self, name)
-            require(0 <= value < 1e15, f"{flag(name)} {value}: must be greater than 0", "budget-out-of-range")
+            limit = "must be greater than 0" if not value >= 0 else "must be below 10^15"
+            require(0 <= value < 1e15, f"{flag(name)} {value}: {limit}", "budget-out-of-range")
         try:
             if self.for_:
                 parse_duration(self.for_)

@@ -19,7 +19,7 @@ from tiny_gpt.model_io.hf_config import HFConfig, read_config
 from tiny_gpt.model_io.hf_tokenizer import read_tokenizer
 from tiny_gpt.model_io.hf_weights import INDEX_FILE, PICKLES, WEIGHTS_FILE, HFWeights, open_weights, padding_notes
 from tiny_gpt.model_io.model_file import LoadedModel
-from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.model_io.stored_model import Progress, require_no_adapter
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -39,12 +39,7 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
 
     Raises BadInputError saying why when it is damaged, or of a kind that tiny_gpt does not compute.
     """
-    if (path / "adapter_config.json").is_file() and not (path / CONFIG_FILE).is_file():
-        raise BadInputError(
-            f"{shown(path)} is a LoRA adapter, which changes another model and is none itself; merge it into that "
-            "model first (merge_and_unload of peft), then import the merged folder",
-            code="adapter-not-a-model",
-        )
+    require_no_adapter(path)
     if not path.is_dir():
         raise BadInputError(
             f"{shown(path)} is no folder; name one that has a {CONFIG_FILE} and a {WEIGHTS_FILE}",

@@ -96,9 +96,20 @@ def open_model_file(path: Path) -> Iterator[StoredModel]:
             raise BadInputError(f"{path} is damaged: {_one_line(error)}", code="model-file-damaged") from error
 
 
+def require_no_adapter(folder: Path) -> None:
+    """Raise BadInputError for the folder of a LoRA adapter."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise BadInputError(
+            f"{_one_line(folder)} is a LoRA adapter, which changes another model and is none itself; merge it into "
+            "that model first (merge_and_unload of peft), then import the merged folder",
+            code="adapter-not-a-model",
+        )
+
+
 def _descriptor(path: Path) -> int:
     """The file, opened, if it is one: a pipe would make us wait, and a device never ends. Raises BadInputError."""
     if os.path.isdir(path):
+        require_no_adapter(path)
         raise BadInputError(
             f"{path} is a folder without a {BEST_FILE}; name a run's folder or a model file",
             code="folder-without-model",

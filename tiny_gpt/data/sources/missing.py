@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from tiny_gpt.files import quoted, user_path
 
 def source_not_found(source: str, others: Sequence[str] = ()) -> BadInputError:
     """`others` follow it in the command: the words of one path, if a shell took it apart at its blanks."""
+    if re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
+        return BadInputError(
+            f"{source}: only addresses that begin with https:// or http:// are read; download it yourself and name the "
+            "file",
+            code="address-unsupported",
+        )
     for end in range(1, len(others) + 1):
         whole = " ".join([source, *others[:end]])
         if user_path(whole).exists():

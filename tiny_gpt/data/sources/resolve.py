@@ -45,6 +45,8 @@ def resolve(specs: Sequence[str]) -> Preparation[Sources]:
     """The files of all `specs`, downloaded if necessary. Raises BadInputError naming a spec that is unavailable."""
     sources = Sources()
     for spec in specs:
+        if not spec.strip():  # of a variable that is not set; it would mean the folder that one is in
+            raise BadInputError("a source is empty; name a file, or . for this folder", code="source-empty")
         # A file may have a | in its name.
         alternatives = [spec] if os.path.exists(user_path(spec)) else spec.split("|")
         for i, alternative in enumerate(alternatives):
