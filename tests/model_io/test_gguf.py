@@ -219,6 +219,16 @@ def test_our_own_exports_are_read_back(tmp_path, architecture, tokenizer):
         assert loaded.tokenizer.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
 
 
+@pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "qwen2"])
+def test_a_known_models_tokenizer_is_exported_and_read_back(tmp_path, pre):
+    tokenizer = read_gguf_tokenizer(metadata(pre)).tokenizer
+    model = GPT(ModelConfig("llama", n_layer=1, n_head=2, d_model=32, d_ff=64, block_size=16), tokenizer.vocab_size)
+    write_gguf(LoadedModel(model.eval(), tokenizer, Progress(0, 0, 0.0, 0.0, 0.0), {}), tmp_path)
+    again = open_path(tmp_path / F16_FILE, CPU).tokenizer
+    assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+    assert again.to_dict() == tokenizer.to_dict()
+
+
 # --- what is refused ---
 
 

@@ -6,6 +6,9 @@ drops bytes of characters that begin like a known one of three or four bytes: th
 have no token there. llama (SentencePiece) takes U+2581 for a space. Ollama runs every type since its 0.30, which hands
 models to llama.cpp (ollama#16031); its own engine for qwen3, before, knew gpt2 alone and cut words by Qwen's pattern.
 
+A tokenizer that came with a known model keeps its special tokens. llama.cpp must have a name for the rule by which it
+cuts words (PRE_TOKENIZERS).
+
 No vocabulary of ours has a token that begins or ends a text, and llama.cpp is told to add none. Yet unless the file
 names one, it ends the text at its type's default (for gpt2 that is id 11), or has none, at which older servers crash
 (llama.cpp#18321). So the file names the byte 0xFF for both: a model never learned to write it, for no UTF-8 has it.
@@ -16,11 +19,12 @@ other tokens, and beside lone surrogates. The text is the same.
 """
 
 import json
+from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.model_io.gguf_tokenizer import escaped
+from tiny_gpt.model_io.gguf_tokenizer import IGNORE_MERGES, PRE_TOKENIZERS, escaped
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
@@ -35,31 +39,47 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer) -> None:
     else:
         never_in_text = _add_longest_match(writer, tokenizer)
     writer.add_bos_token_id(never_in_text)
-    writer.add_eos_token_id(never_in_text)
+    writer.add_eos_token_id(min(tokenizer.end_ids, default=never_in_text))
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
 
 
 def _add_bpe(writer: GGUFWriter, tokenizer: BpeTokenizer) -> int:
-    model = json.loads(tokenizer.to_dict()["tokenizer_json"])["model"]
-    if not tokenizer.splits_like_gpt2 or model["ignore_merges"]:
+    settings = json.loads(tokenizer.to_dict()["tokenizer_json"])
+    model, added = settings["model"], settings["added_tokens"]
+    rule = _word_rule(tokenizer, settings)
+    if rule is None:
         raise BadInputError(
-            "the model's tokenizer cuts text into words otherwise than GPT-2's, or has tokens added to it, and GGUF "
-            "cannot say so: llama.cpp would read other tokens than the model learned; export hf instead",
+            "the model's tokenizer cuts text into words by a rule that GGUF has no name for: llama.cpp would read "
+            "other tokens than the model learned; export hf instead",
             code="tokenizer-not-in-gguf",
         )
-    tokens = [""] * tokenizer.vocab_size
+    tokens, types = [""] * tokenizer.vocab_size, [TokenType.UNUSED] * tokenizer.vocab_size
     for token, i in model["vocab"].items():
-        tokens[i] = token
+        tokens[i], types[i] = token, TokenType.NORMAL
+    for token in added:
+        kind = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+        tokens[token["id"]], types[token["id"]] = token["content"], kind
     # llama.cpp takes no empty list; these two never meet
     merges = model["merges"] or [[NEVER_IN_TEXT_GPT2, NEVER_IN_TEXT_GPT2]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.NORMAL if token else TokenType.UNUSED for token in tokens])
+    writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in merges])
     return tokens.index(NEVER_IN_TEXT_GPT2)
+
+
+def _word_rule(tokenizer: BpeTokenizer, settings: dict[str, Any]) -> str | None:
+    """llama.cpp's name of the rule by which `tokenizer` cuts text into words; None where it has none."""
+    ignores_merges = settings["model"]["ignore_merges"]
+    if tokenizer.splits_like_gpt2:
+        return None if ignores_merges else "gpt-2"
+    if settings["normalizer"] or any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in settings["added_tokens"]):
+        return None
+    rules = (name for name, steps in PRE_TOKENIZERS.items() if steps == settings["pre_tokenizer"])
+    return next((name for name in rules if ignores_merges == (name in IGNORE_MERGES)), None)
 
 
 def _add_longest_match(writer: GGUFWriter, tokenizer: Tokenizer) -> int:
