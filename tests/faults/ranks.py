@@ -15,7 +15,7 @@ from tests.faults.world import damaged_steps, differences, leftovers
 from tiny_gpt.bootstrap import ROOT
 from tiny_gpt.run.folders import newest_step
 
-RUN = dict(exact=True, iters_per_epoch=100, eval_interval=50)
+RUN = dict(exact=True, iters_per_epoch=30, eval_interval=15)
 """Long enough (seconds) for a signal to hit it midway; the same bits on one process as on two."""
 DEVICES = dict(devices=2, force_devices=True, rank_timeout=0.1, watchdog=None)
 N_EACH = 17
@@ -29,7 +29,7 @@ def lose_a_rank(trial: Trial) -> list[str]:
     number: signal.Signals = trial.case
     reference, folder = trial.world.reference("in parts", **RUN), trial.folder / "run"
     with start(trial.world.command("in parts", folder, **RUN, **DEVICES)) as process:
-        wait_for_step(folder, trial.rng.randint(1, 300))
+        wait_for_step(folder, trial.rng.randint(1, 90))
         ranks = ranks_of(process.pid)
         rank = trial.rng.choice(sorted(ranks))
         trial.note(f"{number.name} to rank {rank} after step {newest_step(folder)}")
