@@ -196,7 +196,7 @@ CASES = [
     ("import lora", 3, "adapter-not-a-model"),
     ("import bad.gguf", 3, "gguf-damaged"),
     ("import text.txt", 3, "not-a-model-folder"),
-    ("import good.pt", 3, "not-a-model-folder"),
+    ("import good.pt", 2, "output-exists"),
     ("import ''", 3, "model-name-empty"),
     ("import /dev/null", 3, "not-a-model-folder"),
     ("import empty.pt", 3, "not-a-model-folder"),

@@ -32,10 +32,13 @@ class ExportCommand:
 
 @dataclass(frozen=True)
 class ImportCommand:
-    """Convert a model in Hugging Face's format or a GGUF file to a model file of tiny_gpt."""
+    """Convert a model in Hugging Face's format, a GGUF file or nanoGPT's ckpt.pt to a model file of tiny_gpt."""
 
     source: Annotated[Positional[str], arg(metavar="MODEL")]
-    """Folder with config.json, model.safetensors and tokenizer.json, or a GGUF file."""
+    """Folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or nanoGPT's ckpt.pt."""
+    tokenizer: Annotated[str, arg(metavar="PATH"), OPTIONAL] = ""
+    """For nanoGPT's ckpt.pt: meta.pkl of its text, or a folder with GPT-2's tokenizer.json. Without it, what is beside
+    the checkpoint."""
     out: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
     """Model file to write; must not exist yet. Without it, NAME.pt in this folder, named after MODEL."""
 
@@ -72,11 +75,15 @@ def import_model(args: Sequence[str]) -> int:
     from tiny_gpt.model_io.gguf_model import read_gguf
     from tiny_gpt.model_io.hf_folder import read_folder
     from tiny_gpt.model_io.model_file import save_loaded
+    from tiny_gpt.model_io.nanogpt import is_nanogpt_archive, read_nanogpt
 
     if not command.source.strip():
         raise BadInputError("the name of the model is empty; name its folder or file", code="model-name-empty")
     source = user_path(command.source)
-    name = source.resolve().stem if is_gguf(source) else source.resolve().name
+    is_nanogpt = is_nanogpt_archive(source)
+    name = source.resolve().stem if is_gguf(source) or is_nanogpt else source.resolve().name
+    if is_nanogpt and not command.out:
+        name += "-imported"
     target = user_path(command.out) if command.out else Path(f"{name}.pt")
     if not name and not command.out:
         raise BadInputError(
@@ -84,8 +91,11 @@ def import_model(args: Sequence[str]) -> int:
             code="model-name-missing",
         )
     refuse_existing(target)
-    read = read_gguf if is_gguf(source) else read_folder
-    loaded = read(source, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    if is_nanogpt:
+        loaded = read_nanogpt(source, user_path(command.tokenizer) if command.tokenizer else None, cpu)
+    else:
+        loaded = (read_gguf if is_gguf(source) else read_folder)(source, cpu)
     save_loaded(target, loaded)
     config = loaded.model.config
     for note in loaded.run_config["import_notes"]:

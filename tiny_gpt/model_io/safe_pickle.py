@@ -51,20 +51,20 @@ def read_pickle(data: bytes, member_bytes: Mapping[str, int]) -> Any:
 
     Raises ValueError unless it consists of plain values, dicts with string keys, and tensors that the archive holds.
     """
-    machine = _StackMachine(member_bytes)
+    machine = StackMachine(member_bytes)
     for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
-        _require(number < MAX_INSTRUCTIONS, "its description is too long")
+        require_pickle(number < MAX_INSTRUCTIONS, "its description is too long")
         if opcode.name == "STOP":
-            _require(position == len(data) - 1)
+            require_pickle(position == len(data) - 1)
             return machine.result()
         if opcode.name == "PROTO":
-            _require(argument == 2 and position == 0)
+            require_pickle(argument == 2 and position == 0)
         else:
             machine.execute(opcode.name, argument)
     raise AssertionError("genops ends with STOP or raises ValueError")
 
 
-class _StackMachine:
+class StackMachine:
     """The state of a pickle's interpretation: a stack of values, and a memo of those that occur again."""
 
     def __init__(self, member_bytes: Mapping[str, int]) -> None:
@@ -81,11 +81,11 @@ class _StackMachine:
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name in ("BINPUT", "LONG_BINPUT"):
-            _require(argument == len(memo) and bool(stack))
+            require_pickle(argument == len(memo) and bool(stack))
             memo.append(stack[-1])
         elif name in ("BINGET", "LONG_BINGET"):
             # Tuples and dicts may not be referred to again: they could contain themselves, or one another 2^30 times.
-            _require(argument < len(memo) and isinstance(memo[argument], str | _Name))
+            require_pickle(argument < len(memo) and isinstance(memo[argument], str | _Name))
             stack.append(memo[argument])
         elif name == "MARK":
             stack.append(_MARK)
@@ -100,7 +100,7 @@ class _StackMachine:
         elif name == "SETITEMS":
             self._set_items(self._pop_to_mark())
         elif name == "GLOBAL":
-            _require(argument in _NAMES, f"it names {argument[:60]!r}")
+            require_pickle(argument in _NAMES, f"it names {argument[:60]!r}")
             stack.append(_NAMES[argument])
         elif name == "BINPERSID":
             stack.append(self._storage(*self._pop(1)))
@@ -111,12 +111,14 @@ class _StackMachine:
 
     def result(self) -> Any:
         """The only value left. Every tensor of the archive must be part of it."""
-        _require(len(self._stack) == 1)
-        _require(not any(name.startswith("data/") for name in self._unused), "it holds tensors that it does not use")
+        require_pickle(len(self._stack) == 1)
+        require_pickle(
+            not any(name.startswith("data/") for name in self._unused), "it holds tensors that it does not use"
+        )
         return self._stack[0]
 
     def _pop(self, n: int) -> list[Any]:
-        _require(len(self._stack) >= n)
+        require_pickle(len(self._stack) >= n)
         values = self._stack[-n:]
         del self._stack[-n:]
         return values
@@ -124,17 +126,17 @@ class _StackMachine:
     def _pop_to_mark(self) -> list[Any]:
         values: list[Any] = []
         while True:
-            _require(bool(self._stack))
+            require_pickle(bool(self._stack))
             value = self._stack.pop()
             if value is _MARK:
                 return values[::-1]
             values.append(value)
 
     def _set_items(self, items: list[Any]) -> None:
-        _require(bool(self._stack) and type(self._stack[-1]) is dict and len(items) % 2 == 0)
+        require_pickle(bool(self._stack) and type(self._stack[-1]) is dict and len(items) % 2 == 0)
         target = self._stack[-1]
         for key, value in zip(items[::2], items[1::2], strict=True):
-            _require(isinstance(key, str) and key not in target)
+            require_pickle(isinstance(key, str) and key not in target)
             target[key] = value
 
     def _storage(self, reference: Any) -> "_Storage":
@@ -142,12 +144,12 @@ class _StackMachine:
 
         Each storage belongs to one tensor only.
         """
-        _require(type(reference) is tuple and len(reference) == 5)
+        require_pickle(type(reference) is tuple and len(reference) == 5)
         kind, storage_type, key, device, n_numbers = reference
-        _require(kind == "storage" and storage_type is _STORAGE, "one of its tensors is not fp32")
-        _require(isinstance(key, str) and isinstance(device, str) and type(n_numbers) is int)
+        require_pickle(kind == "storage" and storage_type is _STORAGE, "one of its tensors is not fp32")
+        require_pickle(isinstance(key, str) and isinstance(device, str) and type(n_numbers) is int)
         member = f"data/{key[:20]}"
-        _require(
+        require_pickle(
             self._unused.pop(member, None) == FP32_BYTES * n_numbers, "one of its tensors has not the size it claims"
         )
         return _Storage(member, n_numbers)
@@ -165,14 +167,14 @@ def _call(function: Any, arguments: Any) -> _Name | StoredTensor:
     """The result that a call would have: OrderedDict() is a tensor's empty list of hooks, _rebuild_tensor_v2(...) a
     tensor. Nothing is called."""
     if function is _ORDERED_DICT:
-        _require(arguments == ())
+        require_pickle(arguments == ())
         return _HOOKS
-    _require(function is _TENSOR and type(arguments) is tuple and len(arguments) == 6)
+    require_pickle(function is _TENSOR and type(arguments) is tuple and len(arguments) == 6)
     storage, offset, shape, strides, requires_grad, hooks = arguments
-    _require(isinstance(storage, _Storage) and offset == 0 and requires_grad is False and hooks is _HOOKS)
-    _require(type(shape) is tuple and 1 <= len(shape) <= MAX_DIMENSIONS)
-    _require(all(type(size) is int and size > 0 for size in shape) and math.prod(shape) == storage.n_numbers)
-    _require(strides == _contiguous_strides(shape), "one of its tensors is not contiguous")
+    require_pickle(isinstance(storage, _Storage) and offset == 0 and requires_grad is False and hooks is _HOOKS)
+    require_pickle(type(shape) is tuple and 1 <= len(shape) <= MAX_DIMENSIONS)
+    require_pickle(all(type(size) is int and size > 0 for size in shape) and math.prod(shape) == storage.n_numbers)
+    require_pickle(strides == _contiguous_strides(shape), "one of its tensors is not contiguous")
     return StoredTensor(storage.member, shape)
 
 
@@ -180,6 +182,6 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def _require(condition: bool, reason: str = "its description is not such as torch.save writes") -> None:
+def require_pickle(condition: bool, reason: str = "its description is not such as torch.save writes") -> None:
     if not condition:
         raise ValueError(reason)
