@@ -29,10 +29,10 @@ from tiny_gpt.model_io.stored_model import MAX_DESCRIPTION_BYTES, MAX_OTHER_BYTE
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.tokenizer.byte_char import CharTokenizer
 
-META_FILE = "meta.pkl"
+_META_FILE = "meta.pkl"
 MAX_META_BYTES = 1 << 22
 _COMPILED = "_orig_mod."
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+_EMBEDDING, _HEAD = "transformer.wte.weight", "lm_head.weight"
 # How far below the mean the logits of unknown characters are, and the texts that show in which direction that is.
 UNKNOWN_LOGIT, N_RANDOM_TEXTS, MAX_RANDOM_TOKENS = 20.0, 16, 64
 
@@ -129,7 +129,7 @@ def _settings(model_args: Mapping[str, Any], source: str) -> HFConfig:
 def _tokenizer(path: Path, given: Path | None, hf: HFConfig) -> tuple[Tokenizer, Any, list[str]]:
     """(tokenizer, for each of its ids the row in the file or -1, notes); None for rows that stay as they are."""
     place = given or path.parent
-    meta = place if place.is_file() else place / META_FILE
+    meta = place if place.is_file() else place / _META_FILE
     if meta.is_file() and meta.suffix != ".json":
         characters = _characters(meta, hf.vocab_size)
         tokenizer = CharTokenizer("".join(sorted(c for c in characters if not c.isascii())))
@@ -144,7 +144,7 @@ def _tokenizer(path: Path, given: Path | None, hf: HFConfig) -> tuple[Tokenizer,
         found = read_tokenizer(folder)
     except BadInputError as error:
         raise BadInputError(
-            f"{shown(path)} has no tokenizer; give the {META_FILE} of its text with --tokenizer, or for GPT-2's tokens "
+            f"{shown(path)} has no tokenizer; give the {_META_FILE} of its text with --tokenizer, or for GPT-2's tokens "
             f"a folder with GPT-2's tokenizer.json ({error})",
             code="nanogpt-without-tokenizer",
         ) from error
@@ -164,7 +164,7 @@ def _characters(meta: Path, vocab_size: int) -> list[str]:
         "".join(characters).encode()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(
-            f"{shown(meta)} is not the {META_FILE} of a text of characters ({shown(error)})",
+            f"{shown(meta)} is not the {_META_FILE} of a text of characters ({shown(error)})",
             code="nanogpt-meta-invalid",
         ) from error
     if len(characters) != vocab_size:
@@ -201,13 +201,13 @@ class _Tensors:
         values = np.empty(weight.shape, dtype=np.float32)
         self._archive.read_into(weight.member, values.data.cast("B"))
         require_finite(name, values, shown(self._path))
-        if self._rows is not None and name in (EMBEDDING, HEAD):
+        if self._rows is not None and name in (_EMBEDDING, _HEAD):
             known = values[np.maximum(self._rows, 0)]
             values = np.where(self._rows[:, None] < 0, values.mean(0), known)
         return torch.from_numpy(np.ascontiguousarray(values.T if self._is_linear(name) else values))
 
     def _shape_of(self, name: str, weight: StoredTensor) -> tuple[int, ...]:
-        if self._rows is not None and name in (EMBEDDING, HEAD):
+        if self._rows is not None and name in (_EMBEDDING, _HEAD):
             return (len(self._rows), *weight.shape[1:])
         return weight.shape[::-1] if self._is_linear(name) else weight.shape
 
