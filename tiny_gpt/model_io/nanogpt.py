@@ -144,8 +144,8 @@ def _tokenizer(path: Path, given: Path | None, hf: HFConfig) -> tuple[Tokenizer,
         found = read_tokenizer(folder)
     except BadInputError as error:
         raise BadInputError(
-            f"{shown(path)} has no tokenizer; give the {_META_FILE} of its text with --tokenizer, or for GPT-2's tokens "
-            f"a folder with GPT-2's tokenizer.json ({error})",
+            f"{shown(path)} has no tokenizer; give the {_META_FILE} of its text with --tokenizer, or for GPT-2 "
+            f"tokens a folder with GPT-2's tokenizer.json ({error})",
             code="nanogpt-without-tokenizer",
         ) from error
     return found.tokenizer, None, found.notes
