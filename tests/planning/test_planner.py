@@ -1,5 +1,6 @@
 """The planner's calibration, and the tokenizer of the recipe `auto`."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -60,3 +61,14 @@ def test_a_night_has_teachers_and_students_and_given_numbers_stay():
     assert planner.plan(alone)[0].train.first_share == 0
     five_minutes = replace(night, train=replace(night.train, for_="5m"))
     assert planner.plan(five_minutes)[0].train.teachers == 0
+    german = planner._replace(text=replace(planner.text, english_share=0.2))
+    train = german.plan(night)[0].train
+    assert train.first_share == 0 and train.teachers > 1
+
+
+def test_more_time_is_expected_to_give_a_better_model():
+    planner, night = make_planner(), RECIPES["auto"]
+    times = ("2m", "20m", "1h", "6h", "24h")
+    plans = [planner.plan(replace(night, train=replace(night.train, for_=time)))[1] for time in times]
+    losses = [plan.forecast.bits_per_byte for plan in plans]
+    assert all(longer < shorter for shorter, longer in itertools.pairwise(losses)), losses

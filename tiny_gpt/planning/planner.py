@@ -36,6 +36,8 @@ MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
 # the most passes over it. Runs with so many teachers begin with it.
 USUAL_FIRST, USUAL_FIRST_BYTES, USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS = ("python-docs",), 2_200_000, 0.3, 4
 MIN_TEACHERS_FOR_USUAL_FIRST = 2
+# Of text in other languages, 16 to 28% of the words are in Python's manual; of English 59 to 60% (docs/log/stages.md).
+MIN_ENGLISH_SHARE = 0.4
 # The passes over the own text that are best for a model that has been pretrained on other text: more of them undo what
 # it has learned there.
 MAX_FINE_TUNING_EPOCHS = 8
@@ -88,7 +90,8 @@ class Planner(NamedTuple):
         first, first_share = config.data.first, config.train.first_share
         if first in ((), (NO_FIRST,)):
             alone = self._with_teachers(_with_train(config, first_share=0.0))
-            if first or alone.train.teachers < MIN_TEACHERS_FOR_USUAL_FIRST:
+            is_english = self.text.english_share >= MIN_ENGLISH_SHARE
+            if first or not is_english or alone.train.teachers < MIN_TEACHERS_FOR_USUAL_FIRST:
                 return alone
             usual = _with_train(replace(config, data=replace(config.data, first=USUAL_FIRST)), first_share=0.0)
             usual = self._with_teachers(_with_train(usual, first_share=self._usual_first_share(alone)))

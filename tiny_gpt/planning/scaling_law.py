@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.types import Forecast, TextStats
+from tiny_gpt.training.stages import teacher_share
 
 FILE = Path(__file__).with_name("scaling_law.json")
 # The best batch size in tokens: BASE_BATCH_TOKENS for runs of up to BASE_RUN_TOKENS, growing beyond that as a power of
@@ -44,6 +45,9 @@ CHAR_PENALTY = "tokenizer char"
 # What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; an
 # ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
+# What a model gains in ln(bits per byte) from reading r tokens of other text first for each token of the user's own:
+# PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO). Its students gain this fraction of what they gain otherwise.
+PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.025, 18.0, 0.5
 # Standard deviation of ln(bits per byte) where lzma's result replaces the pilot run's (docs/log/planner.md).
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
@@ -133,7 +137,7 @@ def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
     law = load_scaling_law()
     features = law.features(text, reducible_loss(config, text, steps))
     penalty = sum(law.penalties.get(setting, 0.0) for setting in _penalized_settings(config))
-    mean = float(features @ np.array(law.coefficients)) + penalty + distillation_gain(config.train.teachers)
+    mean = float(features @ np.array(law.coefficients)) + penalty + stages_gain(config, text, steps)
     variance = law.residual_std**2 + float(features @ np.array(law.covariance) @ features)
     if text.is_estimated:
         variance += ESTIMATE_STD**2
@@ -152,9 +156,13 @@ def forecast_further(initial_bits_per_byte: float, data_epochs: float) -> Foreca
     return Forecast(*(initial_bits_per_byte * (1 - gain * done) for gain in (FURTHER_GAIN, most, least)))
 
 
-def distillation_gain(n_teachers: int) -> float:
-    """What is added to ln(bits per byte) by a student's teachers."""
-    return -(GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / n_teachers) if n_teachers else 0.0
+def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
+    """What other text first and teachers add to ln(bits per byte): a negative number. For `steps` see `forecast`."""
+    train = config.train
+    run_tokens = steps / teacher_share(train) * train.batch_size * config.model.block_size
+    pretraining = PRETRAINING_GAIN * math.log1p(train.first_share * run_tokens / text.train_tokens / PRETRAINING_RATIO)
+    students = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
+    return -pretraining - (GAIN_AFTER_PRETRAINING if pretraining else 1.0) * students
 
 
 def _penalized_settings(config: RunConfig) -> list[str]:
