@@ -169,10 +169,11 @@ def load_keys(qkv_RN, norms_2K, rope, part, matrix, padded):
         load_with_rope(qkv_RN, None, norms_2K, rope, KEYS, part, _F(1.0), matrix, padded)
 
 
-@compiled_reassoc
+@inline_reassoc
 def _inverse_rms(row, width, eps):
     """1 / sqrt(mean(row^2) + eps)"""
-    # One head's row is in the first-level cache here.
+    # Inlined: as a function of its own it would round differently in the process that compiles it than in later ones
+    # (docs/log/decisions.md). One head's row is in the first-level cache here.
     squares = _F(0.0)
     for i in range(width):
         squares += row[i] * row[i]
