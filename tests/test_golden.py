@@ -109,7 +109,7 @@ def token_losses(backend: str, model: Any, ids_BT: torch.Tensor, targets_BT: tor
 
 
 def seed_as_training_does(step: int, part: int) -> None:
-    from tiny_gpt.training.step import seed_dropout
+    from tiny_gpt.training.micro_batches import seed_dropout
 
     seed_dropout(SEED, step, part)
 

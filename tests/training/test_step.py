@@ -12,9 +12,10 @@ from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.data.dataloader import Batch, BatchLoader
 from tiny_gpt.training import cuda_graph
 from tiny_gpt.training.guard import Guard
+from tiny_gpt.training.micro_batches import micro_batch_size
 from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
 from tiny_gpt.training.schedule import learning_rate_at
-from tiny_gpt.training.step import freeze_next_step, micro_batch_size, train_step
+from tiny_gpt.training.step import freeze_next_step, train_step
 
 CPU = torch.device("cpu")
 # A step that changes weights by the gradient itself: no warm-up, no clipping.

@@ -62,7 +62,7 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
     from tiny_gpt.device import pick_device
     from tiny_gpt.evaluation import LONGEST_BLOCK, MAX_LOGITS_AT_ONCE, FixedWindows, bits_per_byte
     from tiny_gpt.model_io.open_model import open_path
-    from tiny_gpt.training.step import micro_batch_size
+    from tiny_gpt.training.micro_batches import micro_batch_size
     from tiny_gpt.ui.preparation import with_progress
 
     device = pick_device(config.device)

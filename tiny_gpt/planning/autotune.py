@@ -26,7 +26,7 @@ from tiny_gpt.planning import autotune_cache
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.planning.types import BackendChoice, Candidate
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.step import micro_batch_size
+from tiny_gpt.training.micro_batches import micro_batch_size
 
 # Backends that `auto` tries on each kind of device. Where several are about equally fast the first one wins, so that
 # timing noise does not change the choice from one start to the next.

@@ -126,7 +126,7 @@ def _measure_text(
             n_done = next(steps)
         except StopIteration as stop:
             known.write(stop.value.pilot_bits_per_byte)
-            return stop.value  # type: ignore[no-any-return]
+            return stop.value
         yield Measuring("how hard the text is", SPEED_DONE + PILOT_PART * n_done / n_steps)
         left_s.append(deadline.left_s)
         # The first step allocates memory, so that only the ones after it tell how long the others take.

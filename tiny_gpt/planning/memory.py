@@ -12,7 +12,7 @@ import torch
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_parameters
-from tiny_gpt.training.step import micro_batch_size
+from tiny_gpt.training.micro_batches import micro_batch_size
 
 # Python, torch, the compiled kernels and the text during preparation; on a GPU, the CUDA context and its libraries.
 PROCESS_BYTES, CUDA_BYTES = 550 << 20, 400 << 20

@@ -18,9 +18,9 @@ from tiny_gpt.run.leader import Leader
 from tiny_gpt.training.budget import RunRequest, StepBudget, TrainingBudget
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
+from tiny_gpt.training.micro_batches import micro_batch_size
 from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling
-from tiny_gpt.training.step import micro_batch_size
 from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, resume_timed_budget, start_timed_budget
 
 # Of more warnings than this, those in the middle are dropped: the first and the last ones are the most useful.

@@ -17,7 +17,8 @@ from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.step import MicroBatch, StepResult, accumulate_gradients, micro_batches, update_weights
+from tiny_gpt.training.micro_batches import MicroBatch, micro_batches
+from tiny_gpt.training.step import StepResult, accumulate_gradients, update_weights
 
 # Backends whose steps are recorded where the device is a CUDA GPU.
 GRAPHED_BACKENDS = ("cuda_graph", "compiled")

@@ -1,0 +1,71 @@
+"""The parts of a batch that are computed at once: how large they are, and which of them this process computes.
+
+Shapes: B blocks in a micro-batch, T tokens in a block.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tiny_gpt.config import TrainConfig
+from tiny_gpt.data.dataloader import Batch
+from tiny_gpt.device import max_blocks_at_once
+from tiny_gpt.distributed.ranks import ALONE, Ranks
+from tiny_gpt.model.soft_targets import SoftTargets
+
+
+class MicroBatch(NamedTuple):
+    """A part of a batch that is computed at once, on the training device."""
+
+    inputs_BT: torch.Tensor
+    targets_BT: torch.Tensor
+    share: float
+    """Its fraction of the batch: the weight of its mean loss in that of the batch."""
+    soft_targets: SoftTargets | None = None
+
+
+def micro_batches(
+    batch: Batch, config: TrainConfig, step: int, n_micro_batches: int, device: torch.device, ranks: Ranks = ALONE
+) -> Iterator[MicroBatch]:
+    """The parts of `batch` that this rank computes, moved to `device`. Each is yielded right after torch was seeded for
+    its dropout."""
+    batch_size, block_size = batch.inputs_BT.shape
+    size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
+    for index, start in enumerate(range(0, batch_size, size)):
+        if not ranks.takes(index):
+            continue
+        rows = slice(start, start + size)
+        inputs_BT, targets_BT = batch.inputs_BT[rows].to(device), batch.targets_BT[rows].to(device)
+        soft = batch.soft_targets and SoftTargets(*(part[rows].to(device) for part in batch.soft_targets))
+        seed_dropout(config.seed, step, index)
+        yield MicroBatch(inputs_BT, targets_BT, len(inputs_BT) / batch_size, soft)
+
+
+def n_own_micro_batches(
+    batch: Batch, config: TrainConfig, n_micro_batches: int, device: torch.device, ranks: Ranks
+) -> int:
+    """How many `micro_batches` yields."""
+    batch_size, block_size = batch.inputs_BT.shape
+    size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
+    return sum(map(ranks.takes, range(math.ceil(batch_size / size))))
+
+
+def micro_batch_size(batch_size: int, n_micro_batches: int, block_size: int, device: torch.device) -> int:
+    """Blocks in a micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches` parts.
+
+    A device with a limit (device.max_blocks_at_once) gets more micro-batches if necessary, and all of one size: a
+    change of shape has given wrong gradients there.
+    """
+    limit = max_blocks_at_once(block_size, device)
+    if limit is None:
+        return math.ceil(batch_size / n_micro_batches)
+    min_parts = max(n_micro_batches, math.ceil(batch_size / limit))
+    return next((batch_size // n for n in range(min_parts, batch_size) if batch_size % n == 0), 1)
+
+
+def seed_dropout(seed: int, step: int, index: int) -> None:
+    """Seed torch for one micro-batch of one step: dropout depends on nothing else, so no random state is saved."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
