@@ -5,12 +5,13 @@ is text or an UnreadableError; time and memory per file are bounded. `make fault
 """
 
 import io
+import multiprocessing
 import resource
 import sys
 import time
 from collections import Counter
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.data.readers.samples import SAMPLE_OF_SUFFIX
@@ -20,7 +21,7 @@ from tiny_gpt.data.readers.compression import DAMAGE_ERRORS
 from tiny_gpt.data.readers.limits import UnpackBudget, UnpackLimitError
 from tiny_gpt.data.readers.registry import read_documents
 
-MAX_SECONDS, MAX_BYTES = 20.0, 1 << 30
+MAX_SECONDS, MAX_BYTES, BATCH = 20.0, 1 << 30, 1000
 # What a reader may meet anywhere, and what took quadratic time somewhere.
 PIECES = [
     *(
@@ -98,15 +99,15 @@ def read_one(name, content, options):
     return outcome
 
 
-def fuzz(n_examples, seed=None):
-    """Read `n_examples` files; returns how often each outcome came."""
+def fuzz(n_examples, number=0):
+    """Read `n_examples` files; returns how often each outcome came. Each `number` has other files."""
     outcomes = Counter()
 
+    @seed(number)
     @settings(
         max_examples=n_examples,
         deadline=None,
         database=None,
-        derandomize=seed is None,
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
@@ -120,5 +121,15 @@ def fuzz(n_examples, seed=None):
     return outcomes
 
 
+def main(n_examples):
+    """`fuzz` in a new process for each BATCH of files: hypothesis keeps notes of all inputs, which need memory too."""
+    outcomes = Counter()
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        batches = [(min(BATCH, n_examples - start), start) for start in range(0, n_examples, BATCH)]
+        for found in pool.starmap(fuzz, batches, chunksize=1):
+            outcomes += found
+    print(f"{outcomes.total():,} files: {dict(outcomes)}")
+
+
 if __name__ == "__main__":
-    print(dict(fuzz(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
