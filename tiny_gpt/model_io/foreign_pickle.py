@@ -31,7 +31,7 @@ def read_foreign_pickle(data: bytes, member_bytes: Mapping[str, int]) -> Any:
             require_pickle(position == len(data) - 1)
             return machine.result()
         if opcode.name == "PROTO":
-            require_pickle(2 <= argument <= 5 and position == 0)
+            require_pickle(argument in range(2, 6) and position == 0)
         else:
             machine.execute(opcode.name, argument)
     raise AssertionError("genops ends with STOP or raises ValueError")
