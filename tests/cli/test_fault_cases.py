@@ -271,7 +271,6 @@ CASES = [
     ("train text.txt --block-size 0", 2, "value-not-positive"),
     ("train text.txt --block-size 99999999", 3, "text-too-short"),
     ("train text.txt --n-layer 0", 2, "value-not-positive"),
-    ("train text.txt --n-layer 1000000", 2, "too-many-layers"),
     ("train text.txt --d-model 0", 2, "value-not-positive"),
     ("train text.txt --dropout 1", 2, "dropout-out-of-range"),
     ("train text.txt --dropout -0.1", 2, "dropout-out-of-range"),

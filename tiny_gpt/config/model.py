@@ -11,8 +11,6 @@ from tiny_gpt.config.checks import require, require_positive
 
 # The head width that recipes use: that of GPT-2 and of Qwen3's small models.
 DEFAULT_HEAD_DIM = 64
-# GPT-3 has 96. More are a slip of the keyboard, and planning for a million would take minutes.
-MAX_LAYERS = 1000
 # The name of a row of ARCHITECTURES. Type checkers need a literal type's values in the source, so they see a str.
 if TYPE_CHECKING:
     ArchitectureName = str
@@ -47,7 +45,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "n_layer", "n_head", "d_model", "d_ff", "block_size")
-        require(self.n_layer <= MAX_LAYERS, f"--n-layer {self.n_layer}: at most {MAX_LAYERS}", "too-many-layers")
         self._check_heads()
         require(
             0 <= self.dropout < 1, f"--dropout {self.dropout}: must be at least 0 and below 1", "dropout-out-of-range"
