@@ -10,6 +10,7 @@ from tests.api.test_training import TINY
 from tests.run.support import TEXT
 from tiny_gpt.bootstrap import ROOT
 
+pytestmark = pytest.mark.slow
 NOTEBOOK = Path(ROOT) / "examples" / "train_in_a_notebook.ipynb"
 
 
@@ -37,7 +38,6 @@ def execute(client, code, on_output=lambda output: None):
     return outputs
 
 
-@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(kernel):
     """Its parameters are replaced by a short training; all other cells run as they are."""
     small = {name: value for name, value in TINY.items() if name not in ("epochs", "warmup_steps")}

@@ -157,7 +157,7 @@ def test_an_unfinished_timed_run_shows_its_share(tiny_gpt, monkeypatch):
 def test_a_restart_resumes_the_same_run(tiny_gpt, stopped, monkeypatch, words, named):
     monkeypatch.setattr(launch, "is_watched", lambda: False)
     started = []
-    monkeypatch.setattr(watchdog, "watch", lambda first, again, *_: started.append((first, again)) or 0)
+    monkeypatch.setattr(watchdog, "watch", lambda first, again, *_, **__: started.append((first, again)) or 0)
     assert tiny_gpt("resume", *words, "--epochs", 3)[0] == 0
     expected = [sys.executable, "-m", "tiny_gpt", "resume", *words, "--epochs", "3", *named]
     assert started == [(expected, expected)]

@@ -25,6 +25,7 @@ class SlowMachine:
         monkeypatch.setattr(throughput, "measure_step_s", self.measure_step)
         monkeypatch.setattr(pilot_run, "train_step", self.pilot_step)
         monkeypatch.setattr(pilot_run, "SCORED_TOKENS", 200)
+        monkeypatch.setattr(pilot_run, "TRAIN", replace(pilot_run.TRAIN, steps=60))  # conftest.py shortens it
 
     def measure_step(self, config, vocab_size, device, limit_s):
         self.n_timed += 1

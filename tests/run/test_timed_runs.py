@@ -181,15 +181,15 @@ def test_the_final_score_covers_as_much_text_as_time_allows(config, machine, mon
 
 
 def test_out_of_memory_in_the_final_score_loses_nothing(config, machine, monkeypatch):
-    loss, whole = FixedWindows.loss, 347
+    score, whole = FixedWindows.loss_and_error, 347
 
     def too_large(windows, *args):
         if windows.n_tokens == whole:
             raise torch.OutOfMemoryError("out of memory")
-        return loss(windows, *args)
+        return score(windows, *args)
 
     monkeypatch.setattr(Evaluator, "_token_s", lambda _: 1e-7)
-    monkeypatch.setattr(FixedWindows, "loss", too_large)
+    monkeypatch.setattr(FixedWindows, "loss_and_error", too_large)
     events = events_of(with_train(config, eval_interval=5), machine, until=lambda event: _is_early(event, machine))
     assert isinstance(events[-1], Finished) and events[-1].scored_tokens == 48
     assert events[-1].best_val_loss == min(event.val_loss for event in of(Evaluated, events))
@@ -232,6 +232,7 @@ def test_a_run_of_a_few_seconds_ends_on_time(config):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGSTOP")
+@pytest.mark.slow
 def test_a_process_stopped_for_a_third_of_its_time_ends_on_time(config):
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in dict(
         n_layer=1, n_head=2, d_model=16, d_ff=32, block_size=8, device="cpu", backend="eager", precision="fp32"

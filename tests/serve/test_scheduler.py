@@ -65,7 +65,7 @@ def requests_of_many_kinds(n):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_texts_in_a_full_batch_are_those_written_alone(architecture, precision, schedulers):
     engine = random_engine(architecture)
     scheduler = schedulers(engine.make_batch_decoder(8, precision))

@@ -89,6 +89,7 @@ def test_every_tracker_is_read_back():
     assert READERS.keys() == TRACKERS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_tracker_has_the_run(name, tmp_path, monkeypatch):
     """Also after a resume, which continues the same run there."""

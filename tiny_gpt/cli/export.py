@@ -32,13 +32,13 @@ class ExportCommand:
 
 @dataclass(frozen=True)
 class ImportCommand:
-    """Convert a model in Hugging Face's format, a GGUF file or nanoGPT's ckpt.pt to a model file of tiny_gpt."""
+    """Convert another program's model to a model file of tiny_gpt."""
 
     source: Annotated[Positional[str], arg(metavar="MODEL")]
     """Folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or nanoGPT's ckpt.pt."""
     tokenizer: Annotated[str, arg(metavar="PATH"), OPTIONAL] = ""
-    """For nanoGPT's ckpt.pt: meta.pkl of its text, or a folder with GPT-2's tokenizer.json. Without it, what is beside
-    the checkpoint."""
+    """For nanoGPT's ckpt.pt: meta.pkl of its text, or a folder with GPT-2's tokenizer.json.
+    Without it, what is beside the checkpoint."""
     out: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
     """Model file to write; must not exist yet. Without it, NAME.pt in this folder, named after MODEL."""
 
@@ -65,7 +65,7 @@ def export_model(args: Sequence[str]) -> int:
 
 
 def import_model(args: Sequence[str]) -> int:
-    """Convert a GPT-2, Qwen3 or similar model from Hugging Face's format or a GGUF file."""
+    """Convert a model of Hugging Face's format, GGUF or nanoGPT."""
     command = parse(ImportCommand, "tiny-gpt import", args)
     import torch
 

@@ -55,7 +55,7 @@ COMMANDS = {
     "import": CommandEntry(
         "export",
         "import_model",
-        "Convert a GPT-2, Qwen3 or similar model from Hugging Face's format or a GGUF file.",
+        "Convert a model of Hugging Face's format, GGUF or nanoGPT.",
         is_unattended=True,
     ),
     "doctor": CommandEntry("measure", "doctor", "Check that this machine computes correctly and what it can do."),

@@ -15,8 +15,7 @@ class ReliabilityConfig:
     checkpoint_minutes: float = 3.0
     """Minutes between checkpoints; more if saving is slow. The end of an epoch and a stop save one too."""
     rank_timeout: Annotated[float, arg(metavar="MINUTES")] = 10.0
-    """Minutes after which a device that does not answer the others is lost. Training then restarts from the last
-    checkpoint."""
+    """Minutes until a device that does not answer is given up and training restarts."""
     watchdog: Annotated[bool, FLAG_OFF] = True
     """Don't restart training from the last checkpoint after a crash, a hang or a kill."""
     keep_awake: Annotated[bool, FLAG_OFF] = True

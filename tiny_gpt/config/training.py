@@ -97,8 +97,8 @@ class TrainConfig:
     cuda_graph: PyTorch operations recorded as a CUDA graph.
     auto: measures those that this machine supports and uses the fastest."""
     recompute: Annotated[bool, OPTIONAL] = False
-    """Keep only the input of each layer for the backward pass and compute the rest again: less memory, a third more
-    arithmetic. The result is the same. With the backends eager and compiled."""
+    """Compute the activations again in the backward pass: less memory, a third more arithmetic.
+    The result is the same. With the backends eager and compiled."""
     deterministic: Annotated[bool, OPTIONAL] = False
     """Reproducible results on GPUs too, at some cost in speed. On CPUs they always are."""
     start_from: Annotated[str, arg(metavar="MODEL"), OPTIONAL] = ""

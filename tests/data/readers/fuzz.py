@@ -116,6 +116,11 @@ def fuzz(n_examples, number=0):
         outcomes[read_one(*file)] += 1
 
     each()
+    return outcomes
+
+
+def fuzz_in_new_process(n_examples, number):
+    outcomes = fuzz(n_examples, number)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     assert peak < MAX_BYTES, f"{peak:,} bytes of memory"
     return outcomes
@@ -126,7 +131,7 @@ def main(n_examples):
     outcomes = Counter()
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         batches = [(min(BATCH, n_examples - start), start) for start in range(0, n_examples, BATCH)]
-        for found in pool.starmap(fuzz, batches, chunksize=1):
+        for found in pool.starmap(fuzz_in_new_process, batches, chunksize=1):
             outcomes += found
     print(f"{outcomes.total():,} files: {dict(outcomes)}")
 
