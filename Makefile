@@ -1,6 +1,8 @@
 # Written for GNU make 3.81, the version on macOS.
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
+# A process for each core: most tests use one.
+PYTEST = $(VENV_PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 SETUP = command -v $(PYTHON) >/dev/null || \
 	{ echo "$(PYTHON) is not installed; install Python 3.11 or newer, then try again." >&2; exit 1; }; \
@@ -27,11 +29,11 @@ train:
 
 test:
 	@$(SETUP) test
-	$(VENV_PYTHON) -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m "not slow"
 
 test-slow:
 	@$(SETUP) test
-	$(VENV_PYTHON) -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint:
 	@$(SETUP) test

@@ -124,7 +124,17 @@ class Planner(NamedTuple):
         teachers = bisect.bisect(range(1, MAX_TEACHERS + 1), False, key=lambda n: not has_time(n, students))
         if teachers == MAX_TEACHERS and is_open:  # more time than these can use goes to further students
             students += bisect.bisect(range(2, MAX_STUDENTS + 1), False, key=lambda n: not has_time(teachers, n))
-        return self._complete(_with_train(config, teachers=teachers, students=students))
+        alone = self._complete(_with_train(config, teachers=0, students=1))
+        if not teachers:
+            return alone
+        # In a short run, one larger model is better than several small ones.
+        return min(
+            alone, self._complete(_with_train(config, teachers=teachers, students=students)), key=self._expected_loss
+        )
+
+    def _expected_loss(self, config: RunConfig) -> float:
+        steps = steps_for(config, self._budget(config.train), self.step_time)
+        return forecast(config, self.text, steps).bits_per_byte
 
     def _stage_epochs(self, config: RunConfig) -> float:
         """Passes over the text in the time of a teacher from random weights, or of the only stage."""
