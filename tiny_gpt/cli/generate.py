@@ -127,7 +127,7 @@ def print_samples(path: Path, config: SampleConfig, output: OutputConfig) -> int
 
 
 def unescaped(stop: str) -> str:
-    """A stop text with what a shell does not pass on written out: \\n is a line end, \\t a tab, \\\\ a backslash."""
+    """A stop text with the escapes \\n, \\t and \\\\ replaced."""
     return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], stop)
 
 

@@ -31,7 +31,7 @@ class DoctorCommand:
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""
     nodes: Annotated[bool, OPTIONAL] = False
-    """Check instead whether the processes that torchrun has started can train together, and how fast they talk."""
+    """Check whether the processes started by torchrun can train together, and the speed of their network."""
     data: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """With --nodes: a text, which must be the same on all of them."""
 

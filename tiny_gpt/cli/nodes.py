@@ -1,4 +1,4 @@
-"""`tiny-gpt doctor --nodes`: can these processes train together, and how fast do they talk?
+"""`tiny-gpt doctor --nodes`: whether processes can train together, and how fast the network between them is.
 
 Started by torchrun on every machine, as a training is. Without torchrun it starts two processes on this machine.
 """

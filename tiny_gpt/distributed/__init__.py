@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, how they talk, and how their gradients are added up.
+"""Several processes that train one model: their ranks, their communication, and the sum of their gradients.
 
 The engine is torch.distributed, started by torchrun. docs/several-devices.md explains the design.
 """

@@ -9,7 +9,7 @@ not. The gradient of each micro-batch is converted to multiples of QUANTUM, in 6
 the same sum in any order. It costs a conversion for each micro-batch, 8 bytes of memory for each weight, and twice as
 many bytes on the network, which starts only after the backward pass.
 
-Letter: N weights of the model, and behind them the loss.
+Shape: N weights of the model, followed by the loss.
 """
 
 from collections.abc import Callable, Iterable
@@ -91,7 +91,7 @@ class GradientSum:
             self._flat_N.zero_()
 
     def _finish(self, failure: Exception | None) -> torch.Tensor:
-        """Add up what the ranks have. One that failed takes part with what it has; then all raise."""
+        """Sum over all ranks. A rank that failed takes part with the gradients it has; then all ranks raise."""
         if self._integers is None:
             self._buckets.finish()
         self._ranks.agree(failure)
@@ -102,7 +102,7 @@ class GradientSum:
 
 
 def make_gradient_sum(model: nn.Module, ranks: Ranks, is_exact: bool) -> GradientSum | None:
-    """None where autograd alone sums as required: one rank, and any order."""
+    """None with one rank and without `is_exact`, where autograd's own accumulation is enough."""
     return GradientSum(model, ranks, is_exact) if is_exact or not ranks.is_alone else None
 
 

@@ -1,4 +1,4 @@
-"""Which network interface the processes of a run talk over.
+"""The network interface over which the processes of a run communicate.
 
 gloo takes the interface of the host's name, which on many systems resolves to 127.0.1.1 and reaches no other machine.
 Here it is the interface from which the main address is reached: the loopback interface on a single machine.

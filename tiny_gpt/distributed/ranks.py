@@ -1,4 +1,4 @@
-"""The processes of a run, called ranks as in torch.distributed, and what they send one another.
+"""The processes of a run, called ranks as in torch.distributed, and how they communicate.
 
 Rank 0 leads: it decides what happens next and tells the others (run/leader.py, run/follower.py). Commands are JSON and
 travel between CPUs over gloo; tensors travel over gloo on CPUs and over NCCL on NVIDIA GPUs.
@@ -29,10 +29,10 @@ from tiny_gpt.host.torchrun import local_rank, rank_in_environment
 # A command up to this many bytes takes one message.
 MESSAGE_BYTES = 512
 LENGTH_BYTES = 8
-# While rank 0 prepares a run it has nothing for the others to do, and a pause may take a night. Rank 0 tells them to
-# wait from time to time; this long without a word, and they give up.
-SILENCE = datetime.timedelta(hours=2)
-WORD_INTERVAL_S = 60.0
+# While rank 0 prepares a run, or pauses it, it has no work for the other ranks. It then sends WAIT at this interval.
+# Ranks that receive no command for COMMAND_TIMEOUT give up.
+COMMAND_TIMEOUT = datetime.timedelta(hours=2)
+WAIT_INTERVAL_S = 60.0
 WAIT = "wait"
 
 
@@ -48,7 +48,7 @@ class Ranks:
     """The processes of a run as one of them sees them."""
 
     def __init__(self, rank: int = 0, size: int = 1, commands: Any = None, replies: Any = None) -> None:
-        """`commands` and `replies` are groups over gloo, of a long and of a short patience; not needed for one rank."""
+        """`commands` and `replies` are gloo process groups with a long and a short timeout; unused with one rank."""
         self.rank, self.size, self._commands, self._replies = rank, size, commands, replies
         self.stop_signal = 0
         """The signal that asks this process to stop; 0 for none."""
@@ -56,7 +56,7 @@ class Ranks:
         """The same of any rank, as of the last `agree`."""
         self.are_waiting = True
         """On rank 0: whether the other ranks wait for a command."""
-        self._last_word = time.monotonic()
+        self._last_sent = time.monotonic()
 
     @property
     def is_alone(self) -> bool:
@@ -67,7 +67,7 @@ class Ranks:
         return self.rank == 0
 
     def takes(self, index: int) -> bool:
-        """Whether this rank computes the piece of work with this index: they are dealt out like cards."""
+        """Whether this rank computes the piece of work with this index; pieces are assigned round-robin."""
         return index % self.size == self.rank
 
     # --- tensors: all ranks call these in the same order ---
@@ -75,34 +75,34 @@ class Ranks:
     def add(self, tensor: torch.Tensor) -> None:
         """Replace `tensor` by its sum over all ranks; the same bits on each."""
         if not self.is_alone:
-            with _losses_named():
+            with _lost_ranks_raised():
                 dist.all_reduce(tensor)
 
     def add_later(self, tensor: torch.Tensor) -> Any:
         """`add` in the background. Returns a handle to `wait` for."""
-        with _losses_named():
+        with _lost_ranks_raised():
             return dist.all_reduce(tensor, async_op=True)
 
     def wait(self, handle: Any) -> None:
-        """Until what `add_later` began is done."""
-        with _losses_named():
+        """Wait until a sum that `add_later` started is complete."""
+        with _lost_ranks_raised():
             handle.wait()
 
     def collect(self, everything: torch.Tensor, own: torch.Tensor) -> None:
         """Fill `everything` with the `own` of all ranks, one after the other. All have one shape."""
-        with _losses_named():
+        with _lost_ranks_raised():
             dist.all_gather(list(everything.chunk(self.size)), own)
 
     def copy_from_leader(self, tensor: torch.Tensor) -> None:
         """Replace `tensor` by that of rank 0."""
         if not self.is_alone:
-            with _losses_named():
+            with _lost_ranks_raised():
                 dist.broadcast(tensor.detach(), 0)
 
     def copy_bytes_from_leader(self, array: NDArray[Any]) -> None:
         """Replace the content of `array`, of any type, by that of rank 0."""
         if not self.is_alone:
-            with _losses_named():
+            with _lost_ranks_raised():
                 dist.broadcast(torch.from_numpy(array.reshape(-1).view(np.uint8)), 0, group=self._replies)
 
     def agree(self, failure: Exception | None = None) -> None:
@@ -115,7 +115,7 @@ class Ranks:
         if self.is_alone:
             return
         words = torch.tensor([int(failure is not None), self.stop_signal])
-        with _losses_named():
+        with _lost_ranks_raised():
             dist.all_reduce(words, dist.ReduceOp.MAX, group=self._replies)
         has_failed, self.stop_signal_of_all = words.tolist()
         if has_failed:
@@ -125,19 +125,19 @@ class Ranks:
 
     def send(self, command: dict[str, Any]) -> None:
         """From rank 0 to all others, which wait in `receive`."""
-        self._last_word = time.monotonic()
+        self._last_sent = time.monotonic()
         data = json.dumps(command).encode()
         message = torch.zeros(LENGTH_BYTES + MESSAGE_BYTES, dtype=torch.uint8)
         message[:LENGTH_BYTES] = _bytes(len(data).to_bytes(LENGTH_BYTES, "little"))
         message[LENGTH_BYTES : LENGTH_BYTES + len(data)] = _bytes(data[:MESSAGE_BYTES])
-        with _losses_named():
+        with _lost_ranks_raised():
             dist.broadcast(message, 0, group=self._commands)
             if len(data) > MESSAGE_BYTES:
                 dist.broadcast(_bytes(data[MESSAGE_BYTES:]), 0, group=self._commands)
 
     def keep_waiting(self) -> None:
         """Tell the other ranks, from time to time, that rank 0 is still busy with something that it does alone."""
-        if not self.is_alone and time.monotonic() - self._last_word > WORD_INTERVAL_S:
+        if not self.is_alone and time.monotonic() - self._last_sent > WAIT_INTERVAL_S:
             self.send({"do": WAIT})
 
     def receive(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Ranks:
 
     def _receive(self) -> dict[str, Any]:
         message = torch.zeros(LENGTH_BYTES + MESSAGE_BYTES, dtype=torch.uint8)
-        with _losses_named():
+        with _lost_ranks_raised():
             dist.broadcast(message, 0, group=self._commands)
             n_bytes = int.from_bytes(message[:LENGTH_BYTES].numpy().tobytes(), "little")
             data = message[LENGTH_BYTES:].numpy().tobytes()[:n_bytes]
@@ -164,7 +164,7 @@ class Ranks:
         if self.is_alone:
             return [value]
         values: list[Any] = [None] * self.size
-        with _losses_named():
+        with _lost_ranks_raised():
             dist.all_gather_object(values, json.dumps(value), group=self._commands)
         return [json.loads(text) for text in values]
 
@@ -174,8 +174,8 @@ def _bytes(data: bytes) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _losses_named() -> Iterator[None]:
-    """torch reports a lost connection as RuntimeError in the words of its network library."""
+def _lost_ranks_raised() -> Iterator[None]:
+    """Raise LostRankError for the RuntimeError with which torch reports a lost connection."""
     try:
         yield
     except RuntimeError as failure:
@@ -188,7 +188,7 @@ def _losses_named() -> Iterator[None]:
 
 
 def _in_short(message: str) -> str:
-    """gloo's message without the place in its source before it and the advice behind it."""
+    """gloo's message without its source location and its advice."""
     return re.sub(r"^\[\S*\] ", "", message).split(". ")[0][:200]
 
 
@@ -203,11 +203,10 @@ def current_ranks() -> Ranks:
     return _current
 
 
-def join_group(device_name: str, patience_s: float) -> Ranks:
-    """Meet the other processes that torchrun has started. `patience_s`: a rank that does not answer for this long is
-    lost.
+def join_group(device_name: str, timeout_s: float) -> Ranks:
+    """Join the process group of the processes that torchrun has started.
 
-    Raises LostRankError where not all arrive.
+    A rank that does not answer within `timeout_s` is lost. Raises LostRankError if not all of them join.
     """
     global _current
     rank, size = rank_in_environment(), int(os.environ.get("WORLD_SIZE", 1))
@@ -217,12 +216,12 @@ def join_group(device_name: str, patience_s: float) -> Ranks:
     is_gpu = device_name != "cpu" and torch.cuda.is_available()
     if is_gpu:
         torch.cuda.set_device(local_rank())
-    with _losses_named():
-        patience = datetime.timedelta(seconds=patience_s)
+    with _lost_ranks_raised():
+        timeout = datetime.timedelta(seconds=timeout_s)
         device_id = torch.device("cuda", local_rank()) if is_gpu else None
-        dist.init_process_group("nccl" if is_gpu else "gloo", timeout=patience, device_id=device_id)
-        commands = dist.new_group(backend="gloo", timeout=max(SILENCE, patience))
-        replies = dist.new_group(backend="gloo", timeout=patience)
+        dist.init_process_group("nccl" if is_gpu else "gloo", timeout=timeout, device_id=device_id)
+        commands = dist.new_group(backend="gloo", timeout=max(COMMAND_TIMEOUT, timeout))
+        replies = dist.new_group(backend="gloo", timeout=timeout)
     _current = Ranks(rank, size, commands, replies)
     return _current
 

@@ -6,11 +6,10 @@ is built takes as much memory as the file is long; a tensor is only a reference.
 """
 
 import math
-import pickletools
 from collections.abc import Mapping
 from typing import Any
 
-from tiny_gpt.model_io.safe_pickle import FP32_BYTES, MAX_INSTRUCTIONS, StackMachine, StoredTensor, require_pickle
+from tiny_gpt.model_io.safe_pickle import FP32_BYTES, StackMachine, StoredTensor, interpret, require_pickle
 
 # Storages, and how many bytes a number has. Only those of fp32 become a StoredTensor, any other None.
 _STORAGE_BYTES = {"Float": FP32_BYTES, "Half": 2, "BFloat16": 2, "Double": 8, "Long": 8, "Int": 4, "Byte": 1, "Bool": 1}
@@ -24,17 +23,7 @@ def read_foreign_pickle(data: bytes, member_bytes: Mapping[str, int]) -> Any:
 
     Raises ValueError for anything else.
     """
-    machine = _ForeignMachine(member_bytes)
-    for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
-        require_pickle(number < MAX_INSTRUCTIONS, "its description is too long")
-        if opcode.name == "STOP":
-            require_pickle(position == len(data) - 1)
-            return machine.result()
-        if opcode.name == "PROTO":
-            require_pickle(argument in range(2, 6) and position == 0)
-        else:
-            machine.execute(opcode.name, argument)
-    raise AssertionError("genops ends with STOP or raises ValueError")
+    return interpret(data, _ForeignMachine(member_bytes))
 
 
 class _Named(str):
@@ -43,6 +32,8 @@ class _Named(str):
 
 class _ForeignMachine(StackMachine):
     """The machine with more instructions."""
+
+    PROTOCOLS = range(2, 6)
 
     def __init__(self, member_bytes: Mapping[str, int]) -> None:
         super().__init__(member_bytes)
@@ -98,7 +89,7 @@ class _ForeignMachine(StackMachine):
         require_pickle(isinstance(kind, _Named) and isinstance(key, str) and type(n_numbers) is int)
         n_bytes = _STORAGE_BYTES.get(kind.removeprefix("torch ").removesuffix("Storage"), 0)
         member = f"data/{key[:20]}"
-        require_pickle(self._sizes.get(member) == n_bytes * n_numbers, "one of its tensors has not the size it claims")
+        require_pickle(self._sizes.get(member) == n_bytes * n_numbers, "the size of a tensor is wrong")
         return member, kind, n_numbers
 
     def _called(self, function: Any, arguments: Any) -> Any:

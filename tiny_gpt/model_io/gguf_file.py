@@ -131,7 +131,7 @@ class _Header:
             raise ValueError(f"its version is {version}, not {' or '.join(map(str, VERSIONS))}")
         n_tensors, self._n_keys = self._number("Q"), self._number("Q")
         if n_tensors > MAX_TENSORS or self._n_keys > MAX_KEYS:
-            raise ValueError("it has more tensors or keys than honest files have")
+            raise ValueError("it has too many tensors or keys")
         return int(n_tensors)
 
     def metadata(self) -> Iterator[tuple[str, Any]]:

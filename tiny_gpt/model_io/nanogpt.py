@@ -4,7 +4,6 @@ Such a file holds the weights of a GPT-2 under Hugging Face's names, not transpo
 settings `model_args`. The tokenizer is elsewhere: GPT-2's, or for single characters meta.pkl of the data folder.
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from tiny_gpt.model_io.hf_weights import HFWeights, padding_notes
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.safe_archive import SafeArchive
 from tiny_gpt.model_io.safe_pickle import StoredTensor
-from tiny_gpt.model_io.stored_model import MAX_DESCRIPTION_BYTES, MAX_OTHER_BYTES, Progress
+from tiny_gpt.model_io.stored_model import Progress, read_torch_pickle
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.tokenizer.byte_char import CharTokenizer
 
@@ -94,11 +93,8 @@ def _opened(path: Path) -> Iterator[tuple[SafeArchive, dict[str, Any]]]:
     with open(path, "rb") as file:
         try:
             archive = SafeArchive(file)
-            order = archive.read("byteorder", MAX_OTHER_BYTES) if "byteorder" in archive.members else b"little"
-            if order != sys.byteorder.encode():
-                raise ValueError("it was written by a processor with another order of bytes")
-            sizes = {name: member.size for name, member in archive.members.items()}
-            content = read_foreign_pickle(archive.read("data.pkl", MAX_DESCRIPTION_BYTES), sizes)
+            # Older versions of torch did not state the byte order.
+            content = read_torch_pickle(archive, read_foreign_pickle, default_byteorder=b"little")
         except (OSError, ValueError) as error:
             raise BadInputError(
                 f"{shown(path)} is not a checkpoint of nanoGPT, or is cut short or damaged ({shown(error)}); name "
@@ -137,7 +133,7 @@ def _tokenizer(path: Path, given: Path | None, hf: HFConfig) -> tuple[Tokenizer,
         rows = np.full(tokenizer.vocab_size, -1)
         for row, character in enumerate(characters):
             rows[known[character.encode()]] = row
-        note = f"The vocabulary has {len(characters)} characters; any other can be read, but is hardly ever written."
+        note = f"The vocabulary has {len(characters)} characters; others are read, but rarely generated."
         return tokenizer, rows, [note]
     folder = place.parent if place.is_file() else place
     try:

@@ -11,7 +11,7 @@ and sparse tensors of any size, memo slot 2**31, a gigabyte of empty lists.
 
 import math
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +51,18 @@ def read_pickle(data: bytes, member_bytes: Mapping[str, int]) -> Any:
 
     Raises ValueError unless it consists of plain values, dicts with string keys, and tensors that the archive holds.
     """
-    machine = StackMachine(member_bytes)
+    return interpret(data, StackMachine(member_bytes))
+
+
+def interpret(data: bytes, machine: "StackMachine") -> Any:
+    """The value that the pickle `data` leaves on the stack of `machine`. Raises ValueError if it is not accepted."""
     for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         require_pickle(number < MAX_INSTRUCTIONS, "its description is too long")
         if opcode.name == "STOP":
             require_pickle(position == len(data) - 1)
             return machine.result()
         if opcode.name == "PROTO":
-            require_pickle(argument == 2 and position == 0)
+            require_pickle(argument in machine.PROTOCOLS and position == 0)
         else:
             machine.execute(opcode.name, argument)
     raise AssertionError("genops ends with STOP or raises ValueError")
@@ -66,6 +70,9 @@ def read_pickle(data: bytes, member_bytes: Mapping[str, int]) -> Any:
 
 class StackMachine:
     """The state of a pickle's interpretation: a stack of values, and a memo of those that occur again."""
+
+    PROTOCOLS: Collection[int] = (2,)
+    """Versions of the pickle format that are accepted."""
 
     def __init__(self, member_bytes: Mapping[str, int]) -> None:
         self._stack: list[Any] = []
@@ -150,7 +157,8 @@ class StackMachine:
         require_pickle(isinstance(key, str) and isinstance(device, str) and type(n_numbers) is int)
         member = f"data/{key[:20]}"
         require_pickle(
-            self._unused.pop(member, None) == FP32_BYTES * n_numbers, "one of its tensors has not the size it claims"
+            self._unused.pop(member, None) == FP32_BYTES * n_numbers,
+            "the size of a tensor is wrong",
         )
         return _Storage(member, n_numbers)
 
@@ -182,6 +190,6 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def require_pickle(condition: bool, reason: str = "its description is not such as torch.save writes") -> None:
+def require_pickle(condition: bool, reason: str = "its description is not in the form that torch.save writes") -> None:
     if not condition:
         raise ValueError(reason)

@@ -9,7 +9,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -131,6 +131,22 @@ def _descriptor(path: Path) -> int:
     raise BadInputError(f"{path} is a pipe or a device; name a file such as {BEST_FILE}", code="model-file-not-regular")
 
 
+def read_torch_pickle(
+    archive: SafeArchive, read: Callable[[bytes, Mapping[str, int]], Any], default_byteorder: bytes | None = None
+) -> Any:
+    """The value of an archive's data.pkl, interpreted by `read`; raises ValueError.
+
+    `default_byteorder` is that of an archive that states none; without it, such an archive is refused.
+    """
+    byteorder = default_byteorder
+    if byteorder is None or "byteorder" in archive.members:
+        byteorder = archive.read("byteorder", MAX_OTHER_BYTES)
+    if byteorder != sys.byteorder.encode():
+        raise ValueError("it was written by a processor with another byte order")
+    sizes = {name: member.size for name, member in archive.members.items()}
+    return read(archive.read("data.pkl", MAX_DESCRIPTION_BYTES), sizes)
+
+
 def _read(path: Path, file: BinaryIO) -> tuple[SafeArchive, dict[str, Any]]:
     """The archive, and its content with the weights still in it; raises BadInputError."""
     try:
@@ -138,10 +154,7 @@ def _read(path: Path, file: BinaryIO) -> tuple[SafeArchive, dict[str, Any]]:
         for name in archive.members:
             if name != "data.pkl" and not name.startswith("data/"):
                 archive.read(name, MAX_OTHER_BYTES)
-        if archive.read("byteorder", MAX_OTHER_BYTES) != sys.byteorder.encode():
-            raise ValueError("it was written by a processor with another order of bytes")
-        sizes = {name: member.size for name, member in archive.members.items()}
-        content = read_pickle(archive.read("data.pkl", MAX_DESCRIPTION_BYTES), sizes)
+        content = read_torch_pickle(archive, read_pickle)
     except (OSError, ValueError) as error:
         raise BadInputError(
             f"{path} is not a tiny_gpt model file, or was cut short or damaged ({_one_line(error)}); "

@@ -33,9 +33,9 @@ TIMED_SIZES = ((4, 128), (4, 256))
 TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # The fraction of a timed run that measuring may take, and how much of that goes to the speed of steps.
 MEASURING_SHARE, STEPS_PART = 0.05, 0.5
-# How far each measurement takes the bar, on a machine of usual speed.
+# Position of the progress bar after each measurement.
 BACKEND_DONE, SPEED_DONE, PILOT_PART = 0.1, 0.3, 0.6
-ROUGH = "measured for 5% of the time that you gave: the plan is rough"
+ROUGH = "measuring stopped after 5% of the time that you gave: the plan is a rough estimate"
 
 
 class Deadline:

@@ -1,4 +1,4 @@
-"""What every rank but the first does: it computes what rank 0 says, and holds the same weights (leader.py).
+"""The other ranks of a run on several devices: they carry out rank 0's commands (leader.py) on the same weights.
 
 It reads its own copy of the text, and neither reads nor writes the run's folder, so that may lie on any machine.
 """
@@ -37,7 +37,7 @@ Command = dict[str, Any]
 
 
 def follow(ranks: Ranks) -> None:
-    """Do what rank 0 says until it says that the run is over. Raises LostRankError if rank 0 disappears.
+    """Carry out rank 0's commands until the run ends. Raises LostRankError if rank 0 is lost.
 
     A signal to stop is passed on to rank 0.
     """
@@ -89,7 +89,7 @@ class Replica:
         self._other_model: GPT | None = None
 
     def obey(self, command: Command) -> None:
-        """Carry out one command; its name is that of a method."""
+        """Carry out one command."""
         try:
             {"step": self.step, "score": self.score, "state": self.take_state, "stage": self.set_stage}[command["do"]](
                 command

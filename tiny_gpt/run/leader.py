@@ -1,4 +1,4 @@
-"""Rank 0's side of a run on several devices: it decides everything, and tells the other ranks what to compute with it.
+"""Rank 0's side of a run on several devices: it makes all decisions and sends commands to the other ranks.
 
 A run on one device goes through the same functions, which then only do the work. Rank 0 alone reads the clock, obeys
 signals, reads and writes the run's folder. The others hold copies of weights and moments, and follow (follower.py).
@@ -24,7 +24,7 @@ from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.stages import StageSettings
 
 Result = TypeVar("Result")
-Happening = TypeVar("Happening")
+AnyEvent = TypeVar("AnyEvent")
 
 
 class Leader:
@@ -64,7 +64,7 @@ class Leader:
         self._together(command, lambda: send_predictions(predictions, self.ranks))
 
     def state_changed(self) -> None:
-        """Rank 0 has changed weights, moments or guard otherwise than by a step."""
+        """Note that rank 0 changed weights, moments or guard outside a step; the next step sends them to all ranks."""
         self._have_state = False
 
     def step(
@@ -110,7 +110,7 @@ class Leader:
         return self._together(command, work)
 
     def share_state(self, model: nn.Module, optimizer: torch.optim.Optimizer, guard: Guard) -> None:
-        """Send weights, moments and guard to the other ranks, unless they have them."""
+        """Send weights, moments and guard to the other ranks, unless they are up to date."""
         if self._have_state or self.ranks.is_alone:
             return
         tensors = state_tensors(model, optimizer)
@@ -141,8 +141,8 @@ class Leader:
 
 @contextlib.contextmanager
 def led_ranks() -> Iterator[Ranks]:
-    """The ranks that this process leads. At the end they are told to end too, where they wait for a command; else they
-    notice that this process has gone."""
+    """The ranks of this run, for rank 0. On exit, ranks that wait for a command are told to exit too; others notice the
+    lost connection."""
     ranks, failure = current_ranks(), None
     try:
         yield ranks
@@ -154,8 +154,8 @@ def led_ranks() -> Iterator[Ranks]:
             ranks.send({"do": "finish"})
 
 
-def attended(preparation: Generator[Happening, None, Result], ranks: Ranks) -> Generator[Happening, None, Result]:
-    """`preparation`, during which the other ranks are told to wait."""
+def attended(preparation: Generator[AnyEvent, None, Result], ranks: Ranks) -> Generator[AnyEvent, None, Result]:
+    """Yield the events of `preparation` and return its result. Meanwhile the other ranks keep waiting."""
     while True:
         try:
             event = next(preparation)

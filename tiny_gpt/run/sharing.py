@@ -99,8 +99,7 @@ def with_micro_batches(config: RunConfig, n_ranks: int) -> RunConfig:
 
 def n_micro_batches(batch_size: int, n_ranks: int) -> int:
     """How many equal micro-batches let `n_ranks` share a batch: as evenly as possible, then as few as possible."""
-    limit = max(MAX_PER_RANK * n_ranks, n_ranks)
-    possible = [n for n in range(n_ranks, limit + 1) if batch_size % n == 0] or [batch_size]
+    possible = [n for n in range(n_ranks, MAX_PER_RANK * n_ranks + 1) if batch_size % n == 0] or [batch_size]
     return min(possible, key=lambda n: (math.ceil(n / n_ranks) / n, n))
 
 

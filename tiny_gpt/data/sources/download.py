@@ -117,7 +117,7 @@ def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[
             reason, n_slow = f"the server sends less than {MIN_BYTES_PER_S:,} bytes a second", n_slow + 1
         except requests.exceptions.InvalidProxyURL as error:
             raise DownloadError(
-                f"the proxy of this machine is set to no valid address ({first_line(error)}); set it "
+                f"the proxy address set on this machine is invalid ({first_line(error)}); set it "
                 "anew or unset it: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY",
                 code="proxy-invalid",
             ) from error
@@ -128,7 +128,7 @@ def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[
         ) as error:
             if "SOCKS" in str(error):
                 raise DownloadError(
-                    "this machine's proxy speaks SOCKS, which needs a package more; install it: "
+                    "this machine's proxy uses SOCKS, which requires another package: "
                     f"{sys.executable} -m pip install pysocks, or unset ALL_PROXY and HTTPS_PROXY",
                     code="proxy-needs-socks",
                 ) from error
