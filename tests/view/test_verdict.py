@@ -10,7 +10,7 @@ import pytest
 from tests.view.support import PLAN, plant, stamp, write_state
 from tiny_gpt.run.status import read_status, this_process
 from tiny_gpt.view.run_folder import RunFolder
-from tiny_gpt.view.signs import signs_of
+from tiny_gpt.view.signs import gap_in_words, signs_of
 from tiny_gpt.view.verdict import MAX_SUGGESTIONS, judge
 
 
@@ -73,7 +73,19 @@ def test_diverged(tmp_path):
 def test_text_too_small(tmp_path):
     found = verdict(tmp_path, kind="small text", step=1000)
     assert "more_text.txt" in commands(found)[0] and "41 times" in found.suggestions[0].reason
-    assert not signs_of(RunFolder(plant(tmp_path / "few", kind="small text", step=100)).view()).is_small_text
+    few = signs_of(RunFolder(plant(tmp_path / "few", kind="small text", step=20)).view())
+    assert not few.is_small_text and not few.is_memorizing, "less than one pass: there is nothing to memorize"
+
+
+@pytest.mark.parametrize("state, doing", [("finished", "Finished"), ("training", "Learning")])
+def test_headline_and_gap_agree(tmp_path, state, doing):
+    view = RunFolder(plant(tmp_path / "night", kind="small text", step=1000, state=state)).view()
+    assert judge(view).headline == f"{doing}, and memorizing your text: more text would help."
+    assert gap_in_words(view) == "it is memorizing your text, which has done no harm so far"
+    view = RunFolder(plant(tmp_path / "good", state=state)).view()
+    assert "memoriz" not in judge(view).headline and gap_in_words(view) == "no sign of memorizing"
+    view = RunFolder(plant(tmp_path / "once", kind="small text", step=20, state=state)).view()
+    assert "memoriz" not in judge(view).headline and "differs" in gap_in_words(view)
 
 
 def test_stopped_early(tmp_path):

@@ -45,12 +45,17 @@ def comparison_verdict(comparison: Comparison) -> Iterator[str]:
     elif comparison.is_clear:
         yield f"{names[comparison.best]} is better, by {comparison.margin:.3f} bits per byte."
     else:
+        yield "About equal."
         yield (
-            f"{names[comparison.best]} has the lowest loss, but another seed alone can change it by more than these "
-            f"{comparison.margin:.3f} bits per byte."
+            f"{names[comparison.best]} has the lowest loss, by {_margin(comparison.margin)} bits per byte; "
+            "another seed alone can change it by more."
         )
     if not comparison.settings:
         yield "All their settings are the same."
+
+
+def _margin(bits_per_byte: float) -> str:
+    return f"{bits_per_byte:.3f}" if bits_per_byte >= 0.0005 else "less than 0.001"
 
 
 def run_names(comparison: Comparison) -> dict[str, str]:

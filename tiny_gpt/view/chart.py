@@ -7,14 +7,15 @@ none is left out and the picture of a million rows is as small as that of a thou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from tiny_gpt.view.axes import Axis, Values
+from tiny_gpt.view.labels import LETTER_WIDTH, Labels, Spot
 
-LABEL_HEIGHT, LETTER_WIDTH = 14, 7
 # Pixels per column of a line or band.
 COLUMN_PIXELS = 2
 
@@ -48,7 +49,8 @@ class Chart:
         self._columns: tuple[Values, Columns] | None = None
         self._plotted: list[str] = []
         self._above: list[str] = []
-        self._label_tops: list[float] = []
+        self._labels = Labels()
+        self._rules: list[tuple[float, str, str]] = []
 
     # --- positions ---
 
@@ -72,31 +74,45 @@ class Chart:
 
     # --- layers ---
 
-    def line(self, xs: Values, ys: Values, kind: str) -> None:
-        """A line through the means of each column of pixels."""
+    def line(self, xs: Values, ys: Values, kind: str, breaks: Sequence[float] = ()) -> None:
+        """A line through the means of each column of pixels, interrupted at the `breaks` on the x axis."""
         columns, means = self._columns_of(xs).reduce(ys)[:2]
-        self._plotted.append(f'<path class="line {kind}" d="{_path(columns, self.y_pixels(means))}"/>')
+        y_pixels = self.y_pixels(means)
+        self._labels.avoid(columns, y_pixels)
+        d = "".join(_path(columns[piece], y_pixels[piece]) for piece in self._pieces(columns, breaks))
+        self._plotted.append(f'<path class="line {kind}" d="{d}"/>')
 
-    def steps(self, xs: Values, ys: Values, kind: str) -> None:
+    def area(self, xs: Values, ys: Values, kind: str, breaks: Sequence[float] = ()) -> None:
         """A filled area below the means."""
         columns, means = self._columns_of(xs).reduce(ys)[:2]
-        if len(columns):
-            base = self.frame.top + self.frame.plot_height
-            top = _path(columns, self.y_pixels(means), "L")
-            d = f"M{columns[0]:.1f} {base}{top}L{columns[-1]:.1f} {base}Z"
-            self._plotted.append(f'<path class="area {kind}" d="{d}"/>')
+        y_pixels, base, d = self.y_pixels(means), self.frame.top + self.frame.plot_height, ""
+        for piece in self._pieces(columns, breaks):
+            first, last = columns[piece][0], columns[piece][-1]
+            d += f"M{first:.1f} {base}{_path(columns[piece], y_pixels[piece], 'L')}L{last:.1f} {base}Z"
+        self._plotted.append(f'<path class="area {kind}" d="{d}"/>')
 
-    def band(self, xs: Values, ys: Values, kind: str) -> None:
-        """The area between the smallest and the largest of `ys` in each column of pixels."""
-        columns, _, lows, highs = self._columns_of(xs).reduce(ys)
-        if len(columns) > 1:
-            tops, bottoms = self.y_pixels(highs), self.y_pixels(lows)
-            d = _path(columns, tops) + _path(columns[::-1], bottoms[::-1], "L") + "Z"
-            self._plotted.append(f'<path class="band {kind}" d="{d}"/>')
+    def band(self, xs: Values, lows: Values, highs: Values, kind: str, breaks: Sequence[float] = ()) -> None:
+        """The area between the smallest of `lows` and the largest of `highs` in each column of pixels."""
+        columns, _, low, _ = self._columns_of(xs).reduce(lows)
+        high = self._columns_of(xs).reduce(highs)[3]
+        tops, bottoms, d = self.y_pixels(high), self.y_pixels(low), ""
+        for piece in self._pieces(columns, breaks):
+            if len(columns[piece]) > 1:
+                back = _path(columns[piece][::-1], bottoms[piece][::-1], "L")
+                d += _path(columns[piece], tops[piece]) + back + "Z"
+        self._plotted.append(f'<path class="band {kind}" d="{d}"/>')
 
-    def dots(self, xs: Values, ys: Values, errors: Values, kind: str, notes: Sequence[str]) -> None:
-        """A dot for each point, with a bar of its `errors` (NaN: none). `notes` are read and shown on pointing."""
+    def _pieces(self, columns: Values, breaks: Sequence[float]) -> list[slice]:
+        """The columns between two breaks."""
+        inner = np.searchsorted(columns, self.x_pixels(np.array(breaks, dtype=np.float64)))
+        ends = np.unique(np.concatenate([[0], inner, [len(columns)]])).tolist()
+        return [slice(start, end) for start, end in pairwise(ends)]
+
+    def dots(self, xs: Values, ys: Values, errors: Values, kind: str, notes: Sequence[str], steps: Values) -> None:
+        """A dot for each point, with a bar of its `errors` (NaN: none). `notes` are read and shown on pointing; `steps`
+        say which step of the run each belongs to."""
         x_pixels, y_pixels = self.x_pixels(xs), self.y_pixels(ys)
+        self._labels.avoid(x_pixels, y_pixels)
         tops, bottoms = self.y_pixels(ys + errors), self.y_pixels(np.maximum(ys - errors, 1e-9))
         bars = [
             f"M{x:.1f} {top:.1f}V{bottom:.1f}"
@@ -105,39 +121,46 @@ class Chart:
         ]
         if bars:
             self._plotted.append(f'<path class="bars {kind}" d="{"".join(bars)}"/>')
-        for x, y, note in zip(x_pixels, y_pixels, notes, strict=True):
+        for x, y, note, step in zip(x_pixels, y_pixels, notes, steps, strict=True):
             if np.isfinite(x + y):
-                text = escape(note)
-                self._plotted.append(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{text}</title>'
-                                     "</circle>")  # fmt: skip
+                self._plotted.append(
+                    f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="3" data-step="{step:.0f}">'
+                    f"<title>{escape(note)}</title></circle>"
+                )
 
     def highlight(self, x: float, y: float, label: str, kind: str) -> None:
         """A ring around one point, with a label beside it."""
         at_x, at_y = self._x(x), self._y(y)
-        is_right = at_x > self.frame.left + 0.7 * self.frame.plot_width
+        is_right = at_x > self.frame.left + 0.6 * self.frame.plot_width
         anchor, shift = ("end", -10) if is_right else ("start", 10)
-        is_low = at_y > self.frame.top + self.frame.plot_height - 26
-        text_y = at_y + (-9 if is_low else 20)  # below the falling curve there is usually room
+        # Below the falling curve there is usually room.
+        spots = [Spot(at_x + shift, at_y + down, anchor) for down in (20, -12, 34, -26) if self._is_inside(at_y + down)]
+        spot = self._labels.place(label, spots)
         self._above.append(
-            f'<circle class="ring {kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="6"/>'
-            f'<text class="mark {kind}" x="{at_x + shift:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">'
-            f"{escape(label)}</text>"
+            f'<circle class="ring {kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="6"/>{_text(f"mark {kind}", spot, label)}'
         )
 
     def rule(self, y: float, label: str, kind: str) -> None:
-        """A horizontal line with its label at the right end, above it or where there is room."""
+        """A horizontal line with its label where there is room."""
         at_y = self._y(y)
-        if not self.frame.top - 1 <= at_y <= self.frame.top + self.frame.plot_height + 1:
-            return
-        right = self.frame.width - self.frame.right
-        self._plotted.append(f'<path class="rule {kind}" d="M{self.frame.left} {at_y:.1f}H{right}"/>')
-        top = max(self.frame.top + 10.0, at_y - 4)
-        while any(abs(top - other) < LABEL_HEIGHT for other in self._label_tops):
-            top += 2
-        self._label_tops.append(top)
-        self._above.append(
-            f'<text class="rule-label {kind}" x="{right - 4}" y="{top:.1f}" text-anchor="end">{escape(label)}</text>'
-        )
+        if self.frame.top - 1 <= at_y <= self.frame.top + self.frame.plot_height + 1:
+            right = self.frame.width - self.frame.right
+            self._plotted.append(f'<path class="rule {kind}" d="M{self.frame.left} {at_y:.1f}H{right}"/>')
+            self._rules.append((at_y, label, kind))
+
+    def _rule_labels(self) -> str:
+        """Placed last: all curves are known."""
+        left, width, parts = self.frame.left, self.frame.plot_width, []
+        for at_y, label, kind in self._rules:
+            places = ((left + width - 4, "end"), (left + 4, "start"), (left + 0.7 * width, "end"),
+                      (left + 0.3 * width, "start"), (left + 0.5 * width, "middle"))  # fmt: skip
+            rows = [at_y + down for down in (-5, 13) if self._is_inside(at_y + down)]
+            spot = self._labels.place(label, [Spot(x, y, anchor) for x, anchor in places for y in rows])
+            parts.append(_text(f"rule-label {kind}", spot, label))
+        return "".join(parts)
+
+    def _is_inside(self, y: float) -> bool:
+        return self.frame.top + 8 <= y <= self.frame.top + self.frame.plot_height - 3
 
     def zone(self, low: float, high: float, kind: str, note: str) -> None:
         """A horizontal zone between two values of y."""
@@ -159,11 +182,8 @@ class Chart:
                 f'height="{self.frame.plot_height}"><title>{escape(note)}</title></rect>'
             )
             if label and right - left > LETTER_WIDTH * len(label):
-                x, y = (left + right) / 2, self.frame.top + 12.0
-                self._label_tops.append(y)
-                self._above.append(
-                    f'<text class="shade-label" x="{x:.1f}" y="{y}" text-anchor="middle">{escape(label)}</text>'
-                )
+                spot = self._labels.place(label, [Spot((left + right) / 2, self.frame.top + 24.0, "middle")])
+                self._above.append(_text("shade-label", spot, label))
 
     def event(self, x: float, note: str, kind: str) -> None:
         """A mark on the x axis with a sentence."""
@@ -189,7 +209,7 @@ class Chart:
         )
         plotted = f'<g clip-path="url(#{self.name}-c)">{"".join(self._plotted)}</g>'
         unit = f'<text class="unit" x="4" y="{frame.top - 10}">{escape(y_title)}</text>' if y_title else ""
-        return Markup(head + self._grid() + plotted + "".join(self._above) + unit + "</svg>")
+        return Markup(head + self._grid() + plotted + "".join(self._above) + self._rule_labels() + unit + "</svg>")
 
     def _grid(self) -> str:
         frame, parts = self.frame, []
@@ -203,11 +223,9 @@ class Chart:
         parts.append(f'<path class="base" d="M{frame.left} {base}H{right}"/>')
         for value, label in self.x.ticks:
             x = self._x(value)
-            anchor = "end" if x > right - 18 else "start" if x < frame.left + 12 else "middle"
+            is_cut = x + LETTER_WIDTH * len(label) / 2 > frame.width + 12
             parts.append(f'<path class="base" d="M{x:.1f} {base}v4"/>')
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{base + 19}" text-anchor="{anchor}">{escape(label)}</text>'
-            )
+            parts.append(_text("tick", Spot(x, base + 19.0, "end" if is_cut else "middle"), label))
         return "".join(parts)
 
 
@@ -243,6 +261,11 @@ def _grouped(xs: Values) -> tuple[NDArray[np.int64], NDArray[np.int64], Values]:
     starts = np.append(0, np.flatnonzero(columns[1:] != columns[:-1]) + 1)
     counts = np.diff(np.append(starts, len(xs)))
     return starts, counts, np.add.reduceat(xs, starts) / counts
+
+
+def _text(kind: str, spot: Spot, label: str) -> str:
+    place = f'x="{spot.x:.1f}" y="{spot.y:.1f}" text-anchor="{spot.anchor}"'
+    return f'<text class="{kind}" {place}>{escape(label)}</text>'
 
 
 def _path(xs: Values, ys: Values, first: str = "M") -> str:

@@ -11,13 +11,14 @@ from tiny_gpt.duration import format_duration
 from tiny_gpt.run.comparison import Comparison
 from tiny_gpt.run.summary import read_rows
 from tiny_gpt.view.axes import Values, duration_axis, log_axis
-from tiny_gpt.view.chart import Chart
+from tiny_gpt.view.chart import Chart, Frame
 from tiny_gpt.view.page import standalone_page
 from tiny_gpt.view.parts import render
-from tiny_gpt.view.run_charts import LOSS_FRAMES, TICK_WIDTH
+from tiny_gpt.view.run_charts import TICK_WIDTH
 
 # page.css has a color for each; more runs than that share them.
 N_COLORS = 4
+FRAMES = {"wide": Frame(1232, 420, left=40, top=22), "narrow": Frame(360, 340, left=34, right=8, top=22)}
 MAX_COMPARED_DOTS = 150
 
 
@@ -35,13 +36,13 @@ def comparison_page(
     rows = [list(read_rows(Path(run.folder))) for run in comparison.runs]
     curves = [(np.array([row["elapsed_s"] for row in run]), _losses(run)) for run in rows]
     if any(len(times) for times, _ in curves):
-        charts = {size: _chart(curves, names, size) for size in LOSS_FRAMES}
+        charts = {size: _chart(curves, names, size) for size in FRAMES}
         legend = [(name, i % N_COLORS) for i, name in enumerate(names)]
         sections.append(("loss", "Validation loss", render("comparison_chart", charts=charts, legend=legend)))
     sections.append(("results", "Results", render("comparison_table", names=names, rows=results)))
     if settings:
         sections.append(("settings", "Settings that differ", render("comparison_table", names=names, rows=settings)))
-    return standalone_page("Comparison of runs", " and ".join(names), time.time(), sections)
+    return standalone_page("Comparison of runs", ", ".join(names), time.time(), sections)
 
 
 def _losses(rows: Sequence[dict[str, float]]) -> Values:
@@ -50,7 +51,7 @@ def _losses(rows: Sequence[dict[str, float]]) -> Values:
 
 def _chart(curves: Sequence[tuple[Values, Values]], names: Sequence[str], size: str) -> Markup:
     """Bits per byte over the time that each run has trained."""
-    frame = LOSS_FRAMES[size]
+    frame = FRAMES[size]
     losses = np.concatenate([values for _, values in curves])
     losses = losses[losses > 0]
     longest_s = max(float(times.max()) for times, _ in curves if len(times))
@@ -62,6 +63,6 @@ def _chart(curves: Sequence[tuple[Values, Values]], names: Sequence[str], size: 
         chart.line(times, values, kind)
         rows = np.unique(np.linspace(0, len(times) - 1, min(len(times), MAX_COMPARED_DOTS)).astype(int))
         notes = [f"{names[i]} · {format_duration(times[row])} · {values[row]:.3f}" for row in rows]
-        chart.dots(times[rows], values[rows], np.full(len(rows), np.nan), kind, notes)
+        chart.dots(times[rows], values[rows], np.full(len(rows), np.nan), kind, notes, rows)
     title = "Validation loss of each run over its training time, in bits per byte"
     return chart.render(title, "The figures are in the table below the chart.", "bits per byte, lower is better")

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -28,6 +28,7 @@ from tiny_gpt.view.parts import (
     next_part,
     plan_part,
     sample_parts,
+    samples_lead,
     samples_note,
     settings_part,
     sizes,
@@ -99,7 +100,8 @@ class LiveRun:
             yield from ((name, html) for name, _, _, html in strip_parts(view, [axis], [size]))
         yield "words", words_part(view)
         yield from sample_parts(view)
-        yield "samples-note", samples_note(view)
+        yield "samples-lead", escape(samples_lead(view))
+        yield "samples-note", escape(samples_note(view))
         yield "plan", plan_part(view)
         yield "copied", copied_part(view, self._reason)
         yield "next", next_part(verdict)

@@ -12,14 +12,17 @@ from markupsafe import Markup
 
 from tiny_gpt.duration import format_duration
 from tiny_gpt.view.axes import clock_label, count_label
-from tiny_gpt.view.run_charts import LOSS_FRAMES, available_axes, loss_chart, reference_lines, strips
+from tiny_gpt.view.run_charts import LOSS_FRAMES, available_axes, loss_chart, reference_lines
 from tiny_gpt.view.run_files import RunEvent, Sample
 from tiny_gpt.view.run_view import RunView
 from tiny_gpt.view.signs import gap_in_words, quality_in_words
+from tiny_gpt.view.strips import strips
 from tiny_gpt.view.verdict import Verdict
 
 MAX_TABLE_ROWS = 60
 MAX_EVENTS_SHOWN = 60
+# Smaller ones are called none.
+MENTIONED_SHARE = 0.0005
 
 
 @functools.cache
@@ -55,7 +58,7 @@ def _tiles(view: RunView) -> Iterator[dict[str, str]]:
         best, last = float(view.val[view.best]), float(view.val[view.last])
         yield dict(name="Best, bits per byte", value=f"{best:.3f}", note=quality_in_words(best))
         if view.last != view.best and not view.is_over:
-            yield dict(name="Now", value=f"{last:.3f}", note=gap_in_words(view.gap))
+            yield dict(name="Now, bits per byte", value=f"{last:.3f}", note=f"{last / best - 1:.1%} above the best")
     if view.left_s is not None:
         yield dict(name="Time left", value=format_duration(view.left_s), note=f"{view.progress:.0%} done")
     if view.elapsed_s:
@@ -66,7 +69,7 @@ def _tiles(view: RunView) -> Iterator[dict[str, str]]:
         yield dict(name="Passes over the text", value=value, note=f"{count_label(view.fact('train_tokens'))} tokens")
     speeds = view.metrics.column("tokens_per_s")
     if len(speeds) and math.isfinite(speeds[-1]):
-        yield dict(name="Tokens per second", value=count_label(float(speeds[-1])), note=view.words("device")[:40])
+        yield dict(name="Tokens per second", value=f"{float(speeds[-1]):,.0f}", note=view.words("device")[:40])
     if parameters := view.fact("n_parameters"):
         yield dict(name="Parameters", value=count_label(parameters), note=str(view.config.get("architecture", ""))[:20])
 
@@ -87,7 +90,7 @@ def strip_parts(view: RunView, axes: Sequence[str], sizes: Sequence[str]) -> Ite
                 for strip in strips(view, axis, size)
             ]
             if not cells:
-                cells = [Markup("<p>After the second evaluation, this shows learning rate, speed and memory.</p>")]
+                cells = [Markup("<p>From the second evaluation on: learning rate, speed and memory.</p>")]
             yield f"strips-{axis}-{size}", axis, size, Markup('<div class="strip-grid">{}</div>').format(
                 Markup("").join(cells)
             )  # fmt: skip
@@ -96,25 +99,23 @@ def strip_parts(view: RunView, axes: Sequence[str], sizes: Sequence[str]) -> Ite
 def words_part(view: RunView) -> Markup:
     """What the loss means, in words and as a table."""
     rows = _table_rows(view)
-    best = None if view.best is None else float(view.val[view.best])
     known = view.last is not None and math.isfinite(view.train[view.last])
     return render(
         "words",
-        best=best,
-        quality=None if best is None else quality_in_words(best),
         lines=_lines_in_words(view),
         gap=view.gap if known else None,
-        gap_words=gap_in_words(view.gap),
+        gap_words=gap_in_words(view),
         train=float(view.train[view.last]) if known and view.last is not None else None,
         val=float(view.val[view.last]) if view.last is not None else None,
+        over=view.is_over,
         rows=rows,
         n_left_out=view.n_rows - len(rows) if view.n_rows > len(rows) else 0,
     )
 
 
 def _lines_in_words(view: RunView) -> str:
-    lines = [f"{name} {value:.2f}" for value, name, kind in reference_lines(view) if kind != "forecast"][1:]
-    return f"On this text: {', '.join(lines)}." if lines else ""
+    lines = [f"{name} {value:.3g}" for value, name, kind in reference_lines(view) if kind == "baseline"]
+    return f"For comparison, on this text: {', '.join(lines)}." if view.facts else ""
 
 
 def _table_rows(view: RunView) -> list[dict[str, Any]]:
@@ -144,8 +145,10 @@ def sample_parts(view: RunView) -> list[tuple[str, Markup]]:
     parts = []
     for sample in view.samples:
         spans = view.copied.spans.get(sample.step, ()) if view.copied else ()
-        label = " · ".join(filter(None, [_sample_time(sample), _sample_loss(sample), f"step {sample.step:,}"]))
-        parts.append((f"sample-{sample.step}", render("sample", label=label, pieces=list(_pieces(sample.text, spans)))))
+        when = " · ".join(filter(None, [_sample_time(sample), f"step {sample.step:,}"]))
+        pieces = list(_pieces(sample.text, spans))
+        html = render("sample", step=sample.step, when=when, loss=_sample_loss(sample), pieces=pieces)
+        parts.append((f"sample-{sample.step}", html))
     return parts
 
 
@@ -170,16 +173,22 @@ def _pieces(text: str, spans: Sequence[tuple[int, int]]) -> Iterator[dict[str, A
     yield dict(text=text[end:], copied=False)
 
 
-def samples_note(view: RunView) -> Markup:
-    """How the samples came to be."""
+def samples_lead(view: RunView) -> str:
+    """What the samples are."""
     if not view.samples:
-        return Markup("No sample yet: the first one comes with the first saved model.")
-    cost = sum(sample.seconds for sample in view.samples if math.isfinite(sample.seconds))
-    share = cost / view.elapsed_s if view.elapsed_s else 0.0
-    return Markup(
-        "The best model so far, at growing intervals, always from the same prompt and seed. The samples took {} in "
-        "all, {} of the run. Underlined: passages that the training text has too."
-    ).format(format_duration(cost), f"{share:.2%}")
+        return "No text yet: the first one comes with the first saved model."
+    return "The same beginning, continued by the best model of each moment."
+
+
+def samples_note(view: RunView) -> str:
+    """What marks mean in the samples, and what they cost."""
+    if not view.samples:
+        return ""
+    marked = "Marked: word for word in your text. " if view.copied and any(view.copied.spans.values()) else ""
+    cost_s = sum(sample.seconds for sample in view.samples if math.isfinite(sample.seconds))
+    share = cost_s / view.elapsed_s if view.elapsed_s else 0.0
+    of_run = f"{share:.1%} of the run" if share >= MENTIONED_SHARE else "less than 0.1% of the run"
+    return f"{marked}Writing them took {of_run}."
 
 
 def plan_part(view: RunView) -> Markup:
@@ -221,26 +230,27 @@ def copied_part(view: RunView, reason: str) -> Markup:
     copied, facts = view.copied, view.facts
     if copied is None or facts is None:
         return render("copied", copied=None, reason=reason)
-    rate, usual = copied.sample_rate, facts.held_out_copied
     if not copied.n_bytes:
         return render("copied", copied=None, reason="No sample yet.")
+    rate, usual = copied.sample_rate, facts.held_out_copied
     meaning = (
         "it writes text of its own"
         if rate <= usual + 0.02
-        else "more than chance: it repeats parts of your text"
+        else "more than chance, it repeats parts of your text"
         if rate < 0.3
         else "it recites your text"
     )
-    part = (
-        ""
-        if facts.indexed_bytes >= facts.train_bytes
-        else f" The first {count_label(facts.indexed_bytes)}B were searched."
-    )
-    sentence = (
-        f"{rate:.1%} of the newest samples lies in passages of 32 bytes or more that the training text has too; of "
-        f"held-out text it is {usual:.1%}: {meaning}.{part}"
-    )
+    is_part = facts.indexed_bytes < facts.train_bytes
+    searched = f" Only the first {count_label(facts.indexed_bytes)}B of the text were searched." if is_part else ""
+    what = "stands word for word in your text, in passages of 32 bytes or more"
+    sentence = f"{_share(rate)} of the newest samples {what}: {meaning}.{searched}"
+    if rate >= MENTIONED_SHARE or usual >= MENTIONED_SHARE:
+        sentence += f" Of text that it has not read, {_share(usual).lower()} does."
     return render("copied", copied=copied, sentence=sentence)
+
+
+def _share(fraction: float) -> str:
+    return "Nothing" if fraction < MENTIONED_SHARE else f"{fraction:.1%}"
 
 
 def next_part(verdict: Verdict) -> Markup:

@@ -70,6 +70,13 @@ class RunView:
         return self.metrics.column("train_loss") * self._bits_per_nat(is_train=True)
 
     @cached_property
+    def train_groups(self) -> tuple[Values, Values, Values]:
+        """(mean, smallest, largest) training loss of each group of rows."""
+        means, lows, highs = self.metrics.column_of_groups("train_loss")
+        bits = self._bits_per_nat(is_train=True)
+        return means * bits, lows * bits, highs * bits
+
+    @cached_property
     def errors(self) -> Values:
         """Standard errors of `val`."""
         return self.metrics.column("val_loss_error") * self._bits_per_nat(is_train=False)

@@ -15,6 +15,8 @@ MIN_ROWS_AFTER_BEST = 3
 SLIGHT_GAP, CLEAR_GAP, LARGE_GAP = 0.04, 0.12, 0.25
 # Passes over a text after which a clear gap means that the text is too small for the model and the time.
 MANY_EPOCHS = 10
+# Nothing can be memorized in fewer passes.
+FEW_EPOCHS = 1.5
 # A training loss this far above its lowest value so far is a spike.
 SPIKE = 0.08
 MIN_SPIKES = 2
@@ -33,6 +35,8 @@ class Signs:
     """Steps that the guard left out."""
     n_rollbacks: int
     n_spikes: int
+    is_memorizing: bool
+    """Whether it knows much of its text by heart, though the validation loss has not risen."""
     is_too_fast: bool
     """Whether the learning rate is probably too high."""
     is_small_text: bool
@@ -49,31 +53,35 @@ def signs_of(view: RunView) -> Signs:
     is_too_fast = diverged or n_rollbacks > 0 or n_spikes >= MIN_SPIKES
     overfits_since = None if is_too_fast else _overfits_since(view)
     epochs, gap = view.data_epochs, view.gap
-    is_small_text = overfits_since is not None or (
-        gap is not None and gap > CLEAR_GAP and epochs is not None and epochs > MANY_EPOCHS
-    )
+    can_memorize = not is_too_fast and (epochs is None or epochs >= FEW_EPOCHS)
+    is_memorizing = can_memorize and overfits_since is None and gap is not None and gap >= LARGE_GAP
+    reads_often = gap is not None and gap > CLEAR_GAP and epochs is not None and epochs > MANY_EPOCHS
+    is_small_text = overfits_since is not None or is_memorizing or reads_often
     return Signs(
         overfits_since,
         n_skipped,
         n_rollbacks,
         n_spikes,
+        is_memorizing,
         is_too_fast,
         is_small_text and not is_too_fast,
         view.state == "finished" and not is_small_text and not is_too_fast and _is_too_short(view),
     )
 
 
-def gap_in_words(gap: float | None) -> str:
+def gap_in_words(view: RunView) -> str:
     """What the gap between training and validation loss means."""
+    gap, epochs = view.gap, view.data_epochs
     if gap is None:
         return "not known yet"
     if gap < SLIGHT_GAP:
         return "no sign of memorizing"
     if gap < CLEAR_GAP:
-        return "small, as usual"
-    if gap < LARGE_GAP:
-        return "it is starting to memorize your text"
-    return "it is memorizing your text"
+        return "a small gap, as usual"
+    if epochs is not None and epochs < FEW_EPOCHS:
+        return "the validation text differs from the rest"
+    words = "it is starting to memorize your text" if gap < LARGE_GAP else "it is memorizing your text"
+    return words if _overfits_since(view) is not None else f"{words}, which has done no harm so far"
 
 
 def quality_in_words(bits_per_byte: float) -> str:

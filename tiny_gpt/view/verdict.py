@@ -65,6 +65,8 @@ def _headline(view: RunView, signs: Signs) -> tuple[str, str]:
     if signs.overfits_since is not None:
         kept = "The best model was kept." if state == "finished" else "The best model is kept."
         return "warn", f"{doing}, but it has begun to memorize your text. {kept}"
+    if signs.is_memorizing:
+        return "warn", f"{doing}, and memorizing your text: more text would help."
     if state == "finished":
         return "good", "Finished well."
     if view.n_rows == 0:
@@ -114,7 +116,8 @@ def _best(view: RunView) -> str:
 def _suggestions(view: RunView, signs: Signs, run: str) -> list[Suggestion]:
     sources = " ".join(shlex.quote(source) for source in _sources(view)) or "my_text.txt"
     if view.state in ("stopped", "died") or (view.state == "failed" and not signs.is_too_fast):
-        found = [Suggestion(f"tiny-gpt resume {run}", "continues from the last checkpoint; no step is lost before it")]
+        step = f", that of step {view.checkpoint.step:,}" if view.checkpoint else ""
+        found = [Suggestion(f"tiny-gpt resume {run}", f"continues from the last checkpoint{step}")]
         if view.best is not None and view.state != "failed":
             minutes = max(1, round(view.elapsed_s / 600))
             found.append(

@@ -26,33 +26,32 @@
     setTheme(next);
   });
 
-  // The chart: the evaluation nearest to the pointer, or chosen by arrow keys, in words.
+  // The chart: the evaluation or event nearest to the pointer, or chosen by arrow keys, in words.
   const figure = find("#loss-figure");
-  const visibleDots = () => all(".variant .dot", figure).filter((dot) => dot.getClientRects().length);
-  const read = (dot) => {
+  const middle = (mark) => { const box = mark.getBoundingClientRect(); return box.left + box.width / 2; };
+  const visible = (selector) => all(`.variant ${selector}`, figure).filter((mark) => mark.getClientRects().length);
+  const closest = (marks, x) => marks.reduce(
+    (best, mark) => (best && Math.abs(middle(best) - x) <= Math.abs(middle(mark) - x) ? best : mark), null);
+  const read = (mark) => {
     all(".near", figure).forEach((other) => other.classList.remove("near"));
-    find(".readout", figure).textContent = dot ? find("title", dot).textContent : "";
-    if (dot) dot.classList.add("near");
+    find(".readout", figure).textContent = mark ? find("title", mark).textContent : "";
+    if (mark) mark.classList.add("near");
   };
-  const nearest = (event) => {
-    let best = null, distance = Infinity;
-    for (const dot of visibleDots()) {
-      const box = dot.getBoundingClientRect();
-      const away = Math.abs(box.left + box.width / 2 - event.clientX);
-      if (away < distance) { best = dot; distance = away; }
-    }
-    read(best);
-  };
+  const EVENT_PIXELS = 7;
   if (figure) {
-    figure.addEventListener("pointermove", nearest);
-    figure.addEventListener("pointerdown", nearest);
+    const point = ({ clientX }) => {
+      const event = closest(visible(".event"), clientX);
+      read(event && Math.abs(middle(event) - clientX) <= EVENT_PIXELS ? event : closest(visible(".dot"), clientX));
+    };
+    figure.addEventListener("pointermove", point);
+    figure.addEventListener("pointerdown", point);
     figure.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!move) return;
       event.preventDefault();
-      const dots = visibleDots();
-      const at = dots.findIndex((dot) => dot.classList.contains("near"));
-      read(dots[Math.min(Math.max(at < 0 ? dots.length - 1 : at + move, 0), dots.length - 1)]);
+      const marks = visible(".dot, .event").sort((a, b) => middle(a) - middle(b));
+      const at = marks.findIndex((mark) => mark.classList.contains("near"));
+      read(marks[Math.min(Math.max(at < 0 ? marks.length - 1 : at + move, 0), marks.length - 1)]);
     });
   }
 
@@ -60,16 +59,30 @@
   const range = find("#sample-range"), play = find("#play"), list = find("#samples");
   let follows = true, timer = null;
   const samples = () => all(".sample", list);
+  const stepOf = (sample) => Number(find("[data-step]", sample).dataset.step);
+  const nearestTo = (step, elements, stepOfElement) => elements.reduce((best, element) => (
+    best && Math.abs(stepOfElement(best) - step) <= Math.abs(stepOfElement(element) - step) ? best : element), null);
+  const markInChart = () => {
+    all(".sampled", figure).forEach((dot) => dot.classList.remove("sampled"));
+    const shown = find(".sample.shown", list);
+    if (!shown) return;
+    all(".variant", figure).forEach((variant) => {
+      const dots = all(".dot", variant), stepOfDot = (dot) => Number(dot.dataset.step);
+      const dot = nearestTo(stepOf(shown), dots, stepOfDot);
+      if (dot && stepOf(shown) >= stepOfDot(dots[0])) dot.classList.add("sampled");
+    });
+  };
   const show = (index) => {
     const found = samples();
     const at = Math.min(Math.max(index, 0), found.length - 1);
     found.forEach((sample, i) => sample.classList.toggle("shown", i === at));
     range.max = String(Math.max(0, found.length - 1));
     range.value = String(at);
-    const label = found[at] ? find("h3", found[at]).textContent : "";
-    range.setAttribute("aria-valuetext", label);
+    range.setAttribute("aria-valuetext", found[at] ? find(".about", found[at]).textContent : "");
+    find(".slider").hidden = !found.length;
     find("#sample-label").textContent = found.length ? `${at + 1} of ${found.length}` : "";
     follows = at === found.length - 1;
+    markInChart();
   };
   const stop = () => {
     clearInterval(timer);
@@ -103,6 +116,12 @@
       const x = event.changedTouches[0].clientX - startX, y = event.changedTouches[0].clientY - startY;
       startX = null;
       if (Math.abs(x) > 40 && Math.abs(x) > 2 * Math.abs(y)) go(x < 0 ? 1 : -1);
+    });
+    // The chart leads to what was written there.
+    figure.addEventListener("click", ({ clientX }) => {
+      const dot = closest(visible(".dot"), clientX);
+      const sample = dot && nearestTo(Number(dot.dataset.step), samples(), stepOf);
+      if (sample) { stop(); show(samples().indexOf(sample)); }
     });
     show(samples().length - 1);
   }
@@ -144,10 +163,11 @@
   const have = {};
   const replace = (part, html) => {
     const open = all("details[open]", part).map((details) => details.id);
-    const near = find(".near", part) ? all(".dot", part).indexOf(find(".near", part)) : -1;
+    const near = all(".dot, .event", part).findIndex((mark) => mark.classList.contains("near"));
     part.innerHTML = html;
     open.forEach((id) => { const details = id && document.getElementById(id); if (details) details.open = true; });
-    if (near >= 0 && all(".dot", part)[near]) all(".dot", part)[near].classList.add("near");
+    const again = near >= 0 && all(".dot, .event", part)[near];
+    if (again) again.classList.add("near");
   };
   const apply = (parts) => {
     for (const [id, { hash, html }] of Object.entries(parts)) {
@@ -163,7 +183,7 @@
     }
     if (Object.keys(parts).some((id) => id.startsWith("sample-"))) {
       show(follows && !timer ? samples().length - 1 : Number(range.value));
-    }
+    } else markInChart();
     tick();
   };
   const poll = async () => {
