@@ -31,6 +31,7 @@ def test_batches_beyond_the_critical_size_waste_tokens():
     assert factors[-1] / factors[-2] == pytest.approx(8, rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_law_is_the_fit_to_the_recorded_runs():
     law, fitted = load_scaling_law(), benchmark.fit(recorded_runs())
     assert (fitted.exponent, fitted.repetition_decay) == (law.exponent, law.repetition_decay)

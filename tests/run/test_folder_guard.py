@@ -164,6 +164,7 @@ if "TINY_GPT_HEARTBEAT" in os.environ:
 """
 
 
+@pytest.mark.slow
 def test_the_watchdog_sends_the_next_process_after_the_folder(text, tmp_path):
     """A whole training by its command."""
     old, new = tmp_path / "runs" / "text", tmp_path / "kept"

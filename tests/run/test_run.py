@@ -20,6 +20,7 @@ from tiny_gpt.cli import process
 from tiny_gpt.config import (
     FINAL_FILE,
 )
+from tiny_gpt.device import is_out_of_memory
 from tiny_gpt.errors import (
     OutOfResourcesError,
     RestartRequestedError,
@@ -62,7 +63,12 @@ def out_of_memory_above(monkeypatch, n_blocks, failure):
     ],
     ids=["cuda", "mps", "cpu", "python"],
 )
-def test_out_of_memory_shrinks_the_micro_batches(config, tmp_path, monkeypatch, failure):
+def test_every_device_is_understood_when_it_is_out_of_memory(failure):
+    assert is_out_of_memory(failure) and not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_out_of_memory_shrinks_the_micro_batches(config, tmp_path, monkeypatch):
+    failure = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
     config = with_model(config, dropout=0.0)
     rows = finish(with_train(config, out_dir=str(tmp_path / "reference"))).rows
     out_of_memory_above(monkeypatch, 3, failure)

@@ -4,6 +4,7 @@ import pytest
 
 from tests.data.sources.conftest import CONTENT, SHA256
 from tiny_gpt.data.progress import finish
+from tiny_gpt.data.sources import python_docs
 from tiny_gpt.data.sources.catalog import DATASETS, DatasetInfo, RemoteFile
 from tiny_gpt.data.sources.fetch import downloads_folder, fetch_dataset, fetch_url, is_downloaded
 from tiny_gpt.data.sources.resolve import resolve
@@ -57,7 +58,8 @@ def test_file_added_by_hand_is_used_if_its_hash_is_right(server, mine, monkeypat
     assert server.requests == []
 
 
-def test_without_network_the_error_lists_what_is_available(server, mine):
+def test_without_network_the_error_lists_what_is_available(server, mine, monkeypatch):
+    monkeypatch.setattr(python_docs, "read_python_docs", lambda: ["The manual."])
     server.shutdown()
     server.server_close()
     with pytest.raises(BadInputError, match="python-docs") as error:
