@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.steps import Task
 from tiny_gpt.device import synchronize
-from tiny_gpt.model.shapes import n_multiplied, product_shapes
+from tiny_gpt.model.shapes import block_product_shapes, n_multiplied
 
 N_MEASUREMENTS = 5
 # One product on a GPU takes less time than waiting for it.
@@ -44,8 +44,9 @@ class MatrixProducts:
 def linear_layers(task: Task) -> dict[tuple[int, int], list[str]]:
     """The names of the model's linear layers by shape: {(256, 768): ["qkv", "qkv", "qkv", "qkv"], ...}."""
     layers: dict[tuple[int, int], list[str]] = {}
-    for name, (n_out, n_in) in product_shapes(task.model, task.vocab_size).items():
-        layers.setdefault((n_in, n_out), []).append(name.split(".")[-2])
+    for name, (n_out, n_in) in block_product_shapes(task.model).items():
+        layers.setdefault((n_in, n_out), []).extend([name.split(".")[-2]] * task.model.n_layer)
+    layers.setdefault((task.model.d_model, task.vocab_size), []).append("head")
     return layers
 
 

@@ -1,6 +1,7 @@
 """`tiny-gpt doctor`: what it prints and returns on safe and on broken machines."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.numerics.wrong_kernels import linear_with_wrong_last_rows_in_3d_bf16, softmax_with_one_nan
 from tiny_gpt import device
-from tiny_gpt.cli import doctor
+from tiny_gpt.cli import doctor, kept_checks
 from tiny_gpt.cli.doctor import PrecisionReport, examine
 from tiny_gpt.errors import UsageError
 from tiny_gpt.numerics import self_test
@@ -19,9 +20,12 @@ SECONDS = {"fused bf16": 0.0181, "fused fp32": 0.0582, "eager bf16": 0.0254}
 
 
 @pytest.fixture
-def few_checks(monkeypatch):
-    """Two quick checks, and a machine on which auto chooses bf16."""
-    monkeypatch.setattr(self_test, "CHECKS", {name: CHECKS[name] for name in ("softmax", "linear, 3-D")})
+def few_checks(monkeypatch, tmp_path):
+    """Two quick checks, and a machine on which auto chooses bf16; no results are kept yet."""
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path))
+    checks = {name: CHECKS[name] for name in ("softmax", "linear, 3-D")}
+    monkeypatch.setattr(self_test, "CHECKS", checks)
+    monkeypatch.setattr(kept_checks, "CHECKS", checks)
     monkeypatch.setattr(device, "_bf16_is_faster", lambda device: True)
 
     def choose_backend(config, vocab_size, device_):
@@ -42,6 +46,34 @@ def test_a_sound_machine_is_safe(few_checks, capsys):
         assert fact in out
     assert "Not safe" not in out and "Train with" not in out
     assert max(map(len, out.splitlines())) <= 120
+
+
+def test_results_of_a_sound_machine_are_kept(few_checks, monkeypatch, capsys):
+    assert examine("cpu") == 0
+    first = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(F, "linear", linear_with_wrong_last_rows_in_3d_bf16)  # what is kept is not computed again
+    assert examine("cpu") == 0
+    second = capsys.readouterr().out.splitlines()
+    is_about_now = re.compile("memory|disk|compiling|Percentages")
+    assert [line for line in first if not is_about_now.match(line)] == [
+        line for line in second if not is_about_now.match(line)
+    ]
+    assert "ago; --again checks anew." in next(line for line in second if "Percentages" in line)
+    assert examine("cpu", as_json=True) == 0
+    assert all(report["age_s"] > 0 for report in json.loads(capsys.readouterr().out)["reports"])
+    assert examine("cpu", again=True) == 1, "only --again finds the fault"
+    monkeypatch.setattr(kept_checks, "MAX_KEPT_S", 0.0)
+    assert examine("cpu") == 1
+
+
+def test_results_of_a_faulty_machine_are_not_kept(few_checks, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "linear", linear_with_wrong_last_rows_in_3d_bf16)
+        assert examine("cpu") == 1
+    assert examine("cpu") == 0
+    kept = next((tmp_path / kept_checks.CHECKS_FOLDER).iterdir())
+    kept.write_text("{")
+    assert examine("cpu") == 0, "a damaged file is as good as none"
 
 
 def test_wrong_bf16_is_named_with_the_flag_to_use(few_checks, monkeypatch, capsys):

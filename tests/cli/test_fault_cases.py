@@ -80,6 +80,7 @@ def make_texts(folder):
     (folder / "one.txt").write_text("a")
     (folder / "-dash.txt").write_text("a text whose name begins with a dash. " * 99)
     (folder / "a b 'c\".txt").write_text("a text with an odd name. " * 99)
+    (folder / "my book.txt").write_text("a text with a blank in its name. " * 99)
     (folder / "line\nend.txt").write_text("a text with an odd name. " * 99)
     (folder / "txt.d").mkdir()
     (folder / "loop").mkdir()
@@ -98,6 +99,7 @@ def make_texts(folder):
 def make_runs(folder):
     good, runs = folder / "runs" / "good", folder / "runs"
     (runs / "nothing").mkdir()
+    (runs / "my run").mkdir()
     (runs / "file").write_text("a file where a run is expected")
     for name, broken in (
         ("badconfig", lambda run: (run / "config.json").write_text("{")),
@@ -138,7 +140,7 @@ CASES = [
     ("generate --checkpoint hf", 3, "folder-without-model"),
     ("generate --checkpoint hf2", 3, "hf-setting-unsupported"),
     ("generate --checkpoint lora", 3, "adapter-not-a-model"),
-    ("generate --checkpoint bad.gguf", 3, "not-a-model-file"),
+    ("generate --checkpoint bad.gguf", 3, "gguf-damaged"),
     ("generate --checkpoint /dev/null", 3, "model-file-not-regular"),
     ("generate --checkpoint /dev/zero", 3, "model-file-not-regular"),
     ("generate --checkpoint ''", 0, ""),
@@ -316,6 +318,32 @@ CASES = [
     ("eval nosuch text.txt", 3, "model-not-found"),
     ("eval good.pt ''", 3, "source-empty"),
     ("data text.txt ''", 3, "source-empty"),
+    # Names that a shell took apart, words meant as a prompt, flags of other tools.
+    ("train my book.txt", 3, "path-not-quoted"),
+    ("train text.txt my book.txt --steps 3", 3, "path-not-quoted"),
+    ("train --data my book.txt", 3, "path-not-quoted"),
+    ("plan my book.txt", 3, "path-not-quoted"),
+    ("data my book.txt", 3, "path-not-quoted"),
+    ("eval good.pt my book.txt", 3, "path-not-quoted"),
+    ("resume my run", 3, "path-not-quoted"),
+    ("report my run", 3, "path-not-quoted"),
+    ("generate 'The lobster'", 3, "prompt-as-model"),
+    ("generate The lobster", 2, "words-as-prompt"),
+    ("train text.txt --lr 3e-4", 2, "flag-of-another-tool"),
+    ("train text.txt --wandb", 2, "flag-of-another-tool"),
+    ("train text.txt --gpus 2", 2, "flag-of-another-tool"),
+    ("train text.txt --max-iters 5000", 2, "flag-of-another-tool"),
+    # Sizes that no memory holds, known before anything is measured.
+    ("train text.txt --n-layer 1000000", 5, "not-enough-memory"),
+    ("train text.txt --n-head 10000000", 5, "not-enough-memory"),
+    ("train text.txt --d-model 1000000000000", 5, "not-enough-memory"),
+    ("train text.txt --d-model 129", 2, "head-dim-odd"),
+    ("train text.txt --n-head 3 --d-model 128", 2, "d-model-not-divisible"),
+    ("train text.txt --recipe overnight --d-ff 1000000000000", 5, "not-enough-memory"),
+    ("plan text.txt --batch-size 1000000000 --n-layer 1 --d-model 16", 5, "not-enough-memory"),
+    ("report nothing", 3, "folder-without-run"),
+    ("report txt.d", 3, "folder-without-run"),
+    ("watch nothing", 3, "folder-without-run"),
 ]
 
 

@@ -117,6 +117,14 @@ def test_impossible_devices_are_refused(train: dict[str, Any], code: str) -> Non
     assert refused.value.code == code
 
 
+def test_a_run_of_more_devices_than_there_are_is_told_how_many_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    train = TrainConfig(devices="2", device="cpu")
+    with pytest.raises(UsageError, match="1 core; give --devices 1"):
+        n_processes(RunConfig(train=train))
+    assert n_processes(RunConfig(train=TrainConfig(devices="1", device="cpu"))) == 1
+
+
 def test_a_cpu_is_one_device_unless_it_is_divided() -> None:
     assert n_processes(RunConfig()) == 1
     assert n_processes(RunConfig(train=TrainConfig(devices="all", device="cpu"))) == 1

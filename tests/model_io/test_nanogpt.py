@@ -1,11 +1,13 @@
 """Checkpoints of nanoGPT: made here by torch in nanoGPT's layout, computed by a reference forward written out below."""
 
+import json
 import math
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional as F
 
 from tiny_gpt.cli.main import main
@@ -18,10 +20,10 @@ CHARACTERS = "\n !abcdefghiké"
 ARGS = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=len(CHARACTERS), dropout=0.1)
 
 
-def checkpoint(path, bias, prefix=""):
+def checkpoint(path, bias, prefix="", vocab_size=None):
     """What nanoGPT's train.py saves: wte and the head are one tensor. Returns the weights."""
     torch.manual_seed(1)
-    width, n = ARGS["n_embd"], len(CHARACTERS)
+    width, n = ARGS["n_embd"], vocab_size or len(CHARACTERS)
     shapes = {"transformer.wte.weight": (n, width), "transformer.wpe.weight": (ARGS["block_size"], width)}
     for layer in range(ARGS["n_layer"]):
         block = f"transformer.h.{layer}"
@@ -44,7 +46,11 @@ def checkpoint(path, bias, prefix=""):
     optimizer = torch.optim.AdamW([parameter], betas=(0.9, 0.95))
     parameter.sum().backward()
     optimizer.step()
-    content = {"model": state, "optimizer": optimizer.state_dict(), "model_args": ARGS | {"bias": bias}}
+    content = {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "model_args": ARGS | {"bias": bias, "vocab_size": n},
+    }
     content |= {"iter_num": 5, "best_val_loss": torch.tensor(1.5), "config": {"dataset": "x", "compile": True}}
     torch.save(content, path)
     return weights
@@ -98,6 +104,44 @@ def test_logits_are_those_of_nanogpt(folder, bias, prefix):
     unknown = [i for i in range(loaded.tokenizer.vocab_size) if i not in columns]
     if bias:  # a trained model's states have a common direction, as a bias gives these
         assert ours_TV.softmax(-1)[:, unknown].sum(-1).max() < 1e-3
+
+
+def gpt2_like_vocabulary(folder, form):
+    """A small vocabulary in the layout of GPT-2's: subwords of bytes, and <|endoftext|> last. Returns the library's own
+    tokenizer of it."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(["the cat sat on the mat, and the dog in the café said: hello, hello!"] * 9, 290)
+    trained.save_model(str(folder))
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocab["<|endoftext|>"] = len(vocab)
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    library = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    if form == "tokenizer.json":
+        library.save(str(folder / "tokenizer.json"))
+        (folder / "vocab.json").unlink()
+        (folder / "merges.txt").unlink()
+    return library
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json and merges.txt"])
+def test_tokens_of_gpt2_need_its_tokenizer(tmp_path, form, monkeypatch, capsys):
+    """nanoGPT's own recipe: GPT-2's vocabulary, rows rounded up to a multiple of 64, and no meta.pkl."""
+    vocabulary = tmp_path / "gpt2"
+    vocabulary.mkdir()
+    library = gpt2_like_vocabulary(vocabulary, form)
+    n_rows = -(-library.get_vocab_size() // 64) * 64
+    weights = checkpoint(tmp_path / "ckpt.pt", False, vocab_size=n_rows)
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "ckpt.pt"]) == 3 and "--tokenizer" in capsys.readouterr().err
+    assert main(["import", "ckpt.pt", "--tokenizer", "gpt2", "--out", "mine.pt"]) == 0
+    loaded = load_model(Path("mine.pt"), CPU)
+    ids = torch.from_numpy(loaded.tokenizer.encode("the café said hello").astype("int64"))[None, : ARGS["block_size"]]
+    assert ids[0].tolist() == library.encode("the café said hello").ids
+    with torch.no_grad():
+        ours_TV = loaded.model(ids)[0]
+    expected_TV = reference(weights, ids, "tanh")[0][:, : ours_TV.shape[1]]
+    assert ours_TV.shape[1] == library.get_vocab_size()
+    torch.testing.assert_close(ours_TV, expected_TV, rtol=1e-4, atol=1e-4)
 
 
 def test_command_writes_a_model_file(folder, monkeypatch, capsys):

@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import glob
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from tiny_gpt.config.checks import OPTIONAL
+from tiny_gpt.files import user_path
 
 Arguments = TypeVar("Arguments")
 
@@ -48,6 +51,17 @@ def parse(
     if default is None:
         return tyro.cli(arguments, prog=prog, description=description, args=args, config=config)
     return tyro.cli(arguments, prog=prog, description=description, args=args, default=default, config=config)
+
+
+def require_sources(sources: Sequence[str]) -> None:
+    """Raise BadInputError for a path that is not there, before torch is imported, which takes seconds."""
+    from tiny_gpt.data.sources.catalog import DATASETS
+    from tiny_gpt.data.sources.missing import source_not_found
+
+    for source in sources:
+        is_other = source in ("", "-") or ":" in source or "|" in source or glob.has_magic(source) or source in DATASETS
+        if not is_other and not os.path.exists(user_path(source)):
+            raise source_not_found(source)
 
 
 def _without_repetitions(args: Sequence[str], default: object) -> list[str]:

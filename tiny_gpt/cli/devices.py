@@ -37,11 +37,15 @@ def n_processes(config: RunConfig) -> int:
         require_shareable("mps")
     require_shareable(train.device)
     # All of a machine's cores are one device, unless the user divides them.
-    available, kind = (n_gpus, "GPUs") if n_gpus else (os.cpu_count() or 1, "cores")
+    available, kind = (n_gpus, "GPU") if n_gpus else (os.cpu_count() or 1, "core")
     if train.devices == ALL_DEVICES:
         return n_gpus or 1
     if int(train.devices) > available:
-        raise UsageError(f"--devices {train.devices}: this machine has {available} {kind}", code="too-few-devices")
+        raise UsageError(
+            f"--devices {train.devices}: this machine has {available} {kind}{'s' if available > 1 else ''}; give "
+            f"--devices {available}, with which a run of more devices can be resumed too",
+            code="too-few-devices",
+        )
     return int(train.devices)
 
 

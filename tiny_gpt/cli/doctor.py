@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from tiny_gpt.cli.kept_checks import keep_checks, read_checks
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.device import (
     PRECISIONS,
@@ -25,10 +26,12 @@ from tiny_gpt.device import (
     describe_device,
     pick_device,
 )
+from tiny_gpt.duration import format_duration
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host.battery import system_battery
 from tiny_gpt.numerics.self_test import Result, describe, self_test
 from tiny_gpt.planning.autotune import choose_backend
+from tiny_gpt.planning.measurement import compilation_notices
 from tiny_gpt.planning.types import BackendChoice
 from tiny_gpt.ui.terminal import check_mark, printable
 
@@ -54,6 +57,8 @@ class PrecisionReport:
     results: list[Result]
     choice: BackendChoice | None = None
     """What autotuning chose for the default model on this device; in the report of its precision only."""
+    age_s: float = 0.0
+    """Seconds since the checks were done, where the results of an earlier call were kept."""
 
     @property
     def is_safe(self) -> bool:
@@ -63,8 +68,10 @@ class PrecisionReport:
         return f"{self.device} with {self.precision}"
 
 
-def examine(device_name: str = EVERY_DEVICE, as_json: bool = False) -> int:
+def examine(device_name: str = EVERY_DEVICE, as_json: bool = False, again: bool = False) -> int:
     """Test the device of this name, "auto" for the preferred one or "all" for each, and print the results.
+
+    `again`: also where the results of an earlier call are kept.
 
     Returns the exit code: 0 if what `auto` chooses is safe, else 1. Raises UsageError for a device that is not here.
     """
@@ -74,10 +81,14 @@ def examine(device_name: str = EVERY_DEVICE, as_json: bool = False) -> int:
     facts = machine_facts()
     for line in fact_lines(facts):
         show(line)
-    reports = [report for device in devices for report in examine_device(device, show)]
+    reports = [report for device in devices for report in examine_device(device, show, again)]
     auto = next(report for report in reports if report.is_auto)  # devices are in the order that auto prefers
     elapsed_s = time.perf_counter() - start
-    show(f"Percentages: error as a share of what rounding explains. All checks took {elapsed_s:.0f} s.")
+    kept_s = [report.age_s for report in reports if report.age_s]
+    took = f"All checks took {elapsed_s:.0f} s."
+    if kept_s:
+        took = f"Checked {format_duration(max(kept_s))} ago; --again checks anew."
+    show(f"Percentages: error as a share of what rounding explains. {took}")
     show("")
     for line in verdict(reports, auto):
         show(line)
@@ -91,24 +102,33 @@ def every_device() -> list[torch.device]:
     return [torch.device(name) for name in available_devices() if name != "cuda:0"]
 
 
-def examine_device(device: torch.device, show: Print) -> list[PrecisionReport]:
+def examine_device(device: torch.device, show: Print, again: bool = False) -> list[PrecisionReport]:
     """Test one device in every precision that it supports, and show each row of results as it is known."""
     torch.set_float32_matmul_precision("highest")  # undo what configure_torch set for another device
     configure_torch(device)
     # On GPUs a run of one epoch, too short for torch.compile, which would take a minute here.
     config = RunConfig() if device.type == "cpu" else RunConfig(train=TrainConfig(epochs=1))
+    for notice in compilation_notices(config, device):
+        show(notice.text)
     choice = choose_backend(config, CHAR_VOCAB_SIZE, device)
     precisions = [name for name in PRECISIONS if is_supported(name, device)]
     show("")
     show(_table_row(describe_device(device), precisions))
+    kept = None if again else read_checks(device, precisions)
     rows = []
-    for row in zip(*(self_test(device, PRECISIONS[name]) for name in precisions), strict=True):
+    for row in zip(
+        *(kept.results[name] if kept else self_test(device, PRECISIONS[name]) for name in precisions), strict=True
+    ):
         show(_table_row(row[0].name, [result_cell(result) for result in row]))
         rows.append(row)
+    by_precision = {name: list(results) for name, results in zip(precisions, zip(*rows, strict=True), strict=True)}
+    if kept is None:
+        keep_checks(device, by_precision)
     reports = []
-    for precision, results in zip(precisions, zip(*rows, strict=True), strict=True):
-        is_auto = precision == choice.candidate.precision
-        reports.append(PrecisionReport(str(device), precision, is_auto, list(results), choice if is_auto else None))
+    for precision, results in by_precision.items():
+        own = choice if precision == choice.candidate.precision else None
+        age_s = kept.age_s if kept else 0.0
+        reports.append(PrecisionReport(str(device), precision, own is not None, results, own, age_s))
     for report in reports:
         for result in report.results:
             if result.detail:
@@ -244,6 +264,7 @@ def as_dict(
                 "device": report.device,
                 "precision": report.precision,
                 "safe": report.is_safe,
+                "age_s": round(report.age_s, 2),
                 "checks": [
                     asdict(result) | {"error": result.error if math.isfinite(result.error) else None}
                     for result in report.results

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from tiny_gpt.cli.arguments import parse
+from tiny_gpt.cli.arguments import parse, require_sources
 from tiny_gpt.config import DataConfig, EvalConfig
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import BadInputError, UsageError
@@ -40,6 +40,7 @@ def evaluate(args: Sequence[str]) -> int:
     if not command.sources:
         raise UsageError("name a text to score the model on: tiny-gpt eval MODEL my_text.txt", code="text-not-named")
     path = find_model(command.model)
+    require_sources(command.sources)
     scores, block_size = score(path, command.sources, command.eval)
     if command.json:
         print(json.dumps({"model": str(path), "sources": list(command.sources), **scores}))

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,12 @@ SCRIPT_DEFAULTS = GenerateScript(SampleConfig(checkpoint=BEST_FILE))
 
 def generate(args: Sequence[str]) -> int:
     """Generate text with a trained model."""
+    words = list(takewhile(lambda word: not word.startswith("-"), args))
+    if len(words) > 1:
+        raise UsageError(
+            f"{' '.join(words)}: name one model; to continue a text, give it as --prompt {quoted(' '.join(words))}",
+            code="words-as-prompt",
+        )
     command = parse(GenerateCommand, "tiny-gpt generate", args)
     if command.model and command.sampling.checkpoint:
         raise UsageError(

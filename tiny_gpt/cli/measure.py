@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from tiny_gpt.cli.arguments import SourcesArgument, parse
+from tiny_gpt.cli.arguments import SourcesArgument, parse, require_sources
 from tiny_gpt.cli.overrides import parse_run, recipe_config, run_settings
 from tiny_gpt.config import RunConfig
 from tiny_gpt.config.checks import OPTIONAL
@@ -30,6 +30,8 @@ class DoctorCommand:
     """Device to check."""
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""
+    again: Annotated[bool, OPTIONAL] = False
+    """Check again what was found sound on this machine within the last 30 days."""
     nodes: Annotated[bool, OPTIONAL] = False
     """Check whether the processes started by torchrun can train together, and the speed of their network."""
     data: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
@@ -39,9 +41,11 @@ class DoctorCommand:
 def plan(args: Sequence[str]) -> int:
     """Predict a training run: model, time, memory, loss."""
     command = parse_run(PlanCommand, "tiny-gpt plan", args, recipe_config("auto", args))
+    config = run_settings(command, command.sources)
+    require_sources(config.data.data)
     from tiny_gpt.cli.plan import show_plan
 
-    return show_plan(run_settings(command, command.sources), command.json)
+    return show_plan(config, command.json)
 
 
 def doctor(args: Sequence[str]) -> int:
@@ -53,4 +57,4 @@ def doctor(args: Sequence[str]) -> int:
         return examine_nodes(command.data, command.json)
     from tiny_gpt.cli.doctor import examine
 
-    return examine(command.device, command.json)
+    return examine(command.device, command.json, command.again)

@@ -4,11 +4,13 @@ Natural forms become the ones that the parser knows; flags of other tools and ba
 is meant.
 """
 
+import os
 import re
 from collections.abc import Sequence
 
 from tiny_gpt.duration import is_bare_number
-from tiny_gpt.errors import UsageError
+from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.files import quoted, user_path
 
 # Flags whose value may be several words: a number and its unit.
 TIME_FLAGS = ("--for", "--until")
@@ -19,6 +21,8 @@ _TIME_WORD = re.compile(
     re.IGNORECASE,
 )
 _COUNT = re.compile(r"(\d+(?:[.,_]\d+)*)\s*(k|m|g|b|million|thousand)?", re.IGNORECASE)
+# The most words of a name with blanks that are looked for.
+MAX_WORDS = 8
 _FACTORS = {"": 1, "k": 10**3, "thousand": 10**3, "m": 10**6, "million": 10**6, "g": 10**9, "b": 10**9}
 
 # Flags of other tools, and what they are called here.
@@ -50,7 +54,11 @@ OTHER_NAMES = {
     "--dtype": "--precision",
     "--compile": "--backend compiled",
     "--gpu": "--device cuda",
-    "--gpus": "--device cuda",
+    "--gpus": "--devices",
+    "--num-gpus": "--devices",
+    "--n-gpus": "--devices",
+    "--ngpus": "--devices",
+    "--nproc-per-node": "--devices",
     "--cuda": "--device cuda",
     "--wandb": "--track wandb",
     "--wandb-log": "--track wandb",
@@ -70,10 +78,14 @@ NOT_HERE = {
 
 
 def natural_arguments(args: Sequence[str]) -> list[str]:
-    """`args` as the parser knows them. Raises UsageError for a flag of another tool and for a bare number as a time.
+    """`args` as the parser knows them.
+
+    Raises UsageError for a flag of another tool and for a bare number as a time, and BadInputError for a name that the
+    shell took apart at its blanks.
 
     ["--for", "6", "hours", "--tokens", "10M"] -> ["--for", "6 hours", "--tokens", "10000000"]
     """
+    _refuse_divided_names(args)
     result: list[str] = []
     rest = list(args)
     while rest:
@@ -116,6 +128,30 @@ def _value(name: str, value: str) -> str:
     except ValueError:
         return value
     return str(round(count)) if unit or number != match[1] else value
+
+
+def _refuse_divided_names(args: Sequence[str]) -> None:
+    """Raise BadInputError where words that are no files are together the name of one: my book.txt for 'my book.txt'."""
+    for start, word in enumerate(args):
+        if word.startswith("-") or _exists(word):
+            continue
+        for end in range(start + 2, min(start + MAX_WORDS, len(args)) + 1):
+            if args[end - 1].startswith("--"):
+                break
+            if _exists(whole := " ".join(args[start:end])):
+                raise BadInputError(
+                    f"no such file or folder: {word}. If you mean the one called {whole!r}, write {quoted(whole)}: a "
+                    "shell takes a name apart at its blanks",
+                    code="path-not-quoted",
+                )
+
+
+def _exists(name: str) -> bool:
+    """Whether there is a file or folder, or a run of that name."""
+    try:
+        return bool(name) and (user_path(name).exists() or os.path.exists(os.path.join("runs", name)))
+    except (OSError, ValueError):  # such as a name that is too long: what uses it says so
+        return False
 
 
 def _refuse_other_names(name: str, value: str) -> None:

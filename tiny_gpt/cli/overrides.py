@@ -43,21 +43,29 @@ def parse_run(
 ) -> RunArguments:
     """`base` with the settings that `args` give. Raises SystemExit after --help.
 
-    `is_of_run`: the defaults are the settings of a run. --help does not show them, because the run is not known yet.
+    `is_of_run`: the defaults are the settings of a run. Help does not show them, because the run is not known yet.
     """
     description = documentation(arguments)
     if given_budget(args):
         base = replace(base, train=base.train.without_budget())
-    if {"-h", "--help"} & set(args):
-        if is_of_run:
-            base = with_help_default(base, base.to_flat(), "as in the run")
-        elif base.train.auto:
-            description += '\n\nSettings marked "chosen" depend on the text, the time and this machine.'
-            base = with_help_default(base, base.train.auto, "chosen")
-            if base.train.budget != "epochs":
-                base = with_help_default(base, ["epochs"], "")
-    default = arguments(base.model, base.data, base.train, base.reliability)
-    return parse(arguments, prog, args, default, description)
+    shown = base  # with the defaults that --help and the hints after a misspelled flag show
+    if is_of_run:
+        shown = with_help_default(base, base.to_flat(), "as in the run")
+    elif base.train.auto:
+        description += '\n\nSettings marked "chosen" depend on the text, the time and this machine.'
+        shown = with_help_default(base, base.train.auto, "chosen")
+        if base.train.budget != "epochs":
+            shown = with_help_default(shown, ["epochs"], "")
+    parsed = parse(
+        arguments, prog, args, arguments(shown.model, shown.data, shown.train, shown.reliability), description
+    )
+    sections = {section.name: type(getattr(base, section.name)) for section in fields(base)}
+    return replace(parsed, **{name: _as(kind, getattr(parsed, name)) for name, kind in sections.items()})
+
+
+def _as(kind: type[Any], section: Any) -> Any:
+    """A section with help texts of its own as the section that it is."""
+    return kind(**{setting.name: getattr(section, setting.name) for setting in fields(kind)})
 
 
 def run_settings(arguments: RunConfig, sources: tuple[str, ...] = ()) -> RunConfig:

@@ -1,6 +1,5 @@
 """`tiny-gpt train`, `tiny-gpt resume` and train.py: their arguments, turned into one training to launch."""
 
-import glob
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tiny_gpt.cli.arguments import SourcesArgument
+from tiny_gpt.cli.arguments import SourcesArgument, require_sources
 from tiny_gpt.cli.devices import follow_rank_0
 from tiny_gpt.cli.launch import ResumeMode, launch_training, launched_folder, program_name
 from tiny_gpt.cli.overrides import (
@@ -95,17 +94,6 @@ def train(args: Sequence[str]) -> int:
     return launch_training(
         config, command.run, restart, program_name(), watch=command.watch, reporting=command.reporting
     )
-
-
-def require_sources(sources: Sequence[str]) -> None:
-    """Raise BadInputError for a path that is not there, before torch is imported, which takes seconds."""
-    from tiny_gpt.data.sources.catalog import DATASETS
-    from tiny_gpt.data.sources.missing import source_not_found
-
-    for index, source in enumerate(sources):
-        is_other = source == "-" or ":" in source or "|" in source or glob.has_magic(source) or source in DATASETS
-        if not is_other and not os.path.exists(user_path(source)):
-            raise source_not_found(source, sources[index + 1 :])
 
 
 def resume(args: Sequence[str]) -> int:

@@ -74,13 +74,15 @@ class ModelConfig:
             "d-model-not-divisible",
         )
         if self.traits.positions == "rotary":
-            given = f"--d-model {self.d_model} with --n-head {self.n_head}"
+            given, advice = f"--d-model {self.d_model}", f"--d-model {self._nearest_width()}"
+            if self.n_head > 1:
+                given += f" with --n-head {self.n_head}"
             if self.head_dim:
-                given = f"--head-dim {self.head_dim}"
+                given, advice = f"--head-dim {self.head_dim}", f"--head-dim {self.head_dim + 1}"
             require(
                 self.dim_per_head % 2 == 0,
                 f"{given}: the head width is {self.dim_per_head}, but rotary positions (--architecture "
-                f"{self.architecture}) rotate pairs of values, so it must be even",
+                f"{self.architecture}) rotate pairs of values, so it must be even; try {advice}",
                 "head-dim-odd",
             )
 

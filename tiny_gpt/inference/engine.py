@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.config import BEST_FILE, ModelConfig
 from tiny_gpt.inference.decoder import BatchDecoder, Decoder
+from tiny_gpt.model_io.gguf_file import is_gguf
 from tiny_gpt.model_io.stored_model import open_model_file
 from tiny_gpt.tokenizer.base import Tokenizer
 
@@ -52,12 +53,12 @@ def engine_for(loaded: LoadedModel) -> Engine:
 
 
 def open_engine(path: Path, device: str) -> Engine:
-    """A writer with the model at `path`: a model file, a run's folder or an exported folder.
+    """A writer with the model at `path`: a model file, a run's folder, an exported folder or GGUF file.
 
     `device` "auto" is the processor for a small model, else the best there is. Raises BadInputError and UsageError.
     """
     file = path / BEST_FILE if (path / BEST_FILE).is_file() else path
-    if device in ("auto", "cpu") and not file.is_dir() and _has_numba():
+    if device in ("auto", "cpu") and not file.is_dir() and not is_gguf(file) and _has_numba():
         with open_model_file(file) as stored:
             if device == "cpu" or stored.n_weights <= SMALL:
                 weights = stored.weights()

@@ -44,18 +44,19 @@ def weight_shapes(config: ModelConfig, vocab_size: int) -> Iterator[tuple[str, t
 
 def n_parameters(config: ModelConfig, vocab_size: int) -> int:
     """Number of parameters of `GPT(config, vocab_size)`."""
-    return sum(math.prod(shape) for _, shape in weight_shapes(config, vocab_size))
+    outside, in_block = _shapes_outside_blocks(config, vocab_size), _shapes_in_block(config)
+    return sum(map(math.prod, outside.values())) + config.n_layer * sum(map(math.prod, in_block.values()))
 
 
-def product_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """The weights that activations are multiplied with: all matrices but the embeddings, which are looked up."""
-    shapes = weight_shapes(config, vocab_size)
-    return {name: shape for name, shape in shapes if len(shape) == 2 and "embedding" not in name}
+def block_product_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The matrices of one block, which activations are multiplied with."""
+    return {name: shape for name, shape in _shapes_in_block(config).items() if len(shape) == 2}
 
 
 def n_multiplied(config: ModelConfig, vocab_size: int) -> int:
-    """Number of parameters in `product_shapes`: a forward pass takes twice as many operations per token."""
-    return sum(map(math.prod, product_shapes(config, vocab_size).values()))
+    """Number of parameters in all blocks' matrices and in the head: a forward pass takes twice as many operations per
+    token. Embeddings are looked up."""
+    return vocab_size * config.d_model + config.n_layer * sum(map(math.prod, block_product_shapes(config).values()))
 
 
 def _shapes_outside_blocks(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:

@@ -27,11 +27,12 @@ MAX_AGE_S = 86_400.0
 
 def cache_file(device: torch.device, candidates: list[Candidate], workload: list[Any]) -> Path:
     """The file for a choice among `candidates` for `workload`, which is plain JSON values."""
-    key = _machine(device) | {"candidates": [str(candidate) for candidate in candidates], "workload": workload}
+    key = machine(device) | {"candidates": [str(candidate) for candidate in candidates], "workload": workload}
     return cache_folder() / FOLDER / f"{sha256_of_json(key)[:32]}.json"
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a measurement may depend on: processor, device, versions and code, as plain JSON values."""
     return {
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -45,7 +46,7 @@ class MeasuredNumber:
 
     def __init__(self, device: torch.device, what: str, about: Any, expires: bool = False) -> None:
         """`about`: what the number depends on beside the machine and the code, as plain JSON values."""
-        key = _machine(device) | {"what": what, "about": about}
+        key = machine(device) | {"what": what, "about": about}
         self._file = cache_folder() / NUMBERS_FOLDER / f"{sha256_of_json(key)[:32]}.json"
         self._expires = expires
 
@@ -61,7 +62,7 @@ class MeasuredNumber:
 
     def write(self, value: float) -> None:
         """Store it, if the disk allows it."""
-        _write(self._file, {"value": value, "time": time.time()})
+        keep_json(self._file, {"value": value, "time": time.time()})
 
 
 def read_choice(file: Path, candidates: list[Candidate]) -> BackendChoice | None:
@@ -79,10 +80,11 @@ def read_choice(file: Path, candidates: list[Candidate]) -> BackendChoice | None
 def write_choice(file: Path, choice: BackendChoice) -> None:
     """Store `choice`, if the disk allows it."""
     values = {"candidate": str(choice.candidate), "seconds": choice.seconds, "failures": choice.failures}
-    _write(file, values)
+    keep_json(file, values)
 
 
-def _write(file: Path, values: dict[str, Any]) -> None:
+def keep_json(file: Path, values: dict[str, Any]) -> None:
+    """Write `values` as JSON, if the disk allows it."""
     with contextlib.suppress(OSError, OutOfResourcesError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as stream:
@@ -91,9 +93,10 @@ def _write(file: Path, values: dict[str, Any]) -> None:
 
 @functools.cache
 def code_fingerprint(device_type: str) -> str:
-    """A hash of the source files whose speed is measured."""
+    """A hash of the source files whose speed is measured on a device of this type; of those that "checks" check."""
     package = Path(__file__).parent.parent
-    folders = ("model", "kernels") if device_type == "cpu" else ("model", "training")
+    by_type = {"cpu": ("model", "kernels"), "checks": ("model", "kernels", "training", "numerics")}
+    folders = by_type.get(device_type, ("model", "training"))
     files = sorted(path for folder in folders for path in (package / folder).rglob("*.py"))
     return sha256_of_json([sha256_of(path) for path in (package / "backends.py", *files)])
 

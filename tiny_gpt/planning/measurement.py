@@ -7,7 +7,7 @@ an estimate replaces.
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
 
 import torch
@@ -17,7 +17,7 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Measuring, Notice, PreparationEvent
 from tiny_gpt.device import available_memory_bytes, candidate_precisions
 from tiny_gpt.planning import pilot_run
-from tiny_gpt.planning.autotune import AUTO_BACKENDS, choose_backend
+from tiny_gpt.planning.autotune import AUTO_BACKENDS, choose_backend, must_compile_kernels, uses_torch_compile
 from tiny_gpt.planning.autotune_cache import MeasuredNumber
 from tiny_gpt.planning.heuristics import with_batch, with_size
 from tiny_gpt.planning.memory import estimate_memory_bytes
@@ -36,6 +36,14 @@ MEASURING_SHARE, STEPS_PART = 0.05, 0.5
 # Position of the progress bar after each measurement.
 BACKEND_DONE, SPEED_DONE, PILOT_PART = 0.1, 0.3, 0.6
 ROUGH = "measuring stopped after 5% of the time that you gave: the plan is a rough estimate"
+
+
+def compilation_notices(config: RunConfig, device: torch.device) -> Iterator[Notice]:
+    """What to tell the user before the backends are measured, if that takes a while."""
+    if uses_torch_compile(config, device):
+        yield Notice("measuring which backend is fastest: torch.compile takes about a minute")
+    elif must_compile_kernels(config, device):
+        yield Notice("compiling the training step for this processor: about 20 seconds, once")
 
 
 class Deadline:
@@ -72,6 +80,8 @@ def measure_machine_and_text(
         shortest = min(len(dataset.train), len(dataset.val))
         sizes = TIMED_SIZES_GPU if device.type == "cuda" else TIMED_SIZES
         configs = [benchmark_config(config, shortest, *size) for size in sizes]
+    if device.type == "cpu":
+        yield from compilation_notices(configs[-1], device)
     yield Measuring("which backend is fastest", 0.0)
     candidate = _candidate_for_planning(configs[-1], vocab_size, device)
     configs = [replace(each, train=replace(each.train, **asdict(candidate))) for each in configs]

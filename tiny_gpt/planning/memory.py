@@ -8,9 +8,12 @@ The constants are counted from the tensors that each backend keeps and checked a
 GB measured for 10.0 estimated (12 x 768, 16,384 tokens), and 28.5 for 30.6 (16 x 1024, 32,768 tokens; docs/log/gpu.md).
 """
 
+from dataclasses import replace
+
 import torch
 
 from tiny_gpt.config import RunConfig
+from tiny_gpt.device import require_memory
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.training.micro_batches import micro_batch_size
 
@@ -26,8 +29,32 @@ FP32_WIDTHS, COMPUTE_WIDTHS = 2, 6
 FEED_FORWARD_WIDTHS = {"gelu": 2, "swiglu": 3}
 # Autograd keeps more activations than the hand-written backward pass of the `fused` backend, by this factor.
 AUTOGRAD_FACTOR = {"cpu": 2.5, "mps": 2.5, "cuda": 1.15}
+# The sizes of the smallest model, where they are left open.
+SMALLEST = {"n_layer": 1, "d_model": 64, "d_ff": 32}
 # The `fused` backend computes at most this many logits at once, the others those of the whole micro-batch.
 FUSED_LOGITS = 1 << 22
+
+
+def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None:
+    """Raise OutOfResourcesError where not even the smallest model that `config` allows can be trained: known before the
+    text is read, and before a model is built to measure how fast it is."""
+    open_sizes = {name: size for name, size in SMALLEST.items() if name in config.train.auto}
+    n_head = 1 if "n_head" in config.train.auto else config.model.n_head
+    if "d_model" in open_sizes:
+        open_sizes["d_model"] = n_head * max(2, SMALLEST["d_model"] // n_head)
+    # A block that is too long for the text is refused with the text's length.
+    block_size = min(16, config.model.block_size)
+    model = replace(config.model, n_head=n_head, block_size=block_size, **open_sizes)
+    batch_size = config.train.grad_accum_steps if "batch_size" in config.train.auto else config.train.batch_size
+    train = replace(config.train, batch_size=batch_size, backend="fused", precision="bf16")
+    needed = estimate_memory_bytes(replace(config, model=model, train=train), 1, device) - PROCESS_BYTES
+    require_memory(
+        needed,
+        f"training with --n-layer {model.n_layer}, --n-head {n_head}, --d-model {model.d_model}, --d-ff {model.d_ff} "
+        f"and --batch-size {batch_size}, or more,",
+        device,
+        "give smaller ones, or leave them out and let the plan choose",
+    )
 
 
 def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:

@@ -19,7 +19,7 @@ import torch
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.device import release_memory, synchronize
-from tiny_gpt.model.shapes import n_multiplied, product_shapes
+from tiny_gpt.model.shapes import block_product_shapes, n_multiplied
 from tiny_gpt.planning.autotune_cache import MeasuredNumber
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.training.guard import GUARD_INTERVAL
@@ -119,22 +119,21 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
     n_tokens = train.batch_size * model.block_size
     weight_products = 6 * n_tokens * n_multiplied(model, vocab_size)
     attention = 6 * n_tokens * model.n_layer * model.n_head * model.dim_per_head * model.block_size
-    muon = _muon_flops(config, vocab_size) if train.optimizer == "muon" else 0
+    muon = _muon_flops(config) if train.optimizer == "muon" else 0
     return weight_products + attention + muon
 
 
-def _muon_flops(config: RunConfig, vocab_size: int) -> int:
+def _muon_flops(config: RunConfig) -> int:
     """FLOPs of one Muon update, which orthogonalizes every matrix in the blocks by Newton-Schulz iterations.
 
     An iteration of a (p, q) matrix X, p <= q, computes A = XX', A^2 and a product of those with X.
     """
     flops = 0
-    for name, (n_rows, n_columns) in product_shapes(config.model, vocab_size).items():
-        if name.startswith("blocks."):  # embeddings and the head are AdamW's
-            n_stacked = n_stacked_matrices(name)  # q, k and v are stored as one matrix and orthogonalized separately
-            p, q = sorted((n_rows // n_stacked, n_columns))
-            flops += n_stacked * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
-    return flops
+    for name, (n_rows, n_columns) in block_product_shapes(config.model).items():  # embeddings and the head are AdamW's
+        n_stacked = n_stacked_matrices(name)  # q, k and v are stored as one matrix and orthogonalized separately
+        p, q = sorted((n_rows // n_stacked, n_columns))
+        flops += n_stacked * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
+    return config.model.n_layer * flops
 
 
 def known_step_s(config: RunConfig, vocab_size: int, device: torch.device, limit_s: float = MAX_MEASURE_S) -> float:

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, METRICS_FILE, RunConfig
+from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, LOG_FILE, METRICS_FILE, STATUS_FILE, RunConfig
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import user_path
 from tiny_gpt.run.checkpoint_store import (
+    CHECKPOINTS_FOLDER,
     MAX_STATE_BYTES,
     STATE_FILE,
     CheckpointStore,
@@ -18,6 +19,8 @@ from tiny_gpt.run.checkpoint_store import (
 )
 
 RUNS_FOLDER = "runs"
+# Each of them shows that a folder is that of a run.
+FILES_OF_A_RUN = (CONFIG_FILE, METRICS_FILE, LOG_FILE, STATUS_FILE, BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,17 @@ def existing_run(name: str) -> Path:
 
 
 def find_run_to_show(name: str) -> Path:
-    """The folder of the run `name`, a path or a name below runs/; "" is the newest run. Raises BadInputError."""
+    """The folder of the run `name`, a path or a name below runs/; "" is the newest run.
+
+    Raises BadInputError, also for a folder that holds nothing of a run.
+    """
     if name:
-        return existing_run(name)
+        folder = existing_run(name)
+        if not any((folder / file).exists() for file in FILES_OF_A_RUN):
+            raise BadInputError(
+                f"{folder} holds no run; name the folder of one{_all_known()}", code="folder-without-run"
+            )
+        return folder
     written = {
         folder: (folder / file).stat().st_mtime
         for folder in run_folders()
@@ -180,6 +191,11 @@ def run_folders() -> list[Path]:
 
 def _is_taken(folder: Path) -> bool:
     return CheckpointStore(folder).folder.exists() or (folder / BEST_FILE).exists() or (folder / FINAL_FILE).exists()
+
+
+def _all_known() -> str:
+    names = [str(folder) for folder in run_folders() if (folder / CONFIG_FILE).is_file()]
+    return f", such as {', '.join(names[-5:])}" if names else ""
 
 
 def _known() -> str:

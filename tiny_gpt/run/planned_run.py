@@ -11,6 +11,7 @@ from tiny_gpt.device import configure_torch, pick_device
 from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import measure_machine_and_text
+from tiny_gpt.planning.memory import require_memory_for_smallest
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.run.start import open_initial_model, take_shape
 
@@ -32,6 +33,7 @@ def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, Plann
     configure_torch(device, requested.train.deterministic)
     initial = open_initial_model(requested.train.start_from)
     if initial is None:
+        require_memory_for_smallest(requested, device)
         dataset = yield from prepare(requested.data, min_block_size(requested))
         return PlannedRun(requested, dataset, (yield from measure_machine_and_text(requested, dataset, device)))
     shaped = take_shape(requested, initial)

@@ -1,6 +1,5 @@
 """What `start_run` and `resume_run` have in common: a run whose text, settings, model and state are ready."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -8,10 +7,8 @@ import torch
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import PRECISIONS, describe_device, reset_peak_memory
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.planning.autotune import must_compile_kernels, uses_torch_compile
 from tiny_gpt.planning.types import BackendChoice, Candidate, Plan
 from tiny_gpt.run.events import Prepared
 from tiny_gpt.run.trainer import Trainer
@@ -28,14 +25,6 @@ class PreparedRun:
     """With a value for every setting that was left open."""
     trainer: Trainer
     event: Prepared
-
-
-def compilation_notices(config: RunConfig, device: torch.device) -> Iterator[Notice]:
-    """What to tell the user before the backends are measured, if that takes a while."""
-    if uses_torch_compile(config, device):
-        yield Notice("measuring which backend is fastest: torch.compile takes about a minute")
-    elif must_compile_kernels(config, device):
-        yield Notice("compiling the training step for this processor: about 20 seconds, once")
 
 
 def with_choices(config: RunConfig, sources: tuple[str, ...], candidate: Candidate) -> RunConfig:

@@ -20,12 +20,13 @@ from tiny_gpt.files import quoted, user_path
 from tiny_gpt.host.heartbeat import restart_reason
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import choose_backend
+from tiny_gpt.planning.measurement import compilation_notices
 from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.checkpoint import read_state
 from tiny_gpt.run.checkpoint_store import DamagedError
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.output_folder import write_json_atomically
-from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
+from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
 from tiny_gpt.run.saved_run import SavedRun, find_resume_point, merge_settings
 from tiny_gpt.run.sharing import share_again
 from tiny_gpt.run.start import prepare_other

@@ -19,13 +19,13 @@ from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import backend_candidates, choose_backend
 from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
-from tiny_gpt.planning.measurement import measure_machine_and_text
-from tiny_gpt.planning.memory import estimate_memory_bytes
+from tiny_gpt.planning.measurement import compilation_notices, measure_machine_and_text
+from tiny_gpt.planning.memory import estimate_memory_bytes, require_memory_for_smallest
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically
-from tiny_gpt.run.prepared_run import PreparedRun, build_model, compilation_notices, prepared_event, with_choices
+from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
 from tiny_gpt.run.sharing import share_batches
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
@@ -48,6 +48,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     initial = open_initial_model(requested.train.start_from)
     shaped = take_shape(requested, initial) if initial else requested
     device = pick_device(shaped.train.device)
+    require_memory_for_smallest(shaped, device)
     backend_candidates(shaped, device)  # refuses an impossible backend before the text is read
     configure_torch(device, shaped.train.deterministic)
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer if initial else None)
