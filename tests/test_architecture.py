@@ -16,8 +16,9 @@ LAYERS = [
     {"tiny_gpt", "errors", "duration", "bootstrap"},
     # The settings, the file system, the devices, and the machine that a run shares with others.
     {"config", "files", "device", "host"},
-    # The network in plain torch, text to tokens, processes that train together, and a web server that knows of none.
-    {"model", "tokenizer", "distributed", "web"},
+    # The network in plain torch, text to tokens, processes that train together, and what speaks to the network and
+    # knows of none of them: a web server, and downloads from the Hugging Face hub.
+    {"model", "tokenizer", "distributed", "web", "hub"},
     # Text to batches, models to and from files, and what numba compiles.
     {"data", "model_io", "kernels"},
     # A model's loss with or without our kernels, and generation.

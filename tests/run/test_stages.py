@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.run.support import CPU, FRENCH, finish, first, interrupt, of, out_dir, same_weights, with_data, with_train
-from tiny_gpt.config import BEST_FILE, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER
+from tiny_gpt.config import BEST_FILE, FINAL_FILE, NO_FIRST, PRETRAINED_FILE, TEACHERS_FOLDER
+from tiny_gpt.data.progress import Notice
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model_io.model_file import load_model, save_model
+from tiny_gpt.run import start
 from tiny_gpt.run.events import Evaluated, Prepared, StageBegun
 from tiny_gpt.run.run import run
 
@@ -121,3 +123,35 @@ def test_a_timed_run_has_all_its_stages_and_ends_on_time(staged):
         "student",
     ]
     assert abs(events[-1].left_s) < 10 and first(Prepared, events).left_s > 0
+
+
+@pytest.fixture
+def long_lines(staged, tmp_path):
+    """The run's own text has lines that are long enough to be compared."""
+    own = tmp_path / "own.txt"
+    own.write_text("".join(f"This is line {i}, and it is long enough to be compared.\n" for i in range(400)))
+    return with_train(with_data(staged, data=(str(own),)), steps=8)
+
+
+def test_a_first_text_with_the_validation_text_in_it_is_told(long_lines):
+    leaking = with_data(long_lines, first=long_lines.data.data)
+    french, own = ([event.text for event in of(Notice, run(config))] for config in (long_lines, leaking))
+    assert not any("--first" in text for text in french)
+    assert any("of the validation text also occurs in the text of --first" in text for text in own)
+
+
+def test_a_plan_does_not_begin_with_the_validation_text(long_lines, monkeypatch):
+    class AlwaysBegins:
+        def plan(self, config):
+            if config.data.first == ():
+                config = with_data(config, first=config.data.data)
+            return with_train(config, auto=(), first_share=0.3 * (config.data.first != (NO_FIRST,))), None
+
+    def measure(*_):
+        yield from ()
+        return AlwaysBegins()
+
+    monkeypatch.setattr(start, "measure_machine_and_text", measure)
+    monkeypatch.setattr(start, "expected_plan", lambda *_: None)
+    begun = [event.name for event in of(StageBegun, run(with_data(with_train(long_lines, auto=("seed",)), first=())))]
+    assert begun == ["teacher 1 of 2", "teacher 2 of 2", "student"]

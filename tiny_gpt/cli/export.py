@@ -12,6 +12,7 @@ from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, ExportFormat
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import quoted, user_path
+from tiny_gpt.hub import HUB_PREFIX, repository_name
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.ui.terminal import printable
 
@@ -35,7 +36,8 @@ class ImportCommand:
     """Convert another program's model to a model file of tiny_gpt."""
 
     source: Annotated[Positional[str], arg(metavar="MODEL")]
-    """Folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or nanoGPT's ckpt.pt."""
+    """Folder with config.json, model.safetensors and tokenizer.json, a GGUF file, nanoGPT's ckpt.pt, or a model of the
+    Hugging Face hub: hf:OWNER/NAME, or hf:OWNER/NAME/FILE.gguf."""
     tokenizer: Annotated[str, arg(metavar="PATH"), OPTIONAL] = ""
     """For nanoGPT's ckpt.pt: meta.pkl of its text, or a folder with GPT-2's tokenizer.json.
     Without it, what is beside the checkpoint."""
@@ -79,9 +81,9 @@ def import_model(args: Sequence[str]) -> int:
 
     if not command.source.strip():
         raise BadInputError("the name of the model is empty; name its folder or file", code="model-name-empty")
-    source = user_path(command.source)
+    source = find_model(command.source) if command.source.startswith(HUB_PREFIX) else user_path(command.source)
     is_nanogpt = is_nanogpt_archive(source)
-    name = source.resolve().stem if is_gguf(source) or is_nanogpt else source.resolve().name
+    name = source.stem if is_gguf(source) or is_nanogpt else repository_name(source) or source.resolve().name
     if is_nanogpt and not command.out:
         name += "-imported"
     target = user_path(command.out) if command.out else Path(f"{name}.pt")
@@ -102,8 +104,9 @@ def import_model(args: Sequence[str]) -> int:
         print(printable(note))
     print(
         printable(
-            f"Imported {source} as the model file {target}: {config.architecture}, {loaded.model.n_parameters:,} "
-            f"parameters, {loaded.model.vocab_size:,} tokens in the vocabulary, context of {config.block_size:,} tokens"
+            f"Imported {command.source} as the model file {target}: {config.architecture}, "
+            f"{loaded.model.n_parameters:,} parameters, {loaded.model.vocab_size:,} tokens in the vocabulary, "
+            f"context of {config.block_size:,} tokens"
         )
     )
     print(printable(f'Generate text: tiny-gpt generate --checkpoint {quoted(str(target))} --prompt "The"'))
@@ -114,7 +117,7 @@ def model_name(path: Path) -> str:
     """A short name for a model: its run's if it is in a run's folder, otherwise its own without .pt."""
     absolute = path.resolve()
     if absolute.is_dir():
-        return absolute.name
+        return repository_name(absolute) or absolute.name
     is_in_run = path.name in (BEST_FILE, FINAL_FILE) and (absolute.parent / CONFIG_FILE).is_file()
     return absolute.parent.name if is_in_run else path.stem
 

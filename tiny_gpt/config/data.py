@@ -29,7 +29,8 @@ class DataConfig:
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
     Your own text alone is validated on. none: no other text.
-    Without it, --recipe auto uses python-docs where one model cannot use all of the time, if that helps."""
+    Without it, --recipe auto uses python-docs or package-docs where one model cannot use all of the time, if that
+    helps."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"

@@ -6,10 +6,14 @@ A passage is a line, or a sentence of a long line, of at least MIN_PASSAGE_CHARA
 from collections.abc import Iterable, Iterator
 
 from tiny_gpt.data.text_file import TextSplit
+from tiny_gpt.data.token_store import Tokens
+from tiny_gpt.tokenizer.base import Tokenizer, decode
 
 MIN_PASSAGE_CHARACTERS = 40
 LONG_LINE = 1000
 SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "। ")
+# Decoding takes about a second for this many tokens; comparing them adds little.
+COMPARED_PIECE_TOKENS, MAX_COMPARED_TOKENS = 1_000_000, 50_000_000
 # For the estimate of how many passages a text has.
 AVERAGE_PASSAGE_CHARACTERS = 80
 
@@ -32,12 +36,31 @@ def val_overlap(train: TextSplit, val: TextSplit) -> float | None:
 
     None if there are no passages to compare: no line or sentence is long enough.
     """
-    val_passages = set(passages("".join(chunk.read().decode() for chunk in val.chunks())))
+    return _shared_fraction(_texts(val), _texts(train))
+
+
+def overlap_of_tokens(tokenizer: Tokenizer, train: Tokens, val: Tokens) -> float:
+    """`val_overlap` for tokens; 0 without passages. Of a very long `train`, the first MAX_COMPARED_TOKENS count."""
+    return _shared_fraction(_decoded(tokenizer, val), _decoded(tokenizer, train)) or 0.0
+
+
+def _shared_fraction(val: Iterable[str], train: Iterable[str]) -> float | None:
+    val_passages = set(passages("".join(val)))
     n_characters = sum(map(len, val_passages))
     found: set[str] = set()
-    for chunk in train.chunks():
-        found |= val_passages.intersection(passages(chunk.read().decode()))
+    for text in train:
+        found |= val_passages.intersection(passages(text))
     return sum(map(len, found)) / n_characters if n_characters else None
+
+
+def _texts(split: TextSplit) -> Iterator[str]:
+    return (chunk.read().decode() for chunk in split.chunks())
+
+
+def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> Iterator[str]:
+    """The text of `tokens` in long pieces. A passage that goes on in the next piece is lost, which does not matter."""
+    for start in range(0, min(len(tokens), MAX_COMPARED_TOKENS), COMPARED_PIECE_TOKENS):
+        yield decode(tokenizer, tokens.ids[start : start + COMPARED_PIECE_TOKENS].tolist())
 
 
 def repeated_fraction(texts: Iterable[str], n_characters: int, max_passages: int = 1_000_000) -> float | None:

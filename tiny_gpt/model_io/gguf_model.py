@@ -63,7 +63,7 @@ def read_gguf(path: Path, device: torch.device, compute_dtype: torch.dtype = tor
         except OSError as error:
             raise BadInputError(f"{shown(path)}: {shown(error)}; download it again", code="gguf-unreadable") from error
     run_config: dict[str, Any] = {
-        "imported_from": shown(path.resolve().name),
+        "imported_from": shown(path.name),
         "imported_model_type": HF_ARCHITECTURES[hf.model.architecture].model_type,
         "import_notes": tuple(notes),
     }

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.hub import repository_name
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.bounded_json import read_object, shown
 from tiny_gpt.model_io.finite import require_finite
@@ -56,7 +57,7 @@ def read_folder(path: Path, device: torch.device, compute_dtype: torch.dtype = t
     for name, weight in model.state_dict().items():
         require_finite(name, weight.float().numpy(), shown(path))
     run_config: dict[str, Any] = {
-        "imported_from": shown(path.resolve().name),
+        "imported_from": shown(repository_name(path) or path.resolve().name),
         "imported_model_type": values["model_type"],
         "import_notes": tuple(notes),
     }

@@ -32,9 +32,9 @@ from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, teacher_share
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
-# Other text that every Python has, about how much of it there is, the largest fraction of the time that it gets, and
-# the most passes over it. Runs with so many teachers begin with it.
-USUAL_FIRST, USUAL_FIRST_BYTES, USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS = ("python-docs",), 2_200_000, 0.3, 4
+# Other text that is on every user's disk, with about how many bytes of it there are; the largest fraction of the time
+# that it gets, and the most passes over it. A run of so many teachers begins with the shortest that suffices.
+USUAL_FIRST, USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS = {"python-docs": 2_200_000, "package-docs": 17_000_000}, 0.3, 4
 MIN_TEACHERS_FOR_USUAL_FIRST = 2
 # Of text in other languages, 16 to 28% of the words are in Python's manual; of English 59 to 60% (docs/log/stages.md).
 MIN_ENGLISH_SHARE = 0.4
@@ -93,8 +93,9 @@ class Planner(NamedTuple):
             is_english = self.text.english_share >= MIN_ENGLISH_SHARE
             if first or not is_english or alone.train.teachers < MIN_TEACHERS_FOR_USUAL_FIRST:
                 return alone
-            usual = _with_train(replace(config, data=replace(config.data, first=USUAL_FIRST)), first_share=0.0)
-            usual = self._with_teachers(_with_train(usual, first_share=self._usual_first_share(alone)))
+            name, share = self._usual_first(alone)
+            usual = replace(config, data=replace(config.data, first=(name,)))
+            usual = self._with_teachers(_with_train(usual, first_share=share))
             return usual if usual.train.teachers >= MIN_TEACHERS_FOR_USUAL_FIRST else alone
         best = self._with_teachers(_with_train(config, first_share=first_share or FIRST_SHARE))
         if first_share or best.train.teachers:
@@ -141,11 +142,13 @@ class Planner(NamedTuple):
         steps = steps_for(config, self._budget(config.train), self.step_time)
         return steps * tokens_per_step(config) / self.text.train_tokens
 
-    def _usual_first_share(self, config: RunConfig) -> float:
-        """The fraction of the time for USUAL_FIRST in a run that is otherwise like `config`."""
-        other_tokens = USUAL_FIRST_BYTES * self.text.train_tokens / self.text.train_bytes
+    def _usual_first(self, config: RunConfig) -> tuple[str, float]:
+        """The text of USUAL_FIRST for a run that is otherwise like `config`, and the fraction of the time for it."""
         run_tokens = self._stage_epochs(config) * self.text.train_tokens / teacher_share(config.train)
-        return min(USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS * other_tokens / run_tokens)
+        tokens_per_byte = self.text.train_tokens / self.text.train_bytes
+        share_of = {name: MAX_FIRST_EPOCHS * size * tokens_per_byte / run_tokens for name, size in USUAL_FIRST.items()}
+        name = next((name for name, share in share_of.items() if share >= USUAL_FIRST_SHARE), list(share_of)[-1])
+        return name, min(USUAL_FIRST_SHARE, share_of[name])
 
     def calibrated(self, config: RunConfig, limit_s: float = MAX_MEASURE_S) -> "Planner":
         """This planner, scaled to the measured step time of the model that it chooses for `config`.

@@ -9,6 +9,7 @@ from pathlib import Path
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, LOG_FILE, METRICS_FILE, STATUS_FILE, RunConfig
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import user_path
+from tiny_gpt.hub import HUB_PREFIX, fetch_model
 from tiny_gpt.run.checkpoint_store import (
     CHECKPOINTS_FOLDER,
     MAX_STATE_BYTES,
@@ -147,10 +148,12 @@ def find_run_to_show(name: str) -> Path:
 
 
 def find_model(name: str) -> Path:
-    """The model `name`: a path, or a run's name below runs/; "" is the best model of the most recent run.
+    """The model `name`: a path, a run's name below runs/, or hf:OWNER/NAME; "" is the newest run's best model.
 
     Raises BadInputError if it does not exist. Whether it is a model is checked when it is opened.
     """
+    if name.startswith(HUB_PREFIX) and not user_path(name).exists():
+        return fetch_model(name.removeprefix(HUB_PREFIX))
     models = [folder / BEST_FILE for folder in run_folders() if (folder / BEST_FILE).is_file()]
     if not name and models:
         return max(models, key=lambda path: path.stat().st_mtime)

@@ -7,8 +7,9 @@ import torch
 
 from tiny_gpt.config import CONFIG_FILE, NO_FIRST, PLAN_FILE, RunConfig, flag
 from tiny_gpt.config.recipes import RECIPES
-from tiny_gpt.data.prepare import Dataset, prepare
-from tiny_gpt.data.progress import Preparation, PreparationEvent
+from tiny_gpt.data.overlap import overlap_of_tokens
+from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare
+from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
 from tiny_gpt.device import configure_torch, pick_device, require_memory
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.evaluation import LONGEST_BLOCK
@@ -60,12 +61,12 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     elif shaped.train.auto:
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
     planned = planner.plan(shaped)[0] if planner else shaped
-    other = yield from prepare_other(planned, dataset.tokenizer, is_chosen=planned.data.first != shaped.data.first)
+    other = yield from _other_text(planned, dataset, is_chosen=planned.data.first != shaped.data.first)
     if other:
         dataset.identity["first_store"] = other.identity["store"]
         first_share = planned.train.first_share or FIRST_SHARE
         planned = replace(planned, train=replace(planned.train, first_share=first_share))
-    elif planner and planned.data.first:  # chosen by the plan, and not available here
+    elif planner and planned.data.first:  # chosen by the plan; not available here, or it holds the validation text
         shaped = replace(shaped, data=replace(shaped.data, first=(NO_FIRST,)))
         planned = planner.plan(shaped)[0]
     planned = resolve_steps(planned, len(dataset.train))
@@ -91,6 +92,16 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     if plan:
         write_json_atomically(out_dir / PLAN_FILE, plan.to_dict())
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan, earlier_run))
+
+
+def _other_text(config: RunConfig, own: Dataset, is_chosen: bool) -> Preparation[Dataset | None]:
+    """What `prepare_other` returns; None too where a text that the plan has chosen holds what is validated on."""
+    other = yield from prepare_other(config, own.tokenizer, is_chosen)
+    overlap = overlap_of_tokens(own.tokenizer, other.train, own.val) if other else 0.0
+    if overlap >= MIN_REPORTED_OVERLAP and not is_chosen:
+        message = "of the validation text also occurs in the text of --first: val_loss will look too good"
+        yield Notice(f"{overlap:.0%} {message}")
+    return other if overlap < MIN_REPORTED_OVERLAP or not is_chosen else None
 
 
 def prepare_other(config: RunConfig, tokenizer: Tokenizer, is_chosen: bool = False) -> Preparation[Dataset | None]:

@@ -1,12 +1,13 @@
 """The corpus that every Python brings along."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.data.support import write_file
 from tiny_gpt.data.progress import finish
-from tiny_gpt.data.sources import python_docs
+from tiny_gpt.data.sources import fetch, python_docs
 from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.errors import BadInputError
 
@@ -38,3 +39,16 @@ def test_python_without_documentation_says_what_to_use_instead(tmp_path, monkeyp
     with pytest.raises(BadInputError, match="--data FILE") as error:
         finish(resolve([python_docs.NAME]))
     assert error.value.code == "python-docs-missing" and python_docs.NAME in str(error.value)
+
+
+def test_package_docs_are_python_docs_and_those_of_packages_that_are_not_imported(tmp_path, monkeypatch):
+    code = b'"""Of a package."""\nraise SystemExit("it was imported")\n'
+    write_file(tmp_path / "lights" / "__init__.py", code)
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(python_docs, "PACKAGES", ("lights", "not_installed"))
+    monkeypatch.setattr(python_docs, "read_python_docs", lambda: ["The manual."])
+    monkeypatch.setattr(fetch, "version", lambda name: "1.0")
+    (file,) = finish(resolve([python_docs.PACKAGE_DOCS])).files
+    texts = [json.loads(line)["text"] for line in file.path.read_text().splitlines()]
+    assert texts == ["The manual.", "Of a package."]

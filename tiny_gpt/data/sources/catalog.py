@@ -38,6 +38,12 @@ DATASETS: dict[str, DatasetInfo] = {
     python_docs.NAME: DatasetInfo(
         "the manual and the docstrings of your own Python; needs no network", "PSF", "2 MB", ()
     ),
+    python_docs.PACKAGE_DOCS: DatasetInfo(
+        "python-docs and the docstrings of torch, sympy, networkx, numpy and others; needs no network",
+        "PSF, BSD and others",
+        "17 MB",
+        (),
+    ),
     "tinyshakespeare": DatasetInfo(
         "plays of Shakespeare, the smallest common benchmark",
         "public domain",

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -39,8 +40,8 @@ def downloads_folder() -> Path:
 
 def fetch_dataset(name: str) -> Preparation[DatasetFiles]:
     """The files of a built-in dataset, downloaded on first use. Raises BadInputError."""
-    if name == python_docs.NAME:
-        return DatasetFiles([SourceFile(_python_docs_file())], [])
+    if not DATASETS[name].files:
+        return DatasetFiles([SourceFile((yield from _documentation_file(name)))], [])
     train: list[SourceFile] = []
     val: list[SourceFile] = []
     for remote in DATASETS[name].files:
@@ -116,12 +117,16 @@ def _download(dataset: str, remote: RemoteFile, path: Path) -> Preparation[None]
     )
 
 
-def _python_docs_file() -> Path:
-    """The documents as JSON lines, written once for each version of Python."""
-    version = "{}.{}.{}".format(*sys.version_info) + "-" + hashlib.sha256(sys.version.encode()).hexdigest()[:8]
-    path = downloads_folder() / f"{python_docs.NAME}-{version}.jsonl"
+def _documentation_file(name: str) -> Preparation[Path]:
+    """The documents of a generated dataset as JSON lines, written once for the versions that they are of."""
+    is_python = name == python_docs.NAME
+    packages = [] if is_python else [f"{package} {version(package)}" for package in python_docs.installed_packages()]
+    digest = hashlib.sha256(" ".join([sys.version, *packages]).encode()).hexdigest()[:8]
+    path = downloads_folder() / f"{name}-{{}}.{{}}.{{}}-{digest}.jsonl".format(*sys.version_info)
     if not path.is_file():
-        documents = python_docs.read_python_docs()
+        if not is_python:
+            yield Notice("collecting the documentation of installed packages, once; takes about half a minute")
+        documents = python_docs.read_python_docs() if is_python else python_docs.read_package_docs()
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.writelines(json.dumps({"text": document}).encode() + b"\n" for document in documents)

@@ -20,10 +20,10 @@ from tiny_gpt.data.sources.hub import fetch_from_hub
 from tiny_gpt.data.sources.missing import source_not_found
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import atomic_write, sha256_of, user_path, write_error
+from tiny_gpt.hub import HUB_PREFIX
 
 STDIN = "-"
 URL_PREFIXES = ("https://", "http://")
-HUB_PREFIX = "hf:"
 
 
 @dataclass
