@@ -12,7 +12,7 @@ import json
 import os
 import re
 import socket
-import time
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,11 +29,12 @@ from tiny_gpt.host.torchrun import local_rank, rank_in_environment
 # A command up to this many bytes takes one message.
 MESSAGE_BYTES = 512
 LENGTH_BYTES = 8
-# While rank 0 prepares a run, or pauses it, it has no work for the other ranks. It then sends WAIT at this interval.
-# Ranks that receive no command for COMMAND_TIMEOUT give up.
-COMMAND_TIMEOUT = datetime.timedelta(hours=2)
-WAIT_INTERVAL_S = 60.0
-WAIT = "wait"
+# While rank 0 prepares a run, it may be busy for long with a library that lets no thread of Python run.
+PREPARATION_TIMEOUT = datetime.timedelta(hours=2)
+# While rank 0 has no work for the other ranks, a thread of it sends them WAIT, this many times in a rank's timeout.
+WAITS_PER_TIMEOUT, MAX_WAIT_INTERVAL_S = 4, 60.0
+# The command that ends the other ranks, and the one that does nothing.
+FINISH, WAIT = "finish", "wait"
 
 
 class LostRankError(TinyGPTError):
@@ -47,16 +48,23 @@ class SharedOutOfMemoryError(torch.OutOfMemoryError):
 class Ranks:
     """The processes of a run as one of them sees them."""
 
-    def __init__(self, rank: int = 0, size: int = 1, commands: Any = None, replies: Any = None) -> None:
-        """`commands` and `replies` are gloo process groups with a long and a short timeout; unused with one rank."""
-        self.rank, self.size, self._commands, self._replies = rank, size, commands, replies
+    def __init__(
+        self, rank: int = 0, size: int = 1, patient: Any = None, prompt: Any = None, timeout_s: float = 0.0
+    ) -> None:
+        """`patient` and `prompt` are gloo process groups, with the timeout of a preparation and with `timeout_s`;
+        unused with one rank."""
+        self.rank, self.size, self._patient, self._prompt = rank, size, patient, prompt
+        self._commands = patient
+        self._wait_interval_s = min(MAX_WAIT_INTERVAL_S, timeout_s / WAITS_PER_TIMEOUT)
+        self._sending = threading.Lock()
+        self._loss: LostRankError | None = None
+        """What the thread that sends WAIT has found."""
         self.stop_signal = 0
         """The signal that asks this process to stop; 0 for none."""
         self.stop_signal_of_all = 0
         """The same of any rank, as of the last `agree`."""
-        self.are_waiting = True
+        self.are_waiting = False
         """On rank 0: whether the other ranks wait for a command."""
-        self._last_sent = time.monotonic()
 
     @property
     def is_alone(self) -> bool:
@@ -103,7 +111,7 @@ class Ranks:
         """Replace the content of `array`, of any type, by that of rank 0."""
         if not self.is_alone:
             with _lost_ranks_raised():
-                dist.broadcast(torch.from_numpy(array.reshape(-1).view(np.uint8)), 0, group=self._replies)
+                dist.broadcast(torch.from_numpy(array.reshape(-1).view(np.uint8)), 0, group=self._prompt)
 
     def agree(self, failure: Exception | None = None) -> None:
         """Wait for all ranks, and raise on all of them if one has run out of memory.
@@ -116,7 +124,7 @@ class Ranks:
             return
         words = torch.tensor([int(failure is not None), self.stop_signal])
         with _lost_ranks_raised():
-            dist.all_reduce(words, dist.ReduceOp.MAX, group=self._replies)
+            dist.all_reduce(words, dist.ReduceOp.MAX, group=self._prompt)
         has_failed, self.stop_signal_of_all = words.tolist()
         if has_failed:
             raise SharedOutOfMemoryError("out of memory on one of the devices") from failure
@@ -125,7 +133,60 @@ class Ranks:
 
     def send(self, command: dict[str, Any]) -> None:
         """From rank 0 to all others, which wait in `receive`."""
-        self._last_sent = time.monotonic()
+        with self._sending:
+            if self._loss is not None:
+                raise self._loss
+            if command["do"] == FINISH:
+                self.are_waiting = False
+            self._send(command)
+
+    @contextlib.contextmanager
+    def together(self, command: dict[str, Any]) -> Iterator[None]:
+        """On rank 0: send `command`, and do this rank's part of it in the block. Then the others wait again, also where
+        all of them have run out of memory."""
+        self.are_waiting = False
+        self.send(command)
+        try:
+            yield
+        except SharedOutOfMemoryError:
+            self.are_waiting = True
+            raise
+        self.are_waiting = True
+
+    @contextlib.contextmanager
+    def kept_waiting(self) -> Iterator[None]:
+        """On rank 0: while the block runs, the others hear that this process lives, whatever it does alone.
+
+        A process that is stopped or has lost its network falls silent, and the others give up.
+        """
+        if self.is_alone:
+            yield
+            return
+        self.are_waiting, ends = True, threading.Event()
+        thread = threading.Thread(target=self._keep_waiting, args=(ends,), daemon=True, name="wait for rank 0")
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
+
+    def _keep_waiting(self, ends: threading.Event) -> None:
+        while not ends.wait(self._wait_interval_s):
+            with self._sending:
+                if not self.are_waiting:
+                    continue
+                try:
+                    self._send({"do": WAIT})
+                except LostRankError as loss:
+                    self._loss = loss
+                    return
+
+    def end_preparation(self) -> None:
+        """On all ranks: from here on, a rank that is silent for the timeout of a rank is lost."""
+        self._commands = self._prompt
+
+    def _send(self, command: dict[str, Any]) -> None:
         data = json.dumps(command).encode()
         message = torch.zeros(LENGTH_BYTES + MESSAGE_BYTES, dtype=torch.uint8)
         message[:LENGTH_BYTES] = _bytes(len(data).to_bytes(LENGTH_BYTES, "little"))
@@ -134,11 +195,6 @@ class Ranks:
             dist.broadcast(message, 0, group=self._commands)
             if len(data) > MESSAGE_BYTES:
                 dist.broadcast(_bytes(data[MESSAGE_BYTES:]), 0, group=self._commands)
-
-    def keep_waiting(self) -> None:
-        """Tell the other ranks, from time to time, that rank 0 is still busy with something that it does alone."""
-        if not self.is_alone and time.monotonic() - self._last_sent > WAIT_INTERVAL_S:
-            self.send({"do": WAIT})
 
     def receive(self) -> dict[str, Any]:
         """The next command of rank 0."""
@@ -220,9 +276,9 @@ def join_group(device_name: str, timeout_s: float) -> Ranks:
         timeout = datetime.timedelta(seconds=timeout_s)
         device_id = torch.device("cuda", local_rank()) if is_gpu else None
         dist.init_process_group("nccl" if is_gpu else "gloo", timeout=timeout, device_id=device_id)
-        commands = dist.new_group(backend="gloo", timeout=max(COMMAND_TIMEOUT, timeout))
-        replies = dist.new_group(backend="gloo", timeout=timeout)
-    _current = Ranks(rank, size, commands, replies)
+        patient = dist.new_group(backend="gloo", timeout=max(PREPARATION_TIMEOUT, timeout))
+        prompt = dist.new_group(backend="gloo", timeout=timeout)
+    _current = Ranks(rank, size, patient, prompt, timeout_s)
     return _current
 
 

@@ -123,13 +123,11 @@ class HostMonitor:
             f"{RESUME_ABOVE_PERCENT:.0f}%"
         )
 
-    def wait_out_pause(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Return when training may resume or is asked to stop. Meanwhile the machine may sleep; `meanwhile` is called
-        every few seconds."""
+    def wait_out_pause(self) -> None:
+        """Return when training may resume or is asked to stop. Meanwhile the machine may sleep."""
         with self._sleep_allowed():
             while not (self.may_resume() or self.stop.signal_number or self.restart_requested):
                 self.beat()
-                meanwhile()
                 time.sleep(PAUSE_POLL_S)
 
     def may_resume(self) -> bool:

@@ -17,7 +17,7 @@ from tiny_gpt.data.progress import finish
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import configure_torch, pick_device, release_memory
 from tiny_gpt.distributed.gradients import GradientSum
-from tiny_gpt.distributed.ranks import Ranks, SharedOutOfMemoryError, where
+from tiny_gpt.distributed.ranks import FINISH, Ranks, SharedOutOfMemoryError, where
 from tiny_gpt.errors import BadInputError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.files import user_path
@@ -46,7 +46,7 @@ def follow(ranks: Ranks) -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     replica: Replica | None = None
-    while (command := ranks.receive())["do"] != "finish":
+    while (command := ranks.receive())["do"] != FINISH:
         if command["do"] == "measure":
             measure_together(RunConfig().with_flat(command["config"], "rank 0"), command, ranks, follower_device())
         elif command["do"] == "begin":
@@ -68,7 +68,9 @@ def _begin(config: RunConfig, identity: dict[str, Any], ranks: Ranks) -> "Replic
         replica = Replica(config, identity, ranks)
     except TinyGPTError as failure:
         problem = f"{where()}: {failure}"
-    return None if any(ranks.gather(problem)) else replica
+    problems = ranks.gather(problem)
+    ranks.end_preparation()
+    return None if any(problems) else replica
 
 
 class Replica:

@@ -5,7 +5,7 @@ signals, reads and writes the run's folder. The others hold copies of weights an
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import is_out_of_memory
-from tiny_gpt.distributed.ranks import LostRankError, Ranks, SharedOutOfMemoryError, current_ranks
+from tiny_gpt.distributed.ranks import FINISH, LostRankError, Ranks, SharedOutOfMemoryError, current_ranks
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model.gpt import GPT
@@ -24,7 +24,6 @@ from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.stages import StageSettings
 
 Result = TypeVar("Result")
-AnyEvent = TypeVar("AnyEvent")
 
 
 class Leader:
@@ -41,6 +40,7 @@ class Leader:
             return
         command = {"do": "begin", "config": config.to_flat(), "data": dataset.identity}
         problems = self._together(command, lambda: self.ranks.gather(""))
+        self.ranks.end_preparation()
         if problem := "\n".join(filter(None, problems)):
             raise BadInputError(problem, code="rank-sees-other-text")
 
@@ -120,23 +120,19 @@ class Leader:
 
     def _together(self, command: dict[str, Any], work: Callable[[], Result]) -> Result:
         """Send `command`, and do this rank's part of it."""
-        self.ranks.are_waiting = False
-        self.ranks.send(command)
-        try:
-            result = work()
-        except SharedOutOfMemoryError:  # raised on all ranks, which now wait for another command
-            self.ranks.are_waiting = True
-            raise
-        except Exception as failure:
-            if not is_out_of_memory(failure):
+        with self.ranks.together(command):
+            try:
+                return work()
+            except SharedOutOfMemoryError:
                 raise
-            raise OutOfResourcesError(
-                "memory ran out on the first device in a part of a step that cannot be repeated; use a smaller "
-                "--batch-size, or a smaller model",
-                code="out-of-memory-together",
-            ) from failure
-        self.ranks.are_waiting = True
-        return result
+            except Exception as failure:
+                if not is_out_of_memory(failure):
+                    raise
+                raise OutOfResourcesError(
+                    "memory ran out on the first device in a part of a step that cannot be repeated; use a smaller "
+                    "--batch-size, or a smaller model",
+                    code="out-of-memory-together",
+                ) from failure
 
 
 @contextlib.contextmanager
@@ -145,25 +141,14 @@ def led_ranks() -> Iterator[Ranks]:
     lost connection."""
     ranks, failure = current_ranks(), None
     try:
-        yield ranks
+        with ranks.kept_waiting():
+            yield ranks
     except BaseException as problem:
         failure = problem
         raise
     finally:
         if not current_ranks().is_alone and ranks.are_waiting and not isinstance(failure, LostRankError):
-            ranks.send({"do": "finish"})
-
-
-def attended(preparation: Generator[AnyEvent, None, Result], ranks: Ranks) -> Generator[AnyEvent, None, Result]:
-    """Yield the events of `preparation` and return its result. Meanwhile the other ranks keep waiting."""
-    while True:
-        try:
-            event = next(preparation)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        ranks.keep_waiting()
-        yield event
+            ranks.send({"do": FINISH})
 
 
 # --- for both sides ---

@@ -8,7 +8,7 @@ from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.run.events import Event
 from tiny_gpt.run.folder_guard import FolderGuard
-from tiny_gpt.run.leader import attended, led_ranks
+from tiny_gpt.run.leader import led_ranks
 from tiny_gpt.run.output_folder import run_lock
 from tiny_gpt.run.resume import resume_run
 from tiny_gpt.run.sharing import use_all_cores
@@ -28,9 +28,9 @@ def run(
     In a process that leads others (distributed/ranks.py), they train with it, and end with it.
     """
     request = request or RunRequest()
-    with led_ranks() as ranks, run_lock(user_path(config.train.out_dir)) as folder, stop or StopRequest() as stop:
+    with led_ranks(), run_lock(user_path(config.train.out_dir)) as folder, stop or StopRequest() as stop:
         use_all_cores()
-        prepared = yield from attended(resume_run(config, request) if resume else start_run(config, request), ranks)
+        prepared = yield from (resume_run if resume else start_run)(config, request)
         trainer = prepared.trainer
         trainer.state.leader.begin(prepared.config, trainer.dataset)
         yield prepared.event

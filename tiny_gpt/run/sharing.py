@@ -17,7 +17,7 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import synchronize
-from tiny_gpt.distributed.ranks import ALONE, Ranks, current_ranks, leave
+from tiny_gpt.distributed.ranks import ALONE, FINISH, Ranks, current_ranks, leave
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host.torchrun import n_ranks_here, n_shared_cores
 from tiny_gpt.planning.step_benchmark import StepBenchmark
@@ -26,8 +26,6 @@ from tiny_gpt.planning.step_benchmark import StepBenchmark
 EACH_WAY_S, MIN_STEPS, MAX_STEPS = 4.0, 3, 100
 # More devices must save at least this fraction of a step's time.
 MIN_GAIN = 0.03
-# A batch has at most this many micro-batches for each rank, where equal shares need so many.
-MAX_PER_RANK = 4
 
 
 def share_batches(config: RunConfig, vocab_size: int, device: torch.device) -> Generator[Notice, None, RunConfig]:
@@ -47,8 +45,8 @@ def share_batches(config: RunConfig, vocab_size: int, device: torch.device) -> G
         share_cores()
         n_steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(EACH_WAY_S / one_s)))
         command = {"do": "measure", "config": shared.to_flat(), "vocab_size": vocab_size, "n_steps": n_steps}
-        ranks.send(command)
-        all_s = measure_together(shared, command, ranks, device)
+        with ranks.together(command):
+            all_s = measure_together(shared, command, ranks, device)
         figures = f"a step takes {1e3 * all_s:.1f} ms on {ranks.size} devices and {1e3 * one_s:.1f} ms on one"
         if all_s > (1 - MIN_GAIN) * one_s:
             yield Notice(f"{figures}: training on one (--force-devices uses all)")
@@ -78,7 +76,7 @@ def is_open(config: RunConfig) -> bool:
 
 def end_followers(ranks: Ranks) -> None:
     """Continue alone."""
-    ranks.send({"do": "finish"})
+    ranks.send({"do": FINISH})
     leave()
     use_all_cores()
 
@@ -94,13 +92,7 @@ def with_micro_batches(config: RunConfig, n_ranks: int) -> RunConfig:
             f"--devices {train.batch_size}, or a larger --batch-size",
             code="more-devices-than-blocks",
         )
-    return replace(config, train=replace(train, grad_accum_steps=n_micro_batches(train.batch_size, n_ranks)))
-
-
-def n_micro_batches(batch_size: int, n_ranks: int) -> int:
-    """How many equal micro-batches let `n_ranks` share a batch: as evenly as possible, then as few as possible."""
-    possible = [n for n in range(n_ranks, MAX_PER_RANK * n_ranks + 1) if batch_size % n == 0] or [batch_size]
-    return min(possible, key=lambda n: (math.ceil(n / n_ranks) / n, n))
+    return replace(config, train=replace(train, grad_accum_steps=n_ranks))
 
 
 # --- measuring ---

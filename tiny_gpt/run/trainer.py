@@ -300,7 +300,7 @@ class Trainer:
         if pause_reason:
             yield Warned(state.step, f"paused: {pause_reason}")
             with state.clock.count_as("pause"):
-                monitor.wait_out_pause(state.ranks.keep_waiting)
+                monitor.wait_out_pause()
             yield Warned(state.step, "training continues")
 
     def _reserved_s(self) -> float:
