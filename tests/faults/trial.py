@@ -56,6 +56,8 @@ class Outcome:
     n_failed: int = 0
     failures: list[str] = field(default_factory=list)
     """What failed, and the command that repeats it."""
+    notes: list[str] = field(default_factory=list)
+    """What all trials did."""
     seconds: float = 0.0
 
 
@@ -85,6 +87,7 @@ def run_group(
         except Exception:
             problems = [f"the harness failed: {traceback.format_exc()}"]
         outcome.n_trials += trial.n_checks
+        outcome.notes += trial.notes
         if problems:
             outcome.n_failed += 1
             again = f"python -m tests.faults --seed {seed} --only {name} --trial {number}"
