@@ -184,7 +184,7 @@ OUT_OF_RANGE = [
     *((TrainConfig, name, 0) for name in ("epochs", "iters_per_epoch", "batch_size", "grad_accum_steps")),
     *((TrainConfig, name, 0) for name in ("learning_rate", "eval_interval")),
     (TrainConfig, "learning_rate", NAN),
-    (TrainConfig, "grad_accum_steps", 7),
+    (TrainConfig, "grad_accum_steps", 65),
     *((TrainConfig, "min_learning_rate", value) for value in (-1e-9, 1.0, NAN)),
     *((TrainConfig, name, -1) for name in ("warmup_steps", "weight_decay", "grad_clip", "seed")),
     *((TrainConfig, name, NAN) for name in ("weight_decay", "grad_clip")),

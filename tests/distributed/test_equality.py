@@ -59,8 +59,8 @@ def alone(make: Make) -> Make:
     @functools.cache
     def train(name: str) -> RunConfig:
         settings = (EXACT | ROUNDED | {"eight parts": {"exact": True, "grad_accum_steps": 8}, "in any order": {}})[name]
-        if settings.get("grad_accum_steps") == 1:  # the group has divided its batches: seven blocks are seven parts
-            settings = settings | {"grad_accum_steps": 7}
+        if settings.get("grad_accum_steps") == 1:  # the group has divided its batches, one part for each
+            settings = settings | {"grad_accum_steps": 2}
         config = make(f"{name} on 1", **settings)
         finish(config)
         return config

@@ -116,9 +116,10 @@ class TrainConfig:
         positive = ("epochs", "iters_per_epoch", "batch_size", "grad_accum_steps", "learning_rate", "eval_interval")
         require_positive(self, *positive)
         require(
-            "batch_size" in self.auto or self.batch_size % self.grad_accum_steps == 0,
-            f"--batch-size {self.batch_size} is not divisible by --grad-accum-steps {self.grad_accum_steps}",
-            "batch-size-not-divisible",
+            "batch_size" in self.auto or self.grad_accum_steps <= self.batch_size,
+            f"--grad-accum-steps {self.grad_accum_steps}: a batch of {self.batch_size} blocks (--batch-size) cannot be "
+            "split into so many",
+            "more-micro-batches-than-blocks",
         )
         self._check_optimization()
         require(0 <= self.teachers <= 64, f"--teachers {self.teachers}: must be from 0 to 64", "teachers-out-of-range")

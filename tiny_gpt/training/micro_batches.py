@@ -3,6 +3,7 @@
 Shapes: B blocks in a micro-batch, T tokens in a block.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -33,11 +34,10 @@ def micro_batches(
     """The parts of `batch` that this rank computes, moved to `device`. Each is yielded right after torch was seeded for
     its dropout."""
     batch_size, block_size = batch.inputs_BT.shape
-    size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
-    for index, start in enumerate(range(0, batch_size, size)):
+    parts = _split(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
+    for index, rows in enumerate(parts):
         if not ranks.takes(index):
             continue
-        rows = slice(start, start + size)
         inputs_BT, targets_BT = batch.inputs_BT[rows].to(device), batch.targets_BT[rows].to(device)
         soft = batch.soft_targets and SoftTargets(*(part[rows].to(device) for part in batch.soft_targets))
         seed_dropout(config.seed, step, index)
@@ -49,12 +49,23 @@ def n_own_micro_batches(
 ) -> int:
     """How many `micro_batches` yields."""
     batch_size, block_size = batch.inputs_BT.shape
-    size = micro_batch_size(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
-    return sum(map(ranks.takes, range(math.ceil(batch_size / size))))
+    parts = _split(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
+    return sum(map(ranks.takes, range(len(parts))))
+
+
+def _split(batch_size: int, n_micro_batches: int, block_size: int, device: torch.device) -> list[slice]:
+    """The rows of each micro-batch. Their numbers differ by one at most, the larger ones first."""
+    size = micro_batch_size(batch_size, n_micro_batches, block_size, device)
+    n_parts = math.ceil(batch_size / size)
+    if max_blocks_at_once(block_size, device) is None:
+        n_parts = max(n_parts, min(n_micro_batches, batch_size))
+    sizes = [batch_size // n_parts + (index < batch_size % n_parts) for index in range(n_parts)]
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - n_rows, end) for n_rows, end in zip(sizes, ends, strict=True)]
 
 
 def micro_batch_size(batch_size: int, n_micro_batches: int, block_size: int, device: torch.device) -> int:
-    """Blocks in a micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches` parts.
+    """Blocks in the largest micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches` parts.
 
     A device with a limit (device.max_blocks_at_once) gets more micro-batches if necessary, and all of one size: a
     change of shape has given wrong gradients there.
