@@ -107,12 +107,17 @@ class FixedWindows:
         was_training = model.training
         model.eval()
         try:
-            for index, i in enumerate(range(0, len(self.starts), self.batch_size)):
-                if not ranks.takes(index):
-                    continue
+            n_batches = math.ceil(len(self.starts) / self.batch_size)
+            n_rounds = math.ceil(n_batches / ranks.size)
+            n_turns = n_rounds * ranks.size if model.is_sharded else n_batches
+            for index in range(ranks.rank, n_turns, ranks.size):
+                # A rank that has no batch left computes along, so that the others get its part of the weights.
+                i = min(index, n_batches - 1) * self.batch_size
                 inputs_BT, targets_BT = to_device(self._batch(self.starts[i : i + self.batch_size]), model.device)
                 with torch.no_grad():
                     losses_BT = self.backend.losses(model, inputs_BT, targets_BT)
+                if index >= n_batches:
+                    return
                 yield index, losses_BT, targets_BT
         finally:
             model.train(was_training)

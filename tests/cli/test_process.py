@@ -42,7 +42,12 @@ TRAIN_ERRORS = [
     ("good.txt --out-dir good.txt/below", 5, "folder-not-writable", ["--out-dir good.txt/below"]),
     ("good.txt --device nosuch", 2, "device-unavailable", ["--device nosuch", "cpu"]),
     ("good.txt --device cuda:99", 2, "device-unavailable", ["--device cuda:99"]),
-    ("good.txt --batch-size 3 --grad-accum-steps 4", 2, "more-micro-batches-than-blocks", ["3", "--grad-accum-steps 4"]),
+    (
+        "good.txt --batch-size 3 --grad-accum-steps 4",
+        2,
+        "more-micro-batches-than-blocks",
+        ["3", "--grad-accum-steps 4"],
+    ),
     ("good.txt --tokenizer nonsense", 2, "tokenizer-unknown", ["--tokenizer nonsense", "bpe"]),
     ("good.txt --tokenizer nosuch.json", 3, "tokenizer-file-missing", ["nosuch.json"]),
     ("good.txt --vocab-size 5", 2, "vocab-size-out-of-range", ["--vocab-size 5"]),

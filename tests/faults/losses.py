@@ -94,7 +94,10 @@ class BadBatches:
             # A second spike in a row may count as normal for this text.
             is_bad = self.first <= current < self.until and not self.in_validation
             is_bad = is_bad and (self.way != "x 20" or current == self.first)
-            state = [*model.state_dict().values(), *optimizer_tensors(model, optimizer).values()]
+            state = [
+                *model.state_dict().values(),
+                *optimizer_tensors(dict(model.named_parameters()), optimizer).values(),
+            ]
             before = [tensor.clone() for tensor in state] if is_bad else state
             done = train_step(model, optimizer, *args, **more)
             if not all(map(torch.equal, before, state)):

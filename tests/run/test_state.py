@@ -37,7 +37,7 @@ def train_state(architecture="gpt2", seed=0):
 
 def files_of(state):
     fields = state.to_dict() | RunDescription(CONFIG, CONFIG, {}, {}).state_fields()
-    return checkpoint_files(state.model, state.optimizer, fields, state.history)
+    return checkpoint_files(state.tensors(), fields, state.history)
 
 
 def evaluated(step, val_loss=1.5):

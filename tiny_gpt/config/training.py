@@ -87,6 +87,9 @@ class TrainConfig:
     """Use all of --devices. Otherwise a step is measured first, and one is used if several are no faster."""
     exact: Annotated[bool, OPTIONAL] = False
     """The same result to the bit for any number of devices; costs some speed. Without it, sums round differently."""
+    shard: Annotated[bool, OPTIONAL] = False
+    """Divide weights, gradients and moments among the devices, for models that do not fit into one.
+    With the backend eager; implies --force-devices."""
     precision: Literal["auto", PrecisionName] = "auto"
     """Precision of matrix products. auto: bf16 if it is faster, otherwise fp32. Weights are always kept in fp32."""
     backend: Literal["auto", BackendName] = "auto"
@@ -122,6 +125,14 @@ class TrainConfig:
             "more-micro-batches-than-blocks",
         )
         self._check_optimization()
+        message = (
+            "--shard and --exact: give only one of them; the sums of a sharded model depend on the devices' number"
+        )
+        require(not (self.shard and self.exact), message, "shard-and-exact")
+        message = (
+            f"--shard and --teachers {self.teachers}: give only one of them; a sharded model is trained in one stage"
+        )
+        require(not (self.shard and self.teachers), message, "shard-and-teachers")
         require(0 <= self.teachers <= 64, f"--teachers {self.teachers}: must be from 0 to 64", "teachers-out-of-range")
         require(1 <= self.students <= 64, f"--students {self.students}: must be from 1 to 64", "students-out-of-range")
         for name in ("teacher_weight", "first_share"):

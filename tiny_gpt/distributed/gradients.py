@@ -37,8 +37,11 @@ CONVERTED_AT_ONCE = 1 << 22
 class GradientSum:
     """Computes the gradients of `model` for whole batches, together with the other ranks."""
 
+    takes_turns = False
+    """Whether all ranks must compute equally many micro-batches."""
+
     def __init__(self, model: nn.Module, ranks: Ranks, is_exact: bool) -> None:
-        self._ranks = ranks
+        self._model, self._ranks = model, ranks
         # The backward pass ends with the parameters that the forward pass used first.
         self._parameters = list(model.parameters())[::-1]
         sizes = [parameter.numel() for parameter in self._parameters]
@@ -99,6 +102,10 @@ class GradientSum:
             self._ranks.add(self._integers.sums)
             self._integers.convert_back(self._flat_N)
         return self._flat_N[-1].clone()
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Scale the gradients to the norm `max_norm` where it is larger; returns the norm before."""
+        return torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
 
 
 def make_gradient_sum(model: nn.Module, ranks: Ranks, is_exact: bool) -> GradientSum | None:

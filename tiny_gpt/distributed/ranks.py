@@ -101,6 +101,12 @@ class Ranks:
         with _lost_ranks_raised():
             dist.all_gather(list(everything.chunk(self.size)), own)
 
+    def exchange(self, received: torch.Tensor, sent: torch.Tensor, n_received: list[int], n_sent: list[int]) -> None:
+        """Send the first `n_sent[0]` rows of `sent` to rank 0, the next to rank 1 and so on, and fill `received` with
+        the rows that come from rank 0, rank 1 and so on."""
+        with _lost_ranks_raised():
+            dist.all_to_all_single(received, sent, n_received, n_sent)
+
     def copy_from_leader(self, tensor: torch.Tensor) -> None:
         """Replace `tensor` by that of rank 0."""
         if not self.is_alone:

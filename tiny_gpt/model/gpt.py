@@ -62,6 +62,8 @@ class GPT(nn.Module):
         self.head = Linear(config.d_model, vocab_size, bias=False)
         self.recomputes = False
         """Whether the backward pass computes each layer again instead of keeping its activations."""
+        self.is_sharded = False
+        """Whether each rank holds a part of it (distributed/shards.py), so that all must compute it together."""
         self._initialize()
 
     def _initialize(self) -> None:

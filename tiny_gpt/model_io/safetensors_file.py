@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from safetensors import safe_open
 from tiny_gpt.files import Writable
 
 
-def write_tensors(sink: Writable, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The safetensors format, fp32 only, one tensor in memory at a time."""
+def write_tensors(
+    sink: Writable, tensors: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor] | None = None
+) -> None:
+    """The safetensors format, fp32 only. With `read`, which returns the tensor of a name, `tensors` need no values, and
+    one of them is in memory at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -28,7 +31,8 @@ def write_tensors(sink: Writable, tensors: Mapping[str, torch.Tensor]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     sink.write(struct.pack("<Q", len(text)) + text)
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
+        tensor = read(name) if read else tensor
         sink.write(tensor.detach().cpu().contiguous().numpy().reshape(-1).view("uint8").data)
 
 

@@ -74,6 +74,8 @@ def why_unsuitable(backend: str, train: TrainConfig) -> str:
     if train.recompute and backend in ("cuda_graph", "fused"):
         # The one records no random state that is set back; the other has a backward pass of its own.
         return "with --recompute"
+    if train.shard and backend != "eager":  # the others read all weights at once
+        return "with --shard"
     if backend == "cuda_graph":  # gradients are summed between the two parts of a step that it records
         return "with --exact" if train.exact else "" if current_ranks().is_alone else "on several devices"
     return ""

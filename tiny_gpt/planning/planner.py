@@ -84,7 +84,8 @@ class Planner(NamedTuple):
 
     def _with_stages(self, config: RunConfig) -> RunConfig:
         """`config` complete, with the stages that its time allows."""
-        if not config.train.is_timed or config.train.start_from:
+        train = config.train
+        if not train.is_timed or train.start_from or train.shard:
             alone = _with_train(config, teachers=0, students=1)
             return self._shortened(self._complete(alone)) if config.train.start_from else self._complete(alone)
         first, first_share = config.data.first, config.train.first_share

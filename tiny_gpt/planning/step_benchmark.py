@@ -7,13 +7,12 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import PRECISIONS
-from tiny_gpt.distributed.gradients import make_gradient_sum
 from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.schedule import learning_rate_at
+from tiny_gpt.training.sharing import own_part
 from tiny_gpt.training.step import train_step
 
 # The benchmark is a run of this many steps, of which the last is repeated.
@@ -27,10 +26,10 @@ class StepBenchmark:
         train = config.train
         # A counted budget: with a timed one the learning rate would depend on the clock.
         self.config = replace(config, train=replace(train, for_="", until="", tokens=0, data_epochs=0.0, steps=STEPS))
-        self.model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
-        self.model.recomputes = train.recompute
-        self.optimizer, self.guard = make_optimizer(self.model, train, ranks), Guard(device)
-        self.ranks, self.gradient_sum = ranks, make_gradient_sum(self.model, ranks, train.exact)
+        model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
+        model.recomputes = train.recompute
+        self.ranks, self.guard = ranks, Guard(device)
+        self.model, self.optimizer, self.gradient_sum, _ = own_part(model, train, ranks, device)
         self.cuda_graph = make_cuda_graph_update(self.model, self.optimizer, train, self.guard)
         shape = (2, train.batch_size, config.model.block_size)
         self.batch = Batch(*torch.randint(vocab_size, shape).to(device))

@@ -6,9 +6,9 @@ rest is JSON. No random state is saved: batches and dropout are functions of (se
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -31,13 +31,20 @@ HISTORY_FILE = "metrics.jsonl"
 MAX_HISTORY_BYTES, MAX_TENSOR_HEADER_BYTES = 1 << 28, 1 << 23
 
 
-def checkpoint_files(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], history: list[Evaluated]
-) -> dict[str, Any]:
+class StateTensors(NamedTuple):
+    """The tensors of a state by name."""
+
+    weights: Mapping[str, torch.Tensor]
+    moments: Mapping[str, torch.Tensor]
+    read: Callable[[str], torch.Tensor] | None = None
+    """Returns the values of one; None where they have values already."""
+
+
+def checkpoint_files(tensors: StateTensors, state: Mapping[str, Any], history: list[Evaluated]) -> dict[str, Any]:
     """For `CheckpointStore.write`: the name of each file and the function that writes its content."""
     return {
-        MODEL_FILE: lambda sink: write_tensors(sink, model.state_dict()),
-        OPTIMIZER_FILE: lambda sink: write_tensors(sink, optimizer_tensors(model, optimizer)),
+        MODEL_FILE: lambda sink: write_tensors(sink, tensors.weights, tensors.read),
+        OPTIMIZER_FILE: lambda sink: write_tensors(sink, tensors.moments, tensors.read),
         STATE_FILE: lambda sink: sink.write(json.dumps(state, indent=1).encode()),
         HISTORY_FILE: lambda sink: sink.write("".join(row.to_json_line() for row in history).encode()),
     }
@@ -68,17 +75,18 @@ def load_tensors(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.opti
 
     Names and shapes of a file are compared before its first tensor is read.
     """
-    targets = {MODEL_FILE: model.state_dict(), OPTIMIZER_FILE: optimizer_tensors(model, optimizer)}
+    moments = optimizer_tensors(dict(model.named_parameters()), optimizer)
+    targets = {MODEL_FILE: model.state_dict(), OPTIMIZER_FILE: moments}
     with torch.no_grad():
         for name, tensors in targets.items():
             read_tensors(checkpoint.path / name, tensors)
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's tensors by name, such as "head.weight.exp_avg". They share its memory, they are not copies."""
     return {
         f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in weights.items()
         for key, value in sorted(optimizer.state[parameter].items())
     }
 
@@ -106,16 +114,25 @@ def _check_header(path: Path) -> None:
 
 def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
     """Copy the tensors of a safetensors file into those of the same names; raises DamagedError if any differ."""
+    check_tensors(path, into)
+    try:
+        with open_tensors(path) as file:
+            for name, tensor in into.items():
+                tensor.copy_(file.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{path.name} cannot be read") from error
+
+
+def check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise DamagedError unless a safetensors file holds tensors of these names and shapes."""
     try:
         _check_header(path)
         with open_tensors(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-            expected = {name: ("F32", tuple(tensor.shape)) for name, tensor in into.items()}
-            if found != expected:
-                wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
-                raise DamagedError(f"{path.name} does not fit the model ({', '.join(wrong[:3])})")
-            for name, tensor in into.items():
-                tensor.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{path.name} cannot be read") from error
+    expected = {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+        raise DamagedError(f"{path.name} does not fit the model ({', '.join(wrong[:3])})")

@@ -106,7 +106,7 @@ class CheckpointManager:
     def _write(self) -> Checkpoint:
         start, state = time.perf_counter(), self.state
         fields = state.to_dict() | self.description.state_fields()
-        files = checkpoint_files(state.model, state.optimizer, fields, state.history)
+        files = checkpoint_files(state.tensors(), fields, state.history)
         checkpoint = self.store.write(state.step, files, state.summary() | self.description.manifest_fields())
         self._writes_s.append(time.perf_counter() - start)
         self._last = checkpoint

@@ -4,6 +4,7 @@ It reads its own copy of the text, and neither reads nor writes the run's folder
 """
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from tiny_gpt.data.prepare import Dataset, open_stored_dataset, prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import configure_torch, pick_device, release_memory
-from tiny_gpt.distributed.gradients import GradientSum
 from tiny_gpt.distributed.ranks import FINISH, Ranks, SharedOutOfMemoryError, where
 from tiny_gpt.errors import BadInputError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
@@ -27,10 +27,11 @@ from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.run.leader import check_equal_weights, copy_from_leader, send_predictions, state_tensors
 from tiny_gpt.run.prepared_run import build_model
 from tiny_gpt.run.resume import COMPARED_DATA
+from tiny_gpt.run.sharded_state import ShardedState
 from tiny_gpt.run.sharing import measure_together
 from tiny_gpt.run.start import prepare_other
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.sharing import own_part
 from tiny_gpt.training.step import train_step
 
 Command = dict[str, Any]
@@ -82,28 +83,44 @@ class Replica:
         configure_torch(self.device, config.train.deterministic)
         self.dataset = open_same_text(config, identity)
         self.other = open_same_other_text(config, identity, self.dataset)
-        self.model = build_model(config, self.dataset.tokenizer.vocab_size, self.device).train()
-        self.optimizer = make_optimizer(self.model, config.train, ranks)
+        model = build_model(config, self.dataset.tokenizer.vocab_size, self.device)
+        self.model, self.optimizer, self.gradient_sum, shards = own_part(model, config.train, ranks, self.device)
+        self.model.train()
+        self.sharded: ShardedState | None = None
+        if shards:
+            self.sharded = ShardedState(self.model, shards, self.optimizer)
         self.guard = Guard(self.device)
-        self.gradient_sum = GradientSum(self.model, ranks, config.train.exact)
         self.batches: BatchLoader
+        self._actions: dict[str, Callable[[Command], None]] = {
+            "step": self.step,
+            "score": self.score,
+            "state": self.take_state,
+            "stage": self.set_stage,
+            "gather": self.gather,
+        }
         self._windows: dict[str, FixedWindows] = {}
         self._other_model: GPT | None = None
 
     def obey(self, command: Command) -> None:
         """Carry out one command."""
         try:
-            {"step": self.step, "score": self.score, "state": self.take_state, "stage": self.set_stage}[command["do"]](
-                command
-            )
+            self._actions[command["do"]](command)
         except SharedOutOfMemoryError:  # rank 0 repeats the command in smaller parts
             self.optimizer.zero_grad(set_to_none=True)
             release_memory(self.device)
 
     def take_state(self, command: Command) -> None:
         """Weights, moments and guard of rank 0."""
-        copy_from_leader(state_tensors(self.model, self.optimizer), self.ranks)
+        if self.sharded:
+            self.sharded.take(command["has_moments"])
+        else:
+            copy_from_leader(state_tensors(self.model, self.optimizer), self.ranks)
         self.guard.load_dict(command["guard"])
+
+    def gather(self, command: Command) -> None:
+        """Send rank 0 this rank's part of a weight or moment."""
+        assert self.sharded, "rank 0 has a sharded model, so this one has it too"
+        self.sharded.gather(command["name"])
 
     def set_stage(self, command: Command) -> None:
         """Read the batches of a stage, with its regularization."""
@@ -149,12 +166,16 @@ class Replica:
     def score(self, command: Command) -> None:
         """This rank's part of an evaluation."""
         model = self.model
-        if command["is_other_model"]:
+        if self.sharded:
+            if command["is_other_model"]:
+                self.sharded.take(has_moments=False)
+        elif command["is_other_model"]:
             if self._other_model is None:
                 self._other_model = build_model(self.config, model.vocab_size, self.device)
             model = self._other_model
             copy_from_leader(list(model.state_dict().values()), self.ranks)
-        check_equal_weights(model, self.ranks)
+        if not self.sharded:
+            check_equal_weights(model, self.ranks)
         key = repr(sorted(command.items()))
         if key not in self._windows:
             tokens = self.dataset.train if command["split"] == "train" else self.dataset.val

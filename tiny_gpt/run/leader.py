@@ -20,6 +20,7 @@ from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.checkpoint import optimizer_tensors
+from tiny_gpt.run.sharded_state import ShardedState, StateSource
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.stages import StageSettings
 
@@ -33,6 +34,8 @@ class Leader:
         self.ranks = ranks
         self._have_state = False
         """Whether the other ranks have the present weights, moments and guard."""
+        self._sharded: ShardedState | None = None
+        self._source: StateSource | None = None
 
     def begin(self, config: RunConfig, dataset: Dataset) -> None:
         """Have the other ranks prepare for the run. Raises BadInputError where one sees another text."""
@@ -67,6 +70,16 @@ class Leader:
         """Note that rank 0 changed weights, moments or guard outside a step; the next step sends them to all ranks."""
         self._have_state = False
 
+    def lead_shards(self, sharded: ShardedState, source: StateSource) -> None:
+        """Note that the model is sharded, and where rank 0 has the present weights and moments from."""
+        self._sharded, self._source, self._have_state = sharded, source, False
+
+    def gather(self, name: str) -> torch.Tensor:
+        """The whole weight or moment of this name, where the model is sharded; `share_state` has been called."""
+        sharded = self._sharded
+        assert sharded is not None, "the model is sharded"
+        return self._together({"do": "gather", "name": name}, lambda: sharded.gather(name))
+
     def step(
         self,
         model: nn.Module,
@@ -86,8 +99,8 @@ class Leader:
     ) -> tuple[float, float]:
         """The loss of `model` over `windows` of this `split` of the text, and its standard error, by all ranks.
 
-        `is_other_model`: not the one in training, so its weights are sent. Raises TinyGPTError where the ranks' weights
-        have become different.
+        `is_other_model`: not the one in training, so its weights are sent; a sharded one takes the place of that in
+        training, whose run is over. Raises TinyGPTError where the ranks' weights have become different.
         """
         ranks = self.ranks
         if ranks.is_alone:
@@ -102,6 +115,10 @@ class Leader:
         }
 
         def work() -> tuple[float, float]:
+            if self._sharded:
+                if is_other_model:
+                    self._sharded.take(False, model.state_dict().__getitem__)
+                return windows.loss_and_error(self._sharded.model, beat, ranks)
             if is_other_model:
                 copy_from_leader(list(model.state_dict().values()), ranks)
             check_equal_weights(model, ranks)
@@ -113,9 +130,16 @@ class Leader:
         """Send weights, moments and guard to the other ranks, unless they are up to date."""
         if self._have_state or self.ranks.is_alone:
             return
-        tensors = state_tensors(model, optimizer)
-        command = {"do": "state", "guard": guard.to_dict()}
-        self._together(command, lambda: copy_from_leader(tensors, self.ranks))
+        command: dict[str, Any] = {"do": "state", "guard": guard.to_dict()}
+        sharded, source = self._sharded, self._source
+        if sharded is None:
+            tensors = state_tensors(model, optimizer)
+            self._together(command, lambda: copy_from_leader(tensors, self.ranks))
+        elif source is not None:
+            with source.open() as read:
+                command["has_moments"] = source.has_moments
+                self._together(command, lambda: sharded.take(source.has_moments, read))
+            self._source = None  # frees a model in memory
         self._have_state = True
 
     def _together(self, command: dict[str, Any], work: Callable[[], Result]) -> Result:
@@ -156,7 +180,7 @@ def led_ranks() -> Iterator[Ranks]:
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Weights and moments, in the same order on all ranks."""
-    return [*model.state_dict().values(), *optimizer_tensors(model, optimizer).values()]
+    return [*model.state_dict().values(), *optimizer_tensors(dict(model.named_parameters()), optimizer).values()]
 
 
 def copy_from_leader(tensors: list[torch.Tensor], ranks: Ranks) -> None:

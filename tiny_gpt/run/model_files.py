@@ -52,8 +52,9 @@ class ModelFiles:
 
         A copy in memory is then kept for `save_pending`.
         """
-        saved = None if self._must_wait() else self._save_best(evaluated, self.state.model)
-        self._pending = None if saved else (evaluated, _copy_to_cpu(self.state.model))
+        model = self.state.whole_model()
+        saved = None if self._must_wait() else self._save_best(evaluated, model)
+        self._pending = None if saved else (evaluated, _copy_to_cpu(model))
         return saved
 
     def save_pending(self, force: bool = False) -> Saved | None:
@@ -72,7 +73,7 @@ class ModelFiles:
         """Save the model of the last step; raises OutOfResourcesError if that fails."""
         last = self.state.history[-1]
         with self.state.clock.count_as("save"):
-            saved = self.saver.attempt(lambda: self._save(self.final_path, last, self.state.model))
+            saved = self.saver.attempt(lambda: self._save(self.final_path, last, self.state.whole_model()))
         if saved is None:
             newest = next(iter(self.store.steps()), None)
             kept = "No checkpoint is left" if newest is None else f"The newest checkpoint is that of step {newest:,}"

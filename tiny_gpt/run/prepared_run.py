@@ -8,10 +8,12 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import PRECISIONS, describe_device, reset_peak_memory
+from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.types import BackendChoice, Candidate, Plan
 from tiny_gpt.run.events import Prepared
 from tiny_gpt.run.trainer import Trainer
+from tiny_gpt.training.sharing import is_sharded
 
 # Characters below which a text is too short to learn a style from.
 SHORT_TEXT = 10_000
@@ -34,10 +36,19 @@ def with_choices(config: RunConfig, sources: tuple[str, ...], candidate: Candida
 
 
 def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> GPT:
-    """The run's model with the initial weights of its seed."""
+    """The run's model with the initial weights of its seed.
+
+    One that is divided among the devices need not fit into one of them: rank 0 has it in the machine's memory, the
+    others without values.
+    """
     reset_peak_memory(device)  # measuring the backends does not count
     torch.manual_seed(config.train.seed)
-    model = GPT(config.model, vocab_size, PRECISIONS[config.train.precision]).to(device)
+    home, ranks = device, current_ranks()
+    if is_sharded(config.train, ranks):
+        home = torch.device("cpu" if ranks.leads else "meta")
+    with torch.device(home.type if home.type == "meta" else "cpu"):
+        model = GPT(config.model, vocab_size, PRECISIONS[config.train.precision])
+    model = model if home.type == "meta" else model.to(home)
     model.recomputes = config.train.recompute
     return model
 

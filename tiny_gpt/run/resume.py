@@ -70,7 +70,7 @@ def resume_run(requested: RunConfig, request: RunRequest) -> Generator[Preparati
     model = build_model(config, vocab_size, device)
     machine = machine_fingerprint(device)
     description = RunDescription(config, requested, dataset.identity, machine)
-    trainer = Trainer(TrainState(model, config.train, request), dataset, config, description, out_dir, other)
+    trainer = Trainer(TrainState(model, config.train, request, device), dataset, config, description, out_dir, other)
     notes = [*saved.notes, *change_notes, *data_notes, *backend_notes, *saved.machine_notes(machine)]
     if reason := restart_reason():
         notes.append(f"restarted: {reason}")

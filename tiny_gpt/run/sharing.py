@@ -71,7 +71,8 @@ def share_again(config: RunConfig, requested: RunConfig) -> RunConfig:
 
 def is_open(config: RunConfig) -> bool:
     """Whether --devices asks for several devices where one may be as fast."""
-    return config.train.devices != "1" and not config.train.force_devices
+    train = config.train
+    return train.devices != "1" and not (train.force_devices or train.shard)
 
 
 def end_followers(ranks: Ranks) -> None:

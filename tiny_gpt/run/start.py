@@ -84,9 +84,8 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     del initial  # frees its memory before the optimizer allocates the moments
     description = RunDescription(config, requested, dataset.identity, machine_fingerprint(device))
     out_dir = user_path(requested.train.out_dir)
-    trainer = Trainer(
-        TrainState(model, config.train, request), dataset, config, description, out_dir, other.train if other else None
-    )
+    state = TrainState(model, config.train, request, device)
+    trainer = Trainer(state, dataset, config, description, out_dir, other.train if other else None)
     earlier_run = archive_earlier_run(out_dir)
     write_json_atomically(out_dir / CONFIG_FILE, config.to_flat())
     if plan:
@@ -115,6 +114,9 @@ def prepare_other(config: RunConfig, tokenizer: Tokenizer, is_chosen: bool = Fal
     if config.train.start_from:
         message = "--first and --start-from: give only one of them; a model that has been trained needs no pretraining"
         raise UsageError(message, code="first-and-start-from")
+    if config.train.shard:
+        message = "--first and --shard: give only one of them; a sharded model is trained in one stage"
+        raise UsageError(message, code="first-and-shard")
     data = replace(config.data, data=config.data.first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
     try:
         return (yield from prepare(data, config.model.block_size, tokenizer))

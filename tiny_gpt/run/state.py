@@ -7,20 +7,20 @@ import torch
 
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.device import release_memory, synchronize
-from tiny_gpt.distributed.gradients import make_gradient_sum
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.run.checkpoint import load_tensors, read_history, read_state
+from tiny_gpt.run.checkpoint import StateTensors, load_tensors, optimizer_tensors, read_history, read_state
 from tiny_gpt.run.checkpoint_store import Checkpoint, DamagedError
 from tiny_gpt.run.clock import RunClock
 from tiny_gpt.run.events import Evaluated, Warned
 from tiny_gpt.run.leader import Leader
+from tiny_gpt.run.sharded_state import ShardedState, in_model
 from tiny_gpt.training.budget import RunRequest, StepBudget, TrainingBudget
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
 from tiny_gpt.training.micro_batches import micro_batch_size
-from tiny_gpt.training.optimizer import make_optimizer
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling
+from tiny_gpt.training.sharing import empty_model, own_part
 from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, resume_timed_budget, start_timed_budget
 
 # Of more warnings than this, those in the middle are dropped: the first and the last ones are the most useful.
@@ -90,15 +90,20 @@ class RunCounters:
 class TrainState:
     """A model in training. The trainer changes it; evaluator, checkpoints and model files read it."""
 
-    def __init__(self, model: GPT, config: TrainConfig, request: RunRequest | None = None) -> None:
-        """A timed budget counts from the time of the `request`."""
-        self.model, self.config, self.request = model, config, request or RunRequest()
-        self.ranks = current_ranks()
+    def __init__(
+        self, model: GPT, config: TrainConfig, request: RunRequest | None = None, device: torch.device | None = None
+    ) -> None:
+        """A timed budget counts from the time of the `request`. `device`: to train on, if not that of `model`."""
+        self.config, self.request = config, request or RunRequest()
+        self.ranks, device = current_ranks(), device or model.device
         self.leader = Leader(self.ranks)
-        self.optimizer = make_optimizer(model, config, self.ranks)
-        self.gradient_sum = make_gradient_sum(model, self.ranks, config.exact)
-        self.guard = Guard(model.device)
-        self.cuda_graph = make_cuda_graph_update(model, self.optimizer, config, self.guard)
+        self.model, self.optimizer, self.gradient_sum, shards = own_part(model, config, self.ranks, device)
+        self.sharded: ShardedState | None = None
+        if shards:
+            self.sharded = ShardedState(self.model, shards, self.optimizer)
+            self.leader.lead_shards(self.sharded, in_model(model))
+        self.guard = Guard(device)
+        self.cuda_graph = make_cuda_graph_update(self.model, self.optimizer, config, self.guard)
         self.counters = RunCounters(n_micro_batches=config.grad_accum_steps)
         self.history: list[Evaluated] = []
         self.best: Evaluated | None = None
@@ -189,6 +194,29 @@ class TrainState:
 
     # --- checkpoints ---
 
+    @property
+    def home(self) -> torch.device:
+        """Where whole models are: on the device, or beside it if the model need not fit into it."""
+        return torch.device("cpu") if self.sharded else self.model.device
+
+    def tensors(self) -> StateTensors:
+        """Weights and moments, whole."""
+        if self.sharded is None:
+            weights = dict(self.model.named_parameters())
+            return StateTensors(self.model.state_dict(), optimizer_tensors(weights, self.optimizer))
+        self.leader.share_state(self.model, self.optimizer, self.guard)
+        return StateTensors(self.sharded.weights, self.sharded.moments, self.leader.gather)
+
+    def whole_model(self) -> GPT:
+        """The model in training, or where it is sharded, a copy of all of it on the CPU."""
+        tensors = self.tensors()
+        if tensors.read is None:
+            return self.model
+        copy = empty_model(self.model)
+        weights = {name: tensors.read(name).to("cpu", copy=True) for name in tensors.weights}
+        copy.load_state_dict(weights, assign=True)
+        return copy
+
     def to_dict(self) -> dict[str, Any]:
         """All of a checkpoint but tensors and history, in plain JSON types."""
         counters, clock = self.counters, self.clock
@@ -221,7 +249,10 @@ class TrainState:
         if counters.step != checkpoint.step:
             raise DamagedError(f"its state is that of step {counters.step}")
         history = read_history(checkpoint)
-        load_tensors(checkpoint, self.model, self.optimizer)
+        if self.sharded is None:
+            load_tensors(checkpoint, self.model, self.optimizer)
+        else:
+            self.leader.lead_shards(self.sharded, self.sharded.in_checkpoint(checkpoint))
         try:
             self.guard.load_dict(counters.guard)
             best = Evaluated.from_json_line(saved["best"]) if saved["best"] else None

@@ -387,7 +387,7 @@ class Trainer:
         trained = self.state.model
         try:
             with self.state.clock.count_as("eval"):
-                model = load_model(path, trained.device, trained.compute_dtype).model  # beside the one in training
+                model = load_model(path, self.state.home, trained.compute_dtype).model  # beside the one in training
                 return self.evaluator.score_best(windows, model, beat), windows.n_tokens
         except Exception as failure:
             if not is_out_of_memory(failure):

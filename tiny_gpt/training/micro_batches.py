@@ -29,19 +29,29 @@ class MicroBatch(NamedTuple):
 
 
 def micro_batches(
-    batch: Batch, config: TrainConfig, step: int, n_micro_batches: int, device: torch.device, ranks: Ranks = ALONE
+    batch: Batch,
+    config: TrainConfig,
+    step: int,
+    n_micro_batches: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    takes_turns: bool = False,
 ) -> Iterator[MicroBatch]:
     """The parts of `batch` that this rank computes, moved to `device`. Each is yielded right after torch was seeded for
-    its dropout."""
+    its dropout.
+
+    `takes_turns`: every rank computes equally many, the last one perhaps with a share of 0.
+    """
     batch_size, block_size = batch.inputs_BT.shape
     parts = _split(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
-    for index, rows in enumerate(parts):
-        if not ranks.takes(index):
-            continue
+    n_rounds = math.ceil(len(parts) / ranks.size)
+    for index in range(ranks.rank, n_rounds * ranks.size if takes_turns else len(parts), ranks.size):
+        is_part = index < len(parts)
+        rows = parts[index if is_part else 0]
         inputs_BT, targets_BT = batch.inputs_BT[rows].to(device), batch.targets_BT[rows].to(device)
         soft = batch.soft_targets and SoftTargets(*(part[rows].to(device) for part in batch.soft_targets))
         seed_dropout(config.seed, step, index)
-        yield MicroBatch(inputs_BT, targets_BT, len(inputs_BT) / batch_size, soft)
+        yield MicroBatch(inputs_BT, targets_BT, len(inputs_BT) / batch_size if is_part else 0.0, soft)
 
 
 def n_own_micro_batches(
@@ -65,7 +75,8 @@ def _split(batch_size: int, n_micro_batches: int, block_size: int, device: torch
 
 
 def micro_batch_size(batch_size: int, n_micro_batches: int, block_size: int, device: torch.device) -> int:
-    """Blocks in the largest micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches` parts.
+    """Blocks in the largest micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches`
+    parts.
 
     A device with a limit (device.max_blocks_at_once) gets more micro-batches if necessary, and all of one size: a
     change of shape has given wrong gradients there.

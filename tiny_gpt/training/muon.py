@@ -17,12 +17,15 @@ Letters: N matrices of one shape, R rows, C columns.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tiny_gpt.distributed.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from tiny_gpt.distributed.shards import Shards
 
 MOMENTUM = 0.95
 # An orthogonal R x C matrix has entries of root mean square 1 / sqrt(max(R, C)). Multiplied by sqrt(max(R, C)) and
@@ -52,22 +55,27 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype,
         ranks: Ranks = ALONE,
         one_by_one: bool = False,
+        shards: "Shards | None" = None,
     ) -> None:
         """`matrices` maps each hidden matrix to the number of equal matrices stacked in it, as queries, keys and values
         are; each of those is orthogonalized by itself. `dtype` is that of the products.
 
         With several `ranks`, each orthogonalizes some of the matrices. `one_by_one`: never several in one product, so
-        that the bits of a matrix do not depend on how many a rank has.
+        that the bits of a matrix do not depend on how many a rank has. With `shards`, `matrices` are this rank's rows
+        of them; a matrix is collected on one rank to be orthogonalized.
         """
         super().__init__([{"params": list(matrices)}], {"lr": learning_rate, "weight_decay": weight_decay})
         self._adamw, self._dtype = adamw, dtype
-        self._ranks, self._one_by_one = ranks, one_by_one
+        self._ranks, self._one_by_one, self._shards = ranks, one_by_one, shards
         self.param_groups += adamw.param_groups
         self.state = adamw.state
-        groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        groups: dict[tuple[int, int, int], list[nn.Parameter]] = defaultdict(list)
+        whole_rows = {own: shards.shapes[name][0] for name, own in shards.parameters.items()} if shards else {}
         for matrix, n_stacked in matrices.items():
-            groups[matrix.shape[0] // n_stacked, matrix.shape[1]].append(matrix)
-        self._groups = [(group, n_rows, self._make_momentum(group)) for (n_rows, _), group in groups.items()]
+            n_rows = whole_rows.get(matrix, len(matrix))
+            # Sharded ones are collected one by one, and so by their own number of rows.
+            groups[n_rows // n_stacked, matrix.shape[1], n_rows if shards else 0].append(matrix)
+        self._groups = [(group, key[0], key[2], self._make_momentum(group)) for key, group in groups.items()]
 
     def _make_momentum(self, matrices: list[nn.Parameter]) -> torch.Tensor:
         """One tensor with the momentum of all `matrices`, their rows on top of one another.
@@ -82,13 +90,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of all weights."""
-        for matrices, n_rows, momentum in self._groups:
-            self._update_matrices(matrices, n_rows, momentum)
+        for matrices, n_rows, n_whole_rows, momentum in self._groups:
+            self._update_matrices(matrices, n_rows, n_whole_rows, momentum)
         self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
         self._adamw.step()
 
-    def _update_matrices(self, matrices: list[nn.Parameter], n_rows: int, momentum: torch.Tensor) -> None:
-        """Update all matrices of one shape; `momentum` has their rows on top of one another."""
+    def _update_matrices(
+        self, matrices: list[nn.Parameter], n_rows: int, n_whole_rows: int, momentum: torch.Tensor
+    ) -> None:
+        """Update all parameters of one shape; `momentum` has their rows on top of one another.
+
+        Each `n_rows` rows are a matrix; `n_whole_rows` are collected where the parameters are sharded.
+        """
         learning_rate, weight_decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         grad = torch.cat([_grad(matrix) for matrix in matrices])
         if self.found_inf is not None:
@@ -97,9 +110,16 @@ class Muon(torch.optim.Optimizer):
             grad = torch.where(self.found_inf == 0, grad, momentum)
         momentum.lerp_(grad, 1 - MOMENTUM)
         # Nesterov momentum: what the average would be after the same gradient once more.
-        direction_NRC = grad.lerp_(momentum, MOMENTUM).unflatten(0, (-1, n_rows))
-        scale = learning_rate * RMS_OF_ADAMW * math.sqrt(max(direction_NRC.shape[1:]))
-        update = self._orthogonalize(direction_NRC).flatten(0, 1).to(momentum.dtype) * scale
+        direction = grad.lerp_(momentum, MOMENTUM)
+        scale = learning_rate * RMS_OF_ADAMW * math.sqrt(max(n_rows, direction.shape[1]))
+        if self._shards:
+            own = list(_split_rows(direction, matrices))
+            rows = self._shards.map_whole(
+                own, n_whole_rows, lambda whole: self._orthogonalize_rows(whole, n_rows), self._dtype
+            )
+            update = torch.cat(rows).to(momentum.dtype) * scale
+        else:
+            update = self._orthogonalize(direction.unflatten(0, (-1, n_rows))).flatten(0, 1).to(momentum.dtype) * scale
         weights = [matrix.detach() for matrix in matrices]
         torch._foreach_mul_(weights, 1 - learning_rate * weight_decay)
         torch._foreach_sub_(weights, list(_split_rows(update, matrices)))
@@ -118,6 +138,10 @@ class Muon(torch.optim.Optimizer):
         everything = torch.empty(ranks.size * n_each, *shape, dtype=self._dtype, device=x_NRC.device)
         ranks.collect(everything, done)
         return everything[: len(x_NRC)]
+
+    def _orthogonalize_rows(self, x: torch.Tensor, n_rows: int) -> torch.Tensor:
+        """The same, alone, for matrices on top of one another."""
+        return self._orthogonalize_alone(x.unflatten(0, (-1, n_rows))).flatten(0, 1)
 
     def _orthogonalize_alone(self, x_NRC: torch.Tensor) -> torch.Tensor:
         if self._one_by_one:

@@ -7,6 +7,7 @@ To add one, write a function that makes it and add a row to OPTIMIZERS.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,24 +17,30 @@ from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.muon import Muon
 
-
-def make_optimizer(model: GPT, config: TrainConfig, ranks: Ranks = ALONE) -> torch.optim.Optimizer:
-    """The optimizer named by `config.optimizer`, over all weights of `model`, which all `ranks` have."""
-    return OPTIMIZERS[config.optimizer](model, config, ranks)
+if TYPE_CHECKING:
+    from tiny_gpt.distributed.shards import Shards
 
 
-def _make_adamw(model: GPT, config: TrainConfig, _ranks: Ranks) -> torch.optim.AdamW:
-    return _adamw_over(list(model.parameters()), config)
+def make_optimizer(
+    model: GPT, config: TrainConfig, ranks: Ranks = ALONE, shards: "Shards | None" = None
+) -> torch.optim.Optimizer:
+    """The optimizer named by `config.optimizer`, over all weights of `model`, which all `ranks` have; or over the
+    `shards` of it that this rank has."""
+    return OPTIMIZERS[config.optimizer](model, config, ranks, shards)
 
 
-def _make_muon(model: GPT, config: TrainConfig, ranks: Ranks) -> Muon:
+def _make_adamw(model: GPT, config: TrainConfig, _ranks: Ranks, shards: "Shards | None") -> torch.optim.AdamW:
+    return _adamw_over(list(trained_weights(model, shards).values()), config)
+
+
+def _make_muon(model: GPT, config: TrainConfig, ranks: Ranks, shards: "Shards | None") -> Muon:
     """Muon for the matrices inside the blocks, AdamW for embeddings, head, norms and biases.
 
     An embedding is a table of rows that are looked up, not a map between hidden vectors: orthogonalizing it would move
     the rows of tokens that did not occur.
     """
     matrices, rest = {}, []
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained_weights(model, shards).items():
         if name.startswith("blocks.") and parameter.ndim == 2:
             matrices[parameter] = n_stacked_matrices(name)
         else:
@@ -41,7 +48,12 @@ def _make_muon(model: GPT, config: TrainConfig, ranks: Ranks) -> Muon:
     adamw = _adamw_over(rest, config)
     # Batched products of bf16 were wrong on MPS (pytorch#181936).
     dtype = torch.float32 if model.device.type == "mps" else model.compute_dtype
-    return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype, ranks, config.exact)
+    return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype, ranks, config.exact, shards)
+
+
+def trained_weights(model: GPT, shards: "Shards | None") -> dict[str, nn.Parameter]:
+    """What an optimizer changes, by name: the weights of `model`, or the rows of them that this rank has."""
+    return shards.parameters if shards else dict(model.named_parameters())
 
 
 def n_stacked_matrices(name: str) -> int:
@@ -68,7 +80,7 @@ def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.op
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[GPT, TrainConfig, Ranks], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[GPT, TrainConfig, Ranks, "Shards | None"], torch.optim.Optimizer]] = {
     "adamw": _make_adamw,
     "muon": _make_muon,
 }

@@ -14,7 +14,7 @@ Shapes: B blocks in a micro-batch, T tokens in a block.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -27,6 +27,9 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.soft_targets import SoftTargets
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.micro_batches import micro_batches, n_own_micro_batches
+
+if TYPE_CHECKING:
+    from tiny_gpt.distributed.shards import ShardedGradients  # imports FSDP, which takes a second
 
 
 class StepResult(NamedTuple):
@@ -48,7 +51,7 @@ def train_step(
     *,
     n_micro_batches: int = 1,
     guard: Guard | None = None,
-    gradient_sum: GradientSum | None = None,
+    gradient_sum: "GradientSum | ShardedGradients | None" = None,
     ranks: Ranks = ALONE,
     cuda_graph: Callable[[Batch, int, float, int], StepResult] | None = None,
 ) -> StepResult:
@@ -66,7 +69,8 @@ def train_step(
         return cuda_graph(batch, step, learning_rate, n_micro_batches)
     backend = get_backend(config.backend)
     optimizer.zero_grad(set_to_none=True)
-    parts = micro_batches(batch, config, step, n_micro_batches, model.device, ranks)
+    takes_turns = gradient_sum is not None and gradient_sum.takes_turns
+    parts = micro_batches(batch, config, step, n_micro_batches, model.device, ranks, takes_turns)
     if gradient_sum is None:
         loss = torch.zeros((), device=model.device)
         for micro_batch in parts:
@@ -76,7 +80,8 @@ def train_step(
         loss = gradient_sum.compute(parts, n_parts, lambda part: accumulate_gradients(model, backend, *part))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    grad_norm = update_weights(model, optimizer, config.grad_clip, guard, step, loss)
+    clip = gradient_sum.clip if gradient_sum is not None else None
+    grad_norm = update_weights(model, optimizer, config.grad_clip, guard, step, loss, clip)
     return StepResult(loss, grad_norm)
 
 
@@ -104,12 +109,15 @@ def update_weights(
     guard: Guard | None,
     step: int | torch.Tensor,
     loss: torch.Tensor,
+    clip: Callable[[float], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Clip the gradients to the norm `grad_clip` (0: no clipping) and call the optimizer; returns the norm before.
 
-    The optimizer changes nothing in a step that `guard` rejects.
+    The optimizer changes nothing in a step that `guard` rejects. `clip` does the clipping where the gradients are
+    several ranks' (GradientSum.clip).
     """
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    max_norm = grad_clip or math.inf
+    grad_norm = clip(max_norm) if clip else torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     if guard is not None:
         skips = guard.should_skip(step, loss, grad_norm)
         # torch's fused optimizers and our Muon change nothing where `found_inf` is 1.0; torch's GradScaler uses the
