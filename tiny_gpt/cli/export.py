@@ -36,8 +36,8 @@ class ImportCommand:
     """Convert another program's model to a model file of tiny_gpt."""
 
     source: Annotated[Positional[str], arg(metavar="MODEL")]
-    """Folder with config.json, model.safetensors and tokenizer.json, a GGUF file, nanoGPT's ckpt.pt, or a model of the
-    Hugging Face hub: hf:OWNER/NAME, or hf:OWNER/NAME/FILE.gguf."""
+    """Folder with config.json, model.safetensors and tokenizer.json, a GGUF file, or nanoGPT's ckpt.pt.
+    hf:OWNER/NAME or hf:OWNER/NAME/FILE.gguf: a model of the Hugging Face hub, downloaded once."""
     tokenizer: Annotated[str, arg(metavar="PATH"), OPTIONAL] = ""
     """For nanoGPT's ckpt.pt: meta.pkl of its text, or a folder with GPT-2's tokenizer.json.
     Without it, what is beside the checkpoint."""

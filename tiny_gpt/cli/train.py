@@ -43,7 +43,13 @@ class RunOrigin(ResumeMode):
 
 @dataclass(frozen=True)
 class TrainCommand(RunConfig):
-    """Train a model on your text; all files of the run go to runs/NAME."""
+    """Train a model on your text; all files of the run go to runs/NAME.
+
+    No flag is needed but for the time:
+        tiny-gpt train book.txt --until 7am
+        tiny-gpt train diary.txt --for 6h --first novels/
+        tiny-gpt train notes/ --for 1h --start-from hf:HuggingFaceTB/SmolLM2-135M
+    """
 
     sources: SourcesArgument = ()
     """Training text: files, folders, glob patterns, - for standard input, URLs or dataset names. The same as --data."""
@@ -55,7 +61,11 @@ class TrainCommand(RunConfig):
 
 @dataclass(frozen=True)
 class ResumeCommand(RunConfig):
-    """Resume a stopped run or extend a finished one; flags override its settings."""
+    """Resume a stopped run or extend a finished one; flags override its settings.
+
+    For example, to give a finished run three hours more:
+        tiny-gpt resume book --for 3h
+    """
 
     run: Annotated[Positional[str], arg(metavar="[RUN]"), OPTIONAL] = ""
     """Folder of the run, or its name in runs/. Without it, the most recent unfinished run."""

@@ -22,15 +22,14 @@ class DataConfig:
     """Training text and tokenizer."""
 
     data: Annotated[tuple[str, ...], arg(metavar="SOURCE ...")] = ("wikitext-103|python-docs",)
-    """Training text: files, folders, glob patterns, - for standard input, https:// URLs, hf:OWNER/NAME datasets,
-    or names from `tiny-gpt data list`. A|B uses B if A is unavailable."""
+    """Training text: files, folders, glob patterns, https:// URLs, hf:OWNER/NAME datasets; - for standard input.
+    Names of `tiny-gpt data list` are texts too. A|B uses B if A is unavailable."""
     val: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Validation text, given like --data. Without it, part of the training text is held out."""
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
     Your own text alone is validated on. none: no other text.
-    Without it, --recipe auto uses python-docs or package-docs where one model cannot use all of the time, if that
-    helps."""
+    Without it, --recipe auto uses python-docs or package-docs if one model cannot use all of the time."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"

@@ -105,8 +105,8 @@ class TrainConfig:
     deterministic: Annotated[bool, OPTIONAL] = False
     """Reproducible results on GPUs too, at some cost in speed. On CPUs they always are."""
     start_from: Annotated[str, arg(metavar="MODEL"), OPTIONAL] = ""
-    """Start from a trained model's weights, architecture and tokenizer: a run, a model file, an exported folder, a GGUF
-    file, or hf:OWNER/NAME of the Hugging Face hub."""
+    """Start from a trained model's weights, architecture and tokenizer.
+    It is a run, a model file, an exported folder, a GGUF file, or hf:OWNER/NAME of the Hugging Face hub."""
     out_dir: Annotated[str, arg(metavar="FOLDER"), OPTIONAL] = ""
     """Folder for models, checkpoints and metrics. Without it, runs/NAME, named after the text."""
     verbose: Annotated[bool, OPTIONAL] = False
