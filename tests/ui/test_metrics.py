@@ -33,6 +33,8 @@ def test_one_json_line_per_evaluation(tmp_path):
         "val_loss_error": 0.01,
         "memory_bytes": None,
         "time": 1_800_000_000.0,
+        "temperature_c": None,
+        "battery_percent": None,
     }
 
 

@@ -62,6 +62,8 @@ def rows(kind="good", n=40, until=1.0, step=100, seconds=900.0, start=None, seed
             val_loss_error=0.008,
             memory_bytes=7e8 + 1e7 * progress,
             time=start + seconds * progress,
+            temperature_c=58.0 + 14.0 * min(1.0, 8 * progress) + rng.gauss(0, 0.7),
+            battery_percent=None,
         )
 
 

@@ -16,6 +16,7 @@ from tiny_gpt.host.battery import RESUME_ABOVE_PERCENT, Battery, system_battery
 from tiny_gpt.host.clocks import Clocks, system_clocks
 from tiny_gpt.host.heartbeat import heartbeat
 from tiny_gpt.host.keep_awake import KeepAwake
+from tiny_gpt.host.sensors import Sensors
 from tiny_gpt.host.signals import StopRequest
 
 CHECK_INTERVAL_S = 5.0
@@ -40,6 +41,7 @@ class HostMonitor:
         read_battery: Callable[[], Any] = system_battery,
     ) -> None:
         self.stop = stop
+        self.sensors = Sensors(read_battery)
         self._keep_awake = KeepAwake(keep_awake)
         self._heartbeat = heartbeat()
         self._clocks = clocks or system_clocks()

@@ -106,6 +106,9 @@ class Evaluated:
     """Memory in use: of the GPU for cuda, otherwise of this process."""
     time: float = math.nan
     """When it was done, as time.time()."""
+    temperature_c: float = math.nan
+    """Degrees Celsius of the GPU or the processor; NaN without a sensor."""
+    battery_percent: float = math.nan
 
     def to_json_line(self) -> str:
         """A line of metrics.jsonl, with its newline. JSON has no NaN: NaN and infinity become null."""

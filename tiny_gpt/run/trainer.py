@@ -132,7 +132,7 @@ class Trainer:
             yield StepDone(state.step, batch_loss, done.learning_rate, point.progress, budget.remaining_s())
             yield from self._measure_throughput(state.step - first_step, monitor)
             if evaluates:
-                evaluated = self._evaluate(done, monitor.beat)
+                evaluated = self._evaluate(done, monitor)
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
                     yield from self._roll_back("the validation loss became NaN or infinite")
                     continue
@@ -238,10 +238,10 @@ class Trainer:
 
     # --- evaluations ---
 
-    def _evaluate(self, done: DoneStep, beat: Callable[[], None]) -> Evaluated:
+    def _evaluate(self, done: DoneStep, monitor: HostMonitor) -> Evaluated:
         step, clock = self.state.step, self.state.clock
         n_steps, train_s = clock.lap(step)
-        train_loss, val_loss, error = self._retry_out_of_memory(lambda: self.evaluator.score(done.point, beat))
+        train_loss, val_loss, error = self._retry_out_of_memory(lambda: self.evaluator.score(done.point, monitor.beat))
         return Evaluated(
             step=step,
             epoch=math.ceil(step / self.config.train.iters_per_epoch),
@@ -256,6 +256,7 @@ class Trainer:
             val_loss_error=error,
             memory_bytes=memory_bytes(self.state.model.device),
             time=time.time(),
+            **monitor.sensors.read(self.state.model.device),
         )
 
     def _record(self, evaluated: Evaluated) -> Iterator[Event]:
@@ -263,8 +264,7 @@ class Trainer:
         self.state.record(evaluated)
         yield evaluated
         files = self.model_files
-        is_better = files.is_better(evaluated)
-        yield from self._report(files.save_best(evaluated) if is_better else files.save_pending())
+        yield from self._report(files.save_best(evaluated) if files.is_better(evaluated) else files.save_pending())
 
     def _bits_per_byte(self, val_loss: float) -> float:
         return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)
