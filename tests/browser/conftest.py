@@ -1,18 +1,15 @@
 """Pages in a real browser: Debian's Chromium, driven by Playwright. Without one, these tests are skipped."""
 
-import os
-import shutil
-
 import pytest
 
-from tests.browser.support import CHROMIUM_FLAGS, NAMES_OF_CHROMIUM, Opened
+from tests.browser.support import CHROMIUM_FLAGS, NAMES_OF_CHROMIUM, Opened, chromium_path
 
 
 @pytest.fixture(scope="session")
 def browser():
     """One headless Chromium for all tests. TINY_GPT_CHROMIUM names another one."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = os.environ.get("TINY_GPT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES_OF_CHROMIUM)), None)
+    path = chromium_path()
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES_OF_CHROMIUM)} is installed")
     with sync_api.sync_playwright() as playwright:

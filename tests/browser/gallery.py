@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.browser.support import CHROMIUM_FLAGS, Opened
+from tests.browser.support import CHROMIUM_FLAGS, Opened, chromium_path
 from tests.view.support import FACTS, PLAN, plant, stamp, write_rows, write_state
 from tiny_gpt.cli.main import main as tiny_gpt
 from tiny_gpt.config import DataConfig
@@ -157,7 +157,7 @@ def main(text: str, folder: str, *states: str) -> None:
 
     dataset, target = store_text(Path(text)), Path(folder)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM_FLAGS)
         for state in states or STATES:
             shutil.rmtree(target / state, ignore_errors=True)
             made = STATES[state](target / state, dataset)

@@ -1,5 +1,7 @@
 """Opening pages in the browser, and checking that they are accessible."""
 
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -16,10 +18,15 @@ CHROMIUM_FLAGS = [
 PHONE = dict(width=390, height=844)
 
 
+def chromium_path():
+    """The browser on this machine, or the one that TINY_GPT_CHROMIUM names; None without one."""
+    return os.environ.get("TINY_GPT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES_OF_CHROMIUM)), None)
+
+
 class Opened:
     """A page in its own browser context, with what it reports on the console."""
 
-    def __init__(self, browser, address, width, height, dark, javascript, options):
+    def __init__(self, browser, address, width, height, dark, javascript, options, timeout_s=10.0):
         self.context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
@@ -27,7 +34,7 @@ class Opened:
             **options,
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(1000 * timeout_s)
         self.page.problems = self.problems = []
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))

@@ -13,6 +13,7 @@ from tiny_gpt.cli import follow_up, trackers
 from tiny_gpt.cli.follow_up import FollowUp
 from tiny_gpt.config import ReportingConfig
 from tiny_gpt.errors import DivergedError, UsageError
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.run.status import read_status, write_status
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="the commands are for a POSIX shell")
@@ -48,13 +49,29 @@ def ended(run):
                 raise code
             return code
 
-        return FollowUp(settings, run.folder, is_resumed=False, program="tiny-gpt").accompany(train)
+        return FollowUp(settings, FollowedFolder(run.folder), is_resumed=False, program="tiny-gpt").accompany(train)
 
     return accompany
 
 
 URL = "https://hooks.slack.com/services/secret"
 NOTIFY = ReportingConfig(notify=(URL,))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows moves no folder with open files")
+def test_a_run_that_was_moved_meanwhile_is_found(run, posted, capfd):
+    moved = run.folder.with_name("moved")
+
+    def train():
+        run.evaluate(50)
+        run.set_state("finished", started=time.time())
+        run.folder.rename(moved)
+        return 0
+
+    settings = replace(NOTIFY, then="echo $TINY_GPT_STATUS $TINY_GPT_RUN")
+    place = FollowedFolder(run.folder)
+    assert FollowUp(settings, place, is_resumed=False, program="tiny-gpt").accompany(train) == 0
+    assert f"finished {moved}" in capfd.readouterr().out and "moved" in posted[0][1].title
 
 
 def test_the_end_is_posted(ended, posted):
@@ -209,8 +226,8 @@ def test_a_resumed_run_stays_in_its_trackers(run, fake_tracker):
     (run.folder / "trackers").mkdir()
     (run.folder / "trackers" / "wandb.json").write_text('{"id": "abc"}')
     for is_resumed in (False, True):
-        FollowUp(ReportingConfig(), run.folder, is_resumed, "tiny-gpt").accompany(lambda: 0)
-    FollowUp(ReportingConfig(track=("mlflow",)), run.folder, True, "tiny-gpt").accompany(lambda: 0)
+        FollowUp(ReportingConfig(), FollowedFolder(run.folder), is_resumed, "tiny-gpt").accompany(lambda: 0)
+    FollowUp(ReportingConfig(track=("mlflow",)), FollowedFolder(run.folder), True, "tiny-gpt").accompany(lambda: 0)
     assert starts() == ["wandb", "mlflow"]
 
 

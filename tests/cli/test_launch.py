@@ -12,6 +12,7 @@ from tiny_gpt.cli.session import NextCommands
 from tiny_gpt.config import ReliabilityConfig, ReportingConfig, RunConfig, TrainConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host import watchdog
+from tiny_gpt.run.held_folder import FollowedFolder
 
 LAUNCH = Launch("runs/text", is_resumed=False, extends=True, requested_at=1234.5, elapsed=67.8, program="tiny-gpt")
 
@@ -122,7 +123,7 @@ def test_a_restarted_resume_follows_the_folder_and_not_its_name(monkeypatch, tmp
     (tmp_path / "run").mkdir()
     started = replace(LAUNCH, run_dir=str(tmp_path / "run"))
     monkeypatch.setenv(launch.LAUNCH_VARIABLE, started.to_json())
-    progress = launch._Progress(started)
+    progress = launch._Progress(started, FollowedFolder(tmp_path / "run"))
     assert progress.newest_step() == -1
     (tmp_path / "run").rename(tmp_path / "kept")
     (tmp_path / "kept" / "checkpoints" / "step-00000007").mkdir(parents=True)

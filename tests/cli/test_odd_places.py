@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from tests.cli.support import rows
+from tests.view.support import plant
 from tiny_gpt.cli.report import report_at_the_end
 from tiny_gpt.files import quoted
+from tiny_gpt.run.held_folder import FollowedFolder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are not UTF-8")
@@ -34,6 +36,16 @@ def test_flag_that_a_run_has_already_may_be_given_again(train, command, tmp_path
 
 def test_no_report_is_written_for_a_training_that_never_began(train, tmp_path):
     train(tmp_path)
-    with report_at_the_end(tmp_path):
+    with report_at_the_end(FollowedFolder(tmp_path)):
         pass
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows moves no folder with open files")
+def test_the_report_of_a_run_that_was_moved_meanwhile(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with report_at_the_end(FollowedFolder(tmp_path / "run")):
+        plant(tmp_path / "run")
+        (tmp_path / "run").rename(tmp_path / "moved")
+    assert capsys.readouterr().out.splitlines()[-1] == f"Report: {tmp_path / 'moved' / 'report.html'}"
+    assert "Finished well." in (tmp_path / "moved/report.html").read_text() and not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import time
 from dataclasses import asdict, replace
 
@@ -116,3 +117,30 @@ def write_sample(folder, step, text):
 
 def stamp(seconds_from_now):
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + seconds_from_now))
+
+
+def figures_of(page):
+    """The evaluations in a page's table: step, training and validation loss, its standard error, rate, tokens/s."""
+    row = r'<th scope="row">([\d,]+)</th><td>[^<]*</td>' + 5 * "<td>(.*?)</td>"
+    return [tuple(cell.replace(",", "") for cell in found) for found in re.findall(row, page)]
+
+
+def figures_of_metrics(folder):
+    """The same from the run's files, for a run of at most as many evaluations as the table has; losses in bits."""
+    path = folder / "metrics.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    facts, status = folder / "text_facts.json", json.loads((folder / "status.json").read_text()) if found else {}
+    train_bits = None
+    if facts.exists():
+        train_bits = status["facts"]["train_tokens"] / json.loads(facts.read_text())["train_bytes"] / NATS_PER_BIT
+    return [
+        (
+            str(row["step"]),
+            f"{row['train_loss'] * (train_bits or row['val_bits_per_byte'] / row['val_loss']):.3f}",
+            f"{row['val_bits_per_byte']:.3f}",
+            f"{row['val_loss_error'] * row['val_bits_per_byte'] / row['val_loss']:.3f}",
+            f"{row['lr']:.2g}",
+            f"{row['tokens_per_s']:.0f}",
+        )
+        for row in found
+    ]

@@ -1,6 +1,7 @@
 """The live page's server: what it answers to whom."""
 
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -65,6 +66,15 @@ def test_a_run_that_does_not_exist_yet_appears(tmp_path):
     assert "Preparing" in run.first_page()
     plant(tmp_path / "night", state="training", until=0.5)
     assert "Learning normally." in run.changes("time", "wide", "", {})["parts"]["verdict"]["html"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows moves no folder with open files")
+def test_a_run_that_is_moved_is_followed(folder, tmp_path):
+    run = LiveRun(folder)
+    run.first_page()
+    folder.rename(tmp_path / "kept")
+    plant(folder, state="training", until=0.5, n=3)  # another run takes the name
+    assert "20 steps" not in run.first_page() and "<strong>kept</strong>" in run.first_page()
 
 
 @pytest.mark.parametrize(
@@ -142,13 +152,16 @@ def test_a_shared_page_answers_nothing_without_its_key(folder):
 
 
 def test_many_rows_stay_quick(tmp_path):
-    """Figures are in docs/log; the limits here leave room for a busy machine."""
+    """Figures are in docs/log, by benchmarks/watching.py; the limits here leave room for other machines."""
     folder = plant(tmp_path / "night", state="training", until=0.5, n=20_000, step=1)
     run = LiveRun(folder)
+    start = time.process_time()
+    run.first_page()
+    assert time.process_time() - start < 2.0
     first = run.changes("time", "wide", "", {})
     have = {name: part["hash"] for name, part in first["parts"].items()}
     write_rows(folder, list(rows(n=2, step=60_000)), "a")
     start = time.process_time()
     changed = run.changes("time", "wide", first["version"], have)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 0.15
     assert sum(len(part["html"]) for part in changed["parts"].values()) < 120_000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.view.support import rows, write_rows
-from tiny_gpt.view import metrics_reader
-from tiny_gpt.view.metrics_reader import MetricsReader
+from tiny_gpt.view import metrics_reader, row_groups
+from tiny_gpt.view.metrics_reader import METRICS_COLUMNS, MetricsReader
 
 
 @pytest.fixture
@@ -86,6 +86,37 @@ def test_nan_infinity_and_missing_values_are_gaps(reader, tmp_path):
     for name in ("val_loss", "lr", "time"):
         assert np.isnan(reader.column(name)).tolist() == [False, True, False]
     assert np.isnan(reader.column("memory_bytes")[2]) and np.isnan(reader.column("grad_norm")[2])
+
+
+@pytest.mark.parametrize("broken", ["", "not json", '{"step": 250}{"step": 251}', '{"step": true}', " "])
+def test_many_rows_at_once_are_read_as_few(reader, tmp_path, monkeypatch, broken):
+    """By pyarrow, or line by line if one is broken."""
+    found = [json.dumps(row | {"lr": None} if i == 1 else row) for i, row in enumerate(rows(n=4))]
+    reader.path.write_text("\n".join([*found[:2], *filter(None, [broken]), *found[2:]]) + "\n")
+    reader.update()
+    monkeypatch.setattr(metrics_reader, "_ARROW_BYTES", 100)
+    quick = MetricsReader(reader.path)
+    quick.update()
+    for name in METRICS_COLUMNS:
+        np.testing.assert_array_equal(quick.column(name), reader.column(name))
+    assert quick.n_broken == reader.n_broken == bool(broken.strip())
+
+
+def test_groups_hold_all_rows_however_they_arrived(reader, tmp_path, monkeypatch):
+    monkeypatch.setattr(row_groups, "MAX_GROUPS", 8)
+    found = list(rows(n=45))
+    found[20] |= {"lr": None}
+    for start, end in ((0, 5), (5, 6), (6, 30), (30, 31), (31, 45)):
+        write_rows(tmp_path, found[start:end], "a")
+        reader.update()
+    means, lows, highs = reader.column_of_groups("train_loss")
+    values = reader.column("train_loss")
+    assert reader.groups.size == 8 and len(means) == 6
+    for i in range(6):
+        part = values[8 * i : 8 * i + 8]
+        assert (means[i], lows[i], highs[i]) == pytest.approx((part.mean(), part.min(), part.max()))
+    rates = reader.column("lr")[16:24]
+    assert reader.column_of_groups("lr")[0][2] == pytest.approx(rates[np.isfinite(rates)].mean())
 
 
 def test_of_a_huge_file_the_beginning_is_read(reader, tmp_path, monkeypatch):

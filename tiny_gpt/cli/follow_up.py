@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from tiny_gpt.cli.process import to_known_error
 from tiny_gpt.cli.trackers import TrackerProcesses
@@ -18,6 +17,7 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.host.notify import fault_of, post_to_all
 from tiny_gpt.host.signals import STOPPED_CODES
 from tiny_gpt.run.ending import Ending, ending_of
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.ui.ending import message_about
 from tiny_gpt.ui.terminal import error, printable
 
@@ -28,13 +28,13 @@ WATCHED_S = 60.0
 class FollowUp:
     """Of one training, from before its first process to after its last."""
 
-    def __init__(self, settings: ReportingConfig, run_dir: Path, is_resumed: bool, program: str) -> None:
+    def __init__(self, settings: ReportingConfig, place: FollowedFolder, is_resumed: bool, program: str) -> None:
         """`program` is how the user calls `tiny-gpt`; "" for train.py. Raises UsageError for an impossible address."""
-        self._addresses, self._command, self._run_dir = settings.addresses(), settings.then, run_dir
+        self._addresses, self._command, self._place = settings.addresses(), settings.then, place
         for address in self._addresses:
             if fault := fault_of(address):  # the address itself may be a secret
                 raise UsageError(f"--notify: what you gave {fault}", code="notify-address-unusable")
-        self._trackers = TrackerProcesses(settings.track, run_dir, is_resumed, program or "tiny-gpt")
+        self._trackers = TrackerProcesses(settings.track, place.path(), is_resumed, program or "tiny-gpt")
 
     def accompany(self, train: Callable[[], int]) -> int:
         """Run `train`, then report how it ended. Returns its exit code, and raises what it raises."""
@@ -51,7 +51,7 @@ class FollowUp:
 
     def _report(self, exit_code: int, started_at: float, reason: str = "") -> None:
         """Messages first: the trackers may need a while, and the command may turn the machine off."""
-        ending = ending_of(self._run_dir, exit_code, started_at, reason)
+        ending = ending_of(self._place.path(), exit_code, started_at, reason)
         is_worth_it = ending.has_begun or time.time() - started_at > WATCHED_S
         if self._addresses and is_worth_it:
             _say(*post_to_all(self._addresses, message_about(ending)))

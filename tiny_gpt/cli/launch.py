@@ -5,7 +5,6 @@ user if need be, and becomes the watchdog. It starts the same command again as a
 in an environment variable and trains.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from tiny_gpt.host.clocks import system_clocks
 from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
 from tiny_gpt.host.torchrun import is_follower, is_restarted, rank_in_environment
 from tiny_gpt.run.folders import find_model, folder_for, newest_step, unfinished
-from tiny_gpt.run.held_folder import HeldFolder
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.ui.terminal import error
 
 # Holds a Launch as JSON, for the child process.
@@ -97,27 +96,32 @@ def launch_training(
         # A time for a finished run comes on top of what it has had; for an unfinished run it is the total.
         extends = extends or (is_resumed and config.train.is_timed and unfinished(run_dir) is None)
         launch = Launch(str(run_dir), is_resumed, extends, time.time(), system_clocks().elapsed(), program)
-        follow_up = FollowUp(reporting or ReportingConfig(), run_dir, is_resumed, program)
-        return follow_up.accompany(lambda: _train_or_watch(config, launch, restart_command, watch))
+        place = FollowedFolder(run_dir)
+        follow_up = FollowUp(reporting or ReportingConfig(), place, is_resumed, program)
+        return follow_up.accompany(lambda: _train_or_watch(config, launch, restart_command, watch, place))
     launch = Launch.from_json(from_parent)
     if restart_reason():  # an earlier child process has begun the run
         launch = replace(launch, is_resumed=True)
-    return _train_or_watch(config, launch, restart_command, watch)
+    return _train_or_watch(config, launch, restart_command, watch, FollowedFolder(Path(launch.run_dir)))
 
 
-def _train_or_watch(config: RunConfig, launch: Launch, restart_command: Sequence[str], watch: bool) -> int:
+def _train_or_watch(
+    config: RunConfig, launch: Launch, restart_command: Sequence[str], watch: bool, place: FollowedFolder
+) -> int:
+    """`place` is the run's folder, wherever it is moved."""
     if is_watched() or rank_in_environment() is not None:
         return _train(config, launch)
     if watch:
         start_beside_training(Path(launch.run_dir))
     n_devices = n_processes(config)
-    with report_at_the_end(Path(launch.run_dir)):
+    with report_at_the_end(place):
         if config.reliability.watchdog or n_devices > 1:
-            return _watch(launch, restart_command, n_devices, config.reliability.watchdog)
+            progress = _Progress(launch, place)
+            return _watch(progress, restart_command, n_devices, config.reliability.watchdog)
         return _train(config, launch)
 
 
-def _watch(launch: Launch, command: Sequence[str], n_devices: int, restarts: bool) -> int:
+def _watch(progress: "_Progress", command: Sequence[str], n_devices: int, restarts: bool) -> int:
     """Train in a child process, or in several of them under torchrun, which always needs a parent to take its exit code
     and its signals from; `restarts`: after a failure, begin again from the last checkpoint."""
     from tiny_gpt.host.limits import Limits
@@ -127,10 +131,10 @@ def _watch(launch: Launch, command: Sequence[str], n_devices: int, restarts: boo
         command = torchrun_command(command, n_devices)
         announce(command, n_devices)
     limits = Limits() if restarts else Limits(max_restarts=0)
-    os.environ[LAUNCH_VARIABLE] = launch.to_json()
+    os.environ[LAUNCH_VARIABLE] = progress.launch.to_json()
     sys.stdout.flush()  # before the child writes to the same file
     try:
-        return watch(command, command, _Progress(launch).newest_step, error, limits, is_group=n_devices > 1)
+        return watch(command, command, progress.newest_step, error, limits, is_group=n_devices > 1)
     finally:
         del os.environ[LAUNCH_VARIABLE]
 
@@ -138,21 +142,17 @@ def _watch(launch: Launch, command: Sequence[str], n_devices: int, restarts: boo
 class _Progress:
     """How far the launched run is, wherever its folder is by now."""
 
-    def __init__(self, launch: Launch) -> None:
-        self._launch = launch
-        self._held: HeldFolder | None = None
+    def __init__(self, launch: Launch, place: FollowedFolder) -> None:
+        self.launch = launch
+        self._place = place
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint. If the run's folder has been moved, the next child process is sent after
         it."""
-        folder = Path(self._launch.run_dir)
-        if self._held is None:
-            with contextlib.suppress(OSError):  # the child has not made it yet
-                self._held = HeldFolder(folder)
-        elif place := self._held.new_path():
-            folder = self._held.path = place
-            self._launch = replace(self._launch, run_dir=str(place))
-            os.environ[LAUNCH_VARIABLE] = self._launch.to_json()
+        folder = self._place.path()
+        if str(folder) != self.launch.run_dir:
+            self.launch = replace(self.launch, run_dir=str(folder))
+            os.environ[LAUNCH_VARIABLE] = self.launch.to_json()
         return newest_step(folder)
 
 

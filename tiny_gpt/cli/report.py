@@ -13,6 +13,7 @@ from tiny_gpt.config import METRICS_FILE
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.files import quoted
 from tiny_gpt.run.folders import find_run_to_show
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.ui.terminal import error
 
 RunToShow = Annotated[Positional[str], arg(metavar="[RUN]"), OPTIONAL]
@@ -37,15 +38,16 @@ def report(args: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def report_at_the_end(folder: Path) -> Iterator[None]:
+def report_at_the_end(place: FollowedFolder) -> Iterator[None]:
     """Write the report however the training inside ends, if it evaluated anything, and print where it is.
 
     Whatever goes wrong here only costs the report.
     """
-    before = _state_of(folder / METRICS_FILE)
+    before = _state_of(place.path() / METRICS_FILE)
     try:
         yield
     finally:
+        folder = place.path()
         with contextlib.suppress(KeyboardInterrupt):
             try:
                 if _state_of(folder / METRICS_FILE) != before:

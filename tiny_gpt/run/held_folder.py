@@ -67,6 +67,23 @@ class HeldFolder:
         return False
 
 
+class FollowedFolder:
+    """A folder that may not exist yet, and may be moved once it does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: HeldFolder | None = None
+
+    def path(self) -> Path:
+        """Where it is now, as far as the system says; ask once while it is in its first place."""
+        if self._held is None:
+            with contextlib.suppress(OSError):
+                self._held = HeldFolder(self._path)
+        elif place := self._held.new_path():
+            self._path = self._held.path = place
+        return self._path
+
+
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 

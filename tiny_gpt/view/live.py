@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tiny_gpt.data.copied_spans import CopyIndex, decoded_text
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.view.copied import CopySearch
 from tiny_gpt.view.page import BEING_SEARCHED, NOT_SEARCHED, live_page, static_file
 from tiny_gpt.view.parts import (
@@ -52,8 +53,8 @@ class LiveRun:
     """A run's folder as the server sees it. Its methods may be called from several threads."""
 
     def __init__(self, folder: Path) -> None:
+        self._place = FollowedFolder(folder)
         self._folder = RunFolder(folder)
-        self._path = folder
         self._lock = threading.Lock()
         self._search: CopySearch | None = None
         self._reason = BEING_SEARCHED
@@ -73,6 +74,9 @@ class LiveRun:
             return {"now": view.now, "version": current, "parts": parts}
 
     def _view(self) -> RunView:
+        place = self._place.path()
+        if place != self._folder.folder:  # it was moved
+            self._folder = RunFolder(place)
         view = self._folder.view()
         if self._searcher is None and view.checkpoint is not None:
             self._searcher = threading.Thread(target=self._find_training_text, name="text facts", daemon=True)
@@ -119,7 +123,7 @@ class LiveRun:
                 return
             index = CopyIndex(decoded_text(dataset.tokenizer, dataset.train))
             if view.facts is None:
-                write_text_facts(self._path, compute_text_facts(dataset, index))
+                write_text_facts(self._place.path(), compute_text_facts(dataset, index))
             self._search = CopySearch(index)
         except Exception as failure:  # whatever the cache holds: the page works without it
             self._reason = f"The training text could not be searched ({type(failure).__name__})."

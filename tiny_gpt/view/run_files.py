@@ -167,7 +167,7 @@ def read_events(folder: Path) -> list[RunEvent]:
 
 
 def _kind_of(text: str) -> str:
-    kinds = {"skipped": "skip", "paused": "pause", "training continues": "resume", "the training process": "restart"}
+    kinds = {"skipped": "skip", "paused": "pause", "training continues": "resume", "restarted": "restart"}
     # The descriptions of run/stages.py.
     kinds |= dict.fromkeys(("pretraining on", "teacher ", "student", "your text: "), "stage")
     if "rolled back" in text:

@@ -1,0 +1,177 @@
+"""What watching a run costs: python -m benchmarks.watching
+
+1. The steps of a training with and without an open page, alternating within one run. The page's server is the one that
+   `--watch` starts; a program asks it as an open page does. For the steps alone, both are stopped (SIGSTOP).
+2. A run of 100,000 rows: the first page, and the update after a new row.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from tiny_gpt.cli.watch import TRAINING_VARIABLE
+from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.run.events import StepDone
+from tiny_gpt.training.budget import RunRequest
+from tiny_gpt.ui.consumers import RecordedRun
+from tiny_gpt.view.live import LiveRun
+
+SEGMENT_S, POLL_S = 5.0, 2.0
+# Of a segment, while processes are still being stopped and continued.
+SETTLE_S = 0.5
+N_ROWS, N_UPDATES = 100_000, 20
+ASK = """
+import json, sys, time, urllib.parse, urllib.request
+version, have = "", {}
+while True:
+    known = ",".join(f"{name}:{value}" for name, value in have.items())
+    query = urllib.parse.urlencode({"axis": "time", "size": "wide", "version": version, "have": known})
+    try:
+        state = json.load(urllib.request.urlopen(f"{sys.argv[1]}/state?{query}"))
+        version = state["version"]
+        have |= {name: part["hash"] for name, part in state["parts"].items()}
+    except OSError:
+        pass  # the server has not started yet
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+class OpenPage:
+    """The server of `--watch`, and who asks it."""
+
+    def __init__(self, run: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        beside = os.environ | {TRAINING_VARIABLE: str(os.getpid())}
+        watch = [sys.executable, "-m", "tiny_gpt", "watch", str(run), "--no-browser", "--port", str(port)]
+        self.server = psutil.Popen(watch, env=beside, stdout=subprocess.DEVNULL)
+        self.asker = psutil.Popen([sys.executable, "-c", ASK, f"http://127.0.0.1:{port}", str(POLL_S)])
+
+    def is_open(self, value: bool) -> None:
+        for process in (self.server, self.asker):
+            process.send_signal(signal.SIGCONT if value else signal.SIGSTOP)
+
+    def processor_s(self) -> float:
+        times = [process.cpu_times() for process in (self.server, self.asker)]
+        return sum(each.user + each.system for each in times)
+
+    def close(self) -> None:
+        self.is_open(True)
+        for process in (self.server, self.asker):
+            process.kill()
+            process.wait()
+
+
+def cost_beside_a_training(folder: Path, seconds: float) -> dict[str, object]:
+    """Pairs of segments, one of them watched, in random order: how much longer the watched one's median step was."""
+    segments: list[tuple[bool, list[float]]] = []
+    rng, page, used_s, watched_s = random.Random(0), None, 0.0, 0.0
+    last = begun = 0.0
+    for event in RecordedRun(_small_run(folder, seconds)).train(False, RunRequest()):
+        now = time.perf_counter()
+        if not isinstance(event, StepDone):
+            last = 0.0  # whatever came between two steps is no step
+            continue
+        page = page or OpenPage(folder / "run")
+        if now - begun > SEGMENT_S:
+            was_watched = bool(segments) and segments[-1][0]
+            used_s += page.processor_s() if was_watched else -page.processor_s()
+            watched_s += now - begun if was_watched else 0.0
+            is_second = len(segments) % 2 == 1
+            segments.append((not was_watched if is_second else rng.random() < 0.5, []))
+            page.is_open(segments[-1][0])
+            begun, last = now, 0.0
+            continue
+        if last and now - begun > SETTLE_S:
+            segments[-1][1].append(now - last)
+        last = now
+    if page is not None:
+        page.close()
+    return _summary(segments, used_s, watched_s)
+
+
+def _small_run(folder: Path, seconds: float) -> RunConfig:
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 8))) for _ in range(500)]
+    text = folder / "text.txt"
+    text.write_text(" ".join(rng.choices(words, k=100_000)))
+    train = TrainConfig(
+        for_=f"{seconds:.0f}s", batch_size=8, backend="eager", device="cpu", out_dir=str(folder / "run")
+    )
+    model = ModelConfig(n_layer=2, n_head=4, d_model=128, block_size=128)
+    return RunConfig(model, DataConfig((str(text),), tokenizer="char"), train)
+
+
+def _summary(segments: Sequence[tuple[bool, list[float]]], used_s: float, watched_s: float) -> dict[str, object]:
+    medians = [(watched, statistics.median(steps)) for watched, steps in segments if len(steps) >= 5]
+    pairs = [dict(medians[i : i + 2]) for i in range(2, len(medians) - 1, 2)]  # the first pair saw the server start
+    ratios = sorted(pair[True] / pair[False] - 1 for pair in pairs if len(pair) == 2)
+    return {
+        "pairs": len(ratios),
+        "slower by, median": f"{statistics.median(ratios):+.2%}",
+        "middle half": f"{ratios[len(ratios) // 4]:+.2%} to {ratios[3 * len(ratios) // 4]:+.2%}",
+        "step": f"{1000 * statistics.median(median for _, median in medians):.1f} ms",
+        "processor time of server and asker, of what the machine has": f"{used_s / watched_s / os.cpu_count():.2%}",
+    }
+
+
+def cost_of_many_rows(folder: Path) -> dict[str, object]:
+    """Processor time, which other programs on the machine don't change, and time by the clock."""
+    path = folder / "metrics.jsonl"
+    names = (
+        "epoch train_loss val_loss val_bits_per_byte batch_loss lr grad_norm tokens_per_s val_loss_error memory_bytes"
+    )
+    rng, start = random.Random(0), time.time() - N_ROWS
+
+    def row(step: int) -> str:
+        values = {name: 1 + rng.random() for name in names.split()}
+        return json.dumps({"step": step, "elapsed_s": float(step), "time": start + step} | values) + "\n"
+
+    path.write_text("".join(map(row, range(1, N_ROWS))))
+    marks = [(time.process_time(), time.perf_counter())]
+    run = LiveRun(folder)
+    run.first_page()
+    marks.append((time.process_time(), time.perf_counter()))
+    version, have, updates = "", dict[str, str](), []
+    for i in range(N_UPDATES + 1):
+        with open(path, "a") as file:
+            file.write(row(N_ROWS + i))
+        before = time.process_time(), time.perf_counter()
+        state = run.changes("time", "wide", version, have)
+        updates.append((time.process_time() - before[0], time.perf_counter() - before[1]))
+        version = str(state["version"])
+        have |= {name: part["hash"] for name, part in state["parts"].items()}
+    (cpu, clock), (cpu_end, clock_end) = marks
+    middle = [statistics.median(times) for times in zip(*updates[1:], strict=True)]
+    return {
+        "rows": N_ROWS,
+        "first page": f"{1000 * (cpu_end - cpu):.0f} ms processor, {1000 * (clock_end - clock):.0f} ms",
+        "update": f"{1000 * middle[0]:.0f} ms processor, {1000 * middle[1]:.0f} ms",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.watching", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=240.0, help="length of the training (default 240)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(cost_of_many_rows(Path(folder)), indent=1), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(cost_beside_a_training(Path(folder), options.seconds), indent=1))
+
+
+if __name__ == "__main__":
+    main()
