@@ -28,7 +28,7 @@ from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.consumers import RecordedRun
 from tiny_gpt.view.live import LiveRun
 
-SEGMENT_S, POLL_S = 5.0, 2.0
+SEGMENT_S, POLL_S = 4.0, 2.0
 # Of a segment, while processes are still being stopped and continued.
 SETTLE_S = 0.5
 N_ROWS, N_UPDATES = 100_000, 20
@@ -116,9 +116,14 @@ def _small_run(folder: Path, seconds: float) -> RunConfig:
 
 
 def _summary(segments: Sequence[tuple[bool, list[float]]], used_s: float, watched_s: float) -> dict[str, object]:
-    medians = [(watched, statistics.median(steps)) for watched, steps in segments if len(steps) >= 5]
+    medians = [(watched, statistics.median(steps) if len(steps) >= 5 else 0.0) for watched, steps in segments]
     pairs = [dict(medians[i : i + 2]) for i in range(2, len(medians) - 1, 2)]  # the first pair saw the server start
-    ratios = sorted(pair[True] / pair[False] - 1 for pair in pairs if len(pair) == 2)
+    ratios = sorted(pair[True] / pair[False] - 1 for pair in pairs if min(pair.values()) > 0)
+    if not ratios:
+        return {
+            "pairs": 0,
+            "reason": "fewer than five steps in a segment: the machine is too busy, or the time too short",
+        }
     return {
         "pairs": len(ratios),
         "slower by, median": f"{statistics.median(ratios):+.2%}",

@@ -13,6 +13,7 @@ from tests.web.support import LOOPBACK, serving
 from tiny_gpt.run.status import read_status
 from tiny_gpt.view.live import live_app
 from tiny_gpt.view.report import write_report
+from tiny_gpt.view.text_facts import TextFacts, write_text_facts
 
 SAMPLES = {100: "gibb erish", 900: "The cat sat", 4000: "The cat sat on the mat."}
 EVIL = "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>"
@@ -40,9 +41,9 @@ def report(tmp_path_factory):
 def test_report_of_a_finished_run(report, open_page):
     page = open_page(report)
     assert page.text_content("h1") == "Finished well." and violations(page) == []
-    for axis, tick in (("tokens", "M"), ("epochs", "0")):
+    for axis, tick in (("tokens", "M"), ("epochs", "0"), ("late", ":")):
         page.click(f"label[for=axis-{axis}]")
-        assert len(shown(page, "svg.chart")) == 5 and any(tick in text for text in shown(page, ".tick"))
+        assert len(shown(page, "svg.chart")) == 6 and any(tick in text for text in shown(page, ".tick"))
         assert page.locator(f".variant[data-axis={axis}][data-size=wide]").first.is_visible()
     page.hover("#loss-figure svg >> visible=true", position={"x": 500, "y": 200})
     assert "step" in page.text_content(".readout")
@@ -51,6 +52,52 @@ def test_report_of_a_finished_run(report, open_page):
     before = page.text_content(".readout")
     page.keyboard.press("ArrowRight")
     assert page.text_content(".readout") != before
+
+
+def test_events_are_read_with_pointer_and_keys(report, open_page):
+    page = open_page(report)
+    event = page.locator("#loss-figure .event >> visible=true").first
+    box = event.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 100)
+    assert LOG[0].partition(": ")[2] in page.text_content(".readout")
+    page.focus("#loss-figure")
+    page.keyboard.press("ArrowLeft")
+    assert "bits" not in page.text_content(".readout") and "step" in page.text_content(".readout")
+    page.keyboard.press("ArrowRight")
+    assert LOG[0].partition(": ")[2] in page.text_content(".readout")
+
+
+def test_chart_and_samples_lead_to_each_other(report, open_page):
+    page = open_page(report)
+    sampled = ".variant[data-axis=time][data-size=wide] .dot.sampled"
+    assert page.get_attribute(sampled, "data-step") == "4000"
+    page.focus("#sample-range")
+    page.keyboard.press("Home")
+    assert page.get_attribute(sampled, "data-step") == "100"
+    dot = page.locator("#loss-figure [data-size=wide] .dot[data-step='1000'] >> visible=true").bounding_box()
+    page.mouse.click(dot["x"], dot["y"])
+    assert shown(page, ".sample pre") == [SAMPLES[900]] and page.get_attribute(sampled, "data-step") == "900"
+
+
+@pytest.mark.parametrize("kind", ["good", "overfitted", "diverged"])
+@pytest.mark.parametrize("view", [{}, PHONE], ids=["desktop", "phone"])
+def test_lines_are_labeled_and_no_label_covers_another(tmp_path, open_page, kind, view):
+    folder = plant(tmp_path / "night", kind=kind, state="failed" if kind == "diverged" else "finished")
+    facts = TextFacts("", 500_000, 50_000, 4.83, 3.59, 3.04, 2.52, 0.0, 500_000)
+    write_text_facts(folder, facts)
+    page = open_page(write_report(folder), **view)
+    names = shown(page, "#loss-figure .rule-label")
+    assert names == ["guessing 8", "letter frequencies 4.83", "pairs of letters 3.59", "gzip 3.04", "xz 2.52",
+                     "forecast 1.45"]  # fmt: skip
+    overlaps = """() => {
+        const labels = [...document.querySelectorAll("#loss-figure text")].filter((label) => label.checkVisibility());
+        const boxes = labels.map((label) => [label.textContent, label.getBoundingClientRect()]);
+        return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
+            .filter(([, q]) => p.left < q.right && q.left < p.right)
+            .filter(([, q]) => p.top + 3 < q.bottom - 3 && q.top + 3 < p.bottom - 3)
+            .map(([b]) => `${a} / ${b}`));
+    }"""
+    assert page.evaluate(overlaps) == []
 
 
 def test_sample_slider(report, open_page):
