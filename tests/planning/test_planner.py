@@ -66,9 +66,15 @@ def test_a_night_has_teachers_and_students_and_given_numbers_stay():
     assert train.first_share == 0 and train.teachers > 1
 
 
-def test_more_time_is_expected_to_give_a_better_model():
+@pytest.mark.parametrize("n_bytes", [135_000, 1_000_000])
+@pytest.mark.parametrize("slowness", [1, 50])
+def test_more_time_is_expected_to_give_a_better_model(n_bytes, slowness):
     planner, night = make_planner(), RECIPES["auto"]
-    times = ("2m", "20m", "1h", "6h", "24h")
+    text = replace(planner.text, train_bytes=n_bytes, train_tokens=n_bytes // 2)
+    planner = planner._replace(text=text, step_time=planner.step_time.scaled(slowness))
+    times = ("2m", "20m", "1h", "2h", "6h", "24h")
     plans = [planner.plan(replace(night, train=replace(night.train, for_=time)))[1] for time in times]
     losses = [plan.forecast.bits_per_byte for plan in plans]
-    assert all(longer < shorter for shorter, longer in itertools.pairwise(losses)), losses
+    # On a fast machine the smallest text has given all that it can before the night is over.
+    assert all(longer < shorter * (1 + 1e-4) for shorter, longer in itertools.pairwise(losses)), losses
+    assert losses[-1] < 0.98 * losses[0]

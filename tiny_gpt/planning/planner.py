@@ -96,8 +96,9 @@ class Planner(NamedTuple):
                 return alone
             name, share = self._usual_first(alone)
             usual = replace(config, data=replace(config.data, first=(name,)))
-            usual = self._with_teachers(_with_train(usual, first_share=share))
-            return usual if usual.train.teachers >= MIN_TEACHERS_FOR_USUAL_FIRST else alone
+            usual = self._with_all_teachers(_with_train(usual, first_share=share))
+            has_teachers = usual.train.teachers >= MIN_TEACHERS_FOR_USUAL_FIRST
+            return min(alone, usual, key=self._expected_loss) if has_teachers else alone
         best = self._with_teachers(_with_train(config, first_share=first_share or FIRST_SHARE))
         if first_share or best.train.teachers:
             return best
@@ -114,6 +115,14 @@ class Planner(NamedTuple):
         return _with_train(config, for_=f"{useful_s}s", until="")
 
     def _with_teachers(self, config: RunConfig) -> RunConfig:
+        """`config` complete: with teachers, or, where one larger model is expected to be better, as in short runs,
+        without.
+        """
+        alone = self._complete(_with_train(config, teachers=0, students=1))
+        taught = self._with_all_teachers(config)
+        return min(alone, taught, key=self._expected_loss) if taught.train.teachers else alone
+
+    def _with_all_teachers(self, config: RunConfig) -> RunConfig:
         """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
 
         def has_time(teachers: int, students: int) -> bool:
@@ -126,13 +135,7 @@ class Planner(NamedTuple):
         teachers = bisect.bisect(range(1, MAX_TEACHERS + 1), False, key=lambda n: not has_time(n, students))
         if teachers == MAX_TEACHERS and is_open:  # more time than these can use goes to further students
             students += bisect.bisect(range(2, MAX_STUDENTS + 1), False, key=lambda n: not has_time(teachers, n))
-        alone = self._complete(_with_train(config, teachers=0, students=1))
-        if not teachers:
-            return alone
-        # In a short run, one larger model is better than several small ones.
-        return min(
-            alone, self._complete(_with_train(config, teachers=teachers, students=students)), key=self._expected_loss
-        )
+        return self._complete(_with_train(config, teachers=teachers, students=students if teachers else 1))
 
     def _expected_loss(self, config: RunConfig) -> float:
         steps = steps_for(config, self._budget(config.train), self.step_time)
