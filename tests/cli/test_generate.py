@@ -35,6 +35,19 @@ def test_default_is_three_samples_with_prompt(trained, command, monkeypatch):
     assert command("tiny-gpt", "generate", "--max-tokens", 5, "--seed", seed).out == done.out
 
 
+def test_inference_script_uses_the_newest_run_where_train_py_has_left_no_model(trained, command, tmp_path, monkeypatch):
+    """As after `make train`, whose model is in runs/."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "tinyshakespeare"
+    run.mkdir(parents=True)
+    (run / "tiny_gpt_best.pt").write_bytes((trained[0] / "tiny_gpt_best.pt").read_bytes())
+    done = command("inference.py", "--max-tokens", 5, "--seed", 1)
+    assert done.code == 0 and "using runs/tinyshakespeare/tiny_gpt_best.pt" in done.err
+    monkeypatch.chdir(trained[0])
+    assert command("inference.py", "--max-tokens", 5, "--seed", 1).out == done.out
+    command("inference.py", "--checkpoint", "other.pt").assert_error(3, "no-model-yet", "other.pt")
+
+
 def test_seed_determines_the_text(inference):
     first, again, other = (inference("--seed", seed).out for seed in (1, 1, 2))
     assert first == again != other

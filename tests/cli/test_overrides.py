@@ -115,6 +115,17 @@ def test_given_heads_get_a_width_that_they_divide(n_head):
     assert n_head == "x" or replace(model, n_head=int(n_head)).dim_per_head == 64
 
 
+def test_hint_after_a_misspelled_flag_shows_no_default_that_is_chosen(command, launched):
+    done = command("tiny-gpt", "train", "text.txt", "--n-layerr", "3")
+    assert done.code == 2 and "--n-layer INT" in done.err and "chosen" in done.err and "default: 4" not in done.err
+    done = command("tiny-gpt", "train", "text.txt", "--epochss", "3")
+    assert done.code == 2 and "--epochs INT" in done.err and "80" not in done.err
+    done = command("tiny-gpt", "resume", "run", "--n-layerr", "3")
+    assert done.code == 2 and "as in the" in done.err and "default: 4" not in done.err
+    done = command("tiny-gpt", "train", "text.txt", "--recipe", "overnight", "--n-layerr", "3")
+    assert done.code == 2 and "default: 4" in done.err
+
+
 def test_help_default_changes_no_value():
     config = with_help_default(RunConfig(), BUDGETS, "anything")
     assert config.to_flat() == RunConfig().to_flat()

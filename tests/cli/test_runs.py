@@ -32,6 +32,7 @@ from tiny_gpt.run.events import (
     StepDone,
 )
 from tiny_gpt.run.folders import find_model, unfinished
+from tiny_gpt.run.output_folder import run_lock
 from tiny_gpt.ui import consumers
 
 
@@ -115,6 +116,20 @@ def test_resume_finds_the_run(tiny_gpt, stopped, name):
     assert code == 2 and "runs/text is finished; to train it further, give more time" in shown
     code, shown = tiny_gpt("resume", "text", "--epochs", 3)
     assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step == 18
+
+
+def test_a_run_that_is_being_trained_is_not_called_unfinished(tiny_gpt, stopped):
+    with run_lock(stopped):
+        for words in (["resume", "text"], ["resume", "runs/text"], train_words(), [*train_words(), "--resume"]):
+            code, shown = tiny_gpt(*words)
+            assert code == 2 and "is being trained right now" in shown and "unfinished" not in shown, words
+        code, shown = tiny_gpt("resume")
+        assert code == 3 and "runs/text is being trained right now" in shown
+        code, shown = tiny_gpt("resume", "nosuch")
+        assert code == 3 and "unfinished" not in shown
+        code, shown = tiny_gpt(*train_words(), "--new")
+        assert code == 0 and Path("runs/text-2/tiny_gpt_final.pt").exists()
+    assert tiny_gpt("resume", "text")[0] == 0
 
 
 def test_a_stopped_run_can_cool_down_and_be_extended(tiny_gpt, stopped):

@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
+from tiny_gpt.config import NO_FIRST
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.files import user_path
 
@@ -58,8 +59,9 @@ def require_sources(sources: Sequence[str]) -> None:
     from tiny_gpt.data.sources.catalog import DATASETS
     from tiny_gpt.data.sources.missing import source_not_found
 
+    named = {"", "-", NO_FIRST, *DATASETS}
     for source in sources:
-        is_other = source in ("", "-") or ":" in source or "|" in source or glob.has_magic(source) or source in DATASETS
+        is_other = source in named or ":" in source or "|" in source or glob.has_magic(source)
         if not is_other and not os.path.exists(user_path(source)):
             raise source_not_found(source)
 

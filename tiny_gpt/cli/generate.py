@@ -18,7 +18,7 @@ from tiny_gpt.cli.process import run_command
 from tiny_gpt.config import BEST_FILE, OutputConfig, SampleConfig
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import quoted, user_path
-from tiny_gpt.run.folders import find_model
+from tiny_gpt.run.folders import find_model, newest_model
 from tiny_gpt.ui.terminal import error, printable
 
 if TYPE_CHECKING:  # they import numpy, which --help must not
@@ -80,7 +80,11 @@ def inference_script() -> int:
 
     def run(args: Sequence[str]) -> int:
         command = parse(GenerateScript, "inference.py", args, SCRIPT_DEFAULTS)
-        return _generate(command, command.sampling.checkpoint)
+        model = command.sampling.checkpoint
+        if model == BEST_FILE and not Path(BEST_FILE).exists() and (newest := newest_model()):
+            error(f"(no {BEST_FILE} here, where train.py writes it; using {newest})")
+            model = str(newest)
+        return _generate(command, model)
 
     return run_command(run, sys.argv[1:])
 

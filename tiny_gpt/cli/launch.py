@@ -177,9 +177,11 @@ def _train(config: RunConfig, launch: Launch) -> int:
 def resolve_run_dir(config: RunConfig, mode: ResumeMode) -> tuple[Path, bool]:
     """The folder of the run, and whether the run in it is to be resumed. Asks the user where flags leave it open.
 
-    Raises UsageError if there is nothing to resume, or an unfinished run and no user to ask.
+    Raises UsageError if there is nothing to resume, a run that is still training, or an unfinished one and no user to
+    ask.
     """
     folder = folder_for(config, is_new=mode.new)
+    require_not_training(folder)
     found = unfinished(folder, config.train.total_steps if mode.resume else 0)
     if mode.resume:
         is_begun = newest_step(folder) >= 0
@@ -197,6 +199,19 @@ def resolve_run_dir(config: RunConfig, mode: ResumeMode) -> tuple[Path, bool]:
             return folder, True
         if answer in ("n", "new", "no"):
             return folder_for(config, is_new=True), False
+
+
+def require_not_training(folder: Path) -> None:
+    """Raise UsageError while another process trains in `folder`."""
+    from tiny_gpt.run.output_folder import is_in_use
+
+    if is_in_use(folder):
+        name = quoted(str(folder))
+        raise UsageError(
+            f"{folder} is being trained right now: see it with tiny-gpt watch {name}; for another run beside it, give "
+            "--new to tiny-gpt train, or another --out-dir",
+            code="run-in-training",
+        )
 
 
 def launched_folder() -> Path | None:

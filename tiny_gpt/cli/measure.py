@@ -42,7 +42,7 @@ def plan(args: Sequence[str]) -> int:
     """Predict a training run: model, time, memory, loss."""
     command = parse_run(PlanCommand, "tiny-gpt plan", args, recipe_config("auto", args))
     config = run_settings(command, command.sources)
-    require_sources(config.data.data)
+    require_sources((*config.data.data, *config.data.val, *config.data.first))
     from tiny_gpt.cli.plan import show_plan
 
     return show_plan(config, command.json)
@@ -52,6 +52,7 @@ def doctor(args: Sequence[str]) -> int:
     """Check that this machine computes correctly and what it can do."""
     command = parse(DoctorCommand, "tiny-gpt doctor", args)
     if command.nodes:
+        require_sources(command.data)
         from tiny_gpt.cli.nodes import examine_nodes
 
         return examine_nodes(command.data, command.json)

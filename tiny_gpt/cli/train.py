@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from tiny_gpt.cli.arguments import SourcesArgument, require_sources
 from tiny_gpt.cli.devices import follow_rank_0
-from tiny_gpt.cli.launch import ResumeMode, launch_training, launched_folder, program_name
+from tiny_gpt.cli.launch import ResumeMode, launch_training, launched_folder, program_name, require_not_training
 from tiny_gpt.cli.overrides import (
     given_budget,
     parse_run,
@@ -99,7 +99,7 @@ def train(args: Sequence[str]) -> int:
     # A run that has begun needs its text no more.
     is_new = launched_folder() is None and not command.run.resume and not is_follower()
     if is_new and not unfinished(folder_for(config)):
-        require_sources(config.data.data)
+        require_sources((*config.data.data, *config.data.val, *config.data.first))
     restart = [sys.executable, "-m", "tiny_gpt", "train", *args]
     return launch_training(
         config, command.run, restart, program_name(), watch=command.watch, reporting=command.reporting
@@ -113,6 +113,8 @@ def resume(args: Sequence[str]) -> int:
         return follow_rank_0(anything)
     name = anything.run
     folder = launched_folder() or find_run(name)
+    if launched_folder() is None:
+        require_not_training(folder)
     base = without_given_choices(config_of(folder), args)
     command = parse_run(ResumeCommand, "tiny-gpt resume", args, base)
     config = run_settings(command)

@@ -18,7 +18,7 @@ from tiny_gpt.cli.arguments import parse
 from tiny_gpt.cli.report import RunToShow
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.web import WebConfig
-from tiny_gpt.files import user_path
+from tiny_gpt.files import quoted, user_path
 from tiny_gpt.run.folders import find_run_to_show
 from tiny_gpt.ui.terminal import error
 
@@ -124,7 +124,7 @@ def start_beside_training(folder: Path) -> None:
         else:
             subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as failure:
-        error(f"--watch: the page could not be started ({failure}); tiny-gpt watch {folder} starts it.")
+        error(f"--watch: the page could not be started ({failure}); tiny-gpt watch {quoted(str(folder))} starts it.")
 
 
 def _detach_output() -> None:

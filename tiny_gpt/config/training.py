@@ -121,7 +121,7 @@ class TrainConfig:
         require(
             "batch_size" in self.auto or self.grad_accum_steps <= self.batch_size,
             f"--grad-accum-steps {self.grad_accum_steps}: a batch of {self.batch_size} blocks (--batch-size) cannot be "
-            "split into so many",
+            f"split into so many; give at most {self.batch_size}",
             "more-micro-batches-than-blocks",
         )
         self._check_optimization()

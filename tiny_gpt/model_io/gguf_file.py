@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.files import quoted_python
 from tiny_gpt.model_io.bounded_json import shown
 
 MAGIC = b"GGUF"
@@ -206,7 +207,8 @@ def _gguf() -> tuple[ModuleType, ModuleType]:
         if error.name != "gguf":
             raise
         raise BadInputError(
-            "reading a GGUF file takes the package gguf: pip install gguf, then the same command again",
+            f"reading a GGUF file takes the package gguf: {quoted_python()} -m pip install gguf, then the same command "
+            "again",
             code="gguf-package-missing",
         ) from error
     return quants, constants

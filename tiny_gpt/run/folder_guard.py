@@ -9,6 +9,7 @@
 
 from tiny_gpt.config import CONFIG_FILE
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, RestartRequestedError, TinyGPTError
+from tiny_gpt.files import quoted
 from tiny_gpt.host.heartbeat import is_watched
 from tiny_gpt.run.output_folder import LockedFolder, write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun
@@ -60,7 +61,7 @@ class FolderGuard:
         self._trainer.checkpoints.save_anew(place)
         raise _leaving(
             f"the run's folder {self._folder.path} was moved to {place} while it trained; its state is saved there. "
-            f"Continue it with: tiny-gpt resume {place}",
+            f"Continue it with: tiny-gpt resume {quoted(str(place))}",
             "run-folder-moved",
         )
 

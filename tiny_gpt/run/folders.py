@@ -18,6 +18,7 @@ from tiny_gpt.run.checkpoint_store import (
     DamagedError,
     read_bounded,
 )
+from tiny_gpt.run.output_folder import is_in_use
 
 RUNS_FOLDER = "runs"
 # Each of them shows that a folder is that of a run.
@@ -102,10 +103,12 @@ def find_run(name: str) -> Path:
     """
     if name:
         return existing_run(name)
-    candidates = [folder for folder in run_folders() if unfinished(folder)]
+    found = [folder for folder in run_folders() if unfinished(folder)]
+    candidates = [folder for folder in found if not is_in_use(folder)]
     if not candidates:
+        in_use = f"; {', '.join(map(str, found))} is being trained right now" if found else ""
         raise BadInputError(
-            f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){_known()}",
+            f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){in_use}",
             code="no-unfinished-run",
         )
     return max(candidates, key=lambda folder: CheckpointStore(folder).folder.stat().st_mtime)
@@ -154,17 +157,25 @@ def find_model(name: str) -> Path:
     """
     if name.startswith(HUB_PREFIX) and not user_path(name).exists():
         return fetch_model(name.removeprefix(HUB_PREFIX))
-    models = [folder / BEST_FILE for folder in run_folders() if (folder / BEST_FILE).is_file()]
-    if not name and models:
-        return max(models, key=lambda path: path.stat().st_mtime)
+    if not name and (newest := newest_model()):
+        return newest
     path, run = user_path(name), Path(RUNS_FOLDER) / name
     if name and (path.exists() or run.is_dir()):
         return path if path.exists() else run / BEST_FILE
     what = f"no model {name}" if name else f"no model here (looked in {Path.cwd()} and its folder {RUNS_FOLDER})"
-    names = ", ".join(model.parent.name for model in models if model.parent.name)[:200]
+    names = ", ".join(model.parent.name for model in _best_models() if model.parent.name)[:200]
     if names:
         raise BadInputError(f"{what}: give a model file, or one of the runs {names}", code="model-not-found")
     raise BadInputError(f"{what}: train one first (tiny-gpt train, or python3 train.py)", code="no-model-yet")
+
+
+def newest_model() -> Path | None:
+    """The best model of the most recent run; None where there is no run here."""
+    return max(_best_models(), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _best_models() -> list[Path]:
+    return [folder / BEST_FILE for folder in run_folders() if (folder / BEST_FILE).is_file()]
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -202,5 +213,5 @@ def _all_known() -> str:
 
 
 def _known() -> str:
-    names = [str(folder) for folder in run_folders() if unfinished(folder)]
+    names = [str(folder) for folder in run_folders() if unfinished(folder) and not is_in_use(folder)]
     return f"; unfinished: {', '.join(names[:5])}" if names else ""

@@ -86,6 +86,19 @@ class LockedFolder:
         self._acquire()
 
 
+def is_in_use(out_dir: Path) -> bool:
+    """Whether a process is training there now. False where a drive has no locks."""
+    if not (out_dir / LOCK_FILE).is_file():
+        return False
+    try:
+        with filelock.FileLock(out_dir / LOCK_FILE, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
 @contextlib.contextmanager
 def run_lock(out_dir: Path) -> Iterator[LockedFolder]:
     """Lock the folder for this process, and create it if needed; the system releases the lock of a killed process.

@@ -1,6 +1,7 @@
 """The message about the end of a training."""
 
 from tiny_gpt.duration import format_duration
+from tiny_gpt.files import quoted
 from tiny_gpt.host.notify import Message
 from tiny_gpt.run.ending import Ending
 
@@ -20,7 +21,7 @@ def message_about(ending: Ending) -> Message:
     if run is not None and run.elapsed_s is not None:
         sentences.append(f"Took {format_duration(run.elapsed_s)}.")
     if ending.status != "finished" and ending.has_begun:
-        sentences.append(f"To continue: tiny-gpt resume {ending.name}")
+        sentences.append(f"To continue: tiny-gpt resume {quoted(ending.name)}")
     text = " ".join(sentences) or "There is no model yet."
     return Message(
         title=f"{ending.name}: training {ending.status}",

@@ -10,7 +10,6 @@ it takes to resume it safely, and `path`.lock with the id of the downloading pro
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import psutil
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.sources.files import file_size
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, first_line
-from tiny_gpt.files import CACHE_REMEDY, sha256_of, sync_folder, sync_to_disk, write_error
+from tiny_gpt.files import CACHE_REMEDY, quoted_python, sha256_of, sync_folder, sync_to_disk, write_error
 
 CONNECT_TIMEOUT_S = 10.0
 # A connection that is silent for this long is considered lost.
@@ -129,7 +128,7 @@ def _fetch(url: str, part: Path, n_bytes: int | None, name: str) -> Preparation[
             if "SOCKS" in str(error):
                 raise DownloadError(
                     "this machine's proxy uses SOCKS, which requires another package: "
-                    f"{sys.executable} -m pip install pysocks, or unset ALL_PROXY and HTTPS_PROXY",
+                    f"{quoted_python()} -m pip install pysocks, or unset ALL_PROXY and HTTPS_PROXY",
                     code="proxy-needs-socks",
                 ) from error
             raise DownloadError(
