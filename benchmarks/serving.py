@@ -97,9 +97,10 @@ def measure(path: Path, size: str, rounds: int) -> dict[str, Figures]:
     with contextlib.ExitStack() as stack:
         servers = {"tiny_gpt": stack.enter_context(tiny_gpt_server(path))}
         for name, start in OTHER_SERVERS.items():
-            url = stack.enter_context(start(path, size))
-            if url:
-                servers[name] = url
+            if missing := [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]:
+                print(f"({name} is left out: {', '.join(missing)} is not installed)")
+                continue
+            servers[name] = stack.enter_context(start(path, size))
         for number in range(rounds + 1):
             results = {"generate": generate()}
             for name, url in servers.items():
@@ -172,10 +173,6 @@ def tiny_gpt_server(path: Path) -> contextlib.AbstractContextManager[str]:
 @contextlib.contextmanager
 def llama_server(path: Path, size: str) -> Iterator[str]:
     """llama-cpp-python's server with the same weights in fp16."""
-    if importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("fastapi") is None:
-        print("(llama.cpp is left out: llama-cpp-python[server] is not installed)")
-        yield ""
-        return
     from gguf import GGMLQuantizationType, LlamaFileType
 
     from tiny_gpt.export.gguf import write_file
@@ -190,7 +187,22 @@ def llama_server(path: Path, size: str) -> Iterator[str]:
         yield url
 
 
-OTHER_SERVERS = {"llama.cpp": llama_server}
+@contextlib.contextmanager
+def transformers_server(path: Path, size: str) -> Iterator[str]:
+    """`transformers serve` with the same weights in fp32, its default for such a folder."""
+    from tiny_gpt.export.export import export
+    from tiny_gpt.model_io.open_model import open_path
+
+    folder, port = path.with_name("hf"), free_port()
+    export(open_path(path, torch.device("cpu")), "hf", folder)
+    main = "from transformers.cli.transformers import main; main()"
+    command = [sys.executable, "-c", main, "serve", str(folder), "--device", "cpu", "--port", str(port)]
+    with running([*command, "--host", "127.0.0.1"], f"http://127.0.0.1:{port}") as url:
+        yield url
+
+
+OTHER_SERVERS = {"llama.cpp": llama_server, "transformers": transformers_server}
+PACKAGES = {"llama.cpp": ("llama_cpp", "fastapi"), "transformers": ("transformers", "fastapi")}
 
 
 # --- clients ---
