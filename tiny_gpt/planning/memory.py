@@ -9,6 +9,7 @@ GB measured for 10.0 estimated (12 x 768, 16,384 tokens), and 28.5 for 30.6 (16 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ FUSED_LOGITS = 1 << 22
 def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None:
     """Raise OutOfResourcesError where not even the smallest model that `config` allows can be trained: known before the
     text is read, and before a model is built to measure how fast it is."""
-    open_sizes = {name: size for name, size in SMALLEST.items() if name in config.train.auto}
+    open_sizes: dict[str, Any] = {name: size for name, size in SMALLEST.items() if name in config.train.auto}
     n_head = 1 if "n_head" in config.train.auto else config.model.n_head
     if "d_model" in open_sizes:
         open_sizes["d_model"] = n_head * max(2, SMALLEST["d_model"] // n_head)

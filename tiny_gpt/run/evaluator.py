@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
-from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens
+from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens, bits_per_byte
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.schedule import SchedulePoint
@@ -42,6 +42,10 @@ class Evaluator:
     def n_tokens(self) -> int:
         """Tokens that an evaluation scores."""
         return self.train_windows.n_tokens + self.val_windows.n_tokens
+
+    def bits_per_byte(self, val_loss: float) -> float:
+        """A validation loss in nats per token as bits per byte of the validation text."""
+        return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)
 
     def fit_batch_size(self) -> None:
         """Adjust the windows per batch to the size of the micro-batches, after it has changed."""

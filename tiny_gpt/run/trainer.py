@@ -15,21 +15,18 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
-from tiny_gpt.device import is_out_of_memory, memory_bytes, peak_memory_bytes
+from tiny_gpt.device import is_out_of_memory, memory_bytes
 from tiny_gpt.errors import RestartRequestedError
-from tiny_gpt.evaluation import bits_per_byte
 from tiny_gpt.host.monitor import HostMonitor
-from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run.checkpoint_manager import CheckpointManager
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore
 from tiny_gpt.run.description import RunDescription
-from tiny_gpt.run.divergence import diverged
+from tiny_gpt.run.divergence import Divergence
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import (
     EpochDone,
     Evaluated,
     Event,
-    Finished,
     RolledBack,
     StageBegun,
     StepDone,
@@ -37,11 +34,11 @@ from tiny_gpt.run.events import (
     ThroughputMeasured,
     Warned,
 )
+from tiny_gpt.run.final_score import SAMPLE_S, finished
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.stages import StageRunner
 from tiny_gpt.run.state import TrainState
-from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate
 from tiny_gpt.training.step import StepResult, train_step
 from tiny_gpt.training.timed_budget import TimedBudget
@@ -50,11 +47,6 @@ Result = TypeVar("Result")
 
 # A timed run writes a checkpoint at least once in this fraction of its time.
 CHECKPOINT_SHARE = 0.05
-# Seconds to generate a sample of the best model, and for all else that follows training. A model of three million
-# parameters takes 0.5 s on 2 cores of an AMD EPYC.
-SAMPLE_S = 1.0
-# After this many rollbacks without a better evaluation in between, the run gives up.
-MAX_ROLLBACKS = 3
 # A run shorter than this ends before the machine falls asleep.
 LONG_S = 600
 
@@ -88,8 +80,8 @@ class Trainer:
         self.model_files = ModelFiles(state, config, dataset.tokenizer, out_dir, store, saver)
         self.evaluator = Evaluator(state, dataset)
         self.stages = StageRunner(state, config, dataset, other, out_dir)
+        self.divergence = Divergence(state, config.train, self.checkpoints, self.model_files)
         self.tokens_per_step = self.evaluator.tokens_per_step
-        self._n_reported_skips = 0
 
     def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
         """Continue from `checkpoint` exactly, or with `extends` with a new budget. Raises DamagedError."""
@@ -115,7 +107,7 @@ class Trainer:
             done = self._train_one_step(point)
             monitor.beat()
             yield from self._report(*(Warned(state.step, line) for line in monitor.notes()))
-            if self._is_diverging(point):
+            if self.divergence.must_roll_back(point):
                 yield from self._roll_back("the loss became NaN or infinite, or spiked")
                 continue
             monitor.stop.hear(state.ranks.stop_signal_of_all)
@@ -147,7 +139,7 @@ class Trainer:
         yield from self._report(self.model_files.save_pending(force=True))
         yield from self._report(self.checkpoints.save())
         yield from self._report(self.model_files.save_final())
-        yield self._finish(monitor)
+        yield finished(state, self.evaluator, self.model_files, monitor)
 
     # --- stages ---
 
@@ -247,7 +239,7 @@ class Trainer:
             epoch=math.ceil(step / self.config.train.iters_per_epoch),
             train_loss=train_loss,
             val_loss=val_loss,
-            val_bits_per_byte=self._bits_per_byte(val_loss),
+            val_bits_per_byte=self.evaluator.bits_per_byte(val_loss),
             batch_loss=done.result.loss.item(),
             learning_rate=done.learning_rate,
             grad_norm=done.result.grad_norm.item(),
@@ -265,9 +257,6 @@ class Trainer:
         yield evaluated
         files = self.model_files
         yield from self._report(files.save_best(evaluated) if files.is_better(evaluated) else files.save_pending())
-
-    def _bits_per_byte(self, val_loss: float) -> float:
-        return bits_per_byte(val_loss, len(self.dataset.val), self.dataset.val.n_bytes)
 
     # --- checkpoints ---
 
@@ -309,90 +298,13 @@ class Trainer:
             return 0.0
         return self.evaluator.final_s() + 2 * self.checkpoints.write_s + SAMPLE_S
 
-    # --- divergence ---
-
-    def _is_diverging(self, point: SchedulePoint) -> bool:
-        """Ask the guard, on a GPU only every GUARD_INTERVAL steps, and warn of the steps that it skipped."""
-        state = self.state
-        if state.model.device.type != "cpu" and state.step % GUARD_INTERVAL and not point.is_last:
-            return False
-        n_skipped = state.guard.total_skipped()
-        if n_new := n_skipped - self._n_reported_skips:
-            self._n_reported_skips = n_skipped
-            steps = f"{n_new} steps" if n_new > 1 else "a step"
-            state.warn(f"skipped {steps} up to step {state.step:,}: loss or gradient NaN, infinite or far too large")
-        return state.guard.needs_rollback()
-
     def _roll_back(self, trouble: str) -> Iterator[Event]:
-        """Return to the last healthy checkpoint, or raise DivergedError where that has not helped before."""
-        state, before = self.state, self.state.counters
+        """Return to a healthy checkpoint. Raises DivergedError where that has not helped before."""
         yield from self._report(self.model_files.save_pending(force=True))
-        target = None if before.n_rollbacks == MAX_ROLLBACKS else self._rollback_target()
-        if target is None:
-            raise diverged(state, self.config.train, self.model_files.best_path, trouble)
-        self.checkpoints.roll_back(target)
+        step = self.divergence.roll_back(trouble)
         self.evaluator.resume()
-        state.warn(
-            f"{trouble} at step {before.step:,}: rolled back to step {target.step:,}, with other batches and half the "
-            f"learning rate (rollback {state.counters.n_rollbacks} of {MAX_ROLLBACKS})"
-        )
         yield from self._report()
-        yield RolledBack(target.step, list(state.history))
-
-    def _rollback_target(self) -> Checkpoint | None:
-        """The newest healthy checkpoint; after a rollback that did not help, one from before its target.
-
-        The divergence may have begun before the last checkpoint that looked healthy.
-        """
-        counters = self.state.counters
-        newest = counters.step if counters.rolled_back_to is None else counters.rolled_back_to
-        return self.checkpoints.newest_healthy(newest) or self.checkpoints.newest_healthy(counters.step)
-
-    # --- the end ---
-
-    def _finish(self, monitor: HostMonitor) -> Finished:
-        state, last = self.state, self.state.history[-1]
-        best, path = (state.best, self.model_files.best_path) if state.best else (last, self.model_files.final_path)
-        val_loss, scored_tokens = best.val_loss, self.evaluator.val_windows.n_tokens
-        if monitor.stop.signal_number is None and (score := self._final_score(path, monitor.beat)):
-            val_loss, scored_tokens = score
-        elapsed_s = state.clock.elapsed_s
-        return Finished(
-            best_path=path,
-            best_epoch=best.epoch,
-            best_step=best.step,
-            best_val_loss=val_loss,
-            best_val_bits_per_byte=self._bits_per_byte(val_loss),
-            scored_tokens=scored_tokens,
-            final_path=self.model_files.final_path,
-            last_step=last.step,
-            elapsed_s=elapsed_s,
-            eval_share=state.clock.eval_s / elapsed_s,
-            save_share=state.clock.save_s / elapsed_s,
-            peak_memory_bytes=peak_memory_bytes(state.model.device),
-            stopped_by=monitor.stop.signal_number,
-            incidents=[*state.counters.incidents, *monitor.summary()],
-            left_s=state.budget.remaining_s(),
-        )
-
-    def _final_score(self, path: Path, beat: Callable[[], None]) -> tuple[float, int] | None:
-        """Score the model file at `path` over more validation text than during the run: (loss, number of tokens).
-
-        None if the run was too short for more, or if memory runs out.
-        """
-        left_s = self.state.budget.remaining_s()
-        windows = self.evaluator.final_windows(None if left_s is None else left_s - SAMPLE_S)
-        if windows is None:
-            return None
-        trained = self.state.model
-        try:
-            with self.state.clock.count_as("eval"):
-                model = load_model(path, self.state.home, trained.compute_dtype).model  # beside the one in training
-                return self.evaluator.score_best(windows, model, beat), windows.n_tokens
-        except Exception as failure:
-            if not is_out_of_memory(failure):
-                raise
-            return None
+        yield RolledBack(step, list(self.state.history))
 
     def _report(self, *events: Event | None) -> Iterator[Event]:
         """The warnings since the last report, then those of `events` that are not None."""
