@@ -1,5 +1,6 @@
 """What `tiny-gpt runs` prints: a table of runs, and a comparison of some of them."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,13 +46,19 @@ def comparison_verdict(comparison: Comparison) -> Iterator[str]:
     elif comparison.is_clear:
         yield f"{names[comparison.best]} is better, by {comparison.margin:.3f} bits per byte."
     else:
-        yield "About equal."
+        yield f"{names[comparison.best]} and {names[_second(comparison)]} are about equal."
         yield (
             f"{names[comparison.best]} has the lowest loss, by {_margin(comparison.margin)} bits per byte; "
             "another seed alone can change it by more."
         )
     if not comparison.settings:
         yield "All their settings are the same."
+
+
+def _second(comparison: Comparison) -> str:
+    """The run that comes closest to the best one."""
+    others = [run for run in comparison.runs if run.folder != comparison.best]
+    return min(others, key=lambda run: run.best_val_bits_per_byte or math.inf).folder
 
 
 def _margin(bits_per_byte: float) -> str:

@@ -51,8 +51,9 @@ def strips(view: RunView, axis: str, size: str) -> list[tuple[str, str, Markup]]
             continue
         lowest, highest = float(np.nanmin(lows)), float(np.nanmax(highs))
         # A single outlier must not flatten the rest.
-        high = 1.1 * (float(np.quantile(known, 0.995)) if len(known) > 20 else highest)
-        low = 0.0 if strip.from_zero else lowest
+        are_many = len(known) > 20
+        high = 1.1 * (float(np.nanquantile(highs, 0.995)) if are_many else highest)
+        low = 0.0 if strip.from_zero else float(np.nanquantile(lows, 0.005)) if are_many else lowest
         axis_y = linear_axis(low, high if high > low else low + 1.0, 2, strip.unit)
         chart = Chart(STRIP_FRAMES[size], x, axis_y, f"{strip.column}-{axis}-{size}")
         draw_idle(chart, view, place)
