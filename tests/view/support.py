@@ -138,9 +138,10 @@ def figures_of_metrics(folder):
             str(row["step"]),
             f"{row['train_loss'] * (train_bits or row['val_bits_per_byte'] / row['val_loss']):.3f}",
             f"{row['val_bits_per_byte']:.3f}",
-            f"{row['val_loss_error'] * row['val_bits_per_byte'] / row['val_loss']:.3f}",
+            "–" if error is None else f"{error * row['val_bits_per_byte'] / row['val_loss']:.3f}",
             f"{row['lr']:.2g}",
             f"{row['tokens_per_s']:.0f}",
         )
         for row in found
+        for error in [row["val_loss_error"]]
     ]

@@ -63,9 +63,10 @@ def test_all_rows_count_in_the_smoothed_line(tmp_path):
 
 @pytest.mark.parametrize("state", ["training", "finished", "stopped", "failed", None])
 @pytest.mark.parametrize("n", [0, 1, 2, 40])
-def test_runs_of_every_state_and_length(tmp_path, state, n):
+@pytest.mark.parametrize("seconds", [0.2, 900.0])
+def test_runs_of_every_state_and_length(tmp_path, state, n, seconds):
     plan = None if n == 2 else plant.__defaults__[2]
-    folder = plant(tmp_path / "night", n=n, state=state, plan=plan)
+    folder = plant(tmp_path / "night", n=n, state=state, plan=plan, seconds=seconds)
     if n == 0:
         (folder / "metrics.jsonl").unlink()
     page = page_of(folder)

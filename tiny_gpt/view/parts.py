@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from tiny_gpt.duration import format_duration
 from tiny_gpt.view.axes import clock_label, count_label
-from tiny_gpt.view.run_charts import LOSS_FRAMES, available_axes, loss_chart, reference_lines
+from tiny_gpt.view.run_charts import LOSS_FRAMES, available_axes, labeled, loss_chart, reference_lines
 from tiny_gpt.view.run_files import RunEvent, Sample
 from tiny_gpt.view.run_view import RunView
 from tiny_gpt.view.signs import gap_in_words, quality_in_words
@@ -114,7 +114,7 @@ def words_part(view: RunView) -> Markup:
 
 
 def _lines_in_words(view: RunView) -> str:
-    lines = [f"{name} {value:.3g}" for value, name, kind in reference_lines(view) if kind == "baseline"]
+    lines = [labeled(name, value) for value, name, kind in reference_lines(view) if kind == "baseline"]
     return f"For comparison, on this text: {', '.join(lines)}." if view.facts else ""
 
 

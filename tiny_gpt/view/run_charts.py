@@ -122,7 +122,7 @@ def loss_chart(view: RunView, axis: str, size: str) -> Markup:
         forecast = view.plan.forecast
         chart.zone(forecast.low, forecast.high, "forecast", f"forecast: {forecast.low:.2f} to {forecast.high:.2f}")
     for value, name, kind in reference_lines(view):
-        chart.rule(value, f"{name} {value:.3g}", kind)
+        chart.rule(value, labeled(name, value), kind)
     first_group = place.first_row // view.metrics.groups.size
     means, lows, highs = (values[first_group:] for values in view.train_groups)
     xs = place.of_groups[first_group:]
@@ -151,6 +151,11 @@ def reference_lines(view: RunView) -> list[tuple[float, str, str]]:
     if view.previous is not None:
         found.append((view.previous.bits_per_byte, f"previous run {view.previous.name[:24]}", "previous"))
     return [line for line in found if math.isfinite(line[0]) and line[0] > 0]
+
+
+def labeled(name: str, value: float) -> str:
+    """A line's name with its bits per byte."""
+    return f"{name} {value:.2f}".removesuffix(".00")
 
 
 def _loss_range(view: RunView, first: int) -> tuple[float, float]:

@@ -42,7 +42,7 @@ def strips(view: RunView, axis: str, size: str) -> list[tuple[str, str, Markup]]
     """(title, newest value, chart) of each strip that has figures."""
     found = []
     place = positions(view, axis, size)
-    ticks = place.axis.ticks[:: 1 + (len(place.axis.ticks) - 1) // MAX_TICKS]
+    ticks = place.axis.ticks[:: 1 + len(place.axis.ticks) // (MAX_TICKS + 1)]
     x = Axis(place.axis.low, place.axis.high, ticks)
     for strip in STRIPS:
         means, lows, highs = view.metrics.column_of_groups(strip.column)
@@ -54,7 +54,7 @@ def strips(view: RunView, axis: str, size: str) -> list[tuple[str, str, Markup]]
         are_many = len(known) > 20
         high = 1.1 * (float(np.nanquantile(highs, 0.995)) if are_many else highest)
         low = 0.0 if strip.from_zero else float(np.nanquantile(lows, 0.005)) if are_many else lowest
-        axis_y = linear_axis(low, high if high > low else low + 1.0, 2, strip.unit)
+        axis_y = linear_axis(low, high if high > low else low + 1.0, 3, strip.unit)
         chart = Chart(STRIP_FRAMES[size], x, axis_y, f"{strip.column}-{axis}-{size}")
         draw_idle(chart, view, place)
         if strip.from_zero:
