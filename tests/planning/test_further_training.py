@@ -7,13 +7,15 @@ import psutil
 import pytest
 import torch
 
-from tests.planning.support import AUTO, CPU, SMALL_TEXT
+from tests.planning.support import AUTO, CPU, FIVE_MINUTES, LARGE_TEXT, SMALL_TEXT, make_planner
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.duration import parse_duration
 from tiny_gpt.errors import OutOfResourcesError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel, load_model, save_loaded
 from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.planning import further_training
+from tiny_gpt.planning.further_training import known_model_helps
 from tiny_gpt.planning.planner import MAX_FINE_TUNING_EPOCHS, Planner
 from tiny_gpt.planning.scaling_law import forecast_further
 from tiny_gpt.planning.throughput import StepTimeModel
@@ -120,3 +122,14 @@ def test_a_model_that_does_not_fit_into_memory_is_not_read(model, monkeypatch):
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1000)))
     with pytest.raises(OutOfResourcesError, match=r"model\.pt: the model, [\d,]+ parameters"):
         load_model(model, CPU)
+
+
+def test_a_known_model_is_proposed_for_english_with_time_and_memory(monkeypatch):
+    planner = make_planner()
+    hour = replace(FIVE_MINUTES, train=replace(FIVE_MINUTES.train, for_="1h"))
+    assert known_model_helps(hour, planner) and not known_model_helps(FIVE_MINUTES, planner._replace(text=LARGE_TEXT))
+    german = planner._replace(text=replace(planner.text, english_share=0.2))
+    slow = planner._replace(step_time=planner.step_time.scaled(1000))
+    assert not known_model_helps(hour, german) and not known_model_helps(hour, slow)
+    monkeypatch.setattr(further_training, "available_memory_bytes", lambda device: 1 << 30)
+    assert not known_model_helps(hour, planner)

@@ -6,7 +6,7 @@ long that takes says how fast it trains here.
     bits per byte = those of the model as it comes * (1 - FURTHER_GAIN * (1 - exp(-epochs / FURTHER_EPOCHS)))
 
 The gain depends on how much the text differs from what the model has learned from, which nobody knows beforehand, so
-the interval is wide (scaling_law.py).
+the interval is wide (scaling_law.py). For a new model, `known_model_helps` says whether to start from a known one.
 """
 
 import time
@@ -15,15 +15,16 @@ from dataclasses import asdict, replace
 
 import torch
 
-from tiny_gpt.config import RunConfig
+from tiny_gpt.config import ModelConfig, RunConfig
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Notice
-from tiny_gpt.device import PRECISIONS
+from tiny_gpt.device import PRECISIONS, available_memory_bytes
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.planning.heuristics import tokens_per_step, with_batch
-from tiny_gpt.planning.planner import Planner
+from tiny_gpt.planning.memory import estimate_memory_bytes
+from tiny_gpt.planning.planner import MIN_ENGLISH_SHARE, Planner
 from tiny_gpt.planning.throughput import StepTimeModel, step_flops
 from tiny_gpt.planning.types import TextStats
 
@@ -32,6 +33,28 @@ MAX_SCORED_TOKENS = 8_192
 # How much longer a training step takes than scoring its tokens: three times the arithmetic, and the update of the
 # weights. Measured with SmolLM2-135M (docs/log/start-from.md).
 STEP_COST = 3.2
+
+# A small model that has learned from much more English than a person's own text (2 T tokens; its model card), of the
+# size that a laptop can train further, and the bytes of English in one of its tokens.
+KNOWN_MODEL, KNOWN_TOKEN_BYTES = "hf:HuggingFaceTB/SmolLM2-135M", 3.6
+KNOWN_SHAPE = ModelConfig("llama", n_layer=30, n_head=9, d_model=576, d_ff=1536, block_size=512, dropout=0.0)
+KNOWN_VOCAB_SIZE = 49_152
+# Passes over the text that must be possible for it to be worth its download.
+MIN_KNOWN_EPOCHS = 0.5
+
+
+def known_model_helps(config: RunConfig, planner: Planner) -> bool:
+    """Whether training KNOWN_MODEL further is likely to beat a new model in the time of `config`: for English, where
+    memory and time allow for it. With --tokenizer or --start-from the person has decided otherwise."""
+    train, text = config.train, planner.text
+    seconds = planner.requested_seconds(train)
+    if train.start_from or "batch_size" not in train.auto or text.english_share < MIN_ENGLISH_SHARE or seconds is None:
+        return False
+    config = replace(config, model=KNOWN_SHAPE, train=replace(train, batch_size=4, optimizer="adamw"))
+    token_s = replace(planner.step_time, vocab_size=KNOWN_VOCAB_SIZE)(config) / tokens_per_step(config)
+    n_epochs = seconds / token_s / (text.train_bytes / KNOWN_TOKEN_BYTES)
+    needed = estimate_memory_bytes(config, KNOWN_VOCAB_SIZE, planner.device)
+    return n_epochs >= MIN_KNOWN_EPOCHS and needed <= available_memory_bytes(planner.device)
 
 
 def measure_initial_model(

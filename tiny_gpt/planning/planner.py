@@ -108,7 +108,7 @@ class Planner(NamedTuple):
 
     def _shortened(self, config: RunConfig) -> RunConfig:
         """`config`, with time for MAX_FINE_TUNING_EPOCHS at most if its initial model is large for the text."""
-        epochs, seconds = self._stage_epochs(config), self._requested_seconds(config.train)
+        epochs, seconds = self._stage_epochs(config), self.requested_seconds(config.train)
         if seconds is None or epochs <= MAX_FINE_TUNING_EPOCHS or not knows_more_than(config, self.text):
             return config
         useful_s = math.ceil(seconds * MAX_FINE_TUNING_EPOCHS / epochs)
@@ -172,7 +172,7 @@ class Planner(NamedTuple):
         stage_steps = steps_for(config, self._budget(config.train), lambda _: step_s)
         steps = round(stage_steps / teacher_share(config.train))
         step_tokens = tokens_per_step(config)
-        timed_s = self._requested_seconds(config.train)
+        timed_s = self.requested_seconds(config.train)
         data_epochs = steps * step_tokens / self.text.train_tokens
         if config.train.start_from:
             expected = forecast_further(self.text.pilot_bits_per_byte, data_epochs)
@@ -203,7 +203,7 @@ class Planner(NamedTuple):
             return tokens
         return max(tokens, MIN_TEACHER_EPOCHS * self.text.train_tokens) * (MAX_TEACHERS + MAX_STUDENTS * STUDENT_LENGTH)
 
-    def _requested_seconds(self, train: TrainConfig) -> float | None:
+    def requested_seconds(self, train: TrainConfig) -> float | None:
         """Seconds of a timed budget; None for a counted one."""
         now = time.time()
         return requested_seconds(train, now if self.requested_at is None else self.requested_at, now)
@@ -211,7 +211,7 @@ class Planner(NamedTuple):
     def _budget(self, train: TrainConfig) -> ComputeBudget:
         """That of one stage: of a teacher, or of a run that has only one stage."""
         share = teacher_share(train)
-        seconds = self._requested_seconds(train)
+        seconds = self.requested_seconds(train)
         if seconds is not None:
             return ComputeBudget(share * STEPS_SHARE * seconds)
         tokens = {

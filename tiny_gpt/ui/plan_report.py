@@ -1,7 +1,7 @@
 """Plans as text: for the first screen of a training run, for its end, and for `tiny-gpt plan`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,8 @@ from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig, flag
 from tiny_gpt.device import describe_device
 from tiny_gpt.duration import clock_time_in, format_duration, format_milliseconds
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.files import quoted
+from tiny_gpt.planning.further_training import KNOWN_MODEL, known_model_helps
 from tiny_gpt.planning.heuristics import SIZES
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.scaling_law import CHAR_PENALTY, load_scaling_law
@@ -99,6 +101,8 @@ def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
         yield from start_from_table(config, planner, *planned.new)
     else:
         yield from budget_table(config, planner, is_bpe=tokenizer == "bpe")
+        if known_model_helps(config, planner):
+            yield from known_model_hint(dataset.sources)
 
 
 def start_from_table(config: RunConfig, planner: Planner, new: RunConfig, new_planner: Planner) -> Iterator[str]:
@@ -114,6 +118,13 @@ def start_from_table(config: RunConfig, planner: Planner, new: RunConfig, new_pl
     yield _table_row("a new model", _two_digits([plan.forecast.bits_per_byte for plan in others]))
 
 
+def known_model_hint(sources: Sequence[str]) -> Iterator[str]:
+    """What to try instead of a new model."""
+    yield ""
+    yield "A small model that already knows English may reach a much lower loss on your text. Compare:"
+    yield f"  tiny-gpt plan {' '.join(map(quoted, sources))} --start-from {KNOWN_MODEL}"
+
+
 def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[str]:
     """The expected loss of other time budgets (columns) and other settings (rows)."""
     plans = [planner.plan(with_duration(config, time)) for time in COMPARED_BUDGETS]
@@ -125,6 +136,8 @@ def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[
         "  8 of 10 runs between", [f"{plan.forecast.low:.2f}-{plan.forecast.high:.2f}" for _, plan in plans]
     )
     yield _table_row("  layers x width", [f"{best.model.n_layer} x {best.model.d_model}" for best, _ in plans])
+    if any(plan.first for _, plan in plans):
+        yield _table_row("  other text first", [", ".join(plan.first) or "none" for _, plan in plans])
     yield _table_row("  teachers trained first", [str(plan.teachers) for _, plan in plans])
     yield _table_row("  epochs over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
     if is_bpe:
