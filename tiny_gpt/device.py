@@ -101,11 +101,24 @@ def _keep_freed_memory() -> None:
     By default, glibc gets large blocks with mmap and unmaps them when freed. So each step's activations are new pages,
     which the kernel must fill with zeros.
     """
-    m_trim_threshold, m_mmap_threshold, never = -1, -3, 2**31 - 1  # constants of malloc.h, and the largest int
+    _set_malloc_thresholds(2**31 - 1)  # never: the largest int
+
+
+def return_freed_memory() -> None:
+    """Have glibc return large blocks to the system as soon as they are freed.
+
+    Slower, but the process then takes only what it uses. With --shard, where whole weights come and go, it took 660
+    instead of 1,160 MiB (6 x 768).
+    """
+    _set_malloc_thresholds(1 << 20)
+
+
+def _set_malloc_thresholds(n_bytes: int) -> None:
+    m_trim_threshold, m_mmap_threshold = -1, -3  # constants of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_mmap_threshold, never)
-        mallopt(m_trim_threshold, never)
+        mallopt(m_mmap_threshold, n_bytes)
+        mallopt(m_trim_threshold, n_bytes)
 
 
 def _bf16_is_faster(device: torch.device) -> bool:

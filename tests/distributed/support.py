@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,23 +46,35 @@ def run_config(folder: Path, name: str, model: dict[str, Any] | None = None, **t
     return replace(config, train=replace(config.train, **settings))
 
 
-def start_group(folder: Path, n_ranks: int, jobs: list[Job]) -> list[subprocess.Popen[bytes]]:
-    """Processes that do `jobs` as one group."""
+def start_group(
+    folder: Path,
+    n_ranks: int,
+    jobs: list[Job],
+    prefixes: Sequence[Sequence[str]] = (),
+    address: str = "127.0.0.1",
+    patience_s: float = 60.0,
+) -> list[subprocess.Popen[bytes]]:
+    """Processes that do `jobs` as one group.
+
+    `prefixes`: the words before each rank's command; `address`: that of rank 0; `patience_s`: the timeout of a rank.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps([job.to_json() for job in jobs]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
+    group = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": address, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.distributed.worker", str(folder), str(patience_s)]
+    prefixes = prefixes or [()] * n_ranks
     return [
-        subprocess.Popen(command, cwd=ROOT, env=os.environ | group | {"RANK": str(rank)}) for rank in range(n_ranks)
+        subprocess.Popen([*prefix, *command], cwd=ROOT, env=os.environ | group | {"RANK": str(rank)})
+        for rank, prefix in enumerate(prefixes)
     ]
 
 
-def train_in_group(folder: Path, n_ranks: int, jobs: list[Job]) -> None:
-    """Do all `jobs` with `n_ranks` processes."""
-    processes = start_group(folder, n_ranks, jobs)
+def train_in_group(folder: Path, n_ranks: int, jobs: list[Job], *where: Any) -> None:
+    """Do all `jobs` with `n_ranks` processes; `where` are further arguments of `start_group`."""
+    processes = start_group(folder, n_ranks, jobs, *where)
     try:
         codes = [process.wait(TIMEOUT_S) for process in processes]
     finally:

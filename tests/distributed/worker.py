@@ -1,7 +1,8 @@
-"""One rank of a group that trains several runs, one after the other: `python -m tests.distributed.worker FOLDER`.
+"""One rank of a group that trains several runs: `python -m tests.distributed.worker FOLDER TIMEOUT_OF_A_RANK`.
 
 FOLDER/jobs.json is a list of jobs (support.Job). The test reads what rank 0 writes into the runs' folders. At the end
-the ranks check one another, as `doctor --nodes` does, into FOLDER/nodes-RANK.json.
+the ranks check one another, as `doctor --nodes` does, into FOLDER/nodes-RANK.json. FOLDER/sent-RANK.json has the bytes
+that all interfaces have sent in each job.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import torch
 
 from tests.run.support import interrupt
@@ -20,8 +22,6 @@ from tiny_gpt.errors import TinyGPTError
 from tiny_gpt.run.follower import follow
 from tiny_gpt.run.run import run
 from tiny_gpt.training import step
-
-PATIENCE_S = 60.0
 
 
 def do(job: dict[str, Any], ranks: Ranks) -> None:
@@ -52,17 +52,20 @@ def with_little_memory(n_blocks: int) -> Any:
     return mock.patch.object(step, "accumulate_gradients", limited)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, patience_s: float) -> None:
     """All jobs, on this rank."""
     torch.set_num_threads(1)
-    ranks = join_group("cpu", PATIENCE_S)
+    ranks, sent = join_group("cpu", patience_s), list[int]()
     for job in json.loads((folder / "jobs.json").read_text()):
         is_limited = ranks.rank == ranks.size - 1 and job["n_blocks_of_last_rank"]
         with with_little_memory(job["n_blocks_of_last_rank"]) if is_limited else mock.MagicMock():
+            before = psutil.net_io_counters().bytes_sent
             do(job, ranks)
+            sent.append(psutil.net_io_counters().bytes_sent - before)
+    (folder / f"sent-{ranks.rank}.json").write_text(json.dumps(sent))
     report = examine_ranks(ranks, [str(folder / "jobs.json")])
     (folder / f"nodes-{ranks.rank}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), float(sys.argv[2]))

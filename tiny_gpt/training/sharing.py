@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from tiny_gpt.config import TrainConfig
+from tiny_gpt.device import return_freed_memory
 from tiny_gpt.distributed.gradients import GradientSum, make_gradient_sum
 from tiny_gpt.distributed.ranks import Ranks
 from tiny_gpt.model.gpt import GPT, rope_table
@@ -34,6 +35,8 @@ def own_part(model: GPT, config: TrainConfig, ranks: Ranks, device: torch.device
         return OwnPart(model, make_optimizer(model, config, ranks), make_gradient_sum(model, ranks, config.exact))
     from tiny_gpt.distributed.shards import ShardedGradients, Shards
 
+    if device.type == "cpu":
+        return_freed_memory()
     part = empty_model(model)
     part.is_sharded = True
     shards = Shards(part, part.blocks, ranks, device, part.compute_dtype)
