@@ -9,7 +9,10 @@ from tyro.conf import arg
 from tiny_gpt.cli.arguments import SourcesArgument, parse, require_sources
 from tiny_gpt.cli.overrides import parse_run, recipe_config, run_settings
 from tiny_gpt.config import RunConfig
-from tiny_gpt.config.checks import OPTIONAL
+from tiny_gpt.config.checks import OPTIONAL, require
+
+# What connects machines at least.
+ETHERNET_GBYTES, ETHERNET_LATENCY_US = 1.25, 50.0
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class PlanCommand(RunConfig):
 
     sources: SourcesArgument = ()
     """Training text, given as for `tiny-gpt train`."""
+    bandwidth: float = ETHERNET_GBYTES
+    """With --devices: GB per second that each device sends to the next one. 1.25 is 10 Gbit/s Ethernet."""
+    latency: float = ETHERNET_LATENCY_US
+    """With --devices: microseconds that a message takes to the next device."""
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""
 
@@ -45,7 +52,9 @@ def plan(args: Sequence[str]) -> int:
     require_sources((*config.data.data, *config.data.val, *config.data.first))
     from tiny_gpt.cli.plan import show_plan
 
-    return show_plan(config, command.json)
+    require(command.bandwidth > 0, f"--bandwidth {command.bandwidth}: must be greater than 0", "bandwidth-not-positive")
+    require(command.latency >= 0, f"--latency {command.latency}: must be at least 0", "latency-negative")
+    return show_plan(config, command.json, command.bandwidth, command.latency)
 
 
 def doctor(args: Sequence[str]) -> int:

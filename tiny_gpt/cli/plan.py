@@ -4,7 +4,11 @@ import json
 import sys
 from dataclasses import asdict, replace
 
+import torch
+
 from tiny_gpt.config import RunConfig
+from tiny_gpt.config.training import ALL_DEVICES
+from tiny_gpt.planning.several_devices import Network
 from tiny_gpt.run.folders import find_model
 from tiny_gpt.run.planned_run import measure_run
 from tiny_gpt.ui.plan_report import plan_report
@@ -12,11 +16,17 @@ from tiny_gpt.ui.preparation import with_progress
 from tiny_gpt.ui.terminal import columns, printable
 
 
-def show_plan(config: RunConfig, as_json: bool) -> int:
-    """Print the plan for `config`, and a table of other time budgets and settings; returns the exit code."""
+def show_plan(config: RunConfig, as_json: bool, bandwidth: float, latency: float) -> int:
+    """Print the plan for `config`, and a table of other time budgets and settings; returns the exit code.
+
+    `bandwidth`, in GB/s, and `latency`, in microseconds, connect the devices of --devices.
+    """
     if config.train.start_from:
         config = replace(config, train=replace(config.train, start_from=str(find_model(config.train.start_from))))
     planned = with_progress(measure_run(config))
+    if (n_devices := devices_to_plan(config)) > 1:
+        network = Network(1e9 * bandwidth, 1e-6 * latency)
+        planned = planned._replace(planner=planned.planner.on_devices(n_devices, network))
     planner = planned.planner
     if as_json:
         chosen, plan = planner.plan(planned.config)
@@ -26,3 +36,10 @@ def show_plan(config: RunConfig, as_json: bool) -> int:
     for line in plan_report(planned, columns() if sys.stdout.isatty() else None):
         print(printable(line))
     return 0
+
+
+def devices_to_plan(config: RunConfig) -> int:
+    """The number of --devices, which need not be on this machine."""
+    if config.train.devices == ALL_DEVICES:
+        return max(1, torch.cuda.device_count())
+    return int(config.train.devices)

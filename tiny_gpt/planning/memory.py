@@ -24,6 +24,8 @@ PROCESS_BYTES, CUDA_BYTES = 550 << 20, 400 << 20
 # model that is scored at the end. On CUDA also weights and gradients in the compute dtype and accumulated gradients.
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
 CUDA_BYTES_PER_PARAMETER = BYTES_PER_PARAMETER + 8
+# Weight, gradient and two moments of the rows that a rank has; nothing of it is copied.
+SHARDED_BYTES_PER_PARAMETER = 4 + 4 + 8
 # Activations per token and layer that the backward pass needs, as multiples of d_model: FP32_WIDTHS in fp32 (the
 # residual stream), COMPUTE_WIDTHS in the compute dtype (norms, q, k, v, attention output); and of d_ff.
 FP32_WIDTHS, COMPUTE_WIDTHS = 2, 6
@@ -58,10 +60,11 @@ def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None
     )
 
 
-def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device) -> int:
-    """Peak memory of a training run: the GPU's on cuda, elsewhere the process's."""
+def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devices: int = 1) -> int:
+    """Peak memory of a training run: the GPU's on cuda, elsewhere the process's; of one of `n_devices`."""
     model, train = config.model, config.train
-    n_blocks = micro_batch_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
+    n_parts = max(n_devices, train.grad_accum_steps)
+    n_blocks = micro_batch_size(train.batch_size, n_parts, model.block_size, device)
     itemsize = 2 if train.precision == "bf16" else 4
     width_bytes = (4 * FP32_WIDTHS + itemsize * COMPUTE_WIDTHS) * model.d_model
     layer_bytes: float = width_bytes + itemsize * FEED_FORWARD_WIDTHS[model.traits.mlp] * model.d_ff
@@ -79,4 +82,21 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
     kept_bytes = model.n_layer * 4 * model.d_model + 2 * layer_bytes if train.recompute else 0
     activation_bytes = n_blocks * model.block_size * (kept_bytes or (model.n_layer + 1) * layer_bytes)
     logit_bytes = (4 + itemsize) * n_logits
-    return int(base_bytes + parameter_bytes * n_parameters(model, vocab_size) + activation_bytes + logit_bytes)
+    state_bytes: float = parameter_bytes * n_parameters(model, vocab_size)
+    if train.shard and n_devices > 1:
+        state_bytes = sharded_bytes(config, vocab_size, n_devices)
+    return int(base_bytes + state_bytes + activation_bytes + logit_bytes)
+
+
+def sharded_bytes(config: RunConfig, vocab_size: int, n_devices: int) -> float:
+    """A rank's part of weights, gradients and moments with --shard, and what is whole at a time.
+
+    Whole are the largest unit of weights, its gradients and a copy of those to send, and the weights of the next unit:
+    a block, or the embeddings with the head.
+    """
+    n_all = n_parameters(config.model, vocab_size)
+    n_outside = n_parameters(replace(config.model, n_layer=1), vocab_size) * 2 - n_parameters(
+        replace(config.model, n_layer=2), vocab_size
+    )
+    n_block = (n_all - n_outside) / config.model.n_layer
+    return SHARDED_BYTES_PER_PARAMETER * n_all / n_devices + 4 * 4 * max(n_block, n_outside)

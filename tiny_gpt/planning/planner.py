@@ -4,8 +4,10 @@ measurement.py measures: measure_machine_and_text -> Planner -> plan(config) -> 
 """
 
 import bisect
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -13,8 +15,10 @@ import torch
 
 from tiny_gpt.config import NO_FIRST, RunConfig, TrainConfig
 from tiny_gpt.device import available_memory_bytes
+from tiny_gpt.errors import UsageError
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.shapes import n_parameters
+from tiny_gpt.planning.autotune import why_unsuitable
 from tiny_gpt.planning.heuristics import (
     ComputeBudget,
     choose_settings,
@@ -24,6 +28,7 @@ from tiny_gpt.planning.heuristics import (
 )
 from tiny_gpt.planning.memory import estimate_memory_bytes
 from tiny_gpt.planning.scaling_law import forecast, forecast_further, saturation_tokens
+from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
 from tiny_gpt.planning.types import Candidate, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
@@ -50,14 +55,46 @@ class Planner(NamedTuple):
 
     text: TextStats
     device: torch.device
-    step_time: StepTimeModel
+    step_time: StepTimeModel | SharedStepTime
     candidate: Candidate
     """The backend and precision of a config that leaves them open."""
     requested_at: float | None = None
     """When the user started the command, by time.time(); None means now. Budgets with --until count from then."""
 
+    def on_devices(self, n_devices: int, network: Network) -> "Planner":
+        """The same for so many devices, each like the one that was measured."""
+        assert isinstance(self.step_time, StepTimeModel), "one device was measured"
+        return self._replace(step_time=SharedStepTime(self.step_time, n_devices, network))
+
+    @property
+    def n_devices(self) -> int:
+        return self.step_time.n_devices if isinstance(self.step_time, SharedStepTime) else 1
+
     def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
-        """`config` with every open setting chosen, and its Plan. Raises UsageError where no model fits into memory."""
+        """`config` with every open setting chosen, and its Plan.
+
+        Where memory demands it, with --recompute, and on several devices with --shard. Raises UsageError where no model
+        fits even then.
+        """
+        for sparing in self._with_less_memory(config):
+            with contextlib.suppress(UsageError):
+                chosen, plan = self._plan(sparing)
+                if self._fits_memory(chosen):
+                    return chosen, plan
+        return self._plan(config)
+
+    def _with_less_memory(self, config: RunConfig) -> Iterator[RunConfig]:
+        """`config`, then with the settings that need less memory, as far as its backend allows them."""
+        yield config
+        ways: list[dict[str, Any]] = [{"recompute": True}]
+        if self.n_devices > 1 and not (config.train.exact or config.train.teachers):
+            ways += [{"shard": True}, {"recompute": True, "shard": True}]
+        for way in ways:
+            sparing = replace(config, train=replace(config.train, **way))
+            if config.train.backend == "auto" or not why_unsuitable(config.train.backend, sparing.train):
+                yield sparing
+
+    def _plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
         if config.train.auto:
             config = self._with_stages(config) if "teachers" in config.train.auto else self._complete(config)
         return config, self.plan_of(config, self.step_time(config))
@@ -226,9 +263,14 @@ class Planner(NamedTuple):
         return self._memory_bytes(config) <= available_memory_bytes(self.device)
 
     def _memory_bytes(self, config: RunConfig) -> int:
-        if config.train.backend == "auto":
-            config = replace(config, train=replace(config.train, **asdict(self.candidate)))
-        return estimate_memory_bytes(config, self.text.vocab_size, self.device)
+        train = config.train
+        if train.backend == "auto":
+            train = replace(train, **asdict(self.candidate))
+            if why_unsuitable(train.backend, train):
+                train = replace(train, backend="eager")
+        return estimate_memory_bytes(
+            replace(config, train=train), self.text.vocab_size, self.device, n_devices=self.n_devices
+        )
 
 
 def _with_train(config: RunConfig, **changes: Any) -> RunConfig:

@@ -14,6 +14,7 @@ from tiny_gpt.planning.further_training import KNOWN_MODEL, known_model_helps
 from tiny_gpt.planning.heuristics import SIZES
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.scaling_law import CHAR_PENALTY, load_scaling_law
+from tiny_gpt.planning.several_devices import MIN_SAVING, SharedStepTime, compare_devices, worthwhile_devices
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.planned_run import PlannedRun
 from tiny_gpt.ui.terminal import row
@@ -88,6 +89,7 @@ def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
     model, train = chosen.model, chosen.train
     yield row("device", describe_device(planner.device), width)
     text = planner.text
+    yield from device_rows(chosen, planner, width)
     yield row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters", width)
     tokenizer = dataset.tokenizer.to_dict()["type"]
     yield row("tokens", f"{tokenizer}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} training tokens", width)
@@ -103,6 +105,23 @@ def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
         yield from budget_table(config, planner, is_bpe=tokenizer == "bpe")
         if known_model_helps(config, planner):
             yield from known_model_hint(dataset.sources)
+
+
+def device_rows(config: RunConfig, planner: Planner, width: int | None) -> Iterator[str]:
+    """Several devices: how fast they are by the model, and from where on another one stops paying."""
+    shared = planner.step_time
+    if not isinstance(shared, SharedStepTime):
+        return
+    network = f"{shared.network.bytes_per_s / 1e9:g} GB/s, {1e6 * shared.network.latency_s:g} microseconds"
+    yield row("devices", f"{shared.n_devices} like this one, connected by {network}: a model, not a measurement", width)
+    step_s = dict(compare_devices(config, shared.one, shared.network))
+    times = ", ".join(f"{n}: {format_milliseconds(seconds)}" for n, seconds in step_s.items())
+    yield row("", f"a step of this plan takes, by the number of devices, {times}", width)
+    n = worthwhile_devices(step_s)
+    if n < max(step_s):
+        yield row("", f"from {n} devices on, twice as many save less than {MIN_SAVING:.0%} of a step", width)
+    if switched_on := [flag(name) for name in ("recompute", "shard") if getattr(config.train, name)]:
+        yield row("", f"with {' and '.join(switched_on)}, to fit into memory", width)
 
 
 def start_from_table(config: RunConfig, planner: Planner, new: RunConfig, new_planner: Planner) -> Iterator[str]:
