@@ -21,7 +21,7 @@ from tiny_gpt.run.folders import newest_step
 RUN = dict(exact=True, iters_per_epoch=40, eval_interval=20)
 """Long enough for several losses; the same bits on one process as on two."""
 RARELY, OFTEN = dict(checkpoint_minutes=3.0), dict(checkpoint_minutes=0.005)
-DEVICES = dict(devices=2, force_devices=True, rank_timeout=0.1, watchdog=None)
+DEVICES = dict(devices=2, force_devices=True, rank_timeout=0.3, watchdog=None)
 N_LOSSES = 5
 MAX_DELAY_S = 0.5
 # A busy machine may take one that is only slow for one that is lost.
@@ -30,8 +30,8 @@ PATIENCE_S = 300
 SIGNALS = signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT
 STOPPED_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # Seconds after which the processes that were not stopped must have ended, on a busy machine. A stopped one is noticed
-# after `rank_timeout`, 6 seconds.
-ENDED_WITHIN_S = 30
+# after `rank_timeout`, 18 seconds.
+ENDED_WITHIN_S = 60
 # torchrun waits 30 seconds for a stopped process before it kills it.
 TORCHRUN_WAITS_S = 45
 

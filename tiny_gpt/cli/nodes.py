@@ -69,7 +69,7 @@ def examine_nodes(sources: Sequence[str], as_json: bool) -> int:
 def examine_ranks(ranks: "Ranks", sources: Sequence[str]) -> dict[str, Any]:
     """What `report_text` shows; called by all `ranks`. Raises LostRankError."""
     facts = facts_of_this_rank(ranks.rank, sources)
-    ranks.gather("")  # all arrive before the clocks are read
+    ranks.gather("", after_preparation=True)  # all arrive before the clocks are read
     everything = ranks.gather(facts | {"clock": time.time()})
     return {
         "place": meeting_place(),

@@ -29,7 +29,7 @@ from tiny_gpt.host.torchrun import local_rank, rank_in_environment
 # A command up to this many bytes takes one message.
 MESSAGE_BYTES = 512
 LENGTH_BYTES = 8
-# While rank 0 prepares a run, it may be busy for long with a library that lets no thread of Python run.
+# A rank may have a large text to prepare before the first step.
 PREPARATION_TIMEOUT = datetime.timedelta(hours=2)
 # While rank 0 has no work for the other ranks, a thread of it sends them WAIT, this many times in a rank's timeout.
 WAITS_PER_TIMEOUT, MAX_WAIT_INTERVAL_S = 4, 60.0
@@ -54,7 +54,6 @@ class Ranks:
         """`patient` and `prompt` are gloo process groups, with the timeout of a preparation and with `timeout_s`;
         unused with one rank."""
         self.rank, self.size, self._patient, self._prompt = rank, size, patient, prompt
-        self._commands = patient
         self._wait_interval_s = min(MAX_WAIT_INTERVAL_S, timeout_s / WAITS_PER_TIMEOUT)
         self._sending = threading.Lock()
         self._loss: LostRankError | None = None
@@ -188,19 +187,15 @@ class Ranks:
                     self._loss = loss
                     return
 
-    def end_preparation(self) -> None:
-        """On all ranks: from here on, a rank that is silent for the timeout of a rank is lost."""
-        self._commands = self._prompt
-
     def _send(self, command: dict[str, Any]) -> None:
         data = json.dumps(command).encode()
         message = torch.zeros(LENGTH_BYTES + MESSAGE_BYTES, dtype=torch.uint8)
         message[:LENGTH_BYTES] = _bytes(len(data).to_bytes(LENGTH_BYTES, "little"))
         message[LENGTH_BYTES : LENGTH_BYTES + len(data)] = _bytes(data[:MESSAGE_BYTES])
         with _lost_ranks_raised():
-            dist.broadcast(message, 0, group=self._commands)
+            dist.broadcast(message, 0, group=self._prompt)
             if len(data) > MESSAGE_BYTES:
-                dist.broadcast(_bytes(data[MESSAGE_BYTES:]), 0, group=self._commands)
+                dist.broadcast(_bytes(data[MESSAGE_BYTES:]), 0, group=self._prompt)
 
     def receive(self) -> dict[str, Any]:
         """The next command of rank 0."""
@@ -211,23 +206,28 @@ class Ranks:
     def _receive(self) -> dict[str, Any]:
         message = torch.zeros(LENGTH_BYTES + MESSAGE_BYTES, dtype=torch.uint8)
         with _lost_ranks_raised():
-            dist.broadcast(message, 0, group=self._commands)
+            dist.broadcast(message, 0, group=self._prompt)
             n_bytes = int.from_bytes(message[:LENGTH_BYTES].numpy().tobytes(), "little")
             data = message[LENGTH_BYTES:].numpy().tobytes()[:n_bytes]
             if n_bytes > MESSAGE_BYTES:
                 rest = torch.zeros(n_bytes - MESSAGE_BYTES, dtype=torch.uint8)
-                dist.broadcast(rest, 0, group=self._commands)
+                dist.broadcast(rest, 0, group=self._prompt)
                 data += rest.numpy().tobytes()
         command: dict[str, Any] = json.loads(data)
         return command
 
-    def gather(self, value: Any) -> list[Any]:
-        """The `value`, in plain JSON types, of every rank, on all of them."""
+    def gather(self, value: Any, after_preparation: bool = False) -> list[Any]:
+        """The `value`, in plain JSON types, of every rank, on all of them.
+
+        `after_preparation`: some ranks may take long to get here.
+        """
         if self.is_alone:
             return [value]
         values: list[Any] = [None] * self.size
         with _lost_ranks_raised():
-            dist.all_gather_object(values, json.dumps(value), group=self._commands)
+            dist.all_gather_object(
+                values, json.dumps(value), group=self._patient if after_preparation else self._prompt
+            )
         return [json.loads(text) for text in values]
 
 

@@ -69,9 +69,7 @@ def _begin(config: RunConfig, identity: dict[str, Any], ranks: Ranks) -> "Replic
         replica = Replica(config, identity, ranks)
     except TinyGPTError as failure:
         problem = f"{where()}: {failure}"
-    problems = ranks.gather(problem)
-    ranks.end_preparation()
-    return None if any(problems) else replica
+    return None if any(ranks.gather(problem, after_preparation=True)) else replica
 
 
 class Replica:

@@ -42,8 +42,7 @@ class Leader:
         if self.ranks.is_alone:
             return
         command = {"do": "begin", "config": config.to_flat(), "data": dataset.identity}
-        problems = self._together(command, lambda: self.ranks.gather(""))
-        self.ranks.end_preparation()
+        problems = self._together(command, lambda: self.ranks.gather("", after_preparation=True))
         if problem := "\n".join(filter(None, problems)):
             raise BadInputError(problem, code="rank-sees-other-text")
 

@@ -106,7 +106,7 @@ def measure_alone(config: RunConfig, vocab_size: int, device: torch.device) -> f
     benchmark.warm_up()
     times: list[float] = []
     while len(times) < MIN_STEPS or (sum(times) < EACH_WAY_S and len(times) < MAX_STEPS):
-        times.append(_time_step(benchmark, device))
+        times.append(time_step(benchmark, device))
     return statistics.median(times)
 
 
@@ -115,10 +115,11 @@ def measure_together(config: RunConfig, command: dict[str, Any], ranks: Ranks, d
     share_cores()
     benchmark = StepBenchmark(config, command["vocab_size"], device, ranks)
     benchmark.warm_up()
-    return statistics.median(_time_step(benchmark, device) for _ in range(command["n_steps"]))
+    return statistics.median(time_step(benchmark, device) for _ in range(command["n_steps"]))
 
 
-def _time_step(benchmark: StepBenchmark, device: torch.device) -> float:
+def time_step(benchmark: StepBenchmark, device: torch.device) -> float:
+    """Seconds of one step."""
     synchronize(device)
     start = time.perf_counter()
     benchmark.step()
