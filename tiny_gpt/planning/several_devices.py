@@ -58,7 +58,7 @@ class SharedStepTime:
         return computed_s + max(last_s, self.sum_s(n_bytes) - hidden_s)
 
     def sum_s(self, n_bytes: float) -> float:
-        """Seconds to add up so many bytes over all devices."""
+        """Seconds to add up `n_bytes` over all devices."""
         ahead = 2 * (self.n_devices - 1)
         return ahead / self.n_devices * n_bytes / self.network.bytes_per_s + ahead * self.network.latency_s
 
