@@ -51,7 +51,7 @@ def known_model_helps(config: RunConfig, planner: Planner) -> bool:
     if train.start_from or "batch_size" not in train.auto or text.english_share < MIN_ENGLISH_SHARE or seconds is None:
         return False
     config = replace(config, model=KNOWN_SHAPE, train=replace(train, batch_size=4, optimizer="adamw"))
-    token_s = replace(planner.step_time, vocab_size=KNOWN_VOCAB_SIZE)(config) / tokens_per_step(config)
+    token_s = planner.step_time.with_vocab_size(KNOWN_VOCAB_SIZE)(config) / tokens_per_step(config)
     n_epochs = seconds / token_s / (text.train_bytes / KNOWN_TOKEN_BYTES)
     needed = estimate_memory_bytes(config, KNOWN_VOCAB_SIZE, planner.device)
     return n_epochs >= MIN_KNOWN_EPOCHS and needed <= available_memory_bytes(planner.device)

@@ -72,9 +72,9 @@ class SharedStepTime:
         """The same for devices that take `factor` times as long."""
         return replace(self, one=self.one.scaled(factor))
 
-    @property
-    def vocab_size(self) -> int:
-        return self.one.vocab_size
+    def with_vocab_size(self, vocab_size: int) -> "SharedStepTime":
+        """The same for models with another vocabulary."""
+        return replace(self, one=self.one.with_vocab_size(vocab_size))
 
 
 def gradient_bytes(config: RunConfig, vocab_size: int) -> int:

@@ -62,6 +62,10 @@ class StepTimeModel:
             s_per_element=factor * self.s_per_element,
         )
 
+    def with_vocab_size(self, vocab_size: int) -> "StepTimeModel":
+        """The same for models with another vocabulary."""
+        return replace(self, vocab_size=vocab_size)
+
     @classmethod
     def fit_cpu(cls, measured: Mapping[RunConfig, float], vocab_size: int) -> "StepTimeModel":
         """The line through the smallest and the largest of the `measured` models.
