@@ -59,6 +59,8 @@ class LiveRun:
         self._search: CopySearch | None = None
         self._reason = BEING_SEARCHED
         self._searcher: threading.Thread | None = None
+        self._drawn: list[tuple[str, str, str]] = []
+        self._drawn_for = ""
 
     def first_page(self) -> str:
         """The page with its charts by clock."""
@@ -69,8 +71,9 @@ class LiveRun:
         """The parts whose hashes differ from those in `have`; none while the run's files are those of `version`."""
         with self._lock:
             view = self._view()
-            current = f"{view.metrics.offset}-{_hash(self._fingerprint(view))}-{axis}-{size}"
-            parts = {} if version == current else self._parts(view, axis, size, have)
+            basis = self._basis(view)
+            current = f"{_hash(basis + repr(view.status))}-{axis}-{size}"
+            parts = {} if version == current else self._parts(view, f"{basis}-{axis}-{size}", axis, size, have)
             return {"now": view.now, "version": current, "parts": parts}
 
     def _view(self) -> RunView:
@@ -83,34 +86,26 @@ class LiveRun:
             self._searcher.start()
         return self._folder.view(view.now, self._search.of(view.samples)) if self._search else view
 
-    def _fingerprint(self, view: RunView) -> str:
-        """Whatever the parts depend on besides the rows."""
-        state = view.state, view.status, view.problems, len(view.events), len(view.samples), view.facts, view.plan
-        return repr((*state, self._search is None, self._reason, sorted(view.config), view.checkpoint))
+    def _basis(self, view: RunView) -> str:
+        """What all parts depend on, except for those that say how far the run is."""
+        rows = self._folder.folder, view.metrics.offset, view.state, view.problems, len(view.events), len(view.samples)
+        run = view.facts, view.plan, view.status and view.status.facts, sorted(view.config), view.checkpoint
+        return repr((*rows, *run, self._search is None, self._reason))
 
-    def _parts(self, view: RunView, axis: str, size: str, have: dict[str, str]) -> dict[str, dict[str, str]]:
-        found = {}
-        for name, html in self._render(view, axis, size):
-            digest = _hash(html)
-            if have.get(name) != digest:
-                found[name] = {"hash": digest, "html": str(html)}
-        return found
-
-    def _render(self, view: RunView, axis: str, size: str) -> Iterator[tuple[str, Markup]]:
-        verdict = judge(view)
-        yield "verdict", Markup('<div class="{}">{}</div>').format(verdict.tone, verdict_part(view, verdict))
-        if axis in available_axes(view):
-            yield from ((name, html) for name, _, _, html in chart_parts(view, [axis], [size]))
-            yield from ((name, html) for name, _, _, html in strip_parts(view, [axis], [size]))
-        yield "words", words_part(view)
-        yield from sample_parts(view)
-        yield "samples-lead", escape(samples_lead(view))
-        yield "samples-note", escape(samples_note(view))
-        yield "plan", plan_part(view)
-        yield "copied", copied_part(view, self._reason)
-        yield "next", next_part(verdict)
-        yield "events", events_part(view)
-        yield "settings", settings_part(view)
+    def _parts(self, view: RunView, key: str, axis: str, size: str, have: dict[str, str]) -> dict[str, dict[str, str]]:
+        """The parts that differ. Every few seconds a run's status changes; those that don't show it are drawn once for
+        each `key`."""
+        if key != self._drawn_for:
+            self._drawn = [
+                (name, str(html), _hash(html)) for name, html in _lasting_parts(view, axis, size, self._reason)
+            ]
+            self._drawn_for = key
+        moving = [(name, str(html), _hash(html)) for name, html in _moving_parts(view)]
+        return {
+            name: {"hash": digest, "html": html}
+            for name, html, digest in (*moving, *self._drawn)
+            if have.get(name) != digest
+        }
 
     def _find_training_text(self) -> None:
         """Prepare what takes seconds: in its own thread, once."""
@@ -127,6 +122,28 @@ class LiveRun:
             self._search = CopySearch(index)
         except Exception as failure:  # whatever the cache holds: the page works without it
             self._reason = f"The training text could not be searched ({type(failure).__name__})."
+
+
+def _moving_parts(view: RunView) -> Iterator[tuple[str, Markup]]:
+    """(id, HTML) of the parts that say how far the run is."""
+    verdict = judge(view)
+    yield "verdict", Markup('<div class="{}">{}</div>').format(verdict.tone, verdict_part(view, verdict))
+    yield "plan", plan_part(view)
+    yield "next", next_part(verdict)
+
+
+def _lasting_parts(view: RunView, axis: str, size: str, reason: str) -> Iterator[tuple[str, Markup]]:
+    """(id, HTML) of the others."""
+    if axis in available_axes(view):
+        yield from ((name, html) for name, _, _, html in chart_parts(view, [axis], [size]))
+        yield from ((name, html) for name, _, _, html in strip_parts(view, [axis], [size]))
+    yield "words", words_part(view)
+    yield from sample_parts(view)
+    yield "samples-lead", escape(samples_lead(view))
+    yield "samples-note", escape(samples_note(view))
+    yield "copied", copied_part(view, reason)
+    yield "events", events_part(view)
+    yield "settings", settings_part(view)
 
 
 def live_app(folder: Path, access: Access) -> ASGIApp:
