@@ -18,6 +18,8 @@ from tiny_gpt.view.labels import LETTER_WIDTH, Labels, Spot
 
 # Pixels per column of a line or band.
 COLUMN_PIXELS = 2
+# Pixels beyond which a point is out of sight.
+_FAR = 1e5
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,16 @@ def _text(kind: str, spot: Spot, label: str) -> str:
 
 
 def _path(xs: Values, ys: Values, first: str = "M") -> str:
-    """SVG path data through the points; "" for none."""
+    """SVG path data through the points, each relative to the one before it; "" for none."""
     if len(xs) == 0:
         return ""
-    return first + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs.tolist(), ys.tolist(), strict=True))
+    tenths = np.round(10 * np.clip(np.nan_to_num([xs, ys]), -_FAR, _FAR)).astype(np.int64)
+    start = f"{first}{_in_pixels(tenths[0, 0])} {_in_pixels(tenths[1, 0])}"
+    moves = " ".join(f"{_in_pixels(dx)} {_in_pixels(dy)}" for dx, dy in np.diff(tenths).T.tolist())
+    return f"{start}l{moves}" if moves else start
+
+
+def _in_pixels(tenths: int) -> str:
+    """-3 -> "-.3", 20 -> "2"."""
+    text = f"{tenths / 10:g}"
+    return text.replace("0.", ".", 1) if abs(tenths) < 10 else text

@@ -149,6 +149,8 @@ def _lasting_parts(view: RunView, axis: str, size: str, reason: str) -> Iterator
 def live_app(folder: Path, access: Access) -> ASGIApp:
     """The application for the run in `folder`."""
     run = LiveRun(folder)
+    # Many rows take a second to read: begin while the browser is still opening.
+    threading.Thread(target=run.first_page, name="first page", daemon=True).start()
 
     def page(request: Request) -> Response:
         return HTMLResponse(run.first_page(), headers={"Cache-Control": "no-store"})
