@@ -148,11 +148,12 @@ def test_report_without_javascript(report, open_page):
     assert page.locator(".variant[data-axis=tokens][data-size=wide]").first.is_visible()
 
 
-def test_live_page_grows_with_the_run(tmp_path, open_page):
+@pytest.mark.parametrize(("size", "view"), [("wide", {}), ("narrow", PHONE)], ids=["desktop", "phone"])
+def test_live_page_grows_with_the_run(tmp_path, open_page, size, view):
     folder = plant(tmp_path / "night", state="training", until=0.5, n=20, samples={100: "gibb erish"})
     status = read_status(folder / "status.json")
     with serving(live_app(folder, LOOPBACK)) as url:
-        page = open_page(url)
+        page = open_page(url, **view)
         assert page.text_content("h1") == "Learning normally." and violations(page) == []
         assert len(shown(page, ".dot.val")) == 21, "20 evaluations and the legend's"
         page.click("#figures summary")
@@ -160,11 +161,11 @@ def test_live_page_grows_with_the_run(tmp_path, open_page):
 
         write_rows(folder, list(rows(n=22, until=0.55))[20:], "a")
         write_sample(folder, 2200, "The cat sat")
-        wait_for_news(page, "document.querySelectorAll('#loss-figure [data-size=wide] .dot.val').length === 22")
+        wait_for_news(page, f"document.querySelectorAll('#loss-figure [data-size={size}] .dot.val').length === 22")
         wait_for_news(page, "document.querySelector('.sample.shown pre').textContent === 'The cat sat'")
         assert page.is_visible("#figures table"), "what the reader has opened stays open"
         page.click("label[for=axis-tokens]")
-        page.wait_for_selector(".variant[data-axis=tokens][data-size=wide] svg.chart")
+        page.wait_for_selector(f".variant[data-axis=tokens][data-size={size}] svg.chart")
 
         # The training is killed; later it is resumed from its checkpoint, some evaluations earlier.
         write_state(folder, status, process_id=2**22 - 3)
@@ -173,7 +174,7 @@ def test_live_page_grows_with_the_run(tmp_path, open_page):
         write_rows(folder, found[:18])
         write_state(folder, replace(status, process_id=os.getpid()), updated=time.time())
         wait_for_news(page, "document.querySelector('h1').textContent === 'Learning normally.'")
-        wait_for_news(page, "document.querySelectorAll('[data-axis=tokens][data-size=wide] .dot.val').length === 18")
+        wait_for_news(page, f"document.querySelectorAll('[data-axis=tokens][data-size={size}] .dot.val').length === 18")
         write_state(folder, status, state="finished", left_s=None)
         wait_for_news(page, "document.querySelector('h1').textContent.startsWith('Finished')")
         assert page.evaluate("window.isTheSamePage"), "it was never loaded anew"
@@ -185,7 +186,8 @@ def test_live_page_survives_its_server(tmp_path, open_page):
     with serving(live_app(folder, LOOPBACK)) as url:
         page = open_page(url)
         page.route("**/state?*", lambda route: route.abort())
-        wait_until(page, "!document.querySelector('#connection').hidden")
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        wait_for_news(page, "!document.querySelector('#connection').hidden")
         assert "does not answer" in page.text_content("#connection") and page.is_visible("#loss-figure svg.chart")
         page.unroute("**/state?*")
         page.reload()

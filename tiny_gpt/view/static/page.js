@@ -143,7 +143,8 @@
   if (!document.body.dataset.live) return;
 
   // Live: ask for the parts that have changed, while somebody looks.
-  const INTERVAL_MS = 2000, SLOW_MS = 10000;
+  // A training writes its status every five seconds.
+  const INTERVAL_MS = 5000, SLOW_MS = 10000;
   let offset_s = Number(document.body.dataset.live) - Date.now() / 1000;
   let waiting = null, failures = 0, version = "";
   const words = (seconds) => {
