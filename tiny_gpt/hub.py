@@ -3,6 +3,7 @@
 Needs the extra `hub`. huggingface_hub downloads, resumes and caches; files already on this machine need no network.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from tiny_gpt.files import quoted_python
 
 HUB_PREFIX = "hf:"
 GGUF_SUFFIX = ".gguf"
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What a model needs here: never pickles, code, or the same weights for other frameworks.
 MODEL_PATTERNS = ("config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json")
 # The folder in huggingface_hub's cache that holds a repository's versions, below one named models--OWNER--NAME.
@@ -41,11 +43,23 @@ def fetch_model(name: str) -> Path:
     return path
 
 
+def require_valid_name(name: str, repo_id: str, kind: Literal["dataset", "model"]) -> None:
+    """Raise BadInputError, naming the source `name`, where `repo_id` cannot be a repository's: before the network and
+    huggingface_hub are asked."""
+    if not REPOSITORY.fullmatch(repo_id) or ".." in repo_id:
+        raise _name_error(name, kind)
+
+
+def _name_error(name: str, kind: str) -> BadInputError:
+    return BadInputError(f"hf:{name} is not a valid {kind} name; expected hf:OWNER/NAME", code="hub-name-invalid")
+
+
 def fetch_repository(name: str, repo_id: str, kind: Literal["dataset", "model"], patterns: Sequence[str]) -> Path:
     """The folder with the files of a repository that match `patterns`.
 
     Raises BadInputError, naming the source `name`, if huggingface_hub is missing or the repository is unavailable.
     """
+    require_valid_name(name, repo_id, kind)
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -58,9 +72,7 @@ def fetch_repository(name: str, repo_id: str, kind: Literal["dataset", "model"],
     try:
         return Path(snapshot_download(repo_id, repo_type=kind, allow_patterns=list(patterns)))
     except HFValidationError as error:
-        raise BadInputError(
-            f"hf:{name} is not a valid {kind} name; expected hf:OWNER/NAME", code="hub-name-invalid"
-        ) from error
+        raise _name_error(name, kind) from error
     except LocalEntryNotFoundError as error:
         raise BadInputError(
             f"hf:{name} is not on this machine and the hub cannot be reached; try again online", code="hub-unreachable"

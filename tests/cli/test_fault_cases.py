@@ -4,6 +4,7 @@ A case is a command line in a folder that has one of everything that may be wron
 unexpected error, print a traceback, or leave a file that it says it did not write.
 """
 
+import gzip
 import io
 import os
 import re
@@ -94,6 +95,35 @@ def make_texts(folder):
     (folder / "bad.jsonl").write_text("{]\n")
     (folder / "noform.csv").write_text("a,b\n1,2\n")
     os.mkfifo(folder / "pipe.txt")
+    make_odd_texts(folder)
+
+
+def make_odd_texts(folder):
+    sentences = "The lobster said that every one of them had been told to write it down.\n" * 60
+    packed = gzip.compress(sentences.encode())
+    nested = "<div>" * 9000 + "words within" + "</div>" * 9000
+    for name, content in {
+        "crlf.txt": sentences.replace("\n", "\r\n").encode(),
+        "cr.txt": sentences.replace("\n", "\r").encode(),
+        "utf32.txt": sentences.encode("utf-32"),
+        "surrogates.txt": b"lobsters \xed\xa0\x80 and others\n" * 200,
+        "japanese.txt": ("吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 90).encode("cp932"),
+        "escapes.txt": b"\x1b[31mred\x1b[0m \x07 bell \x1b]0;title\x07 " * 200,
+        "longer.gz": packed + b"garbage",
+        "twice.gz": packed * 2,
+        "a.pdf": b"%PDF-1.4\n" + bytes(range(256)) * 9,
+        "twins.csv": b"text,text\na lobster,a crab\n" * 90,
+        "commas.csv": b",,\n1,2,3\n" * 50,
+        "deep.jsonl": b"[" * 5000 + b"]" * 5000 + b"\n",
+        "digits.jsonl": b'{"text": ' + b"1" * 5000 + b"}\n",
+        "mixed.jsonl": b'{"text": "hello there my friend"}\n[1]\n"string"\n3\nnull\n' * 30,
+        "array.json": b"[]",
+        "object.json": b"{}",
+        "cut.json": b'[{"text": "hello',
+        "nested.html": nested.encode(),
+        "entities.html": b"<p>&lt;&#0;&#xD800;&bogus; caf&eacute; words and words</p>" * 99,
+    }.items():
+        (folder / name).write_bytes(content)
 
 
 def make_runs(folder):
@@ -151,7 +181,8 @@ CASES = [
     ("generate --checkpoint ~nosuchuser/x.pt", 3, "model-not-found"),
     ("generate --checkpoint good.pt --max-tokens 0", 2, "value-not-positive"),
     ("generate --checkpoint good.pt --max-tokens -1", 2, "value-not-positive"),
-    ("generate --checkpoint good.pt --max-tokens 1e3", 2, ""),
+    ("generate --checkpoint good.pt --max-tokens 1e1", 0, ""),
+    ("generate --checkpoint good.pt --max-tokens 1e-3", 2, ""),
     ("generate --checkpoint good.pt --max-tokens 3 --temperature nan", 2, "temperature-out-of-range"),
     ("generate --checkpoint good.pt --max-tokens 3 --temperature inf", 2, "temperature-out-of-range"),
     ("generate --checkpoint good.pt --max-tokens 3 --temperature -1", 2, "temperature-out-of-range"),
@@ -344,6 +375,98 @@ CASES = [
     ("report nothing", 3, "folder-without-run"),
     ("report txt.d", 3, "folder-without-run"),
     ("watch nothing", 3, "folder-without-run"),
+    # Texts in odd forms.
+    ("data crlf.txt", 0, ""),
+    ("data cr.txt", 0, ""),
+    ("data utf32.txt", 0, ""),
+    ("data surrogates.txt", 0, ""),
+    ("data japanese.txt", 3, "text-not-utf8"),
+    ("data japanese.txt --encoding cp932", 0, ""),
+    ("data escapes.txt", 3, "file-not-text"),
+    ("data longer.gz", 3, "file-damaged"),
+    ("data twice.gz", 0, ""),
+    ("data a.pdf", 3, "file-not-text-format"),
+    ("data twins.csv --text-field text", 0, ""),
+    ("data commas.csv", 3, "text-field-missing"),
+    ("data deep.jsonl", 3, "json-invalid"),
+    ("data digits.jsonl", 3, "line-not-json"),
+    ("data mixed.jsonl", 0, ""),
+    ("data array.json", 3, "file-empty"),
+    ("data object.json", 3, "text-field-missing"),
+    ("data cut.json", 3, "json-invalid"),
+    ("data nested.html", 0, ""),
+    ("data entities.html", 0, ""),
+    ("data text.txt text.txt", 0, ""),
+    ("data text.txt --val text.txt", 0, ""),
+    ("data 'nosuch.txt|text.txt'", 0, ""),
+    ("data loop.pt", 3, "source-is-a-dead-link"),
+    ("data dangling.pt", 3, "source-is-a-dead-link"),
+    ("data https://", 3, "url-invalid"),
+    ("data 'http://[::1/x'", 3, "url-malformed"),
+    ("data hf:", 3, "hub-name-invalid"),
+    ("data hf:../../etc", 3, "hub-name-invalid"),
+    ("data text.txt --encoding utf-16", 3, "text-not-decodable"),
+    ("data text.txt --max-unpacked 0", 3, "size-invalid"),
+    ("data list list", 3, "source-not-found"),
+    ("data --json", 2, "text-not-named"),
+    # Numbers and units.
+    ("train text.txt --for '1 fortnight'", 2, "duration-invalid"),
+    ("train text.txt --for ''", 2, "budget-zero"),
+    ("train text.txt --for 1h --until 7am", 2, "several-budgets"),
+    ("train text.txt --tokens 10MM", 2, ""),
+    ("train text.txt --tokens 99999999999999999999k", 2, "budget-out-of-range"),
+    ("train text.txt --steps 0x10", 2, ""),
+    ("train text.txt --learning-rate 1e400", 2, "value-infinite"),
+    ("train text.txt --learning-rate 3,5e-4", 2, ""),
+    ("train text.txt --dropout 10%", 2, ""),
+    ("train text.txt --weight-decay inf", 2, "weight-decay-infinite"),
+    ("train text.txt --weight-decay -1", 2, "value-negative"),
+    ("train text.txt --grad-clip nan", 2, "value-negative"),
+    ("train text.txt --beta2 1", 2, "fraction-out-of-range"),
+    ("train text.txt --cooldown nan", 2, "cooldown-out-of-range"),
+    ("train text.txt --checkpoint-minutes 0", 2, "value-not-positive"),
+    ("train text.txt --checkpoint-minutes nan", 2, "value-not-positive"),
+    ("train text.txt --devices 1.5", 2, "devices-invalid"),
+    ("train text.txt --teachers -1", 2, "teachers-out-of-range"),
+    ("train text.txt --students 0", 2, "students-out-of-range"),
+    ("train text.txt --first-share 1", 2, "share-out-of-range"),
+    ("train text.txt --rope-theta nan", 2, "rope-theta-out-of-range"),
+    ("train text.txt --head-dim -2", 2, "head-dim-out-of-range"),
+    ("train text.txt --n-layer=", 2, ""),
+    ("train text.txt -n 3", 2, ""),
+    ("train text.txt -- --for 6h", 3, "source-not-found"),
+    ("train text.txt --notify 'http://[::1'", 2, "notify-address-unusable"),
+    ("plan text.txt --json --for 0", 2, "budget-zero"),
+    # Other commands, odd words.
+    ("serve good.pt --host ''", 2, "no-host"),
+    ("serve good.pt --host 0.0.0.0", 2, "no-api-key"),
+    ("serve good.pt --port 0x50", 2, ""),
+    ("serve good.pt --max-batch 0", 2, "value-not-positive"),
+    ("play good.pt good.pt", 2, ""),
+    ("eval good.pt", 2, "text-not-named"),
+    ("eval good.pt text.txt --batch-size 0", 2, "value-not-positive"),
+    ("eval good.pt text.txt --device cuda:9", 2, "device-unavailable"),
+    ("runs compare good", 2, "runs-not-named"),
+    ("runs remove", 2, "runs-not-named"),
+    ("runs remove / --yes", 3, "no-run-to-remove"),
+    ("runs remove . --yes", 3, "no-run-to-remove"),
+    ("runs ''", 2, "runs-action-unknown"),
+    ("runs --sort nosuch", 2, ""),
+    ("track", 2, ""),
+    ("track good --to nosuch", 2, ""),
+    ("generate good.pt --interactive --prompt-file text.txt", 2, "interactive-with-prompt-file"),
+    ("generate good.pt --interactive --json --max-tokens 2", 0, ""),
+    ("generate good.pt --precision int4", 2, ""),
+    ("generate good.pt --num-samples 1e9", 2, ""),
+    ("generate good.pt --stop a b c --max-tokens 2", 0, ""),
+    ("generate good.pt --prompt a --prompt b --max-tokens 2", 0, ""),
+    ("import '' --out x", 3, "model-name-empty"),
+    ("doctor nosuch", 2, ""),
+    ("doctor --device cpu:0", 2, "device-unavailable"),
+    ("help", 0, ""),
+    ("help train", 0, ""),
+    ("help nosuchcommand", 2, ""),
+    ("-V", 2, ""),
 ]
 
 

@@ -189,3 +189,12 @@ def test_closed_pipe_is_no_error(trained):
         assert len(process.stdout.read(10)) == 10
         process.stdout.close()
         assert (process.wait(60), process.stderr.read()) == (0, b"")
+
+
+def test_torch_writes_where_compiling_is_switched_off(trained, inference, monkeypatch):
+    """Numba then runs kernels as Python, which they are not. Greedy text is the same."""
+    args = ["--max-tokens", 5, "--temperature", 0, "--num-samples", 1]
+    compiled = inference(*args)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    done = inference(*args)
+    assert (done.code, done.out) == (0, compiled.out)

@@ -27,4 +27,5 @@ def test_repeated_passages_are_counted():
     many = ["\n".join(f"{sentence} {i}" for sentence in SENTENCES) for i in range(50)] * 2
     assert repeated_fraction(many, 10**9, max_passages=1_000_000) == pytest.approx(0.5, abs=0.05)
     assert repeated_fraction(["short\n"] * 99, 600) is None
+    assert repeated_fraction(["\u2028".join(SENTENCES)] * 2, 10_000) == 0.5, "lines may end as word processors end them"
     assert list(passages("x" * (MIN_PASSAGE_CHARACTERS - 1))) == []

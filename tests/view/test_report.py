@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.view.support import figures_of, figures_of_metrics, plant, rows, stam
 from tiny_gpt.config import REPORT_FILE
 from tiny_gpt.view.report import write_report
 from tiny_gpt.view.run_charts import smoothed
-from tiny_gpt.view.run_folder import RunFolder
+from tiny_gpt.view.run_folder import RunFolder, find_previous
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>\'"&{{7*7}}'
 
@@ -133,3 +134,12 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
         (folder / name).unlink()
         (folder / name).symlink_to(secret)
     assert "secret words" not in page_of(folder)
+
+
+def test_links_beside_the_run_that_lead_nowhere_cost_nothing(tmp_path):
+    """The run's neighbors are looked through for an earlier run on the same text."""
+    folder = plant(tmp_path / "night")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dead").symlink_to("nothing")
+    (tmp_path / "again").symlink_to("night")
+    assert find_previous(folder, SimpleNamespace(data={"text_sha256": "x"})) is None

@@ -65,6 +65,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """`tiny-gpt COMMAND ...`; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["help"]:  # as git and others have it
+        args = [*args[1:2], "--help"]
     if args[:1] == ["--version"]:
         print(f"tiny-gpt {__version__}")
         return 0

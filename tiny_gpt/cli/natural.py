@@ -14,13 +14,14 @@ from tiny_gpt.files import quoted, user_path
 
 # Flags whose value may be several words: a number and its unit.
 TIME_FLAGS = ("--for", "--until")
-# Flags whose value is a count, and so may be 10k, 1.5M or 1,000,000.
+# Flags whose value is a count, and so may be 10k, 1.5M, 1e6 or 1,000,000.
 COUNT_FLAGS = ("--steps", "--tokens", "--epochs", "--vocab-size", "--max-tokens", "--iters-per-epoch", "--warmup-steps")
 _TIME_WORD = re.compile(
     r"(?:\d+(?:\.\d+)?)?(?:d|days?|h|hrs?|hours?|m|mins?|minutes?|s|secs?|seconds?|am|pm|[ap]\.m\.|o'clock|and|an?)|\d+",
     re.IGNORECASE,
 )
 _COUNT = re.compile(r"(\d+(?:[.,_]\d+)*)\s*(k|m|g|b|million|thousand)?", re.IGNORECASE)
+_POWER_OF_TEN = re.compile(r"\d+(?:\.\d+)?e\+?\d{1,2}", re.IGNORECASE)
 # The most words of a name with blanks that are looked for.
 MAX_WORDS = 8
 _FACTORS = {"": 1, "k": 10**3, "thousand": 10**3, "m": 10**6, "million": 10**6, "g": 10**9, "b": 10**9}
@@ -116,6 +117,8 @@ def _value(name: str, value: str) -> str:
                 of_what = f"{name} {value}am or {name} {value}:00"
             raise UsageError(f"{name} {value}: of what? Give {of_what}", code="number-without-unit")
         return value
+    if _POWER_OF_TEN.fullmatch(value.strip()) and float(value).is_integer():
+        return str(int(float(value)))
     match = _COUNT.fullmatch(value.strip())
     if match is None:
         return value  # the parser explains what is wrong

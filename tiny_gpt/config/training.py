@@ -180,6 +180,9 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "grad_clip"):
             value = getattr(self, name)
             require(value >= 0, f"{flag(name)} {value}: must be at least 0", "value-negative")
+        require(
+            self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: must be finite", "weight-decay-infinite"
+        )
         for name in ("token_noise", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{flag(name)} {value}: must be at least 0 and below 1", "fraction-out-of-range")

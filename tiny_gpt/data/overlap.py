@@ -3,6 +3,7 @@
 A passage is a line, or a sentence of a long line, of at least MIN_PASSAGE_CHARACTERS: shorter ones recur naturally.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 
 from tiny_gpt.data.text_file import TextSplit
@@ -12,6 +13,8 @@ from tiny_gpt.tokenizer.base import Tokenizer, decode
 MIN_PASSAGE_CHARACTERS = 40
 LONG_LINE = 1000
 SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "। ")
+# The last is Unicode's line separator, which some word processors write.
+LINE_ENDS = re.compile("[\n\u2028]")
 # Decoding takes about a second for this many tokens; comparing them adds little.
 COMPARED_PIECE_TOKENS, MAX_COMPARED_TOKENS = 1_000_000, 50_000_000
 # For the estimate of how many passages a text has.
@@ -20,7 +23,7 @@ AVERAGE_PASSAGE_CHARACTERS = 80
 
 def passages(text: str) -> Iterator[str]:
     """The passages of `text`, without surrounding white space."""
-    for line in text.split("\n"):
+    for line in LINE_ENDS.split(text) if "\u2028" in text else text.split("\n"):
         if len(line) < MIN_PASSAGE_CHARACTERS:
             continue
         if len(line) <= LONG_LINE:

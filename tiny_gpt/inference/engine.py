@@ -8,6 +8,7 @@ processor, and on GPUs, torch does the work.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -118,7 +119,8 @@ def _in_half(precision: str) -> bool:
 
 
 def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    is_switched_off = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")  # kernels are no valid Python then
+    return not is_switched_off and importlib.util.find_spec("numba") is not None
 
 
 def compile_engine(config: ModelConfig, precision: str) -> None:

@@ -142,7 +142,7 @@ def find_previous(folder: Path, checkpoint: CheckpointNote | None) -> PreviousRu
     candidates = []
     for other in folder.resolve().parent.glob("*"):
         written = _stamp(other / CONFIG_FILE)
-        if other.resolve() == folder.resolve() or written is None or written >= here:
+        if written is None or written >= here or other.samefile(folder):
             continue
         candidates.append((written, other))
     for _, other in sorted(candidates, reverse=True)[:20]:

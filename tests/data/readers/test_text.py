@@ -83,6 +83,7 @@ def test_other_files_are_refused_by_name_and_skipped_in_a_folder(tmp_path, read,
         ("Plain words, and more.\n".encode("utf-16-be"), "Plain words, and more.\n", 1),
         (b"smile \xed\xa0\xbd\xed\xb8\x80 end", "smile 😀 end", 1),
         ("half \ud800 pair".encode("utf-16", "surrogatepass"), "half \ufffd pair", 1),
+        (b"half \xed\xa0\xbd pair, " * 9, "half \ufffd pair, " * 9, 9),
         ('<?xml version="1.0" encoding="windows-1251"?><p>Привет'.encode("cp1251"), None, 0),
     ],
     ids=[
@@ -96,6 +97,7 @@ def test_other_files_are_refused_by_name_and_skipped_in_a_folder(tmp_path, read,
         "utf-16-be",
         "cesu",
         "half",
+        "half in utf-8",
         "xml",
     ],
 )
@@ -127,6 +129,8 @@ def test_encoding_given_for_a_folder_is_for_the_files_that_need_it(tmp_path, rea
         ("Le café était fermé, dit-il, et la fenêtre ouverte. " * 9, "cp1252"),
         ("Съешь же ещё этих мягких французских булок, да выпей чаю. " * 9, "cp1251"),
         ("色は匂へど散りぬるを我が世誰ぞ常ならむ有為の奥山今日越えて。" * 9, "shift_jis"),
+        ("吾輩は猫である。名前はまだ無い。" * 90, "cp932"),
+        ("吾輩は猫である。名前はまだ無い。" * 90, "euc_jp"),
     ],
 )
 def test_encoding_that_is_named_as_a_remedy_reads_the_text(tmp_path, read, refused, text, encoding):

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from tiny_gpt.data.readers.limits import UnpackBudget
 from tiny_gpt.errors import BadInputError
 
-READING_VERSION = 1
+READING_VERSION = 2
 """Raised when a reader makes another text of the same file; part of the key of every token store."""
 PIECE_SIZE = 1 << 20
 """Bytes read, and characters yielded, at a time."""

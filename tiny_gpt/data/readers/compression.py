@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from tiny_gpt.data.readers.limits import UnpackBudget, budgeted
 
 # What decompressing raises when the bytes are damaged or incomplete.
-DAMAGE_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+DAMAGE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ MAGIC_NUMBERS = {
 }
 # Characters that text does not contain, but for a stray one. Tab, line ends, form feed, backspace (in manual pages) and
 # escape (colors of a terminal) are text; so are U+0080 to U+009F only where an encoding was read as another.
+KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 CONTROLS = re.compile("[\0-\x07\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffe\uffff]")
 MAX_CONTROLS, MIN_CONTROLS = 0.02, 3
 # Zero bytes at every other place mean UTF-16: in these, for scripts whose characters are below U+0100.
@@ -148,11 +149,22 @@ def fitting_encoding(first_piece: bytes, bad_start: int) -> str | None:
 
 def _candidates(sample: bytes, n_high: int) -> Iterator[str]:
     if n_high * 10 > len(sample):
+        yield from _japanese(sample)
         import charset_normalizer
 
         if best := charset_normalizer.from_bytes(sample).best():
             yield best.encoding
     yield "cp1252"
+
+
+def _japanese(sample: bytes) -> Iterator[str]:
+    """The encodings in which the sample is Japanese: about half of such a text are kana, which other languages, and
+    other encodings of the same bytes, hardly have."""
+    for encoding in ("cp932", "euc_jp"):
+        text = sample.decode(encoding, "replace")
+        n_others = sum(not char.isascii() for char in text)
+        if text.count("\ufffd") * 50 <= n_others and len(KANA.findall(text)) * 5 >= n_others:
+            yield encoding
 
 
 def _require_text_format(first_piece: bytes, context: ReadContext) -> None:

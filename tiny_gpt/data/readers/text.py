@@ -21,6 +21,7 @@ from tiny_gpt.data.readers.encodings import encoding_of, fitting_encoding, looks
 ESCAPED_BYTES = re.compile("[\udc80-\udcff]")
 # A surrogate pair whose halves were encoded one by one (CESU-8), as some databases and old Java programs do: the six
 # bytes of an emoji.
+ESCAPED_SURROGATES = re.compile("\udced[\udca0-\udcbf][\udc80-\udcbf]")
 ESCAPED_PAIRS = re.compile("\udced([\udca0-\udcaf])([\udc80-\udcbf])\udced([\udcb0-\udcbf])([\udc80-\udcbf])")
 # A text is damaged UTF-8, and not in another encoding, if it has this many characters of several bytes for each byte
 # that is not UTF-8. With --encoding, this fraction of its bytes may not be of that encoding.
@@ -97,6 +98,8 @@ class _Damage:
         if "\udced" in text:
             text, n = ESCAPED_PAIRS.subn(_joined_pair, text)
             self.context.change("surrogates that were encoded one by one (CESU-8), joined", n)
+            text, n = ESCAPED_SURROGATES.subn("\N{REPLACEMENT CHARACTER}", text)
+            self.context.change("lone surrogates replaced by U+FFFD", n)
         n_ascii = len(text.encode("ascii", "ignore"))
         n_bad = len(ESCAPED_BYTES.findall(text))
         self.n_good += len(text) - n_ascii - n_bad

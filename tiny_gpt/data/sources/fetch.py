@@ -62,9 +62,13 @@ def is_downloaded(name: str) -> bool:
 
 def fetch_url(url: str) -> Preparation[SourceFile]:
     """Download what is at `url`, or find the earlier download. Raises DownloadError and OutOfResourcesError."""
+    try:
+        address_path = urlsplit(url).path
+    except ValueError as error:
+        raise DownloadError(f"{url} is not a valid URL ({error})", code="url-malformed") from error
     # A folder per URL, so that files of the same name do not collide and keep the name that messages show.
     folder = downloads_folder() / "web" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    name = unquote(urlsplit(url).path).rstrip("/").rsplit("/", 1)[-1].replace("\\", "_") or "page"
+    name = unquote(address_path).rstrip("/").rsplit("/", 1)[-1].replace("\\", "_") or "page"
     for path in (folder / name, folder / f"{name}.html"):
         if path.is_file():
             return SourceFile(path, declared_encoding=str(_read_record(path).get("charset", "")))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tiny_gpt.data.progress import Notice, Preparation
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.hub import fetch_repository
+from tiny_gpt.hub import fetch_repository, require_valid_name
 
 # Files that contain text; the others in such a repository are cards, scripts and images.
 TEXT_PATTERNS = ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.txt.gz", "*.csv")
@@ -16,6 +16,7 @@ def fetch_from_hub(name: str) -> Preparation[list[Path]]:
     Raises BadInputError if the dataset is unavailable or has no text files.
     """
     repo_id, folder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    require_valid_name(name, repo_id, "dataset")
     yield Notice(f"fetching hf:{name} with huggingface_hub")
     root = fetch_repository(name, repo_id, "dataset", [f"{folder}/*"] if folder else TEXT_PATTERNS)
     return _text_files(name, root, folder)
