@@ -22,6 +22,8 @@ RUN = dict(exact=True, iters_per_epoch=40, eval_interval=20)
 """Long enough for several losses; the same bits on one process as on two."""
 RARELY, OFTEN = dict(checkpoint_minutes=3.0), dict(checkpoint_minutes=0.005)
 DEVICES = dict(devices=2, force_devices=True, rank_timeout=0.3, watchdog=None)
+# The other ranks do not see the run's folder, and so not its settings.
+RESUME = "resume", "--rank-timeout", str(DEVICES["rank_timeout"])
 N_LOSSES = 5
 MAX_DELAY_S = 0.5
 # A busy machine may take one that is only slow for one that is lost.
@@ -52,7 +54,7 @@ def lose_ranks(trial: Trial) -> list[str]:
         ended = [child.wait() for child in ranks]
         if ended[0].code == 0:
             break
-        command = ["resume", str(folder)] if newest_step(folder) >= 0 else command
+        command = [*RESUME, str(folder)] if newest_step(folder) >= 0 else command
     if ended[0].code != 0 or losses:
         problems.append(f"it ended so: {ended[0]}; {len(losses)} losses were still to come")
     return problems + damaged_steps(folder) + differences(folder, reference, was_stopped) + leftovers(folder)
@@ -74,7 +76,7 @@ def lose_ranks_of_torchrun(trial: Trial) -> list[str]:
             code = process.wait(PATIENCE_S)
         if code not in STOPPED_CODES.values():
             break
-        command, was_stopped = ["resume", str(folder)], True
+        command, was_stopped = [*RESUME, str(folder)], True
     if code != 0 or losses:
         problems.append(f"it ended with code {code}, and {len(losses)} losses were still to come")
     if left := ranks_of(os.getpid()):

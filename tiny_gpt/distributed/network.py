@@ -7,6 +7,7 @@ Here it is the interface from which the main address is reached: the loopback in
 import contextlib
 import os
 import socket
+import time
 
 import psutil
 
@@ -14,6 +15,7 @@ import psutil
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # A port that nobody needs to listen on: choosing a route sends nothing.
 ANY_PORT = 9
+CONNECT_INTERVAL_S = 0.1
 
 
 def choose_interface(main_address: str) -> str:
@@ -25,6 +27,17 @@ def choose_interface(main_address: str) -> str:
         for variable in INTERFACE_VARIABLES:
             os.environ.setdefault(variable, name)
     return name
+
+
+def wait_for_port(address: str, port: int, seconds: float) -> bool:
+    """Whether someone listens at this port within `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=max(1.0, seconds)):
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(CONNECT_INTERVAL_S)
 
 
 def interface_to(address: str) -> str:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from tiny_gpt.device import is_out_of_memory
-from tiny_gpt.distributed.network import choose_interface
+from tiny_gpt.distributed.network import choose_interface, wait_for_port
 from tiny_gpt.errors import TinyGPTError, UsageError, first_line
 from tiny_gpt.host.torchrun import local_rank, rank_in_environment
 
@@ -274,7 +274,11 @@ def join_group(device_name: str, timeout_s: float) -> Ranks:
     rank, size = rank_in_environment(), int(os.environ.get("WORLD_SIZE", 1))
     if rank is None:
         return ALONE
-    choose_interface(os.environ.get("MASTER_ADDR", ""))
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    choose_interface(address)
+    # torch waits far longer than its timeout for a rank 0 that never comes.
+    if rank > 0 and port.isdecimal() and not wait_for_port(address, int(port), timeout_s):
+        raise LostRankError(f"rank 0 does not answer at {address}:{port}", code="rank-0-absent")
     is_gpu = device_name != "cpu" and torch.cuda.is_available()
     if is_gpu:
         torch.cuda.set_device(local_rank())

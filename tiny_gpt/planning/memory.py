@@ -85,6 +85,8 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
     state_bytes: float = parameter_bytes * n_parameters(model, vocab_size)
     if train.shard and n_devices > 1:
         state_bytes = sharded_bytes(config, vocab_size, n_devices)
+        if device.type == "cpu":  # rank 0 has all weights once, at the beginning and to save a model file
+            state_bytes += 4 * n_parameters(model, vocab_size)
     return int(base_bytes + state_bytes + activation_bytes + logit_bytes)
 
 
