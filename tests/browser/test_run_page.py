@@ -181,6 +181,16 @@ def test_live_page_grows_with_the_run(tmp_path, open_page, size, view):
         page.close()
 
 
+def test_live_page_of_a_run_that_is_being_prepared(tmp_path, open_page):
+    with serving(live_app(tmp_path / "night", LOOPBACK)) as url:
+        page = open_page(url)
+        assert page.text_content("h1").startswith("Preparing") and not page.is_visible(".slider")
+        plant(tmp_path / "night", state="training", until=0.1, n=2, samples={100: "gibb erish"})
+        wait_for_news(page, "document.querySelector('.sample.shown pre')?.textContent === 'gibb erish'")
+        assert page.is_visible(".slider") and violations(page) == []
+        page.close()
+
+
 def test_live_page_survives_its_server(tmp_path, open_page):
     folder = plant(tmp_path / "night", state="training", until=0.5, n=20)
     with serving(live_app(folder, LOOPBACK)) as url:

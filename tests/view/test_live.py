@@ -63,7 +63,8 @@ def test_only_what_changed_is_sent(folder):
 
 def test_a_run_that_does_not_exist_yet_appears(tmp_path):
     run = LiveRun(tmp_path / "night")
-    assert "Preparing" in run.first_page()
+    page = run.first_page()
+    assert "Preparing" in page and "The plan comes when" in page and "No sample yet." in page
     plant(tmp_path / "night", state="training", until=0.5)
     assert "Learning normally." in run.changes("time", "wide", "", {})["parts"]["verdict"]["html"]
 

@@ -195,7 +195,7 @@ def plan_part(view: RunView) -> Markup:
     """What was planned beside what came."""
     plan = view.plan
     if plan is None:
-        return render("plan", rows=[])
+        return render("plan", rows=[], preparing=view.state == "preparing")
     tokens, peak = view.step * view.tokens_per_step, view.fact("peak_memory_bytes")
     memory = view.metrics.column("memory_bytes")
     if not peak and np.isfinite(memory).any():
@@ -228,6 +228,8 @@ def plan_part(view: RunView) -> Markup:
 def copied_part(view: RunView, reason: str) -> Markup:
     """What the samples copied. `reason` says why that is not known, if it is not."""
     copied, facts = view.copied, view.facts
+    if not view.samples:
+        return render("copied", copied=None, reason="No sample yet.")
     if copied is None or facts is None:
         return render("copied", copied=None, reason=reason)
     if not copied.n_bytes:

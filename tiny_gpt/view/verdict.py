@@ -83,8 +83,10 @@ def _is_silent(view: RunView) -> bool:
 
 
 def _end(view: RunView) -> str:
+    if view.state == "preparing":
+        return "The text is read and the machine is measured; training begins after that."
     left_s = view.left_s
-    if left_s is not None and view.state != "preparing":
+    if left_s is not None:
         day = "" if left_s < 20 * 3600 else "in " + format_duration(left_s) + ", at "
         return f"Ends {day}{clock_label(view.now + left_s)}." if left_s > 0 else "Ends any moment."
     if view.is_over and view.n_rows:
