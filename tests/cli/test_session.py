@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from tests.cli.support import DETAILS, LOSS, REPORT_FILES, RUN_FILES, SPEED, TINY, files_of, flags, load, losses, rows
 from tiny_gpt.cli import session
 from tiny_gpt.cli.train import train_script
+from tiny_gpt.config import DataConfig, RunConfig, TrainConfig
 from tiny_gpt.model_io import model_file
 from tiny_gpt.run import start
 from tiny_gpt.run.events import Evaluated, Saved, StepDone, Stopping
@@ -114,6 +116,31 @@ def test_earlier_runs_of_the_same_second_are_kept(tmp_path):
 def test_next_command_quotes_a_path_with_a_space(train, tmp_path):
     done = train(tmp_path / "my run")
     assert f"tiny-gpt generate --checkpoint '{tmp_path / 'my run' / 'tiny_gpt_best.pt'}' --prompt" in done.out
+
+
+def test_very_short_text_is_told_what_it_is_good_for(command, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("The lobster said that every one of them had been told. " * 18)
+    done = command("tiny-gpt", "train", short, "--recipe", "overnight", *flags(**TINY, out_dir=tmp_path / "out"))
+    assert done.code == 0 and "a text of 990 characters is very short: the model will memorize it" in done.out
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "advice"),
+    [
+        (480.0, "More training time would hardly improve this model. More text would"),
+        (240.0, "Train it further:\n  tiny-gpt resume runs/text --for 4m\n"),
+    ],
+)
+def test_end_advises_no_more_time_than_the_plan_has_use_for(capsys, elapsed_s, advice):
+    """A plan that says that eight minutes suffice is not followed by advice to train overnight."""
+    finished = SimpleNamespace(stopped_by=None, best_step=5, best_path="best.pt", elapsed_s=elapsed_s)
+    samples = SimpleNamespace(final_text=lambda _: "a sample")
+    config = RunConfig(data=DataConfig(("text.txt",)), train=TrainConfig(for_="8m"))
+    commands = session.NextCommands.of("tiny-gpt", "runs/text")
+    session._print_sample_and_next_commands(finished, SimpleNamespace(saturation_s=480.0), config, commands, samples)
+    shown = capsys.readouterr().out
+    assert advice in shown and "overnight" not in shown and "8h" not in shown
 
 
 def test_decoder_is_compiled_before_the_clock_starts(train, monkeypatch):

@@ -65,6 +65,17 @@ def test_second_time_is_immediate(dataset, monkeypatch):
     assert seconds == 0 and second.text == first.text and second.step_time == first.step_time
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_compiling_is_announced_before_the_measurement_that_waits_for_it(dataset, monkeypatch, is_compiled):
+    monkeypatch.setattr(measurement, "must_compile_kernels", lambda config, device: not is_compiled)
+    machine = SlowMachine(monkeypatch)
+    _, events, _ = machine.measure(dataset, "6h")
+    announced = [event for event in events if isinstance(event, Notice) and event.text.startswith("compiling")]
+    assert len(announced) == (not is_compiled)
+    if announced:
+        assert events.index(announced[0]) < next(i for i, event in enumerate(events) if isinstance(event, Measuring))
+
+
 def test_at_most_a_twentieth_of_the_time_is_measured(dataset, monkeypatch):
     machine = SlowMachine(monkeypatch)
     planner, events, seconds = machine.measure(dataset, "2m")
