@@ -99,3 +99,11 @@ TEXTS = ["The mill.", "A heron é."]
 def test_parquet_column_of_any_type_of_text_is_read(tmp_path, read, column, text_field, documents):
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     assert read(str(tmp_path / "a.parquet"), text_field=text_field)[0] == documents
+
+
+def test_fields_of_records_are_named_as_they_have_to_be_given(tmp_path, read, refused):
+    column = pyarrow.array([{"en": text, "notes": {"n": 1}} for text in TEXTS])
+    pyarrow.parquet.write_table(pyarrow.table({"translation": column, "id": [1, 2]}), tmp_path / "a.parquet")
+    message = str(refused(str(tmp_path / "a.parquet")))
+    assert "the table has translation.en, translation.notes.n, id" in message
+    assert read(str(tmp_path / "a.parquet"), text_field="translation.en")[0] == TEXTS

@@ -49,7 +49,7 @@ def _columns(schema: Any, context: ReadContext) -> list[str]:
     wanted = [name if name in schema.names else name.split(".")[0] for name in _wanted(schema.names, context)]
     for name in wanted:
         if name not in schema.names:
-            raise missing_field(context, "the table", schema.names)
+            raise missing_field(context, "the table", [path for field in schema for path in _paths(field)])
         if not _may_hold_text(schema.field(name).type):
             raise context.unreadable(
                 f"has a column {name!r} that is not text",
@@ -58,6 +58,13 @@ def _columns(schema: Any, context: ReadContext) -> list[str]:
                 "choose the column that contains the text with --text-field",
             )
     return wanted
+
+
+def _paths(field: Any) -> list[str]:
+    """What --text-field may be given for a column: its name, or those of a record's fields, as "translation.en"."""
+    if not hasattr(field.type, "fields"):
+        return [field.name]
+    return [f"{field.name}.{path}" for inner in field.type.fields for path in _paths(inner)]
 
 
 def _wanted(names: list[str], context: ReadContext) -> list[str]:
