@@ -66,6 +66,14 @@ def test_a_night_has_teachers_and_students_and_given_numbers_stay():
     assert train.first_share == 0 and train.teachers > 1
 
 
+def test_a_teacher_has_time_for_some_hundred_steps():
+    planner, short = make_planner(), replace(RECIPES["auto"], train=replace(RECIPES["auto"].train, for_="20s"))
+    tiny = planner._replace(text=replace(planner.text, train_bytes=900, train_tokens=900))
+    slow = tiny._replace(step_time=tiny.step_time.scaled(100))
+    assert slow.plan(short)[0].train.teachers == 0 and slow.plan(short)[0].train.first_share == 0
+    assert tiny.plan(short)[0].train.teachers > 0
+
+
 @pytest.mark.parametrize("n_bytes", [135_000, 1_000_000])
 @pytest.mark.parametrize("slowness", [1, 50])
 def test_more_time_is_expected_to_give_a_better_model(n_bytes, slowness):

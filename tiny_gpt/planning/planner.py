@@ -37,6 +37,8 @@ from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, teacher_share
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
+# The fewest steps of a teacher: passes over a text of a few hundred bytes are too short to count alone.
+MIN_TEACHER_STEPS = 200
 # Other text that is on every user's disk, with about how many bytes of it there are; the largest fraction of the time
 # that it gets, and the most passes over it. A run of so many teachers begins with the shortest that suffices.
 USUAL_FIRST, USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS = {"python-docs": 2_200_000, "package-docs": 17_000_000}, 0.3, 4
@@ -164,7 +166,8 @@ class Planner(NamedTuple):
 
         def has_time(teachers: int, students: int) -> bool:
             candidate = self._complete(_with_train(config, teachers=teachers, students=students))
-            return self._stage_epochs(candidate) >= MIN_TEACHER_EPOCHS
+            steps = steps_for(candidate, self._budget(candidate.train), self.step_time)
+            return steps >= MIN_TEACHER_STEPS and self._stage_epochs(candidate) >= MIN_TEACHER_EPOCHS
 
         # The more models, the less time for each, so both numbers can be bisected.
         is_open = "students" in config.train.auto
