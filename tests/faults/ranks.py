@@ -64,10 +64,11 @@ def lose_ranks_of_torchrun(trial: Trial) -> list[str]:
     """The real command: restarted by the watchdog, or resumed where it has ended as it was asked to."""
     reference, folder = trial.world.reference("in parts", **RUN, **RARELY), trial.folder / "run"
     command = trial.world.command("in parts", folder, **RUN, **OFTEN, **DEVICES)
-    problems, losses, newest, was_stopped = list[str](), draw(trial), -1, False
+    problems, losses, was_stopped = list[str](), draw(trial), False
     trial.n_checks = len(losses)
     while True:
         with started(command) as process:
+            newest = newest_step(folder)  # before its first step, a signal ends the command with an error
             while losses and wait_for_progress(process, folder, newest):
                 newest, number = newest_step(folder), losses.pop()
                 problems += lose_one(trial, ranks_of(process.pid), number)
