@@ -168,6 +168,7 @@ def test_tokens_are_colored_by_surprise_and_branch(open_notebook, expect):
     ids = page.locator("#bars button").evaluate_all("all => all.map(each => Number(each.dataset.id))")
     chosen = next(each for each in ids if 32 <= each < 127 and each != ord("q"))
     page.locator("#text").press("Alt+ArrowDown")
+    expect(choices.first).to_be_focused()
     for _ in range(ids.index(chosen)):
         page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")

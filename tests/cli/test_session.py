@@ -51,7 +51,8 @@ def test_metrics_have_one_line_per_evaluation(trained):
     assert [(row["step"], row["epoch"]) for row in found] == [(3, 1), (6, 1), (9, 2), (12, 2)]
     for row in found:
         assert row.keys() >= {"train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
-        del row["val_loss_error"]  # these texts have too few windows for one
+        for name in ("val_loss_error", "temperature_c", "battery_percent"):  # too few windows, and no such sensors
+            del row[name]
         assert all(value > 0 for value in row.values())
 
 

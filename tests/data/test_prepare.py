@@ -75,7 +75,7 @@ def test_store_names_are_stable(tmp_path):
         "vocab_size": 256,
         "tokenizer_sha256": "46b1f52b27edb5572d7e847aac74b8a7ae63ed5ed354a00d25d44a24a7e646d7",
         "text_sha256": "23126a44ac9862d88188985369e508ad7dd6e075cd00b7d9696f355414e4b874",
-        "store": "591e14e413105142104bf51bb991666f",
+        "store": "129debd92a4c704e4b24c5b8ee227c8d",
     }
 
 

@@ -12,6 +12,8 @@ from tests.run.support import CPU, finish, interrupt
 from tiny_gpt.config import BEST_FILE, RunConfig
 from tiny_gpt.model_io.model_file import load_model
 
+pytestmark = pytest.mark.slow
+
 # Widths that two ranks cannot divide evenly.
 ODD = {"d_model": 18, "d_ff": 37, "n_layer": 3}
 RUNS: dict[str, dict[str, Any]] = {

@@ -74,7 +74,7 @@ def test_out_of_memory_shrinks_the_micro_batches(config, tmp_path, monkeypatch):
     out_of_memory_above(monkeypatch, 3, failure)
     _, rows_again, finished, _ = finish(config)
     for row, again in zip(rows, rows_again, strict=True):
-        assert row == pytest.approx(again, rel=1e-4)
+        assert row == pytest.approx(again, rel=1e-4, nan_ok=True)
     assert sum("4 blocks are computed at once instead of 8" in line for line in finished.incidents) == 1
     assert sum("2 blocks are computed at once instead of 4" in line for line in finished.incidents) == 1
     interrupt(with_train(config, out_dir=str(tmp_path / "third")), after=12)

@@ -55,6 +55,7 @@ def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(staged, tmp_
     assert same_weights(weights_of(staged, BEST_FILE), weights_of(twin, BEST_FILE))
 
 
+@pytest.mark.slow
 def test_a_student_follows_its_teacher(config):
     """A teacher that knows nothing, put in the place of the trained one, makes the final model nearly as ignorant."""
     config = with_train(config, steps=100, learning_rate=0.01, teachers=1, teacher_weight=0.95)

@@ -12,6 +12,7 @@ from tiny_gpt.data.sources.resolve import resolve
 from tiny_gpt.errors import BadInputError
 
 
+@pytest.mark.slow
 def test_it_is_over_a_megabyte_of_english():
     documents = python_docs.read_python_docs()
     text = "\n".join(documents)

@@ -88,6 +88,7 @@ def test_interrupts_leave_a_team_that_works(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(decoder.read([1, 2, 3], 0), expected_V)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only Unix forks")
 def test_a_forked_process_decodes_with_its_own_threads() -> None:
     program = """if True:
