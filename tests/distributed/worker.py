@@ -18,7 +18,7 @@ from tests.run.support import interrupt
 from tiny_gpt.cli.nodes import examine_ranks
 from tiny_gpt.config import RunConfig
 from tiny_gpt.distributed.ranks import Ranks, join_group
-from tiny_gpt.errors import TinyGPTError
+from tiny_gpt.errors import UsageError
 from tiny_gpt.run.follower import follow
 from tiny_gpt.run.run import run
 from tiny_gpt.training import step
@@ -35,7 +35,7 @@ def do(job: dict[str, Any], ranks: Ranks) -> None:
             interrupt(config, job["interrupted_at"])
         else:
             list(run(config, job["resume"]))
-    except TinyGPTError as failure:
+    except UsageError as failure:  # a rank that is lost ends this process instead: the others do not answer
         Path(config.train.out_dir).mkdir(exist_ok=True)
         Path(config.train.out_dir, "error").write_text(failure.code)
 
