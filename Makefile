@@ -1,8 +1,9 @@
 # Written for GNU make 3.81, the version on macOS.
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
-# A process for each core: most tests use one.
-PYTEST = $(VENV_PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# A process for each core: most tests use one. Files are run in the order of their names: pytest-xdist begins with those
+# of most tests otherwise, and one core would be left with the slowest.
+PYTEST = $(VENV_PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 SETUP = command -v $(PYTHON) >/dev/null || \
 	{ echo "$(PYTHON) is not installed; install Python 3.11 or newer, then try again." >&2; exit 1; }; \

@@ -68,6 +68,7 @@ def assert_close(found, expected, tolerance):
         assert (found[1][name] - gradient).norm() <= tolerance * gradient.norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), pytest.param(torch.bfloat16, 0.02, marks=pytest.mark.slow)]

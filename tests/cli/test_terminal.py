@@ -69,6 +69,7 @@ def test_wide_terminal_shows_the_guides_lines(text, tmp_path):
     assert files_of(tmp_path) == sorted([*RUN_FILES, *REPORT_FILES])
 
 
+@pytest.mark.slow
 @needs_terminal
 def test_ctrl_c_on_a_narrow_ascii_terminal(text, tmp_path):
     endless = TINY | {"iters_per_epoch": 1_000_000}

@@ -77,6 +77,7 @@ def test_scarce_memory_is_met_with_micro_batches(monkeypatch):
     assert [parts for parts, _ in fits] == [1, 2, 4] and fits[0][1] > fits[1][1]
 
 
+@pytest.mark.slow
 def test_the_plan_compares_the_model_with_a_new_one(config):
     planned = finished(measure_run(config))
     text = "\n".join(plan_report(planned))

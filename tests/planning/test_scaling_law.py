@@ -40,6 +40,7 @@ def test_the_law_is_the_fit_to_the_recorded_runs():
     assert [*fitted.coefficients, fitted.residual_std] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_intervals_cover_80_percent_of_runs_on_other_texts():
     rows, law = recorded_runs(), load_scaling_law()
     assert len({row["source"] for row in rows}) >= 8

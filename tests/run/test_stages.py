@@ -114,6 +114,7 @@ def test_first_and_start_from_exclude_each_other(initial_config, tmp_path):
     assert error.value.code == "first-and-start-from"
 
 
+@pytest.mark.slow
 def test_a_timed_run_has_all_its_stages_and_ends_on_time(staged):
     config = with_train(staged, steps=0, for_="12s", schedule="wsd", min_learning_rate=0.0)
     events = list(run(config))

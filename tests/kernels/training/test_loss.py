@@ -130,6 +130,7 @@ class TestDropout:
         assert FUSED.loss(model, *batch).item() == FUSED.loss(model, *batch).item()
 
 
+@pytest.mark.slow
 def test_a_forked_process_can_train():
     if not hasattr(os, "fork"):
         pytest.skip("this system has no fork")
