@@ -84,6 +84,7 @@ def test_what_a_gpu_computes_is_of_one_piece_and_has_the_same_gradients(
     assert_close(loss_and_gradients(model, batch, "compiled"), expected, tolerance)
 
 
+@pytest.mark.slow
 def test_dropout_is_compiled_too_and_follows_the_seed(as_on_a_gpu, monkeypatch):
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: compile_(f, fullgraph=True, backend="aot_eager", **o))

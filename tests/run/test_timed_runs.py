@@ -95,6 +95,7 @@ def test_keeps_a_checkpoint_from_before_the_cooldown(config, machine):
     assert len(store.steps()) > 4 and max(step for step in abouts if not abouts[step]["is_cooling"]) == before
 
 
+@pytest.mark.slow
 def test_slow_saving_postpones_the_best_model_to_the_end(config, machine, monkeypatch):
     def saved_best(share, **changes):
         monkeypatch.setattr(clock, "MAX_OVERHEAD", share)
@@ -151,6 +152,7 @@ def test_a_stopped_run_cools_down_from_its_current_rate(config, machine):
     assert rates == sorted(rates, reverse=True) and rates[-1] == 0 and len(steps) < 30
 
 
+@pytest.mark.slow
 def test_a_stop_during_an_evaluation_does_not_reserve_time(config, machine, monkeypatch):
     """Otherwise so much time would be reserved for the last one that the run ended early."""
     loss, calls = FixedWindows.loss, []

@@ -40,6 +40,7 @@ def test_random_texts_come_back(tokenizer):
         assert decode(tokenizer, ids.tolist()) == joined
 
 
+@pytest.mark.slow
 def test_every_code_point_comes_back(tokenizer):
     text = "".join(map(chr, range(0x110000)))
     ids = tokenizer.encode(text).tolist()
