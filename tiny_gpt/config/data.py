@@ -28,7 +28,7 @@ class DataConfig:
     """Validation text, given like --data. Without it, part of the training text is held out."""
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
-    Your own text alone is validated on. none: no other text.
+    Validation uses your own text only. none: no other text.
     Without it, --recipe auto uses python-docs or package-docs if one model cannot use all of the time."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""

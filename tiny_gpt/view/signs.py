@@ -36,7 +36,7 @@ class Signs:
     n_rollbacks: int
     n_spikes: int
     is_memorizing: bool
-    """Whether it knows much of its text by heart, though the validation loss has not risen."""
+    """Whether the model has memorized much of its text although the validation loss has not risen."""
     is_too_fast: bool
     """Whether the learning rate is probably too high."""
     is_small_text: bool

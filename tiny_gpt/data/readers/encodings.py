@@ -43,8 +43,8 @@ MAGIC_NUMBERS = {
 }
 # Characters that text does not contain, but for a stray one. Tab, line ends, form feed, backspace (in manual pages) and
 # escape (colors of a terminal) are text; so are U+0080 to U+009F only where an encoding was read as another.
-KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 CONTROLS = re.compile("[\0-\x07\x0b\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffe\uffff]")
+KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 MAX_CONTROLS, MIN_CONTROLS = 0.02, 3
 # Zero bytes at every other place mean UTF-16: in these, for scripts whose characters are below U+0100.
 UTF16_SEARCH_BYTES = 65536

@@ -21,8 +21,8 @@ from tiny_gpt.data.readers.encodings import encoding_of, fitting_encoding, looks
 ESCAPED_BYTES = re.compile("[\udc80-\udcff]")
 # A surrogate pair whose halves were encoded one by one (CESU-8), as some databases and old Java programs do: the six
 # bytes of an emoji.
-ESCAPED_SURROGATES = re.compile("\udced[\udca0-\udcbf][\udc80-\udcbf]")
 ESCAPED_PAIRS = re.compile("\udced([\udca0-\udcaf])([\udc80-\udcbf])\udced([\udcb0-\udcbf])([\udc80-\udcbf])")
+ESCAPED_SURROGATES = re.compile("\udced[\udca0-\udcbf][\udc80-\udcbf]")
 # A text is damaged UTF-8, and not in another encoding, if it has this many characters of several bytes for each byte
 # that is not UTF-8. With --encoding, this fraction of its bytes may not be of that encoding.
 MIN_GOOD_PER_BAD, MAX_BAD_WHEN_STATED = 4, 0.01
