@@ -1,7 +1,9 @@
 """What watching a run costs: python -m benchmarks.watching
 
 1. The steps of a training with and without an open page, alternating within one run. The page's server is the one that
-   `--watch` starts; a program asks it as an open page does. For the steps alone, both are stopped (SIGSTOP).
+   `--watch` starts; a program asks it as an open page does. For the steps alone, both are stopped (SIGSTOP). On a host
+   that others share, steps vary by more than a page costs. So it is told, too, how long the training's threads could
+   have run and waited for a core (Linux: /proc/PID/task/TID/schedstat): another process can take no more from them.
 2. A run of 100,000 rows: the first page, and the update after a new row.
 """
 
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -78,11 +81,34 @@ class OpenPage:
             process.wait()
 
 
+@dataclass
+class Segment:
+    """Some seconds of the training."""
+
+    is_watched: bool
+    began: float
+    processor_s: float
+    """That the page's server had used before, and then within the segment; so too `waited_s`."""
+    waited_s: float
+    steps: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def end(self, now: float, processor_s: float, waited_s: float) -> None:
+        self.seconds = now - self.began
+        self.processor_s, self.waited_s = processor_s - self.processor_s, waited_s - self.waited_s
+
+
+def waited_s() -> float:
+    """Seconds that all threads of this process have waited for a core so far; 0 where the system does not say."""
+    files = Path("/proc/self/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[1]) for file in files) / 1e9
+
+
 def cost_beside_a_training(folder: Path, seconds: float) -> dict[str, object]:
     """Pairs of segments, one of them watched, in random order: how much longer the watched one's mean step was."""
-    segments: list[tuple[bool, list[float]]] = []
-    rng, page, used_s, watched_s, processor_s = random.Random(0), None, 0.0, 0.0, 0.0
-    last = begun = end = 0.0
+    segments: list[Segment] = []
+    rng, page = random.Random(0), None
+    last = end = 0.0
     for event in RecordedRun(_small_run(folder)).train(False, RunRequest()):
         now = time.perf_counter()
         if not isinstance(event, StepDone):
@@ -92,23 +118,22 @@ def cost_beside_a_training(folder: Path, seconds: float) -> dict[str, object]:
         end = end or now + seconds
         if now > end:
             break
-        if now - begun > SEGMENT_S:
-            was_watched = bool(segments) and segments[-1][0]
-            if len(segments) > N_STARTING:
-                used_s += page.processor_s() - processor_s
-                watched_s += now - begun if was_watched else 0.0
-            processor_s = page.processor_s()
+        if not segments or now - segments[-1].began > SEGMENT_S:
+            used = page.processor_s(), waited_s()
+            if segments:
+                segments[-1].end(now, *used)
             is_second = len(segments) % 2 == 1
-            segments.append((not was_watched if is_second else rng.random() < 0.5, []))
-            page.is_open(segments[-1][0])
-            begun, last = now, 0.0
+            is_watched = not segments[-1].is_watched if is_second else rng.random() < 0.5
+            page.is_open(is_watched)
+            segments.append(Segment(is_watched, now, *used))
+            last = now
             continue
-        if last and now - begun > SETTLE_S:
-            segments[-1][1].append(now - last)
+        if last and now - segments[-1].began > SETTLE_S:
+            segments[-1].steps.append(now - last)
         last = now
     if page is not None:
         page.close()
-    return _summary(segments, used_s, watched_s)
+    return _summary(segments[N_STARTING:-1])
 
 
 def _small_run(folder: Path) -> RunConfig:
@@ -124,22 +149,29 @@ def _small_run(folder: Path) -> RunConfig:
     return RunConfig(model, DataConfig((str(text),), tokenizer="char"), train)
 
 
-def _summary(segments: Sequence[tuple[bool, list[float]]], used_s: float, watched_s: float) -> dict[str, object]:
-    means = [(watched, statistics.mean(steps) if len(steps) >= 5 else 0.0) for watched, steps in segments]
-    pairs = [dict(means[i : i + 2]) for i in range(N_STARTING, len(means) - 1, 2)]
-    ratios = sorted(pair[True] / pair[False] - 1 for pair in pairs if min(pair.values()) > 0)
-    if not ratios:
+def _summary(segments: Sequence[Segment]) -> dict[str, object]:
+    pairs = [sorted(segments[i : i + 2], key=lambda each: each.is_watched) for i in range(0, len(segments) - 1, 2)]
+    pairs = [pair for pair in pairs if min(len(each.steps) for each in pair) >= 5]
+    if not pairs:
         return {
             "pairs": 0,
             "reason": "fewer than five steps in a segment: the machine is too busy, or the time too short",
         }
+    ratios = sorted(statistics.mean(watched.steps) / statistics.mean(alone.steps) - 1 for alone, watched in pairs)
+    alone, watched = ([pair[i] for pair in pairs] for i in range(2))
     return {
         "pairs": len(ratios),
+        "step": f"{1000 * statistics.median(statistics.mean(each.steps) for each in alone):.1f} ms",
         "slower by, median": f"{statistics.median(ratios):+.2%}",
         "middle half": f"{ratios[len(ratios) // 4]:+.2%} to {ratios[3 * len(ratios) // 4]:+.2%}",
-        "step": f"{1000 * statistics.median(mean for _, mean in means):.1f} ms",
-        "processor time of the server, of one core": f"{used_s / watched_s:.2%}",
+        "waited for a core, watched": _share(watched, "waited_s"),
+        "waited for a core, alone": _share(alone, "waited_s"),
+        "processor time of the server, of one core": _share(watched, "processor_s"),
     }
+
+
+def _share(segments: Sequence[Segment], name: str) -> str:
+    return f"{sum(getattr(each, name) for each in segments) / sum(each.seconds for each in segments):.2%}"
 
 
 def cost_of_many_rows(folder: Path) -> dict[str, object]:

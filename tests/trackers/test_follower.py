@@ -6,6 +6,7 @@ import pytest
 
 from tests.trackers.support import SAMPLE_TEXT, MemoryTracker, WrittenRun
 from tiny_gpt.errors import UsageError
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.trackers import follower as follower_module
 from tiny_gpt.trackers.follower import Follower, has_begun, sole_sender
 
@@ -36,7 +37,7 @@ def follow(run, opened, monkeypatch):
             opened.append(MemoryTracker(tracked, failures))
             return opened[-1]
 
-        follower = Follower(run.folder, "wandb", reports.append, open_run)
+        follower = Follower(FollowedFolder(run.folder), "wandb", reports.append, open_run)
         follower.reports = reports
         return follower
 
@@ -160,6 +161,23 @@ def test_one_process_sends(run):
         with pytest.raises(UsageError) as error, sole_sender(run.folder, "wandb"):
             pass
         assert error.value.code == "tracker-in-use"
+
+
+def test_a_run_that_is_moved_is_followed(run, follow, opened, tmp_path):
+    run.evaluate(50)
+    follower = follow()
+    follower.send()
+    run.folder = run.folder.rename(tmp_path / "elsewhere")
+    run.evaluate(100)
+    follower.send()
+    follower.finish("finished")
+    assert [tracker.run.folder for tracker in opened] == [
+        tmp_path / "my_run/trackers/wandb",
+        tmp_path / "elsewhere/trackers/wandb",
+    ]
+    assert opened[0].run.id == opened[1].run.id and opened[1].run.is_resumed
+    assert [steps(tracker) for tracker in opened] == [[50], [100, "finished"]]
+    assert not (tmp_path / "my_run").exists() and str(tmp_path / "elsewhere") in follower.reports[-1]
 
 
 def test_a_training_has_begun_when_its_status_says_so(run, tmp_path):

@@ -34,7 +34,7 @@ class FollowUp:
         for address in self._addresses:
             if fault := fault_of(address):  # the address itself may be a secret
                 raise UsageError(f"--notify: what you gave {fault}", code="notify-address-unusable")
-        self._trackers = TrackerProcesses(settings.track, place.path(), is_resumed, program or "tiny-gpt")
+        self._trackers = TrackerProcesses(settings.track, place, is_resumed, program or "tiny-gpt")
 
     def accompany(self, train: Callable[[], int]) -> int:
         """Run `train`, then report how it ended. Returns its exit code, and raises what it raises."""

@@ -21,6 +21,7 @@ from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import quoted
 from tiny_gpt.run.folders import find_run_to_show
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.trackers.registry import TRACKERS, is_installed
 from tiny_gpt.ui.terminal import error, printable
 
@@ -59,12 +60,13 @@ def track(args: Sequence[str]) -> int:
         return _follow_training(Path(command.run), command.to, float(since))
     from tiny_gpt.trackers.follower import Follower, is_trained_now, sole_sender
 
-    run_dir, stop = find_run_to_show(command.run), Stop()
-    threading.Thread(target=_stop_after, args=(lambda: is_trained_now(run_dir), stop), daemon=True).start()
-    with sole_sender(run_dir, command.to):
-        follower = Follower(run_dir, command.to, _log)
+    place, stop = FollowedFolder(find_run_to_show(command.run)), Stop()
+    threading.Thread(target=_stop_after, args=(lambda: is_trained_now(place.path()), stop), daemon=True).start()
+    with sole_sender(place.path(), command.to):
+        follower = Follower(place, command.to, _log)
         is_complete = follower.follow(stop)
-    print(printable(f"Sent {follower.n_sent:,} evaluations and samples of {run_dir}. {_view(command.to, run_dir)}"))
+    sent = f"Sent {follower.n_sent:,} evaluations and samples of {place.path()}."
+    print(printable(f"{sent} {_view(command.to, place.path())}"))
     return 0 if is_complete else 1
 
 
@@ -74,16 +76,16 @@ def _follow_training(run_dir: Path, name: TrackerName, since: float) -> int:
 
     with contextlib.suppress(OSError, AttributeError):
         os.nice(5)
-    stop = Stop()
+    place, stop = FollowedFolder(run_dir), Stop()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_listen, args=(lambda: is_trained_now(run_dir), stop), daemon=True).start()
-    while not has_begun(run_dir, since):
-        if stop.wait(_POLL_S) and not has_begun(run_dir, since):
+    threading.Thread(target=_listen, args=(lambda: is_trained_now(place.path()), stop), daemon=True).start()
+    while not has_begun(place.path(), since):
+        if stop.wait(_POLL_S) and not has_begun(place.path(), since):
             return 0
-    with sole_sender(run_dir, name), open(_log_file(run_dir, name), "ab", buffering=0) as log:
+    with sole_sender(place.path(), name), open(_log_file(place.path(), name), "ab", buffering=0) as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
-        follower = Follower(run_dir, name, _log)
+        follower = Follower(place, name, _log)
         return 0 if follower.follow(stop) else 1
 
 
@@ -109,10 +111,10 @@ def _stop_after(is_trained: Callable[[], bool], stop: Stop) -> None:
 class TrackerProcesses:
     """The trackers of one training."""
 
-    def __init__(self, names: Sequence[TrackerName], run_dir: Path, is_resumed: bool, program: str) -> None:
+    def __init__(self, names: Sequence[TrackerName], place: FollowedFolder, is_resumed: bool, program: str) -> None:
         """A resumed run without `names` continues in the trackers that it has. `program` is how to call `tiny-gpt`."""
-        self._run_dir, self._program = run_dir, program
-        known = [name for name in TRACKERS if (run_dir / TRACKERS_FOLDER / f"{name}.json").exists()]
+        self._place, self._program = place, program
+        known = [name for name in TRACKERS if (place.path() / TRACKERS_FOLDER / f"{name}.json").exists()]
         self._names = list(dict.fromkeys(names or (known if is_resumed else ())))
         self._processes: dict[TrackerName, subprocess.Popen[bytes]] = {}
         self._since = 0.0
@@ -143,16 +145,16 @@ class TrackerProcesses:
             except subprocess.TimeoutExpired:
                 print(f"{name} is still being sent in the background; {self._remedy(name)}")
                 continue
-            log = _log_file(self._run_dir, name)
+            log = _log_file(self._place.path(), name)
             if code:
                 error(f"{name} is incomplete: see {log}; {self._remedy(name)}")
             elif log.exists():
-                print(_view(name, self._run_dir))
+                print(_view(name, self._place.path()))
 
     def _start(self, name: TrackerName) -> None:
         path = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
         environment = os.environ | {SINCE_VARIABLE: repr(self._since), "PYTHONPATH": path}
-        command = [sys.executable, "-m", "tiny_gpt", "track", str(self._run_dir), "--to", name]
+        command = [sys.executable, "-m", "tiny_gpt", "track", str(self._place.path()), "--to", name]
         try:
             # In its own session: Ctrl+C and a closed terminal are for the training.
             self._processes[name] = subprocess.Popen(
@@ -168,7 +170,7 @@ class TrackerProcesses:
             error(f"{name} could not be started: {failure}; {self._remedy(name)}")
 
     def _remedy(self, name: TrackerName) -> str:
-        return f"to send what is missing: {self._program} track {quoted(str(self._run_dir))} --to {name}"
+        return f"to send what is missing: {self._program} track {quoted(str(self._place.path()))} --to {name}"
 
 
 def _not_installed(name: TrackerName) -> str:

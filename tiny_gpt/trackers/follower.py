@@ -26,6 +26,7 @@ from tiny_gpt.config import (
 )
 from tiny_gpt.errors import UsageError, first_line
 from tiny_gpt.run.checkpoint_store import DamagedError, read_bounded
+from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.run.status import read_status
 from tiny_gpt.run.summary import RunState, is_running, saved_config, summarize_run
 from tiny_gpt.trackers.base import TrackedRun, TrackedState, Tracker
@@ -56,11 +57,11 @@ class Follower:
     """One run and one tracker."""
 
     def __init__(
-        self, run_dir: Path, name: TrackerName, report: Callable[[str], None], open_run: Any = open_tracker
+        self, place: FollowedFolder, name: TrackerName, report: Callable[[str], None], open_run: Any = open_tracker
     ) -> None:
-        """`report` takes lines for the tracker's log."""
-        self.run_dir, self.name, self.report = run_dir, name, report
-        self.folder = run_dir / TRACKERS_FOLDER
+        """`place` is the run's folder; `report` takes lines for the tracker's log."""
+        self._place, self.name, self.report = place, name, report
+        self.run_dir = place.path()
         self.n_sent = 0
         self._open_run = open_run
         self._tracker: Tracker | None = None
@@ -96,6 +97,7 @@ class Follower:
 
     def send(self) -> None:
         """Pass on what the tracker lacks; raises whatever the tracker raises."""
+        self._find_folder()
         seen = self._fingerprint()
         if seen == self._seen:
             return
@@ -114,6 +116,7 @@ class Follower:
 
     def finish(self, state: str = "") -> None:
         """Close the run in the tracker, with its state and results; raises whatever the tracker raises."""
+        self._find_folder()
         _, tracker = self._opened()
         run = summarize_run(self.run_dir)
         state = state or {"running": "training", "crashed": "failed", "model only": "finished"}.get(
@@ -124,15 +127,23 @@ class Follower:
         tracker.finish(cast(TrackedState, state), results if len(results) == len(values) else {})
         self._tracker = None
 
+    def _find_folder(self) -> None:
+        """If the run's folder was moved, open the run in the tracker again: its files are in the folder's new place."""
+        path = self._place.path()
+        if path != self.run_dir:
+            self.report(f"the folder of the run is now {path}")
+            self.run_dir, self._sent, self._tracker, self._seen = path, None, None, None
+
     def _opened(self) -> tuple[SentItems, Tracker]:
         """What has been sent, and the open run."""
         if self._sent is None or self._tracker is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._sent = SentItems(self.folder / f"{self.name}.sent")
+            folder = self.run_dir / TRACKERS_FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
+            self._sent = SentItems(folder / f"{self.name}.sent")
             run = TrackedRun(
                 id=self._sent.run_id(),
                 name=self.run_dir.resolve().name,
-                folder=self.folder / self.name,
+                folder=folder / self.name,
                 config=tracked_config(self.run_dir),
                 is_resumed=self._sent.is_resumed,
             )
