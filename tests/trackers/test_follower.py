@@ -176,7 +176,7 @@ def test_a_run_that_is_moved_is_followed(run, follow, opened, tmp_path):
         tmp_path / "elsewhere/trackers/wandb",
     ]
     assert opened[0].run.id == opened[1].run.id and opened[1].run.is_resumed
-    assert [steps(tracker) for tracker in opened] == [[50], [100, "finished"]]
+    assert [steps(tracker) for tracker in opened] == [[50, "training"], [100, "finished"]]
     assert not (tmp_path / "my_run").exists() and str(tmp_path / "elsewhere") in follower.reports[-1]
 
 

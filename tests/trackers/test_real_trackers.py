@@ -89,18 +89,23 @@ def test_every_tracker_is_read_back():
     assert READERS.keys() == TRACKERS.keys()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
-def test_tracker_has_the_run(name, tmp_path, monkeypatch):
-    """Also after a resume, which continues the same run there."""
-    if not is_installed(name):
-        pytest.skip(f"{name} is not installed: pip install {TRACKERS[name].package}")
+@pytest.fixture(params=READERS)
+def name(request, tmp_path, monkeypatch):
+    """Of a tracker that is installed and knows no account."""
+    if not is_installed(request.param):
+        pytest.skip(f"{request.param} is not installed: pip install {TRACKERS[request.param].package}")
     monkeypatch.chdir(tmp_path)
     for variable in [each for each in os.environ if each.startswith(("WANDB_", "TRACKIO_", "MLFLOW_"))]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return request.param
+
+
+@pytest.mark.slow
+def test_tracker_has_the_run(name, tmp_path):
+    """Also after a resume, which continues the same run there."""
     run = WrittenRun(tmp_path / "my_run")
     run.evaluate(50, 100, learning_rate=0.5)
     run.sample(50)
@@ -109,8 +114,7 @@ def test_tracker_has_the_run(name, tmp_path, monkeypatch):
     run.sample(200)
     run.set_state("finished")
     track(run, name)
-    printed = python(f"import json, os; folder = {str(run.folder)!r}\n{READERS[name]}\n{PRINT}")
-    found = json.loads(printed.splitlines()[-1])
+    found = read_back(name, run.folder)
     assert found["rows"] == [[50, 8.5, 0.5], [100, 8.0, 0.5], [150, 7.5, 0.25], [200, 7.0, 0.25]]
     # In Markdown an indented text is shown as it is.
     indented = "".join(f"    {line}\n" for line in SAMPLE_TEXT.splitlines())
@@ -118,6 +122,33 @@ def test_tracker_has_the_run(name, tmp_path, monkeypatch):
     assert found["samples"] == {"50": expected, "200": expected}
     assert float(found["config"]["n_layer"]) == 3 and float(found["config"]["n_parameters"]) == 3_222_784
     assert "my text.txt" in str(found["config"]["data"]) and found["n_runs"] == 1
+
+
+MOVED = """
+import sys
+from pathlib import Path
+from tests.trackers.support import WrittenRun
+from tiny_gpt.run.held_folder import FollowedFolder
+from tiny_gpt.trackers.follower import Follower
+run = WrittenRun(Path("my_run").absolute())
+run.evaluate(50, 100)
+follower = Follower(FollowedFolder(run.folder), sys.argv[1], print)
+follower.send()
+run.folder = run.folder.rename(Path("elsewhere").absolute())
+run.evaluate(150)
+run.sample(150)
+run.set_state("finished")
+follower.send()
+follower.finish()
+"""
+
+
+@pytest.mark.slow
+def test_tracker_follows_a_run_that_is_moved(name, tmp_path):
+    python(MOVED, name)
+    found = read_back(name, tmp_path / "elsewhere")
+    assert [row[0] for row in found["rows"]] == [50, 100, 150] and [*found["samples"]] == ["150"]
+    assert found["n_runs"] == 1 and not (tmp_path / "my_run").exists()
 
 
 def track(run, name):
@@ -128,6 +159,11 @@ def track(run, name):
         "--to",
         name,
     )
+
+
+def read_back(name, folder):
+    printed = python(f"import json, os; folder = {str(folder)!r}\n{READERS[name]}\n{PRINT}")
+    return json.loads(printed.splitlines()[-1])
 
 
 def python(program, *args):

@@ -132,6 +132,9 @@ class Follower:
         path = self._place.path()
         if path != self.run_dir:
             self.report(f"the folder of the run is now {path}")
+            if self._tracker is not None:
+                with contextlib.suppress(Exception):  # all has been flushed; the files' new place is what matters
+                    self._tracker.finish("training", {})
             self.run_dir, self._sent, self._tracker, self._seen = path, None, None, None
 
     def _opened(self) -> tuple[SentItems, Tracker]:
