@@ -17,6 +17,7 @@ from tiny_gpt.cli import main as cli
 from tiny_gpt.cli import session as train_command
 from tiny_gpt.run import clock, trainer
 from tiny_gpt.ui import samples
+from tiny_gpt.view import report  # noqa: F401 - imported by every child otherwise, at its end
 
 TIMEOUT_S = 60.0
 BROKEN_STDOUT_CODE = 120

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from tiny_gpt.distributed.ranks import ALONE, Ranks
+from tiny_gpt.training.uncompiled import UncompiledOptimizer
 
 if TYPE_CHECKING:
     from tiny_gpt.distributed.shards import Shards
@@ -38,7 +39,7 @@ EPS = 1e-7
 COEFFICIENTS, N_ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(UncompiledOptimizer):
     """Muon for hidden matrices and AdamW for the rest, as one optimizer: it shares AdamW's groups and state.
 
     Moments exist from the start. Where the attribute `found_inf` is 1.0, a step changes nothing.

@@ -6,6 +6,7 @@ holds the same tensors. Where an optimizer's attribute `found_inf` is 1.0, a ste
 To add one, write a function that makes it and add a row to OPTIMIZERS.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,16 @@ from tiny_gpt.config import TrainConfig
 from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.muon import Muon
+from tiny_gpt.training.uncompiled import UncompiledOptimizer
 
 if TYPE_CHECKING:
     from tiny_gpt.distributed.shards import Shards
+
+
+class AdamW(UncompiledOptimizer, torch.optim.AdamW):
+    """torch's, without torch.compile."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def make_optimizer(
@@ -68,7 +76,7 @@ def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.op
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     is_cuda = parameters[0].is_cuda  # capturable: a CUDA graph needs the step count on the device
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True, capturable=is_cuda
     )
     for p in parameters:
