@@ -76,9 +76,7 @@ def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.op
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     is_cuda = parameters[0].is_cuda  # capturable: a CUDA graph needs the step count on the device
-    optimizer = AdamW(
-        groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True, capturable=is_cuda
-    )
+    optimizer = AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True, capturable=is_cuda)
     for p in parameters:
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),
