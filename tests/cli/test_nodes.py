@@ -98,6 +98,27 @@ def check_flags(line: str) -> None:
     assert set(re.findall(r"--[a-z-]+", command)) <= flags_of("train")
 
 
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs ShellCheck")
+def test_shellcheck_finds_nothing_in_the_examples() -> None:
+    for name, script in scripts().items():
+        done = subprocess.run(["shellcheck", "-s", "bash", "-"], input=script, capture_output=True, text=True)
+        assert done.returncode == 0, f"{name}: {done.stdout}"
+
+
+def test_the_kubernetes_example_has_the_form_of_its_schema() -> None:
+    yaml = pytest.importorskip("yaml")
+    schema = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    for part in yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()):
+        schema.validate(part, schema.latest_version(), strict=True)
+
+
+def test_skypilot_reads_its_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(EXAMPLES)
+    sky = pytest.importorskip("sky", reason="needs SkyPilot")
+    assert sky.Task.from_yaml("skypilot.yaml").num_nodes == 2
+
+
 # --- --devices ---
 
 

@@ -20,12 +20,16 @@ from tiny_gpt.run.folders import newest_step
 
 RUN = dict(exact=True, iters_per_epoch=40, eval_interval=20)
 """Long enough for several losses; the same bits on one process as on two."""
+# The real command takes seconds to start, and must not be through its steps by then.
+LONG = RUN | dict(iters_per_epoch=250, eval_interval=125)
 RARELY, OFTEN = dict(checkpoint_minutes=3.0), dict(checkpoint_minutes=0.005)
 DEVICES = dict(devices=2, force_devices=True, rank_timeout=0.3, watchdog=None)
 # The other ranks do not see the run's folder, and so not its settings.
 RESUME = "resume", "--rank-timeout", str(DEVICES["rank_timeout"])
 N_LOSSES = 5
 MAX_DELAY_S = 0.5
+# So many of the losses do not wait for a step.
+EARLY_SHARE = 0.4
 # A busy machine may take one that is only slow for one that is lost.
 MAX_STARTS = 4 * N_LOSSES
 PATIENCE_S = 300
@@ -47,7 +51,7 @@ def lose_ranks(trial: Trial) -> list[str]:
     trial.n_checks = len(losses)
     for _ in range(MAX_STARTS):
         ranks = fork_ranks(command)
-        if losses and has_progressed(folder, newest, ranks):
+        if losses and (trial.rng.random() < EARLY_SHARE or has_progressed(folder, newest, ranks)):
             newest, number = newest_step(folder), losses.pop()
             problems += lose_one(trial, {rank: child.pid for rank, child in enumerate(ranks)}, number, ranks)
             was_stopped |= number in STOPPED_CODES
@@ -61,23 +65,29 @@ def lose_ranks(trial: Trial) -> list[str]:
 
 
 def lose_ranks_of_torchrun(trial: Trial) -> list[str]:
-    """The real command: restarted by the watchdog, or resumed where it has ended as it was asked to."""
-    reference, folder = trial.world.reference("in parts", **RUN, **RARELY), trial.folder / "run"
-    command = trial.world.command("in parts", folder, **RUN, **OFTEN, **DEVICES)
-    problems, losses, was_stopped = list[str](), draw(trial), False
+    """The real command: restarted by the watchdog, or started again where it has ended as it was asked to, or before
+    its first step."""
+    reference, folder = trial.world.reference("in parts", **LONG, **RARELY), trial.folder / "run"
+    command = trial.world.command("in parts", folder, **LONG, **OFTEN, **DEVICES)
+    problems, losses, newest, was_stopped, code = list[str](), draw(trial), -1, False, -1
     trial.n_checks = len(losses)
-    while True:
-        with started(command) as process:
-            newest = newest_step(folder)  # before its first step, a signal ends the command with an error
-            while losses and wait_for_progress(process, folder, newest):
+    for _ in range(MAX_STARTS):
+        number: signal.Signals | None = None
+        errors = trial.folder / "errors.txt"
+        with started(command, errors) as process:
+            while losses and wait_for_ranks(process, folder, newest, is_early=trial.rng.random() < EARLY_SHARE):
                 newest, number = newest_step(folder), losses.pop()
                 problems += lose_one(trial, ranks_of(process.pid), number)
                 if number in STOPPED_CODES:
                     break
             code = process.wait(PATIENCE_S)
-        if code not in STOPPED_CODES.values():
+        if number in STOPPED_CODES:
+            was_stopped = True
+            if code != STOPPED_CODES[number]:
+                problems.append(f"{number.name} ended it with code {code}: {errors.read_text()[-1500:]}")
+        if code == 0:
             break
-        command, was_stopped = [*RESUME, str(folder)], True
+        command = [*RESUME, str(folder)] if newest_step(folder) >= 0 else command
     if code != 0 or losses:
         problems.append(f"it ended with code {code}, and {len(losses)} losses were still to come")
     if left := ranks_of(os.getpid()):
@@ -150,12 +160,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> bool
 
 
 @contextlib.contextmanager
-def started(arguments: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
-    """`tiny-gpt` with these arguments, as a user starts it; ended at the end with all that it has started."""
+def started(arguments: list[str], errors: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """`tiny-gpt` with these arguments, as a user starts it; ended at the end with all that it has started.
+
+    `errors` gets what it prints.
+    """
     command = [sys.executable, "-m", "tiny_gpt", *arguments]
-    streams = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     # A shell ignores Ctrl+C for what it starts in the background, and so would the run.
-    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=hear_ctrl_c, **streams)  # type: ignore[call-overload]
+    with errors.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=hear_ctrl_c, stdout=file, stderr=file)
     try:
         yield process
     finally:
@@ -169,10 +182,26 @@ def hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait_for_progress(process: "subprocess.Popen[bytes]", folder: Path, newest: int) -> bool:
-    """Wait until the run has a newer checkpoint than that of step `newest`; false if it ends or takes too long."""
-    wait_for(lambda: process.poll() is not None or (newest_step(folder) > newest and len(ranks_of(process.pid)) == 2))
-    return process.poll() is None and newest_step(folder) > newest
+def wait_for_ranks(process: "subprocess.Popen[bytes]", folder: Path, newest: int, is_early: bool) -> bool:
+    """Wait until both ranks hear signals and, unless `is_early`, the run has a newer checkpoint than that of step
+    `newest`; false if it ends or takes too long."""
+
+    def are_there() -> bool:
+        ranks = ranks_of(process.pid) if is_early or newest_step(folder) > newest else {}
+        return len(ranks) == 2 and all(map(hears_signals, ranks.values()))
+
+    wait_for(lambda: process.poll() is not None or are_there())
+    return process.poll() is None and are_there()
+
+
+def hears_signals(pid: int) -> bool:
+    """Whether the process handles SIGTERM; before, the interpreter itself is still starting."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return not Path("/proc/self/status").exists()
+    handled = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(handled, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def ranks_of(pid: int) -> dict[int, int]:
@@ -194,6 +223,6 @@ def n_alive(pids) -> int:  # type: ignore[no-untyped-def]
 
 HOLDS = "the others end soon, it goes on from the newest checkpoint, and the result is that of one undisturbed process"
 GROUPS = {
-    "ranks": Group(HOLDS, lose_ranks, times(8), n_short=1),
-    "ranks-of-torchrun": Group(HOLDS, lose_ranks_of_torchrun, times(2), n_short=0),
+    "ranks": Group(HOLDS, lose_ranks, times(10), n_short=1),
+    "ranks-of-torchrun": Group(HOLDS, lose_ranks_of_torchrun, times(4), n_short=0),
 }

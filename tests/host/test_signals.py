@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tiny_gpt.host import signals
-from tiny_gpt.host.signals import StopRequest
+from tiny_gpt.host.signals import HeardStop, Stopped, StopRequest, raise_stops
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals between processes")
 
@@ -70,3 +70,33 @@ def test_another_thread_installs_no_handlers():
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def restored():
+    """The handlers of this process are put back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("restored")
+def test_before_training_the_first_signal_is_raised_and_others_are_ignored(number):
+    raise_stops()
+    with pytest.raises(Stopped) as stop:
+        signal.raise_signal(number)
+    assert stop.value.signal_number == number
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_process_that_is_led_records_signals_until_its_work_is_over():
+    stop = HeardStop()
+    stop.listen()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.number == signal.SIGTERM
+    stop.is_over = True
+    with pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGINT)

@@ -532,6 +532,18 @@ class TestGroups:
         timer.join()
         assert code == 143 and notes() == ["ready", "SIGTERM"]
 
+    def test_a_group_that_is_still_starting_is_stopped_at_once(self, monkeypatch):
+        launcher = [sys.executable, "-c", "import time; time.sleep(60)"]
+        timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        assert run_group(launcher) == (130, ["Stopped before training began."])
+        timer.join()
+
+    def test_processes_that_wait_for_one_that_has_left_are_ended(self):
+        program = child("heart.leave(143); os._exit(0)")
+        launcher = f"import subprocess, time; subprocess.run({program!r}); time.sleep(60)"
+        assert run_group([sys.executable, "-c", launcher], leave_s=0.2) == (143, [])
+
     def test_what_a_killed_launcher_leaves_is_ended(self, notes):
         program = "beat(); note(str(os.getpid())); os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)"
         code, _ = run_group(group_of(program), group_of("beat()"))

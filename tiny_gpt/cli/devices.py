@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tiny_gpt.config import RunConfig
 from tiny_gpt.config.training import ALL_DEVICES
 from tiny_gpt.errors import UsageError
+from tiny_gpt.host.signals import HeardStop
 from tiny_gpt.host.torchrun import CORES_VARIABLE, is_follower, rank_in_environment
 from tiny_gpt.ui.terminal import error
 
@@ -79,9 +80,11 @@ def join_ranks(config: RunConfig) -> None:
 def follow_rank_0(config: RunConfig) -> int:
     """Train as rank 0 says. Returns the exit code."""
     assert is_follower(), "rank 0 leads"
+    stop = HeardStop()
+    stop.listen()
     join_ranks(config)
     from tiny_gpt.distributed.ranks import current_ranks
     from tiny_gpt.run.follower import follow
 
-    follow(current_ranks())
+    follow(current_ranks(), stop)
     return 0

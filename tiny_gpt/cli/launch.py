@@ -25,6 +25,7 @@ from tiny_gpt.errors import UsageError
 from tiny_gpt.files import quoted
 from tiny_gpt.host.clocks import system_clocks
 from tiny_gpt.host.heartbeat import heartbeat, is_watched, restart_reason
+from tiny_gpt.host.signals import raise_stops
 from tiny_gpt.host.torchrun import is_follower, is_restarted, rank_in_environment
 from tiny_gpt.run.folders import find_model, folder_for, newest_step, unfinished
 from tiny_gpt.run.held_folder import FollowedFolder
@@ -88,6 +89,8 @@ def launch_training(
     """
     if is_follower():
         return follow_rank_0(config)
+    if rank_in_environment() is not None:
+        raise_stops()  # before the heartbeat tells the parent where to send signals
     from_parent = os.environ.pop(LAUNCH_VARIABLE, None)
     if from_parent is None:
         if is_restarted() and newest_step(folder_for(config)) >= 0:

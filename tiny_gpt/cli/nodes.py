@@ -7,11 +7,10 @@ import json
 import os
 import platform
 import socket
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiny_gpt import __version__
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 # Ranks that don't answer for this long are lost.
 MEETING_S = 60.0
-# Messages of these sizes are timed so often: a round trip, and a network that is busy.
-SMALL_BYTES, N_SMALL = 4, 50
-LARGE_BYTES, N_LARGE = 1 << 24, 5
 # Clocks that differ by more are reported: logs would not fit together. Nothing else depends on them.
 MAX_CLOCK_DIFFERENCE_S = 2.0
 # What must be the same on all ranks, or the results are not.
@@ -46,7 +42,8 @@ def examine_nodes(sources: Sequence[str], as_json: bool) -> int:
         return _start_here()
     import torch
 
-    from tiny_gpt.distributed.ranks import LostRankError, join_group, leave
+    from tiny_gpt.distributed.presence import LostRankError
+    from tiny_gpt.distributed.ranks import join_group, leave
 
     try:
         ranks = join_group("auto" if torch.cuda.is_available() else "cpu", MEETING_S)
@@ -68,13 +65,19 @@ def examine_nodes(sources: Sequence[str], as_json: bool) -> int:
 
 def examine_ranks(ranks: "Ranks", sources: Sequence[str]) -> dict[str, Any]:
     """What `report_text` shows; called by all `ranks`. Raises LostRankError."""
-    facts = facts_of_this_rank(ranks.rank, sources)
-    ranks.gather("", after_preparation=True)  # all arrive before the clocks are read
+    import torch
+
+    from tiny_gpt.distributed.network import measure_network
+
+    with ranks.present():
+        facts = facts_of_this_rank(ranks.rank, sources)
+        ranks.gather("", after_preparation=True)  # all arrive before the clocks are read
     everything = ranks.gather(facts | {"clock": time.time()})
+    speed = measure_network(ranks.size, ranks.add, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "place": meeting_place(),
         "ranks": everything,
-        "network": measure_network(ranks.size, ranks.add),
+        "network": {"latency_s": speed.small_sum_s, "bytes_per_s": speed.bytes_per_s},
         "problems": differences(everything),
     }
 
@@ -131,28 +134,6 @@ def text_sha256(sources: Sequence[str]) -> str:
         return str(finish(content_hash(finish(resolve(sources)).files)))
     except BadInputError as failure:
         return f"unreadable: {failure}"
-
-
-def measure_network(n_ranks: int, add: Callable[[Any], None]) -> dict[str, float]:
-    """Latency of a small sum over all ranks in seconds, and bytes per second that a rank sends during a large one.
-
-    A ring sends each byte 2 (W - 1) / W times for W ranks.
-    """
-    import torch
-
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    seconds = {}
-    for n_bytes, n_times in ((SMALL_BYTES, N_SMALL), (LARGE_BYTES, N_LARGE)):
-        tensor = torch.ones(n_bytes // 4, device=device)
-        times = []
-        for _ in range(n_times + 1):
-            start = time.perf_counter()
-            add(tensor)
-            tensor.flatten()[0].item()  # waits for a GPU
-            times.append(time.perf_counter() - start)
-        seconds[n_bytes] = statistics.median(times[1:])
-    sent = LARGE_BYTES * 2 * (n_ranks - 1) / n_ranks
-    return {"latency_s": seconds[SMALL_BYTES], "bytes_per_s": sent / seconds[LARGE_BYTES]}
 
 
 def differences(everything: list[dict[str, Any]]) -> list[str]:

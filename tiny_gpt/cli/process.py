@@ -14,6 +14,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 from tiny_gpt.cli.natural import natural_arguments
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError, UsageError
 from tiny_gpt.host.heartbeat import heartbeat
+from tiny_gpt.host.signals import Stopped
 from tiny_gpt.host.threads import limit_thread_spinning
 from tiny_gpt.host.torchrun import rank_in_environment
 from tiny_gpt.ui.terminal import error, make_safe
@@ -58,9 +60,9 @@ def _run_command(command: Command, args: Sequence[str], needs_output: bool) -> i
         return code
     except SystemExit as leaving:  # from the argument parser: --help, or a usage error that it has explained
         return leaving.code if isinstance(leaving.code, int) else UsageError.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         error("\nInterrupted. Everything already saved is intact.")
-        return 130
+        return 128 + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
     except BrokenPipeError:  # the reader has closed, as `| head` does
         discard_output()
         return 0

@@ -1,4 +1,4 @@
-"""The network interface over which the processes of a run communicate.
+"""The network between the processes of a run: the interface over which they communicate, and its speed.
 
 gloo takes the interface of the host's name, which on many systems resolves to 127.0.1.1 and reaches no other machine.
 Here it is the interface from which the main address is reached: the loopback interface on a single machine.
@@ -7,15 +7,49 @@ Here it is the interface from which the main address is reached: the loopback in
 import contextlib
 import os
 import socket
+import statistics
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import psutil
+import torch
 
 # Read by torch.distributed's two network libraries.
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # A port that nobody needs to listen on: choosing a route sends nothing.
 ANY_PORT = 9
 CONNECT_INTERVAL_S = 0.1
+# Messages of these sizes are timed so often: a round trip, and a network that is busy.
+SMALL_BYTES, N_SMALL = 4, 50
+LARGE_BYTES, N_LARGE = 1 << 24, 5
+
+
+class NetworkSpeed(NamedTuple):
+    """What was measured between the processes."""
+
+    small_sum_s: float
+    """Seconds that the sum of a single number over all of them takes."""
+    bytes_per_s: float
+    """That each of them sends during a large sum."""
+
+
+def measure_network(n_ranks: int, add: Callable[[torch.Tensor], None], device: torch.device) -> NetworkSpeed:
+    """The speed of `add`, which replaces a tensor by its sum over all ranks; all of them call this.
+
+    A ring sends each byte 2 (W - 1) / W times for W ranks.
+    """
+    seconds = {}
+    for n_bytes, n_times in ((SMALL_BYTES, N_SMALL), (LARGE_BYTES, N_LARGE)):
+        tensor = torch.ones(n_bytes // 4, device=device)
+        times = []
+        for _ in range(n_times + 1):
+            start = time.perf_counter()
+            add(tensor)
+            tensor.flatten()[0].item()  # waits for a GPU
+            times.append(time.perf_counter() - start)
+        seconds[n_bytes] = statistics.median(times[1:])
+    return NetworkSpeed(seconds[SMALL_BYTES], LARGE_BYTES * 2 * (n_ranks - 1) / n_ranks / seconds[LARGE_BYTES])
 
 
 def choose_interface(main_address: str) -> str:

@@ -23,22 +23,18 @@ from numpy.typing import NDArray
 
 from tiny_gpt.device import is_out_of_memory
 from tiny_gpt.distributed.network import choose_interface, wait_for_port
-from tiny_gpt.errors import TinyGPTError, UsageError, first_line
-from tiny_gpt.host.torchrun import local_rank, rank_in_environment
+from tiny_gpt.distributed.presence import FINISHED, LostRankError, Presence, kept, meeting_store
+from tiny_gpt.errors import UsageError, first_line
+from tiny_gpt.host.signals import HeardStop
+from tiny_gpt.host.torchrun import local_rank, rank_in_environment, restart_count
 
 # A command up to this many bytes takes one message.
 MESSAGE_BYTES = 512
 LENGTH_BYTES = 8
-# A rank may have a large text to prepare before the first step.
-PREPARATION_TIMEOUT = datetime.timedelta(hours=2)
 # While rank 0 has no work for the other ranks, a thread of it sends them WAIT, this many times in a rank's timeout.
 WAITS_PER_TIMEOUT, MAX_WAIT_INTERVAL_S = 4, 60.0
 # The command that ends the other ranks, and the one that does nothing.
 FINISH, WAIT = "finish", "wait"
-
-
-class LostRankError(TinyGPTError):
-    """Another process of the run has ended or does not answer. The training can be restarted from its checkpoint."""
 
 
 class SharedOutOfMemoryError(torch.OutOfMemoryError):
@@ -48,18 +44,17 @@ class SharedOutOfMemoryError(torch.OutOfMemoryError):
 class Ranks:
     """The processes of a run as one of them sees them."""
 
-    def __init__(
-        self, rank: int = 0, size: int = 1, patient: Any = None, prompt: Any = None, timeout_s: float = 0.0
-    ) -> None:
-        """`patient` and `prompt` are gloo process groups, with the timeout of a preparation and with `timeout_s`;
-        unused with one rank."""
-        self.rank, self.size, self._patient, self._prompt = rank, size, patient, prompt
+    def __init__(self, rank: int = 0, size: int = 1, prompt: Any = None, timeout_s: float = 0.0) -> None:
+        """`prompt` is a gloo process group with the timeout `timeout_s`; unused with one rank."""
+        self.rank, self.size, self._prompt, self._timeout_s = rank, size, prompt, timeout_s
+        self._presence: Presence | None = None
+        self._n_runs = 0
         self._wait_interval_s = min(MAX_WAIT_INTERVAL_S, timeout_s / WAITS_PER_TIMEOUT)
         self._sending = threading.Lock()
         self._loss: LostRankError | None = None
         """What the thread that sends WAIT has found."""
-        self.stop_signal = 0
-        """The signal that asks this process to stop; 0 for none."""
+        self.stop = HeardStop()
+        """Signals that ask this process to stop."""
         self.stop_signal_of_all = 0
         """The same of any rank, as of the last `agree`."""
         self.are_waiting = False
@@ -76,6 +71,42 @@ class Ranks:
     def takes(self, index: int) -> bool:
         """Whether this rank computes the piece of work with this index; pieces are assigned round-robin."""
         return index % self.size == self.rank
+
+    # --- presence ---
+
+    @contextlib.contextmanager
+    def present(self) -> Iterator[None]:
+        """Around a run, on all ranks: each knows whether the others live, also while all of them prepare.
+
+        Raises LostRankError in the block where one of them is lost before `gather` has been called with
+        `after_preparation`, and Stopped on rank 0 where one was asked to stop before.
+        """
+        if self.is_alone:
+            yield
+            return
+        self._n_runs += 1
+        prefix = f"tiny_gpt/{restart_count()}/{self._n_runs}"
+        with _lost_ranks_raised():
+            store = meeting_store(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], self._timeout_s)
+        self._presence = Presence(store, prefix, self.rank, self.size, self._timeout_s, self.stop)
+        with kept(self._presence):
+            yield
+
+    @property
+    def leader_has_ended(self) -> bool:
+        """Whether rank 0 has ended the run, and says why itself."""
+        return self._presence is not None and self._presence.leader_has_ended
+
+    @property
+    def has_lost_one(self) -> bool:
+        """Whether another rank was found to be lost while all were preparing."""
+        return self._presence is not None and self._presence.loss is not None
+
+    def take_leave(self) -> None:
+        """On rank 0, while the others wait for a command: end what all have in common; this rank goes on alone."""
+        if self._presence:
+            self._presence.end(FINISHED)
+        self.send({"do": FINISH})
 
     # --- tensors: all ranks call these in the same order ---
 
@@ -127,7 +158,7 @@ class Ranks:
             raise failure
         if self.is_alone:
             return
-        words = torch.tensor([int(failure is not None), self.stop_signal])
+        words = torch.tensor([int(failure is not None), self.stop.number])
         with _lost_ranks_raised():
             dist.all_reduce(words, dist.ReduceOp.MAX, group=self._prompt)
         has_failed, self.stop_signal_of_all = words.tolist()
@@ -219,15 +250,15 @@ class Ranks:
     def gather(self, value: Any, after_preparation: bool = False) -> list[Any]:
         """The `value`, in plain JSON types, of every rank, on all of them.
 
-        `after_preparation`: some ranks may take long to get here.
+        `after_preparation`: some ranks may take long to get here; each waits while the others are present.
         """
         if self.is_alone:
             return [value]
+        if after_preparation and self._presence:
+            self._presence.wait_for_all()
         values: list[Any] = [None] * self.size
         with _lost_ranks_raised():
-            dist.all_gather_object(
-                values, json.dumps(value), group=self._patient if after_preparation else self._prompt
-            )
+            dist.all_gather_object(values, json.dumps(value), group=self._prompt)
         return [json.loads(text) for text in values]
 
 
@@ -286,9 +317,8 @@ def join_group(device_name: str, timeout_s: float) -> Ranks:
         timeout = datetime.timedelta(seconds=timeout_s)
         device_id = torch.device("cuda", local_rank()) if is_gpu else None
         dist.init_process_group("nccl" if is_gpu else "gloo", timeout=timeout, device_id=device_id)
-        patient = dist.new_group(backend="gloo", timeout=max(PREPARATION_TIMEOUT, timeout))
         prompt = dist.new_group(backend="gloo", timeout=timeout)
-    _current = Ranks(rank, size, patient, prompt, timeout_s)
+    _current = Ranks(rank, size, prompt, timeout_s)
     return _current
 
 

@@ -18,6 +18,8 @@ class Limits:
     """or, for `hang_s`, uses less than this fraction of a core as well."""
     grace_s: float = 30.0
     """From SIGTERM to SIGKILL."""
+    leave_s: float = 5.0
+    """The other processes of a group end within this time once the one with the heartbeat has announced its end."""
     max_restarts: int = 3
     """In a row, without a new checkpoint."""
     backoff_s: tuple[float, ...] = (1.0, 5.0, 25.0)

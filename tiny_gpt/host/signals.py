@@ -17,6 +17,53 @@ STOPPED_CODES = (130, 143)
 DUPLICATE_WITHIN_S = 1.0
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the program before it had anything to save."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+
+def raise_stops() -> None:
+    """Have the first INT or TERM raise Stopped in the main thread, so that the program can take leave of others, and
+    ignore those that follow."""
+    has_stopped = False
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal has_stopped
+        if not has_stopped:
+            has_stopped = True
+            raise Stopped(number)
+
+    _handle_stops(stop)
+
+
+class HeardStop:
+    """In a process that another one leads: INT and TERM are only recorded, for that one to hear, until `is_over`."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The signal that asks this process to stop; 0 for none."""
+        self.is_over = False
+        """Whether a signal ends this process from here on."""
+
+    def listen(self) -> None:
+        _handle_stops(self._on_stop)
+
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_over:
+            self.is_over = False  # once
+            raise Stopped(number)
+        self.number = number
+
+
+def _handle_stops(handler: Callable[[int, FrameType | None], None]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+
 class StopRequest:
     """A context in which SIGHUP only sets `hung_up`; after `listen` the first INT or TERM only sets `signal_number`.
 

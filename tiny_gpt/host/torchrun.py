@@ -30,9 +30,14 @@ def n_ranks_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def restart_count() -> str:
+    """How many times torchrun has started this process again after a failure."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def is_restarted() -> bool:
-    """Whether torchrun has started this process again after a failure."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    """Whether it has."""
+    return restart_count() != "0"
 
 
 def n_shared_cores() -> int:

@@ -88,6 +88,9 @@ def watch(
             failure = _failure(ended, has_begun)
             if not failure:
                 return ended.code
+            if stops and is_group:  # the exit code is the launcher's, which takes a process that has left for a failure
+                _report(report, f"Stopped{'' if has_begun else ' before training began'}.")
+                return 128 + stops[0]
             if stops or not (has_begun or ended.code == RESTART_EXIT_CODE):
                 # A child that exits with 1 has printed its own message.
                 if ended.code != RESTART_EXIT_CODE and (ended.intervention or ended.code != 1):
@@ -195,6 +198,7 @@ class _Child:
         self._progress, self._is_restart, self._is_group = surroundings.progress, is_restart, surroundings.is_group
         self._beats, self._silence_s, self._intervention = 0, 0.0, ""
         self._preparation, self._cpu_s, self._idle_s = 0, 0.0, 0.0
+        self._left_s = self._stopping_s = 0.0
         self._intervals_s: deque[float] = deque(maxlen=101)
         self._leak_detector = LeakDetector(limits)
         self._escalation: list[tuple[float, Callable[[], None]]] = []  # (seconds to wait, then what to do)
@@ -210,7 +214,8 @@ class _Child:
                 if self._is_group:
                     if code < 0:  # torchrun was killed; the processes that it leaves would go on writing
                         end_processes([self._words[PID]])
-                    code = self._words[OUTCOME] - 1 if code == 0 and self._words[OUTCOME] else code
+                    counts = code == 0 or self._left_s > self._limits.leave_s
+                    code = self._words[OUTCOME] - 1 if counts and self._words[OUTCOME] else code
                 code = 130 if code in (-signal.SIGINT, WINDOWS_CTRL_C) else code
                 return _Exit(code, self._words[BEATS] > 0, self._intervention, self._words[OUTCOME] > 0)
             now = time.monotonic()
@@ -218,12 +223,28 @@ class _Child:
             elapsed_s, last = min(now - last, 2 * self._limits.poll_s), now
             self._forward_signals(stops)
             self._count_beats(elapsed_s)
+            self._end_what_is_left(elapsed_s, bool(stops))
             if not self._intervention and self._beats:
                 self._intervention = self._find_trouble(elapsed_s)
             elif not self._intervention and self._is_restart:  # for the first process, preparing may take any time
                 self._intervention = self._find_hang_at_start(elapsed_s)
             elif self._escalation:
                 self._escalate(elapsed_s)
+
+    def _end_what_is_left(self, elapsed_s: float, was_stopped: bool) -> None:
+        """Kill the processes of a group that still wait for one that has announced its end, or that do not end before
+        the first step though the user has stopped them.
+
+        After the first step an announced end may be that of a process that torchrun has stopped after a failure.
+        """
+        if not self._is_group or not (was_stopped or self._words[OUTCOME]) or (self._beats and not was_stopped):
+            return
+        if self._words[OUTCOME]:
+            self._left_s += elapsed_s
+        elif not self._beats:
+            self._stopping_s += elapsed_s
+        if self._left_s > self._limits.leave_s or self._stopping_s > self._limits.grace_s:
+            self._kill()
 
     def _count_beats(self, elapsed_s: float) -> None:
         beats = self._words[BEATS]
@@ -300,8 +321,8 @@ class _Child:
         elif pid := self._words[PID]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        else:  # torchrun is still starting
-            self._process.terminate()
+        else:  # torchrun is still starting: there is nothing to save
+            self._kill()
 
 
 @contextlib.contextmanager

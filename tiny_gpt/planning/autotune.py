@@ -56,7 +56,8 @@ def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidat
     backends = tuple(backend for backend in backends if not why_unsuitable(backend, train))
     if train.backend != "auto":
         if reason := why_unsuitable(train.backend, train):
-            raise UsageError(f"--backend {train.backend} cannot be used {reason}", code="backend-unsuitable")
+            message = f"--backend {train.backend} cannot be used {reason}; leave it out, or give --backend eager"
+            raise UsageError(message, code="backend-unsuitable")
         possible = list(dict.fromkeys((*backends, *EXPLICIT_BACKENDS)))
         if train.backend not in possible:
             raise UsageError(
@@ -70,14 +71,16 @@ def backend_candidates(config: RunConfig, device: torch.device) -> list[Candidat
 
 
 def why_unsuitable(backend: str, train: TrainConfig) -> str:
-    """What in a run excludes a backend, as "with --recompute"; "" if nothing does."""
-    if train.recompute and backend in ("cuda_graph", "fused"):
-        # The one records no random state that is set back; the other has a backward pass of its own.
-        return "with --recompute"
-    if train.shard and backend != "eager":  # the others read all weights at once
-        return "with --shard"
-    if backend == "cuda_graph":  # gradients are summed between the two parts of a step that it records
-        return "with --exact" if train.exact else "" if current_ranks().is_alone else "on several devices"
+    """What in a run excludes a backend, and why, as "with --shard: ..."; "" if nothing does."""
+    if train.recompute and backend == "cuda_graph":
+        return "with --recompute: it records no random state that could be set back"
+    if train.recompute and backend == "fused":
+        return "with --recompute: it has a backward pass of its own"
+    if train.shard and backend != "eager":
+        return "with --shard: it reads all weights at once, and they are collected block by block"
+    if backend == "cuda_graph" and (train.exact or not current_ranks().is_alone):
+        where = "with --exact" if train.exact else "on several devices"
+        return f"{where}: gradients are added up between two parts of a step that it records as one"
     return ""
 
 

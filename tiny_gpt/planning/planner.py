@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tiny_gpt.config import NO_FIRST, RunConfig, TrainConfig
+from tiny_gpt.config import NO_FIRST, RunConfig, TrainConfig, flag
 from tiny_gpt.device import available_memory_bytes
 from tiny_gpt.errors import UsageError
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
@@ -62,11 +62,13 @@ class Planner(NamedTuple):
     """The backend and precision of a config that leaves them open."""
     requested_at: float | None = None
     """When the user started the command, by time.time(); None means now. Budgets with --until count from then."""
+    n_sharing: int = 1
+    """How many of the devices share the memory that is available here."""
 
-    def on_devices(self, n_devices: int, network: Network) -> "Planner":
+    def on_devices(self, n_devices: int, network: Network, n_sharing: int = 1) -> "Planner":
         """The same for so many devices, each like the one that was measured."""
         assert isinstance(self.step_time, StepTimeModel), "one device was measured"
-        return self._replace(step_time=SharedStepTime(self.step_time, n_devices, network))
+        return self._replace(step_time=SharedStepTime(self.step_time, n_devices, network), n_sharing=n_sharing)
 
     @property
     def n_devices(self) -> int:
@@ -263,7 +265,7 @@ class Planner(NamedTuple):
         return ComputeBudget(None, None, max(1, round(share * train.total_steps)))
 
     def _fits_memory(self, config: RunConfig) -> bool:
-        return self._memory_bytes(config) <= available_memory_bytes(self.device)
+        return self.n_sharing * self._memory_bytes(config) <= available_memory_bytes(self.device)
 
     def _memory_bytes(self, config: RunConfig) -> int:
         train = config.train
@@ -274,6 +276,15 @@ class Planner(NamedTuple):
         return estimate_memory_bytes(
             replace(config, train=train), self.text.vocab_size, self.device, n_devices=self.n_devices
         )
+
+
+def unasked_changes(requested: RunConfig, chosen: RunConfig) -> Iterator[str]:
+    """What the plan does beside choosing open settings, one line each."""
+    needed = [name for name in ("recompute", "shard") if getattr(chosen.train, name)]
+    if switched_on := [flag(name) for name in needed if not getattr(requested.train, name)]:
+        yield f"with {' and '.join(switched_on)}, so that the model fits into memory"
+    if chosen.train.shard and chosen.train.is_timed and "teachers" in requested.train.auto:
+        yield "with --shard a run has one stage: no teachers are trained, and no other text comes first"
 
 
 def _with_train(config: RunConfig, **changes: Any) -> RunConfig:

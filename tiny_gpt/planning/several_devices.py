@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.distributed.gradients import BUCKET_BYTES
+from tiny_gpt.distributed.network import NetworkSpeed
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning.throughput import StepTimeModel
 
@@ -32,6 +33,12 @@ class Network(NamedTuple):
     bytes_per_s: float
     latency_s: float
     """Of a message from one device to the next."""
+    is_measured: bool = False
+
+    @classmethod
+    def measured(cls, speed: NetworkSpeed, n_devices: int) -> "Network":
+        """As it was measured between so many devices."""
+        return cls(speed.bytes_per_s, speed.small_sum_s / (2 * (n_devices - 1)), is_measured=True)
 
 
 @dataclass(frozen=True)

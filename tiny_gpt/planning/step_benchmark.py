@@ -12,11 +12,13 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.schedule import learning_rate_at
-from tiny_gpt.training.sharing import own_part
+from tiny_gpt.training.sharing import is_sharded, own_part
 from tiny_gpt.training.step import train_step
 
 # The benchmark is a run of this many steps, of which the last is repeated.
 STEPS = 50
+# Weights of a sharded model, which is made without values.
+INITIAL_STD = 0.02
 
 
 class StepBenchmark:
@@ -26,10 +28,15 @@ class StepBenchmark:
         train = config.train
         # A counted budget: with a timed one the learning rate would depend on the clock.
         self.config = replace(config, train=replace(train, for_="", until="", tokens=0, data_epochs=0.0, steps=STEPS))
-        model = GPT(config.model, vocab_size, PRECISIONS[train.precision]).to(device).train()
+        home = torch.device("meta") if is_sharded(train, ranks) else device
+        with torch.device("meta" if home.type == "meta" else "cpu"):
+            model = GPT(config.model, vocab_size, PRECISIONS[train.precision])
+        model = model.to(home).train()
         model.recomputes = train.recompute
         self.ranks, self.guard = ranks, Guard(device)
-        self.model, self.optimizer, self.gradient_sum, _ = own_part(model, train, ranks, device)
+        self.model, self.optimizer, self.gradient_sum, shards = own_part(model, train, ranks, device)
+        for own in shards.parameters.values() if shards else ():
+            torch.nn.init.normal_(own, std=INITIAL_STD)
         self.cuda_graph = make_cuda_graph_update(self.model, self.optimizer, train, self.guard)
         shape = (2, train.batch_size, config.model.block_size)
         self.batch = Batch(*torch.randint(vocab_size, shape).to(device))

@@ -17,10 +17,13 @@ from tiny_gpt.data.prepare import Dataset, open_stored_dataset, prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import configure_torch, pick_device, release_memory
+from tiny_gpt.distributed.network import measure_network
+from tiny_gpt.distributed.presence import LostRankError
 from tiny_gpt.distributed.ranks import FINISH, Ranks, SharedOutOfMemoryError, where
 from tiny_gpt.errors import BadInputError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.files import user_path
+from tiny_gpt.host.signals import HeardStop
 from tiny_gpt.host.torchrun import local_rank
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.open_model import open_path
@@ -37,19 +40,31 @@ from tiny_gpt.training.step import train_step
 Command = dict[str, Any]
 
 
-def follow(ranks: Ranks) -> None:
+def follow(ranks: Ranks, stop: HeardStop | None = None) -> None:
     """Carry out rank 0's commands until the run ends. Raises LostRankError if rank 0 is lost.
 
-    A signal to stop is passed on to rank 0.
+    A signal to stop is passed on to rank 0; `stop` holds one that has come before.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _frame: setattr(ranks, "stop_signal", number))
+    ranks.stop = stop or HeardStop()
+    ranks.stop.listen()
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ranks.present():
+            _obey_commands(ranks)
+    except (KeyboardInterrupt, LostRankError):
+        if not ranks.leader_has_ended:
+            raise
+
+
+def _obey_commands(ranks: Ranks) -> None:
     replica: Replica | None = None
     while (command := ranks.receive())["do"] != FINISH:
         if command["do"] == "measure":
             measure_together(RunConfig().with_flat(command["config"], "rank 0"), command, ranks, follower_device())
+        elif command["do"] == "network":
+            is_cpu = command["device"] == "cpu"
+            measure_network(ranks.size, ranks.add, torch.device("cpu") if is_cpu else follower_device())
         elif command["do"] == "begin":
             replica = _begin(RunConfig().with_flat(command["config"], "rank 0"), command["data"], ranks)
         elif replica is not None:

@@ -15,7 +15,8 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import is_out_of_memory
-from tiny_gpt.distributed.ranks import FINISH, LostRankError, Ranks, SharedOutOfMemoryError, current_ranks
+from tiny_gpt.distributed.presence import LostRankError
+from tiny_gpt.distributed.ranks import Ranks, SharedOutOfMemoryError, current_ranks
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, TinyGPTError
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.model.gpt import GPT
@@ -160,18 +161,20 @@ class Leader:
 
 @contextlib.contextmanager
 def led_ranks() -> Iterator[Ranks]:
-    """The ranks of this run, for rank 0. On exit, ranks that wait for a command are told to exit too; others notice the
-    lost connection."""
+    """The ranks of this run, for rank 0. On exit, ranks that wait for a command are told to exit too; others learn it
+    from its record (distributed/presence.py)."""
     ranks, failure = current_ranks(), None
-    try:
-        with ranks.kept_waiting():
-            yield ranks
-    except BaseException as problem:
-        failure = problem
-        raise
-    finally:
-        if not current_ranks().is_alone and ranks.are_waiting and not isinstance(failure, LostRankError):
-            ranks.send({"do": FINISH})
+    with ranks.present():
+        try:
+            with ranks.kept_waiting():
+                yield ranks
+        except BaseException as problem:
+            failure = problem
+            raise
+        finally:
+            has_lost_one = isinstance(failure, LostRankError) or ranks.has_lost_one
+            if not current_ranks().is_alone and ranks.are_waiting and not has_lost_one:
+                ranks.take_leave()
 
 
 # --- for both sides ---

@@ -1,6 +1,6 @@
 """What a run would be like, without training it: for `tiny-gpt plan` and `tiny_gpt.plan`."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,6 +25,11 @@ class PlannedRun(NamedTuple):
     planner: Planner
     new: tuple[RunConfig, Planner] | None = None
     """The same for a new model, to compare one that starts from a trained model with."""
+
+    def map_planners(self, change: Callable[[Planner], Planner]) -> "PlannedRun":
+        """The same with changed planners."""
+        new = self.new and (self.new[0], change(self.new[1]))
+        return self._replace(planner=change(self.planner), new=new)
 
 
 def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, PlannedRun]:

@@ -17,7 +17,7 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import synchronize
-from tiny_gpt.distributed.ranks import ALONE, FINISH, Ranks, current_ranks, leave
+from tiny_gpt.distributed.ranks import ALONE, Ranks, current_ranks, leave
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host.torchrun import n_ranks_here, n_shared_cores
 from tiny_gpt.planning.step_benchmark import StepBenchmark
@@ -28,33 +28,48 @@ EACH_WAY_S, MIN_STEPS, MAX_STEPS = 4.0, 3, 100
 MIN_GAIN = 0.03
 
 
-def share_batches(config: RunConfig, vocab_size: int, device: torch.device) -> Generator[Notice, None, RunConfig]:
+def share_batches(
+    config: RunConfig, vocab_size: int, device: torch.device, is_decided: bool = False
+) -> Generator[Notice, None, RunConfig]:
     """`config` with batches that the current ranks can share; or this process alone from here on, if several devices
     are no faster.
 
-    A user who starts torchrun has decided already, and is not asked. Raises UsageError where a batch has fewer blocks
-    than there are ranks.
+    A user who starts torchrun has decided already, and is not asked; nor where the plan has decided (`is_decided`).
+    Raises UsageError where a batch has fewer blocks than there are ranks.
     """
     ranks = current_ranks()
     if ranks.is_alone:
-        return config
+        if config.train.shard:
+            yield Notice("--shard has no effect: there is one device, which holds the whole model")
+        return on_one(config) if is_open(config) and is_decided else config
     shared = with_micro_batches(config, ranks.size)
-    if is_open(config):
-        yield Notice(f"measuring {ranks.size} devices against one")
-        one_s = measure_alone(config, vocab_size, device)
-        share_cores()
-        n_steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(EACH_WAY_S / one_s)))
-        command = {"do": "measure", "config": shared.to_flat(), "vocab_size": vocab_size, "n_steps": n_steps}
-        with ranks.together(command):
-            all_s = measure_together(shared, command, ranks, device)
-        figures = f"a step takes {1e3 * all_s:.1f} ms on {ranks.size} devices and {1e3 * one_s:.1f} ms on one"
-        if all_s > (1 - MIN_GAIN) * one_s:
-            yield Notice(f"{figures}: training on one (--force-devices uses all)")
+    if is_open(config) and not is_decided:
+        all_s = yield from compare_with_one(shared, vocab_size, device)
+        if all_s is None:
             end_followers(ranks)
-            return replace(config, train=replace(config.train, devices="1"))
-        yield Notice(f"{figures}: training on {ranks.size}")
+            return on_one(config)
     share_cores()
     return shared
+
+
+def on_one(config: RunConfig) -> RunConfig:
+    """`config` with the choice of one device, which a resumed run keeps."""
+    return replace(config, train=replace(config.train, devices="1"))
+
+
+def compare_with_one(config: RunConfig, vocab_size: int, device: torch.device) -> Generator[Notice, None, float | None]:
+    """Seconds of a step of `config`, whose backend is chosen, on all ranks; None where they save less than MIN_GAIN of
+    that on this device."""
+    ranks = current_ranks()
+    yield Notice(f"measuring {ranks.size} devices against one")
+    one_s = measure_alone(config, vocab_size, device)
+    all_s = measure_all(config, vocab_size, device, one_s)
+    figures = f"a step takes {1e3 * all_s:.1f} ms on {ranks.size} devices and {1e3 * one_s:.1f} ms on one"
+    if all_s > (1 - MIN_GAIN) * one_s:
+        yield Notice(f"{figures}: training on one (--force-devices uses all)")
+        return None
+    yield Notice(f"{figures}: training on {ranks.size}")
+    return all_s
 
 
 def share_again(config: RunConfig, requested: RunConfig) -> RunConfig:
@@ -77,7 +92,7 @@ def is_open(config: RunConfig) -> bool:
 
 def end_followers(ranks: Ranks) -> None:
     """Continue alone."""
-    ranks.send({"do": FINISH})
+    ranks.take_leave()
     leave()
     use_all_cores()
 
@@ -108,6 +123,15 @@ def measure_alone(config: RunConfig, vocab_size: int, device: torch.device) -> f
     while len(times) < MIN_STEPS or (sum(times) < EACH_WAY_S and len(times) < MAX_STEPS):
         times.append(time_step(benchmark, device))
     return statistics.median(times)
+
+
+def measure_all(config: RunConfig, vocab_size: int, device: torch.device, about_s: float = EACH_WAY_S) -> float:
+    """Seconds per step on all ranks; `about_s` is what one takes, as far as that is known. For rank 0."""
+    ranks = current_ranks()
+    n_steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(EACH_WAY_S / about_s)))
+    command = {"do": "measure", "config": config.to_flat(), "vocab_size": vocab_size, "n_steps": n_steps}
+    with ranks.together(command):
+        return measure_together(config, command, ranks, device)
 
 
 def measure_together(config: RunConfig, command: dict[str, Any], ranks: Ranks, device: torch.device) -> float:

@@ -11,6 +11,7 @@ from tiny_gpt.data.overlap import overlap_of_tokens
 from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare
 from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
 from tiny_gpt.device import configure_torch, pick_device, require_memory
+from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.evaluation import LONGEST_BLOCK
 from tiny_gpt.files import user_path
@@ -22,9 +23,10 @@ from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import compilation_notices, measure_machine_and_text
 from tiny_gpt.planning.memory import estimate_memory_bytes, require_memory_for_smallest
-from tiny_gpt.planning.planner import Planner
+from tiny_gpt.planning.planner import Planner, unasked_changes
 from tiny_gpt.planning.types import BackendChoice, Plan
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
+from tiny_gpt.run.group_plan import plan_for_group
 from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
 from tiny_gpt.run.sharing import share_batches
@@ -56,10 +58,13 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     vocab_size = dataset.tokenizer.vocab_size
 
     planner: Planner | None = None
+    was_alone = current_ranks().is_alone
     if shaped.train.auto and initial:
         planner = yield from measure_initial_model(shaped, dataset, initial.model, device, request.at)
     elif shaped.train.auto:
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
+    if planner:
+        planner = yield from plan_for_group(shaped, planner, device)
     planned = planner.plan(shaped)[0] if planner else shaped
     other = yield from _other_text(planned, dataset, is_chosen=planned.data.first != shaped.data.first)
     if other:
@@ -69,13 +74,15 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     elif planner and planned.data.first:  # chosen by the plan; not available here, or it holds the validation text
         shaped = replace(shaped, data=replace(shaped.data, first=(NO_FIRST,)))
         planned = planner.plan(shaped)[0]
+    if planner:
+        yield from map(Notice, unasked_changes(shaped, planned))
     planned = resolve_steps(planned, len(dataset.train))
     if initial:
         require_memory_for_training(planned, vocab_size, device)
     yield from compilation_notices(planned, device)
     choice = choose_backend(planned, vocab_size, device)
     config = with_choices(planned, dataset.sources, choice.candidate)
-    config = yield from share_batches(config, vocab_size, device)
+    config = yield from share_batches(config, vocab_size, device, is_decided=not was_alone and planner is not None)
     plan = expected_plan(config, planner, choice) if planner else None
 
     model = build_model(config, vocab_size, device)
@@ -183,6 +190,7 @@ def require_memory_for_training(config: RunConfig, vocab_size: int, device: torc
 
 def expected_plan(config: RunConfig, planner: Planner, choice: BackendChoice) -> Plan:
     """What to expect of the run."""
-    # On a GPU, choose_backend has timed whole training steps of this model.
-    step_s = choice.seconds.get(str(choice.candidate)) if planner.device.type != "cpu" else None
+    # On a GPU, choose_backend has timed whole training steps of this model, on one device.
+    is_timed = planner.device.type != "cpu" and planner.n_devices == 1
+    step_s = choice.seconds.get(str(choice.candidate)) if is_timed else None
     return planner.plan_of(config, step_s or planner.step_time(config))

@@ -12,7 +12,7 @@ from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import quoted
 from tiny_gpt.planning.further_training import KNOWN_MODEL, known_model_helps
 from tiny_gpt.planning.heuristics import SIZES
-from tiny_gpt.planning.planner import Planner
+from tiny_gpt.planning.planner import Planner, unasked_changes
 from tiny_gpt.planning.scaling_law import CHAR_PENALTY, load_scaling_law
 from tiny_gpt.planning.several_devices import MIN_SAVING, SharedStepTime, compare_devices, worthwhile_devices
 from tiny_gpt.planning.types import Plan
@@ -96,6 +96,8 @@ def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
     yield row("model", describe_model(model, _count(plan.n_parameters)), width)
     until = f"{format_duration(plan.seconds)}, until {clock_time_in(plan.seconds)} if started now"
     yield row("training", f"{describe_training(model, train)}; {until}", width)
+    for line in unasked_changes(config, chosen):
+        yield row("", line, width)
     for label, words in plan_rows(plan):
         yield row(label, words, width)
     yield ""
@@ -112,16 +114,18 @@ def device_rows(config: RunConfig, planner: Planner, width: int | None) -> Itera
     shared = planner.step_time
     if not isinstance(shared, SharedStepTime):
         return
-    network = f"{shared.network.bytes_per_s / 1e9:g} GB/s, {1e6 * shared.network.latency_s:g} microseconds"
-    yield row("devices", f"{shared.n_devices} like this one, connected by {network}: a model, not a measurement", width)
+    network = f"{shared.network.bytes_per_s / 1e9:.3g} GB/s, {1e6 * shared.network.latency_s:.3g} microseconds"
+    if shared.network.is_measured:
+        yield row("devices", f"{shared.n_devices}, connected by {network}, as measured", width)
+    else:
+        words = f"{shared.n_devices} like this one, connected by {network}: a model, not a measurement"
+        yield row("devices", words, width)
     step_s = dict(compare_devices(config, shared.one, shared.network))
     times = ", ".join(f"{n}: {format_milliseconds(seconds)}" for n, seconds in step_s.items())
     yield row("", f"a step of this plan takes, by the number of devices, {times}", width)
     n = worthwhile_devices(step_s)
     if n < max(step_s):
         yield row("", f"from {n} devices on, twice as many save less than {MIN_SAVING:.0%} of a step", width)
-    if switched_on := [flag(name) for name in ("recompute", "shard") if getattr(config.train, name)]:
-        yield row("", f"with {' and '.join(switched_on)}, to fit into memory", width)
 
 
 def start_from_table(config: RunConfig, planner: Planner, new: RunConfig, new_planner: Planner) -> Iterator[str]:
