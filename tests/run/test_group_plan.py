@@ -44,4 +44,4 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
 
 def test_the_time_of_a_small_sum_is_that_of_its_messages() -> None:
     network = Network.measured(NetworkSpeed(small_sum_s=6e-4, bytes_per_s=1e9), 4)
-    assert network == Network(1e9, 1e-4, is_measured=True)
+    assert network.is_measured and network == pytest.approx((1e9, 1e-4, True))
