@@ -10,6 +10,7 @@ from tiny_gpt.data.progress import Measuring, Notice, PreparationEvent
 from tiny_gpt.distributed.network import measure_network
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.host.torchrun import n_ranks_here, n_shared_cores
+from tiny_gpt.planning.autotune import why_unsuitable
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.several_devices import Network
 from tiny_gpt.run.sharing import compare_with_one, end_followers, is_open, measure_all, with_micro_batches
@@ -31,20 +32,23 @@ def plan_for_group(
     with ranks.together({"do": "network", "device": device.type}):
         speed = measure_network(ranks.size, ranks.add, device)
     shared = on_ranks(planner, Network.measured(speed, ranks.size))
-    chosen = shared.plan(config)[0]
-    chosen = replace(chosen, train=replace(chosen.train, **asdict(shared.candidate)))
-    if chosen.train.shard:
-        chosen = replace(chosen, train=replace(chosen.train, backend="eager"))
-    chosen = with_micro_batches(chosen, ranks.size)
+    chosen = _with_backend(shared.plan(config)[0], shared)
     if is_open(chosen):
         all_s = yield from compare_with_one(chosen, planner.text.vocab_size, device)
         if all_s is None:
             end_followers(ranks)
             return planner
     else:
-        all_s = measure_all(chosen, planner.text.vocab_size, device)
+        all_s = measure_all(with_micro_batches(chosen, ranks.size), planner.text.vocab_size, device)
         yield Notice(f"a step takes {1e3 * all_s:.1f} ms on {ranks.size} devices")
     return shared._replace(step_time=shared.step_time.scaled(all_s / shared.step_time(chosen)))
+
+
+def _with_backend(config: RunConfig, planner: Planner) -> RunConfig:
+    """`config` with the planner's backend and precision, or eager where the settings exclude that."""
+    train = replace(config.train, **asdict(planner.candidate))
+    backend = "eager" if why_unsuitable(train.backend, train) else train.backend
+    return replace(config, train=replace(train, backend=backend))
 
 
 def on_ranks(planner: Planner, network: Network) -> Planner:

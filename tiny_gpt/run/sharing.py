@@ -44,7 +44,7 @@ def share_batches(
         return on_one(config) if is_open(config) and is_decided else config
     shared = with_micro_batches(config, ranks.size)
     if is_open(config) and not is_decided:
-        all_s = yield from compare_with_one(shared, vocab_size, device)
+        all_s = yield from compare_with_one(config, vocab_size, device)
         if all_s is None:
             end_followers(ranks)
             return on_one(config)
@@ -58,12 +58,13 @@ def on_one(config: RunConfig) -> RunConfig:
 
 
 def compare_with_one(config: RunConfig, vocab_size: int, device: torch.device) -> Generator[Notice, None, float | None]:
-    """Seconds of a step of `config`, whose backend is chosen, on all ranks; None where they save less than MIN_GAIN of
-    that on this device."""
+    """Seconds of a step of `config`, whose backend is chosen, shared by all ranks; None where that saves less than
+    MIN_GAIN of a step on this device."""
     ranks = current_ranks()
+    shared = with_micro_batches(config, ranks.size)
     yield Notice(f"measuring {ranks.size} devices against one")
     one_s = measure_alone(config, vocab_size, device)
-    all_s = measure_all(config, vocab_size, device, one_s)
+    all_s = measure_all(shared, vocab_size, device, one_s)
     figures = f"a step takes {1e3 * all_s:.1f} ms on {ranks.size} devices and {1e3 * one_s:.1f} ms on one"
     if all_s > (1 - MIN_GAIN) * one_s:
         yield Notice(f"{figures}: training on one (--force-devices uses all)")
