@@ -258,6 +258,18 @@ def test_what_our_network_would_compute_otherwise_is_refused(tmp_path, key):
     assert error.value.code == "gguf-setting-unsupported"
 
 
+def test_gemma_is_refused_with_what_differs(tmp_path):
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "gemma3")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(BadInputError, match=r"'gemma3', but .*gpt2, qwen3, llama\. Gemma 3 has norms") as error:
+        open_path(path, CPU)
+    assert error.value.code == "gguf-architecture-unsupported"
+
+
 def test_nan_is_refused(tmp_path):
     model = their_model("llama", tied=True)
     with torch.no_grad():

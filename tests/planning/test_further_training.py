@@ -12,13 +12,16 @@ from tiny_gpt.config import ModelConfig
 from tiny_gpt.duration import parse_duration
 from tiny_gpt.errors import OutOfResourcesError
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.model_io.model_file import LoadedModel, load_model, save_loaded
 from tiny_gpt.model_io.stored_model import Progress
 from tiny_gpt.planning import further_training
 from tiny_gpt.planning.further_training import known_model_helps
+from tiny_gpt.planning.heuristics import FINE_TUNING_RATE, LORA_RATE
+from tiny_gpt.planning.memory import estimate_memory_bytes, with_rank
 from tiny_gpt.planning.planner import MAX_FINE_TUNING_EPOCHS, Planner
 from tiny_gpt.planning.scaling_law import forecast_further
-from tiny_gpt.planning.throughput import StepTimeModel
+from tiny_gpt.planning.throughput import StepTimeModel, step_flops
 from tiny_gpt.planning.types import Candidate
 from tiny_gpt.run.planned_run import measure_run
 from tiny_gpt.run.run import run
@@ -77,6 +80,33 @@ def test_scarce_memory_is_met_with_micro_batches(monkeypatch):
     assert [parts for parts, _ in fits] == [1, 2, 4] and fits[0][1] > fits[1][1]
 
 
+def test_adapters_are_trained_where_memory_does_not_suffice_for_all_weights(monkeypatch):
+    plans = []
+    for available in range(6 << 30, 1 << 30, -(1 << 28)):
+        monkeypatch.setattr("tiny_gpt.planning.planner.available_memory_bytes", lambda _, n=available: n)
+        chosen, plan = timed("1h")
+        if plan.memory_bytes <= available:
+            plans.append((int(chosen.train.lora), chosen.train.learning_rate))
+    ranks, rates = zip(*plans, strict=True)
+    first = ranks.index(32)
+    assert set(ranks[:first]) == {0} and list(ranks[first:]) == sorted(ranks[first:], reverse=True)
+    assert rates[0] == FINE_TUNING_RATE and set(rates[first:]) == {LORA_RATE}
+    assert len(ranks) - first > 2
+
+
+def test_the_rank_is_chosen_without_a_planner_too(monkeypatch):
+    train = replace(AUTO.train, start_from="model.pt", lora="auto", auto=())
+    config = replace(AUTO, model=LARGE, train=replace(train, batch_size=4))
+    for available, rank in ((1 << 50, 32), (1 << 20, 4)):
+        monkeypatch.setattr("tiny_gpt.planning.memory.available_memory_bytes", lambda _, n=available: n)
+        assert with_rank(config, 512, CPU).train.lora_rank == rank
+    ranked, whole = with_rank(config, 512, CPU), replace(config, train=replace(config.train, lora="0"))
+    assert with_rank(whole, 512, CPU) == whole
+    saved = estimate_memory_bytes(whole, 512, CPU) - estimate_memory_bytes(ranked, 512, CPU)
+    assert 0.5 < saved / (24 * n_parameters(LARGE, 512)) < 0.6
+    assert 0.66 < step_flops(ranked, 512) / step_flops(whole, 512) < 0.75
+
+
 @pytest.mark.slow
 def test_the_plan_compares_the_model_with_a_new_one(config):
     planned = finished(measure_run(config))
@@ -85,6 +115,9 @@ def test_the_plan_compares_the_model_with_a_new_one(config):
     for words in ("start from this model", "a new model", "as it comes", "llama, ", block, "8 of 10 runs"):
         assert words in text, text
     assert 7 < planned.planner.text.pilot_bits_per_byte < 9  # it has learned nothing: 8 bits per byte
+    bpe = SimpleNamespace(to_dict=lambda: {"type": "bpe"})
+    odd = planned._replace(dataset=replace(planned.dataset, tokenizer=bpe))
+    assert "only 1.0 bytes in a token" in "\n".join(plan_report(odd)) and "bytes in a token" not in text
 
 
 def test_a_large_model_gets_a_few_epochs_and_no_dropout():

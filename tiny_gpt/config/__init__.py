@@ -24,6 +24,7 @@ from tiny_gpt.config.model import DEFAULT_HEAD_DIM, ArchitectureName, ModelConfi
 from tiny_gpt.config.reliability import ReliabilityConfig
 from tiny_gpt.config.reporting import ReportingConfig
 from tiny_gpt.config.run import (
+    BASE_FILE,
     BEST_FILE,
     CONFIG_FILE,
     FINAL_FILE,
@@ -50,6 +51,7 @@ from tiny_gpt.config.web import WebConfig
 
 __all__ = [
     "ARCHITECTURES",
+    "BASE_FILE",
     "BEST_FILE",
     "BUDGETS",
     "CONFIG_FILE",

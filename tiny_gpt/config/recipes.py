@@ -27,6 +27,7 @@ AUTO_SETTINGS = (
     "token_noise",
     "teachers",
     "students",
+    "lora",
 )
 
 RECIPES: dict[str, RunConfig] = {

@@ -26,6 +26,8 @@ STATUS_FILE = "status.json"
 TRACKERS_FOLDER = "trackers"
 REPORT_FILE = "report.html"
 TEXT_FACTS_FILE = "text_facts.json"
+# The model that adapters are trained beside (run/adapters.py).
+BASE_FILE = "base.pt"
 # What stages before the last leave (run/stages.py).
 PRETRAINED_FILE = "pretrained.pt"
 TEACHERS_FOLDER = "teachers"

@@ -15,6 +15,8 @@ from tiny_gpt.errors import UsageError
 BUDGETS = ("for_", "until", "steps", "tokens", "data_epochs", "epochs")
 TIMED_BUDGETS = ("for_", "until")
 ALL_DEVICES, MAX_DEVICES = "all", 1024
+# Values of --lora besides a rank.
+NO_LORA, AUTO_RANK, MAX_RANK = "0", "auto", 1024
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ class TrainConfig:
     start_from: Annotated[str, arg(metavar="MODEL"), OPTIONAL] = ""
     """Start from a trained model's weights, architecture and tokenizer.
     It is a run, a model file, an exported folder, a GGUF file, or hf:OWNER/NAME of the Hugging Face hub."""
+    lora: Annotated[str, arg(metavar="{0,auto,RANK}"), OPTIONAL] = NO_LORA
+    """With --start-from, train matrices of this rank beside the model's own weights, which stay as they are (LoRA).
+    It needs about half the memory. The model files are ordinary ones, with these matrices merged into the weights.
+    auto: the largest rank that fits into memory, up to 32. 0: train all weights."""
     out_dir: Annotated[str, arg(metavar="FOLDER"), OPTIONAL] = ""
     """Folder for models, checkpoints and metrics. Without it, runs/NAME, named after the text."""
     verbose: Annotated[bool, OPTIONAL] = False
@@ -142,6 +148,7 @@ class TrainConfig:
         message = f"--devices {self.devices}: give a number from 1 to {MAX_DEVICES}, or all"
         is_number = self.devices.isdecimal() and 1 <= int(self.devices) <= MAX_DEVICES
         require(is_number or self.devices == ALL_DEVICES, message, "devices-invalid")
+        self._check_lora()
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must be at least 0 and below 2^63", "seed-out-of-range")
 
     def _check_budget(self) -> None:
@@ -163,6 +170,35 @@ class TrainConfig:
         except ValueError:
             message = f"--until {self.until}: give a time of day such as 07:00, 7am or 7:30pm"
             raise UsageError(message, code="time-of-day-invalid") from None
+
+    def _check_lora(self) -> None:
+        """LoRA trains a known model, in one stage, on one device, with AdamW: what it was measured with."""
+        is_rank = self.lora.isdecimal() and len(self.lora) < 6 and int(self.lora) <= MAX_RANK
+        message = f"--lora {self.lora}: give auto, 0, or a rank from 1 to {MAX_RANK}"
+        require(is_rank or self.lora == AUTO_RANK, message, "lora-rank-invalid")
+        if not self.uses_lora:
+            return
+        message = f"--lora {self.lora} needs a model to train further: --start-from MODEL"
+        require(bool(self.start_from), message, "lora-without-model")
+        conflicts = {
+            "--optimizer muon": self.optimizer == "muon",
+            "--shard": self.shard,
+            f"--devices {self.devices}": self.devices != "1",
+            f"--teachers {self.teachers}": bool(self.teachers),
+        }
+        given = [name for name, is_given in conflicts.items() if is_given]
+        message = f"--lora {self.lora} and {', '.join(given)}: LoRA trains one model on one device, with AdamW"
+        require(not given, message, "lora-conflict")
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether adapters are trained instead of all weights, of whatever rank."""
+        return self.lora_rank > 0 or self.lora == AUTO_RANK
+
+    @property
+    def lora_rank(self) -> int:
+        """The rank of the adapters; 0 without them, and for `auto` until the plan has chosen one."""
+        return 0 if self.lora == AUTO_RANK else int(self.lora)
 
     def _check_optimization(self) -> None:
         # wsd ends at zero and ignores min_learning_rate, so any value is fine there.

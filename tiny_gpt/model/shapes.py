@@ -53,6 +53,20 @@ def block_product_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in _shapes_in_block(config).items() if len(shape) == 2}
 
 
+def n_stacked_matrices(name: str) -> int:
+    """How many matrices the weight or module of this name holds, on top of one another: 3 for queries, keys and
+    values."""
+    return 3 if name.removesuffix(".weight").endswith("qkv") else 1
+
+
+def n_adapter_parameters(config: ModelConfig, rank: int) -> int:
+    """Number of parameters of LoRA adapters of this rank beside all matrices in the blocks (lora.py)."""
+    sizes = 0
+    for name, (n_outputs, n_inputs) in block_product_shapes(config).items():
+        sizes += rank * (n_outputs + n_stacked_matrices(name) * n_inputs)
+    return config.n_layer * sizes
+
+
 def n_multiplied(config: ModelConfig, vocab_size: int) -> int:
     """Number of parameters in all blocks' matrices and in the head: a forward pass takes twice as many operations per
     token. Embeddings are looked up."""

@@ -18,7 +18,7 @@ from tiny_gpt.model_io.bounded_json import shown
 from tiny_gpt.model_io.gguf_architectures import GGUF_ARCHITECTURES, NAMES
 from tiny_gpt.model_io.gguf_file import GGUFFile
 from tiny_gpt.model_io.gguf_tokenizer import read_gguf_tokenizer
-from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES
+from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES, what_differs
 from tiny_gpt.model_io.hf_config import HFConfig, read_config
 from tiny_gpt.model_io.hf_weights import HFWeights, padding_notes
 from tiny_gpt.model_io.model_file import LoadedModel
@@ -77,7 +77,8 @@ def read_shape(file: GGUFFile) -> HFConfig:
     ours = {row.name: architecture for architecture, row in GGUF_ARCHITECTURES.items()}
     if not isinstance(name, str) or name not in ours:
         raise BadInputError(
-            f"{source}: its architecture is {shown(repr(name), 40)}, but tiny_gpt supports only {', '.join(ours)}",
+            f"{source}: its architecture is {shown(repr(name), 40)}, but tiny_gpt supports only {', '.join(ours)}"
+            f"{what_differs(str(name))}",
             code="gguf-architecture-unsupported",
         )
     architecture = ours[name]

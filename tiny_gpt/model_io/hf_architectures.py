@@ -178,3 +178,21 @@ HF_ARCHITECTURES: dict[str, HFArchitecture] = {
         mlx=True,
     ),
 }
+
+# Families that are close to ours and cannot be computed by it: how their names begin, in config.json and in GGUF files,
+# and what differs. The first that fits counts.
+_GEMMA = (
+    "norms that multiply by 1 + weight, GELU as the gate of its feed-forward layer, embeddings scaled by sqrt(width)"
+)
+OTHER_FAMILIES = {
+    "gemma3": f"Gemma 3 has {_GEMMA}, norms after attention and feed-forward layers too, and layers that see only a "
+    "window and have another RoPE base",
+    "gemma2": f"Gemma 2 has {_GEMMA}, norms after attention and feed-forward layers too, limits on scores and logits, "
+    "and layers that see only a window",
+    "gemma": f"Gemma has {_GEMMA}",
+}
+
+
+def what_differs(model_type: str) -> str:
+    """ ". Gemma 3 has ..." for a family that is known to be another, else ""."""
+    return next((f". {words}" for name, words in OTHER_FAMILIES.items() if model_type.startswith(name)), "")

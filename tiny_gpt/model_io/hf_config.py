@@ -11,7 +11,16 @@ from typing import Any
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model_io.bounded_json import shown
-from tiny_gpt.model_io.hf_architectures import HF_ARCHITECTURES, Field, Fixed, HFArchitecture, Setting, WriteOnly, fixed
+from tiny_gpt.model_io.hf_architectures import (
+    HF_ARCHITECTURES,
+    Field,
+    Fixed,
+    HFArchitecture,
+    Setting,
+    WriteOnly,
+    fixed,
+    what_differs,
+)
 
 MAX_COUNT, MAX_NUMBER = 2**31, 1e300
 
@@ -75,7 +84,7 @@ def read_config(values: Mapping[str, Any], source: str) -> HFConfig:
     model_type = values.get("model_type")
     names = {row.model_type: name for name, row in HF_ARCHITECTURES.items()}
     if not isinstance(model_type, str) or model_type not in names:
-        raise _unsupported(source, "model_type", model_type, tuple(names))
+        raise _unsupported(source, "model_type", model_type, tuple(names), what_differs(str(model_type)))
     row = HF_ARCHITECTURES[names[model_type]]
     _require_fixed(values, {**_COMMON, **row.settings}, source)
     layers = values.get("layer_types")
@@ -154,9 +163,11 @@ def _number(values: Mapping[str, Any], key: str, default: float, source: str) ->
     return float(value)
 
 
-def _unsupported(source: str, key: str, value: object, supported: tuple[Any, ...]) -> BadInputError:
+def _unsupported(
+    source: str, key: str, value: object, supported: tuple[Any, ...], explanation: str = ""
+) -> BadInputError:
     accepted = " or ".join(str(each) for each in supported)
     return BadInputError(
-        f"{source}: {key} is {shown(repr(value), 60)}, but tiny_gpt supports only {accepted}",
+        f"{source}: {key} is {shown(repr(value), 60)}, but tiny_gpt supports only {accepted}{explanation}",
         code="hf-setting-unsupported",
     )

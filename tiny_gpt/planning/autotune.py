@@ -76,6 +76,8 @@ def why_unsuitable(backend: str, train: TrainConfig) -> str:
         return "with --recompute: it records no random state that could be set back"
     if train.recompute and backend == "fused":
         return "with --recompute: it has a backward pass of its own"
+    if train.uses_lora and backend != "eager":
+        return "with --lora: it computes the plain network only"
     if train.shard and backend != "eager":
         return "with --shard: it reads all weights at once, and they are collected block by block"
     if backend == "cuda_graph" and (train.exact or not current_ranks().is_alone):

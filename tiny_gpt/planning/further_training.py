@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 import torch
 
 from tiny_gpt.config import ModelConfig, RunConfig
+from tiny_gpt.config.training import NO_LORA
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import PRECISIONS, available_memory_bytes
@@ -78,5 +79,6 @@ def measure_initial_model(
     text = TextStats(dataset.train.n_bytes, len(dataset.train), len(val), vocab_size, bits)
     n_scored = len(windows.starts) * config.model.block_size
     step_s = STEP_COST * seconds * tokens_per_step(config) / n_scored
-    step_time = StepTimeModel(0.0, step_s / step_flops(config, vocab_size), vocab_size)
+    all_weights = replace(config, train=replace(config.train, lora=NO_LORA))  # what STEP_COST is for
+    step_time = StepTimeModel(0.0, step_s / step_flops(all_weights, vocab_size), vocab_size)
     return Planner(text, device, step_time, candidate, requested_at)

@@ -69,6 +69,9 @@ REFERENCE_STEPS, RATE_EXPONENT = 1000, 0.4
 MIN_PEAK_RATE, MAX_PEAK_RATE = 2e-4, 5e-3
 # For a pretrained model (--start-from), which a high rate would make forget.
 FINE_TUNING_RATE = 2e-4
+# For the adapters beside one. The best rate of LoRA is about ten times that of training all weights (model/lora.py);
+# half of that.
+LORA_RATE = 1e-3
 # Weight decay of one that is much larger than the text: its few epochs need no other regularization.
 FINE_TUNING_WEIGHT_DECAY = 0.1
 
@@ -196,7 +199,7 @@ def with_hyperparameters(
             dropout=0.0,
             weight_decay=FINE_TUNING_WEIGHT_DECAY,
             token_noise=0.0,
-            learning_rate=FINE_TUNING_RATE,
+            learning_rate=peak_learning_rate(config, steps),
             warmup_steps=max(1, round(WARMUP_SHARE * steps)),
         )
     # A stage that continues a pretraining, or a trained model, has the block of that, and much longer, run.
@@ -241,7 +244,7 @@ def with_batch(config: RunConfig, shortest: int, batch_tokens: int = BASE_BATCH_
 def peak_learning_rate(config: RunConfig, steps: int) -> float:
     """The peak learning rate for a run of this many steps, rounded to two digits."""
     if config.train.start_from:
-        return FINE_TUNING_RATE
+        return LORA_RATE if config.train.lora_rank else FINE_TUNING_RATE
     peak = PEAK_RATES[config.train.optimizer] * (REFERENCE_STEPS / steps) ** RATE_EXPONENT
     return float(f"{min(max(peak, MIN_PEAK_RATE), MAX_PEAK_RATE):.1e}")
 

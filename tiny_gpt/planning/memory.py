@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.device import require_memory
-from tiny_gpt.model.shapes import n_parameters
+from tiny_gpt.config.training import AUTO_RANK
+from tiny_gpt.device import available_memory_bytes, require_memory
+from tiny_gpt.model.shapes import n_adapter_parameters, n_parameters
 from tiny_gpt.training.micro_batches import micro_batch_size
 
 # Python, torch, the compiled kernels and the text during preparation; on a GPU, the CUDA context and its libraries.
@@ -26,6 +27,10 @@ BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
 CUDA_BYTES_PER_PARAMETER = BYTES_PER_PARAMETER + 8
 # Weight, gradient and two moments of the rows that a rank has; nothing of it is copied.
 SHARDED_BYTES_PER_PARAMETER = 4 + 4 + 8
+# Of a frozen weight, with LoRA: itself, and in the model that is saved or scored, with a copy in the compute dtype.
+FROZEN_BYTES_PER_PARAMETER = 4 + 4 + 2
+# Ranks of adapters that a plan chooses among, the largest that fits. Most of the memory is the frozen weights'.
+LORA_RANKS = (32, 16, 8, 4)
 # Activations per token and layer that the backward pass needs, as multiples of d_model: FP32_WIDTHS in fp32 (the
 # residual stream), COMPUTE_WIDTHS in the compute dtype (norms, q, k, v, attention output); and of d_ff.
 FP32_WIDTHS, COMPUTE_WIDTHS = 2, 6
@@ -49,7 +54,8 @@ def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None
     block_size = min(16, config.model.block_size)
     model = replace(config.model, n_head=n_head, block_size=block_size, **open_sizes)
     batch_size = config.train.grad_accum_steps if "batch_size" in config.train.auto else config.train.batch_size
-    train = replace(config.train, batch_size=batch_size, backend="fused", precision="bf16")
+    lora = str(LORA_RANKS[-1]) if may_use_lora(config) else config.train.lora
+    train = replace(config.train, batch_size=batch_size, backend="fused", precision="bf16", lora=lora)
     needed = estimate_memory_bytes(replace(config, model=model, train=train), 1, device) - PROCESS_BYTES
     require_memory(
         needed,
@@ -58,6 +64,22 @@ def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None
         device,
         "give smaller ones, or leave them out and let the plan choose",
     )
+
+
+def may_use_lora(config: RunConfig) -> bool:
+    """Whether the rank of adapters is still to be chosen, or whether there are any."""
+    train = config.train
+    is_open = "lora" in train.auto and bool(train.start_from) and train.optimizer == "adamw"
+    return train.lora == AUTO_RANK or (is_open and not (train.shard or train.teachers or train.devices != "1"))
+
+
+def with_rank(config: RunConfig, vocab_size: int, device: torch.device) -> RunConfig:
+    """`config` with the largest of LORA_RANKS that fits into memory, or the smallest, where --lora says auto."""
+    if config.train.lora != AUTO_RANK:
+        return config
+    ranked = [replace(config, train=replace(config.train, lora=str(rank))) for rank in LORA_RANKS]
+    available = available_memory_bytes(device)
+    return next((each for each in ranked if estimate_memory_bytes(each, vocab_size, device) <= available), ranked[-1])
 
 
 def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devices: int = 1) -> int:
@@ -83,6 +105,9 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
     activation_bytes = n_blocks * model.block_size * (kept_bytes or (model.n_layer + 1) * layer_bytes)
     logit_bytes = (4 + itemsize) * n_logits
     state_bytes: float = parameter_bytes * n_parameters(model, vocab_size)
+    if rank := train.lora_rank:
+        trained_bytes = parameter_bytes * n_adapter_parameters(model, rank)
+        state_bytes = FROZEN_BYTES_PER_PARAMETER * n_parameters(model, vocab_size) + trained_bytes
     if train.shard and n_devices > 1:
         state_bytes = sharded_bytes(config, vocab_size, n_devices)
         if device.type == "cpu":  # rank 0 has all weights once, at the beginning and to save a model file

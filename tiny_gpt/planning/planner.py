@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tiny_gpt.config import NO_FIRST, RunConfig, TrainConfig, flag
+from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.device import available_memory_bytes
 from tiny_gpt.errors import UsageError
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
@@ -26,7 +27,7 @@ from tiny_gpt.planning.heuristics import (
     steps_for,
     tokens_per_step,
 )
-from tiny_gpt.planning.memory import estimate_memory_bytes
+from tiny_gpt.planning.memory import LORA_RANKS, estimate_memory_bytes, may_use_lora
 from tiny_gpt.planning.scaling_law import forecast, forecast_further, saturation_tokens
 from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
@@ -77,25 +78,29 @@ class Planner(NamedTuple):
     def plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
         """`config` with every open setting chosen, and its Plan.
 
-        Where memory demands it, with --recompute, and on several devices with --shard. Raises UsageError where no model
-        fits even then.
+        Where memory demands it, with --recompute, on several devices with --shard, or with --lora. Raises UsageError
+        where no model fits even then.
         """
+        sparing = config
         for sparing in self._with_less_memory(config):
             with contextlib.suppress(UsageError):
                 chosen, plan = self._plan(sparing)
                 if self._fits_memory(chosen):
                     return chosen, plan
-        return self._plan(config)
+        return self._plan(sparing if sparing.train.uses_lora else config)
 
     def _with_less_memory(self, config: RunConfig) -> Iterator[RunConfig]:
         """`config`, then with the settings that need less memory, as far as its backend allows them."""
-        yield config
-        ways: list[dict[str, Any]] = [{"recompute": True}]
-        if self.n_devices > 1 and not (config.train.exact or config.train.teachers):
-            ways += [{"shard": True}, {"recompute": True, "shard": True}]
-        for way in ways:
-            sparing = replace(config, train=replace(config.train, **way))
-            if config.train.backend == "auto" or not why_unsuitable(config.train.backend, sparing.train):
+        candidates, train = [config], config.train
+        candidates.append(_with_train(config, recompute=True))
+        if self.n_devices > 1 and not (train.exact or train.teachers or train.uses_lora):
+            candidates += [_with_train(each, shard=True) for each in candidates]
+        if may_use_lora(config) and self.n_devices == 1:
+            adapted = [_with_train(config, lora=str(rank)) for rank in LORA_RANKS]
+            adapted += [_with_train(each, recompute=True) for each in adapted]
+            candidates = adapted if train.lora == AUTO_RANK else candidates + adapted
+        for sparing in candidates:
+            if sparing is config or train.backend == "auto" or not why_unsuitable(train.backend, sparing.train):
                 yield sparing
 
     def _plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
@@ -281,7 +286,10 @@ class Planner(NamedTuple):
 def unasked_changes(requested: RunConfig, chosen: RunConfig) -> Iterator[str]:
     """What the plan does beside choosing open settings, one line each."""
     needed = [name for name in ("recompute", "shard") if getattr(chosen.train, name)]
-    if switched_on := [flag(name) for name in needed if not getattr(requested.train, name)]:
+    switched_on = [flag(name) for name in needed if not getattr(requested.train, name)]
+    if chosen.train.lora_rank and not requested.train.uses_lora:
+        switched_on.append(f"--lora {chosen.train.lora_rank} (adapters beside the model's own weights)")
+    if switched_on:
         yield f"with {' and '.join(switched_on)}, so that the model fits into memory"
     if chosen.train.shard and chosen.train.is_timed and "teachers" in requested.train.auto:
         yield "with --shard a run has one stage: no teachers are trained, and no other text comes first"

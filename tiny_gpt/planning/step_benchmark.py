@@ -9,6 +9,8 @@ from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.device import PRECISIONS
 from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.lora import add_adapters
+from tiny_gpt.planning.memory import LORA_RANKS
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.schedule import learning_rate_at
@@ -33,6 +35,8 @@ class StepBenchmark:
             model = GPT(config.model, vocab_size, PRECISIONS[train.precision])
         model = model.to(home).train()
         model.recomputes = train.recompute
+        if train.uses_lora:
+            add_adapters(model, train.lora_rank or LORA_RANKS[0])
         self.ranks, self.guard = ranks, Guard(device)
         self.model, self.optimizer, self.gradient_sum, shards = own_part(model, train, ranks, device)
         for own in shards.parameters.values() if shards else ():

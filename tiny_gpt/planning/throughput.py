@@ -19,12 +19,11 @@ import torch
 
 from tiny_gpt.config import RunConfig
 from tiny_gpt.device import release_memory, synchronize
-from tiny_gpt.model.shapes import block_product_shapes, n_multiplied
+from tiny_gpt.model.shapes import block_product_shapes, n_adapter_parameters, n_multiplied, n_stacked_matrices
 from tiny_gpt.planning.autotune_cache import MeasuredNumber
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.muon import N_ITERATIONS
-from tiny_gpt.training.optimizer import n_stacked_matrices
 
 # The steps of one model are timed for this long, within these numbers of measurements.
 MEASURE_S, MIN_MEASUREMENTS, MAX_MEASUREMENTS = 1.0, 3, 50
@@ -117,11 +116,14 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
 
     A weight costs 6 FLOPs per token: a multiplication and an addition in the forward pass and in both products of the
     backward pass (arXiv 2001.08361). Attention's scores and weighted sums cost 12 * T^2 * d_model per layer and block
-    in the same way, of which causal masking leaves half.
+    in the same way, of which causal masking leaves half. With LoRA, a frozen weight has no gradient: 4 FLOPs.
     """
     model, train = config.model, config.train
     n_tokens = train.batch_size * model.block_size
     weight_products = 6 * n_tokens * n_multiplied(model, vocab_size)
+    if rank := train.lora_rank:
+        frozen, adapters = n_multiplied(model, vocab_size), n_adapter_parameters(model, rank)
+        weight_products = n_tokens * (4 * frozen + 6 * adapters)
     attention = 6 * n_tokens * model.n_layer * model.n_head * model.dim_per_head * model.block_size
     muon = _muon_flops(config) if train.optimizer == "muon" else 0
     return weight_products + attention + muon

@@ -20,6 +20,7 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.model_io.stored_model import Progress, open_model_file
+from tiny_gpt.run.adapters import open_adapted
 from tiny_gpt.run.checkpoint import MODEL_FILE, check_model, read_history, read_tensors
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore, DamagedError
 from tiny_gpt.run.description import read_description
@@ -118,12 +119,15 @@ class Snapshots:
 
     def _load_checkpoint(self, store: CheckpointStore, step: int) -> LoadedModel:
         checkpoint = store.verified(step)
-        config = read_description(checkpoint).config
-        tokenizer = self.main.tokenizer
-        check_model(checkpoint, config.model, tokenizer.vocab_size)
-        model = GPT(config.model, tokenizer.vocab_size)
-        with torch.no_grad():
-            read_tensors(checkpoint.path / MODEL_FILE, model.state_dict())
+        description, tokenizer = read_description(checkpoint), self.main.tokenizer
+        config = description.config
+        if config.train.uses_lora:
+            model = open_adapted(store.folder.parent, checkpoint, description)
+        else:
+            check_model(checkpoint, config.model, tokenizer.vocab_size)
+            model = GPT(config.model, tokenizer.vocab_size)
+            with torch.no_grad():
+                read_tensors(checkpoint.path / MODEL_FILE, model.state_dict())
         last = read_history(checkpoint)[-1:]
         progress = (
             Progress(step, last[0].epoch, last[0].train_loss, last[0].val_loss, last[0].val_bits_per_byte)

@@ -25,6 +25,7 @@ from tiny_gpt.run.checkpoint_store import (
     read_bounded,
 )
 from tiny_gpt.run.events import Evaluated
+from tiny_gpt.training.optimizer import trained_weights
 
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 HISTORY_FILE = "metrics.jsonl"
@@ -75,8 +76,11 @@ def load_tensors(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.opti
 
     Names and shapes of a file are compared before its first tensor is read.
     """
-    moments = optimizer_tensors(dict(model.named_parameters()), optimizer)
-    targets = {MODEL_FILE: model.state_dict(), OPTIMIZER_FILE: moments}
+    weights = trained_weights(model)
+    targets: dict[str, Mapping[str, torch.Tensor]] = {
+        MODEL_FILE: weights,
+        OPTIMIZER_FILE: optimizer_tensors(weights, optimizer),
+    }
     with torch.no_grad():
         for name, tensors in targets.items():
             read_tensors(checkpoint.path / name, tensors)

@@ -1,7 +1,7 @@
 """How a run came to be: its settings, its text and its machine. Kept with every checkpoint for those who resume it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class RunDescription:
     """`Dataset.identity`."""
     machine: dict[str, Any]
     """`machine_fingerprint()`."""
+    initial: dict[str, Any] = field(default_factory=dict)
+    """What was measured of --start-from's model: its hash with --lora, what it knew (forgetting.py)."""
 
     def state_fields(self) -> dict[str, Any]:
         """What goes into a checkpoint's state."""
@@ -31,7 +33,8 @@ class RunDescription:
 
     def manifest_fields(self) -> dict[str, Any]:
         """What goes into a checkpoint's manifest."""
-        return {"data": self.data, "machine": self.machine}
+        initial = {"initial": self.initial} if self.initial else {}
+        return {"data": self.data, "machine": self.machine, **initial}
 
 
 def read_description(checkpoint: Checkpoint) -> RunDescription:
@@ -41,10 +44,14 @@ def read_description(checkpoint: Checkpoint) -> RunDescription:
     config, requested, data, machine = (field if isinstance(field, dict) else {} for field in fields)
     if not (config and requested and data and machine):
         raise DamagedError("its description of the run is incomplete")
-    source = str(checkpoint.path)
+    source, initial = str(checkpoint.path), about.get("initial")
     config = {"backend": "eager"} | config  # the first versions had no other
     return RunDescription(
-        RunConfig().with_flat(config, source), RunConfig().with_flat(requested, source), data, machine
+        RunConfig().with_flat(config, source),
+        RunConfig().with_flat(requested, source),
+        data,
+        machine,
+        initial if isinstance(initial, dict) else {},
     )
 
 

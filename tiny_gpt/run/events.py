@@ -13,6 +13,9 @@ from tiny_gpt.config import ModelConfig, TrainConfig
 from tiny_gpt.data.progress import Measuring, Notice, StageProgress
 from tiny_gpt.planning.types import Plan
 
+# What a run with --start-from is scored on before and after (forgetting.py).
+REFERENCE_TEXT = "Python's manual"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -209,6 +212,27 @@ class Finished:
     best_step: int = 0
     left_s: float | None = None
     """Seconds left of a timed run's budget; below zero, its overrun."""
+    known_before: float | None = None
+    known_after: float | None = None
+    """Bits per byte of the reference text (forgetting.py), of --start-from's model and of the best one; None where they
+    were not measured."""
+
+    @property
+    def forgetting(self) -> str:
+        """How much worse the best model has become on the reference text; "" where that was not measured."""
+        return describe_forgetting(self.known_before or 0.0, self.known_after or 0.0)
+
+
+def describe_forgetting(before: float, after: float) -> str:
+    """ "6.5% worse on Python's manual, which it was not trained on: 1.310 bits per byte, before 1.230"
+
+    "" where a figure is 0.
+    """
+    if not (before and after):
+        return ""
+    change = after / before - 1
+    worse = f"{abs(change):.1%} {'worse' if change > 0 else 'better'}"
+    return f"{worse} on {REFERENCE_TEXT}, which it was not trained on: {after:.3f} bits per byte, before {before:.3f}"
 
 
 Event = (

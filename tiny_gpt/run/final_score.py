@@ -5,9 +5,11 @@ from pathlib import Path
 
 from tiny_gpt.device import is_out_of_memory, peak_memory_bytes
 from tiny_gpt.host.monitor import HostMonitor
+from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Finished
+from tiny_gpt.run.forgetting import Known, measure_again
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.state import TrainState
 
@@ -16,13 +18,21 @@ from tiny_gpt.run.state import TrainState
 SAMPLE_S = 1.0
 
 
-def finished(state: TrainState, evaluator: Evaluator, files: ModelFiles, monitor: HostMonitor) -> Finished:
-    """The last event of a run, whose model files are written. A run that was stopped is not scored again."""
+def finished(
+    state: TrainState, evaluator: Evaluator, files: ModelFiles, monitor: HostMonitor, known: Known | None = None
+) -> Finished:
+    """The last event of a run, whose model files are written. A run that was stopped is not scored again.
+
+    `known` is what the model that the run started from knew of the reference text.
+    """
     last = state.history[-1]
     best, path = (state.best, files.best_path) if state.best else (last, files.final_path)
-    val_loss, scored_tokens = best.val_loss, evaluator.val_windows.n_tokens
-    if monitor.stop.signal_number is None and (score := _final_score(state, evaluator, path, monitor.beat)):
-        val_loss, scored_tokens = score
+    val_loss, scored_tokens, known_after = best.val_loss, evaluator.val_windows.n_tokens, None
+    if monitor.stop.signal_number is None:
+        if score := _final_score(state, evaluator, path, monitor.beat, known.seconds if known else 0.0):
+            val_loss, scored_tokens = score
+        if known:
+            known_after = _score_saved(state, path, lambda model: measure_again(known, model, files.tokenizer))
     elapsed_s = state.clock.elapsed_s
     return Finished(
         best_path=path,
@@ -40,24 +50,31 @@ def finished(state: TrainState, evaluator: Evaluator, files: ModelFiles, monitor
         stopped_by=monitor.stop.signal_number,
         incidents=[*state.counters.incidents, *monitor.summary()],
         left_s=state.budget.remaining_s(),
+        known_before=known.bits_per_byte if known else None,
+        known_after=known_after,
     )
 
 
 def _final_score(
-    state: TrainState, evaluator: Evaluator, path: Path, beat: Callable[[], None]
+    state: TrainState, evaluator: Evaluator, path: Path, beat: Callable[[], None], reserved_s: float
 ) -> tuple[float, int] | None:
     """The loss of the model file at `path` over more validation text than during the run, and its number of tokens.
 
-    None if the run was too short for more, or if memory runs out.
+    None if the run was too short for more, or if memory runs out. In a timed run, `reserved_s` seconds stay unused.
     """
     left_s = state.budget.remaining_s()
-    windows = evaluator.final_windows(None if left_s is None else left_s - SAMPLE_S)
+    windows = evaluator.final_windows(None if left_s is None else left_s - SAMPLE_S - reserved_s)
     if windows is None:
         return None
+    loss = _score_saved(state, path, lambda model: evaluator.score_best(windows, model, beat))
+    return None if loss is None else (loss, windows.n_tokens)
+
+
+def _score_saved(state: TrainState, path: Path, score: Callable[[GPT], float | None]) -> float | None:
+    """What `score` returns of the model file at `path`; None if memory runs out."""
     try:
         with state.clock.count_as("eval"):
-            model = load_model(path, state.home, state.model.compute_dtype).model  # beside the one in training
-            return evaluator.score_best(windows, model, beat), windows.n_tokens
+            return score(load_model(path, state.home, state.model.compute_dtype).model)  # beside the one in training
     except Exception as failure:
         if not is_out_of_memory(failure):
             raise

@@ -12,8 +12,10 @@ import torch
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, RunConfig
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.lora import is_adapted, with_own_adapters
 from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.run.adapters import merged
 from tiny_gpt.run.checkpoint import load_tensors
 from tiny_gpt.run.checkpoint_store import CheckpointStore, DamagedError
 from tiny_gpt.run.clock import Throttle
@@ -52,9 +54,11 @@ class ModelFiles:
 
         A copy in memory is then kept for `save_pending`.
         """
+        self._pending = None  # no longer the best; frees its memory
         model = self.state.whole_model()
         saved = None if self._must_wait() else self._save_best(evaluated, model)
-        self._pending = None if saved else (evaluated, _copy_to_cpu(model))
+        if not saved:
+            self._pending = evaluated, _copy_to_cpu(model) if model is self.state.model else model
         return saved
 
     def save_pending(self, force: bool = False) -> Saved | None:
@@ -126,11 +130,14 @@ class ModelFiles:
         self.state.best = None
         evaluated_steps = [step for step in self.store.steps() if step in by_step]
         for step in sorted(evaluated_steps, key=lambda step: by_step[step].val_loss):
-            model = GPT(self.state.model.config, self.state.model.vocab_size)
+            present = self.state.model
+            is_lora = is_adapted(present)
+            model = with_own_adapters(present) if is_lora else GPT(present.config, present.vocab_size)
             try:
                 load_tensors(self.store.verified(step), model, make_optimizer(model, self.config.train))
             except DamagedError:
                 continue
+            model = merged(model) if is_lora else model
             if self.saver.attempt(functools.partial(self._save, self.best_path, by_step[step], model)):
                 self.state.best = by_step[step]
                 return f"rebuilt from the checkpoint of step {step:,}"

@@ -12,6 +12,7 @@ from typing import Any
 import filelock
 
 from tiny_gpt.config import (
+    BASE_FILE,
     BEST_FILE,
     CONFIG_FILE,
     FINAL_FILE,
@@ -47,6 +48,7 @@ RUN_FILES = (
     TEXT_FACTS_FILE,
     PRETRAINED_FILE,
     TEACHERS_FOLDER,
+    BASE_FILE,
     TRACKERS_FOLDER,
 )
 LOCK_FILE = ".lock"

@@ -10,6 +10,7 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.device import PRECISIONS, describe_device, reset_peak_memory
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.shapes import n_adapter_parameters, n_parameters
 from tiny_gpt.planning.types import BackendChoice, Candidate, Plan
 from tiny_gpt.run.events import Prepared
 from tiny_gpt.run.trainer import Trainer
@@ -66,6 +67,9 @@ def prepared_event(
     notes = [*choice.notes, *dataset.notes]
     if config.train.start_from and state.step == 0:
         notes.insert(0, f"starting from {config.train.start_from}: its weights, its shape, its tokenizer")
+    if rank := config.train.lora_rank:
+        n_adapters = n_adapter_parameters(config.model, rank)
+        notes.insert(0, f"LoRA: {n_adapters:,} weights of adapters of rank {rank} are trained; the model's own stay")
     if dataset.n_characters < SHORT_TEXT:
         notes.insert(
             0,
@@ -89,7 +93,7 @@ def prepared_event(
         train_tokens=len(dataset.train),
         val_tokens=len(dataset.val),
         val_tokens_scored=trainer.evaluator.val_windows.n_tokens,
-        n_parameters=state.model.n_parameters,
+        n_parameters=n_parameters(config.model, dataset.tokenizer.vocab_size),
         tokens_per_step=trainer.tokens_per_step,
         earlier_run=earlier_run,
         steps_done=state.step,

@@ -22,6 +22,7 @@ from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.planning.measurement import compilation_notices
 from tiny_gpt.planning.types import BackendChoice, Plan
+from tiny_gpt.run.adapters import take_base
 from tiny_gpt.run.checkpoint import read_state
 from tiny_gpt.run.checkpoint_store import DamagedError
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
@@ -69,7 +70,9 @@ def resume_run(requested: RunConfig, request: RunRequest) -> Generator[Preparati
 
     model = build_model(config, vocab_size, device)
     machine = machine_fingerprint(device)
-    description = RunDescription(config, requested, dataset.identity, machine)
+    description = RunDescription(config, requested, dataset.identity, machine, saved.description.initial)
+    if config.train.lora_rank:
+        take_base(model, out_dir, description)
     trainer = Trainer(TrainState(model, config.train, request, device), dataset, config, description, out_dir, other)
     notes = [*saved.notes, *change_notes, *data_notes, *backend_notes, *saved.machine_notes(machine)]
     if reason := restart_reason():

@@ -25,7 +25,10 @@ class SavedRun:
     """What was wrong with newer checkpoints, a line each."""
 
     def check_model(self, config: ModelConfig, vocab_size: int) -> None:
-        """Raise BadInputError unless the saved weights are those of this model."""
+        """Raise BadInputError unless the saved weights are those of this model. Adapters are checked when they are
+        read."""
+        if self.description.config.train.uses_lora:
+            return
         try:
             check_model(self.checkpoint, config, vocab_size)
         except DamagedError as damage:
@@ -140,7 +143,7 @@ def _changed_settings(before: RunConfig, used: RunConfig, requested: RunConfig) 
 
 
 def _require_same_model(used: RunConfig, old: dict[str, Any], changes: dict[str, Any]) -> None:
-    fixed = [*(setting.name for setting in fields(ModelConfig)), "optimizer"]
+    fixed = [*(setting.name for setting in fields(ModelConfig)), "optimizer", "lora"]
     if used.train.start_from:
         fixed += ["tokenizer", "vocab_size"]
     differences = [f"{flag(name)} was {old[name]}, is now {changes[name]}" for name in fixed if name in changes]

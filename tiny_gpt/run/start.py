@@ -1,11 +1,13 @@
 """Prepare a new run: read the text, choose every setting that the user left open, build the model."""
 
+import time
 from collections.abc import Generator
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
-from tiny_gpt.config import CONFIG_FILE, NO_FIRST, PLAN_FILE, RunConfig, flag
+from tiny_gpt.config import BASE_FILE, CONFIG_FILE, NO_FIRST, PLAN_FILE, RunConfig, flag
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.overlap import overlap_of_tokens
 from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare
@@ -15,17 +17,22 @@ from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.evaluation import LONGEST_BLOCK
 from tiny_gpt.files import user_path
+from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.lora import add_adapters
 from tiny_gpt.model.shapes import n_parameters
-from tiny_gpt.model_io.model_file import LoadedModel
+from tiny_gpt.model_io.model_file import LoadedModel, save_loaded
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import backend_candidates, choose_backend
 from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import compilation_notices, measure_machine_and_text
-from tiny_gpt.planning.memory import estimate_memory_bytes, require_memory_for_smallest
+from tiny_gpt.planning.memory import estimate_memory_bytes, require_memory_for_smallest, with_rank
 from tiny_gpt.planning.planner import Planner, unasked_changes
 from tiny_gpt.planning.types import BackendChoice, Plan
+from tiny_gpt.run.adapters import BASE_SHA256, weights_sha256
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
+from tiny_gpt.run.events import REFERENCE_TEXT
+from tiny_gpt.run.forgetting import measure_known
 from tiny_gpt.run.group_plan import plan_for_group
 from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
@@ -33,7 +40,7 @@ from tiny_gpt.run.sharing import share_batches
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.tokenizer.base import Tokenizer
-from tiny_gpt.training.budget import RunRequest, resolve_steps
+from tiny_gpt.training.budget import RunRequest, requested_seconds, resolve_steps
 from tiny_gpt.training.stages import FIRST_SHARE
 
 # Other text is not validated on: as little as possible is held out.
@@ -65,7 +72,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
         planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
     if planner:
         planner = yield from plan_for_group(shaped, planner, device)
-    planned = planner.plan(shaped)[0] if planner else shaped
+    planned = planner.plan(shaped)[0] if planner else with_rank(shaped, vocab_size, device)
     other = yield from _other_text(planned, dataset, is_chosen=planned.data.first != shaped.data.first)
     if other:
         dataset.identity["first_store"] = other.identity["store"]
@@ -86,18 +93,39 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     plan = expected_plan(config, planner, choice) if planner else None
 
     model = build_model(config, vocab_size, device)
-    if initial:
-        model.load_state_dict(initial.model.state_dict())
+    about = (yield from _take_initial_model(model, initial, dataset, config, request)) if initial else {}
+    base = initial if config.train.lora_rank else None
     del initial  # frees its memory before the optimizer allocates the moments
-    description = RunDescription(config, requested, dataset.identity, machine_fingerprint(device))
+    description = RunDescription(config, requested, dataset.identity, machine_fingerprint(device), about)
     out_dir = user_path(requested.train.out_dir)
     state = TrainState(model, config.train, request, device)
     trainer = Trainer(state, dataset, config, description, out_dir, other.train if other else None)
     earlier_run = archive_earlier_run(out_dir)
     write_json_atomically(out_dir / CONFIG_FILE, config.to_flat())
+    if base:
+        save_loaded(out_dir / BASE_FILE, base)
     if plan:
         write_json_atomically(out_dir / PLAN_FILE, plan.to_dict())
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan, earlier_run))
+
+
+def _take_initial_model(
+    model: GPT, initial: LoadedModel, dataset: Dataset, config: RunConfig, request: RunRequest
+) -> Generator[Notice, None, dict[str, Any]]:
+    """Give `model` the weights of --start-from's, and adapters with --lora. Returns `RunDescription.initial`."""
+    model.load_state_dict(initial.model.state_dict())
+    about: dict[str, Any] = {}
+    run_s = requested_seconds(config.train, request.at, time.time())
+    if known := measure_known(model, dataset.tokenizer, dataset.sources, run_s):
+        yield Notice(
+            f"the model has {known.bits_per_byte:.2f} bits per byte on {REFERENCE_TEXT}; the end will say how much of "
+            "that it has forgotten"
+        )
+        about |= known.to_initial()
+    if rank := config.train.lora_rank:
+        about[BASE_SHA256] = weights_sha256(initial.model.cpu())  # which frees a GPU of it
+        add_adapters(model, rank)
+    return about
 
 
 def _other_text(config: RunConfig, own: Dataset, is_chosen: bool) -> Preparation[Dataset | None]:
@@ -143,8 +171,12 @@ def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
 
     A model with rotary positions may be trained with any block that is no longer than its own.
 
-    Raises UsageError naming the settings that the user changed: those with neither the model's value nor a recipe's.
+    Raises UsageError naming the settings that the user changed: those with neither the model's value nor a recipe's;
+    and for --lora on several devices.
     """
+    if requested.train.uses_lora and not current_ranks().is_alone:
+        message = f"--lora {requested.train.lora} trains on one device, and this run was started on several"
+        raise UsageError(message, code="lora-on-several-devices")
     tokenizer = initial.tokenizer.to_dict()["type"]
     config, is_open = initial.model.config, False
     if config.traits.positions == "rotary":
@@ -179,12 +211,13 @@ def _block_size(requested: RunConfig, longest: int) -> int:
 
 
 def require_memory_for_training(config: RunConfig, vocab_size: int, device: torch.device) -> None:
-    """Raise OutOfResourcesError where training all weights of --start-from's model does not fit into memory."""
+    """Raise OutOfResourcesError where training --start-from's model as `config` says does not fit into memory."""
     require_memory(
         estimate_memory_bytes(config, vocab_size, device),
         f"training {config.train.start_from}, {n_parameters(config.model, vocab_size):,} parameters,",
         device,
-        "close other programs, give a smaller --block-size or more --grad-accum-steps, or start from a smaller model",
+        "close other programs, give a smaller --block-size, more --grad-accum-steps or --lora auto, or start from a "
+        "smaller model",
     )
 
 

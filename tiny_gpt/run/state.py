@@ -9,6 +9,8 @@ from tiny_gpt.config import TrainConfig
 from tiny_gpt.device import release_memory, synchronize
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.lora import is_adapted
+from tiny_gpt.run.adapters import merged
 from tiny_gpt.run.checkpoint import StateTensors, load_tensors, optimizer_tensors, read_history, read_state
 from tiny_gpt.run.checkpoint_store import Checkpoint, DamagedError
 from tiny_gpt.run.clock import RunClock
@@ -19,6 +21,7 @@ from tiny_gpt.training.budget import RunRequest, StepBudget, TrainingBudget
 from tiny_gpt.training.cuda_graph import make_cuda_graph_update
 from tiny_gpt.training.guard import GUARD_INTERVAL, Guard
 from tiny_gpt.training.micro_batches import micro_batch_size
+from tiny_gpt.training.optimizer import trained_weights
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling
 from tiny_gpt.training.sharing import empty_model, own_part
 from tiny_gpt.training.timed_budget import TimedBudget, TimedBudgetState, resume_timed_budget, start_timed_budget
@@ -200,15 +203,17 @@ class TrainState:
         return torch.device("cpu") if self.sharded else self.model.device
 
     def tensors(self) -> StateTensors:
-        """Weights and moments, whole."""
+        """Trained weights and moments, whole."""
         if self.sharded is None:
-            weights = dict(self.model.named_parameters())
-            return StateTensors(self.model.state_dict(), optimizer_tensors(weights, self.optimizer))
+            weights = trained_weights(self.model)
+            return StateTensors(weights, optimizer_tensors(weights, self.optimizer))
         self.leader.share_state(self.model, self.optimizer, self.guard)
         return StateTensors(self.sharded.weights, self.sharded.moments, self.leader.gather)
 
     def whole_model(self) -> GPT:
-        """The model in training, or where it is sharded, a copy of all of it on the CPU."""
+        """The model in training; where it is sharded or has adapters, a copy on the CPU, whole or merged, to save."""
+        if is_adapted(self.model):
+            return merged(self.model)
         tensors = self.tensors()
         if tensors.read is None:
             return self.model

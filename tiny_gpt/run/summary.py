@@ -52,6 +52,9 @@ class RunSummary:
     best_val_loss: float | None
     """Nats per token."""
     best_val_bits_per_byte: float | None
+    known_before: float | None
+    known_after: float | None
+    """Bits per byte of a reference text, of the model that the run started from and of its best one: what it forgot."""
     elapsed_s: float | None
     """Seconds of training, over all its restarts."""
     disk_bytes: int
@@ -92,6 +95,8 @@ def summarize_run(folder: Path) -> RunSummary:
         best_step=_first_int(results.get("best_step"), best.get("step")),
         best_val_loss=_first_number(results.get("best_val_loss"), best.get("val_loss")),
         best_val_bits_per_byte=_first_number(results.get("best_val_bits_per_byte"), best.get("val_bits_per_byte")),
+        known_before=_first_number(results.get("known_before")),
+        known_after=_first_number(results.get("known_after")),
         elapsed_s=_first_number(results.get("elapsed_s"), last.get("elapsed_s")),
         disk_bytes=sum(size for _, size in files_below(folder)),
     )

@@ -35,6 +35,7 @@ from tiny_gpt.run.events import (
     Warned,
 )
 from tiny_gpt.run.final_score import SAMPLE_S, finished
+from tiny_gpt.run.forgetting import Known
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.stages import StageRunner
@@ -82,6 +83,7 @@ class Trainer:
         self.stages = StageRunner(state, config, dataset, other, out_dir)
         self.divergence = Divergence(state, config.train, self.checkpoints, self.model_files)
         self.tokens_per_step = self.evaluator.tokens_per_step
+        self.known = Known.of(description.initial)
 
     def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
         """Continue from `checkpoint` exactly, or with `extends` with a new budget. Raises DamagedError."""
@@ -139,7 +141,7 @@ class Trainer:
         yield from self._report(self.model_files.save_pending(force=True))
         yield from self._report(self.checkpoints.save())
         yield from self._report(self.model_files.save_final())
-        yield finished(state, self.evaluator, self.model_files, monitor)
+        yield finished(state, self.evaluator, self.model_files, monitor, self.known)
 
     # --- stages ---
 
@@ -296,7 +298,8 @@ class Trainer:
         """Seconds that a timed run needs after its last step: to evaluate, save, score the best model and sample."""
         if not self.config.train.is_timed:
             return 0.0
-        return self.evaluator.final_s() + 2 * self.checkpoints.write_s + SAMPLE_S
+        known_s = self.known.seconds if self.known else 0.0
+        return self.evaluator.final_s() + 2 * self.checkpoints.write_s + SAMPLE_S + known_s
 
     def _roll_back(self, trouble: str) -> Iterator[Event]:
         """Return to a healthy checkpoint. Raises DivergedError where that has not helped before."""

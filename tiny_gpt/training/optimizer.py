@@ -16,6 +16,7 @@ from torch import nn
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.shapes import n_stacked_matrices
 from tiny_gpt.training.muon import Muon
 from tiny_gpt.training.uncompiled import UncompiledOptimizer
 
@@ -59,14 +60,12 @@ def _make_muon(model: GPT, config: TrainConfig, ranks: Ranks, shards: "Shards | 
     return Muon(matrices, adamw, config.learning_rate, config.weight_decay, dtype, ranks, config.exact, shards)
 
 
-def trained_weights(model: GPT, shards: "Shards | None") -> dict[str, nn.Parameter]:
-    """What an optimizer changes, by name: the weights of `model`, or the rows of them that this rank has."""
-    return shards.parameters if shards else dict(model.named_parameters())
-
-
-def n_stacked_matrices(name: str) -> int:
-    """How many matrices the parameter of this name holds, on top of one another: 3 for queries, keys and values."""
-    return 3 if name.endswith("qkv.weight") else 1
+def trained_weights(model: nn.Module, shards: "Shards | None" = None) -> dict[str, nn.Parameter]:
+    """What an optimizer changes, by name: the weights of `model` that are not frozen, or the rows of them that this
+    rank has."""
+    if shards:
+        return shards.parameters
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

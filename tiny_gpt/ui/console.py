@@ -252,6 +252,8 @@ class Console:
         if self._is_brief and is_timed:
             loss = ""
         self._print_row("best model", f"{at}, {loss}{event.best_val_bits_per_byte:.3f} bits per byte")
+        if event.forgetting:
+            self._print_row("forgotten", event.forgetting)
         took = f"{format_duration(event.elapsed_s)} for {event.last_step:,} steps"
         details = (
             f"{event.eval_share:.0%} of it evaluating, {event.save_share:.1%} saving; peak memory "

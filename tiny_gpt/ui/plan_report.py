@@ -25,6 +25,8 @@ COMPARED_BUDGETS = ("5m", "1h", "6h", "24h")
 ALTERNATIVES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architecture": ("gpt2",)}
 # What bits per byte mean, for texts in English. Guessing one of 256 bytes takes 8.
 SCALE = "8 is guessing, about 2 is words and broken sentences, below 1.3 is fluent"
+# English has 3.5 to 4.5 bytes in a token of a large vocabulary; a text with fewer than this is cut into letters.
+FEW_BYTES_PER_TOKEN = 2.0
 # Together at most 80 columns.
 LABEL_WIDTH, COLUMN_WIDTH = 28, 13
 
@@ -38,8 +40,9 @@ def describe_model(model: ModelConfig, n_parameters: str) -> str:
 
 def describe_training(model: ModelConfig, train: TrainConfig) -> str:
     """muon, 8 blocks per step, learning rate 0.0025, dropout 0.1, weight decay 0.3, token noise 0"""
+    optimizer = f"LoRA of rank {train.lora_rank}, {train.optimizer}" if train.lora_rank else train.optimizer
     return (
-        f"{train.optimizer}, {train.batch_size} blocks per step, learning rate {train.learning_rate:g}, dropout "
+        f"{optimizer}, {train.batch_size} blocks per step, learning rate {train.learning_rate:g}, dropout "
         f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}"
     )
 
@@ -93,6 +96,11 @@ def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
     yield row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters", width)
     tokenizer = dataset.tokenizer.to_dict()["type"]
     yield row("tokens", f"{tokenizer}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} training tokens", width)
+    if planned.new and tokenizer == "bpe" and text.train_bytes < FEW_BYTES_PER_TOKEN * text.train_tokens:
+        per_token = f"only {text.train_bytes / text.train_tokens:.1f} bytes in a token"
+        yield row(
+            "", f"{per_token}: the model's tokenizer was not made for such text, so a new model may be better", width
+        )
     yield row("model", describe_model(model, _count(plan.n_parameters)), width)
     until = f"{format_duration(plan.seconds)}, until {clock_time_in(plan.seconds)} if started now"
     yield row("training", f"{describe_training(model, train)}; {until}", width)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tiny_gpt.errors import RestartRequestedError, TinyGPTError
@@ -75,8 +75,9 @@ def _facts_of(event: Prepared) -> dict[str, object]:
 def _results_of(event: Finished) -> dict[str, object]:
     names = ["best_step", "best_val_loss", "best_val_bits_per_byte", "scored_tokens", "last_step", "elapsed_s"]
     names += ["eval_share", "save_share", "peak_memory_bytes", "incidents"]
-    values = asdict(event)
-    return {name: values[name] for name in names}
+    if event.forgetting:
+        names += ["known_before", "known_after"]
+    return {name: getattr(event, name) for name in names}
 
 
 def _finite(seconds: float | None) -> float | None:

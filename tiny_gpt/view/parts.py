@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tiny_gpt.duration import format_duration
+from tiny_gpt.run.events import describe_forgetting
 from tiny_gpt.view.axes import clock_label, count_label
 from tiny_gpt.view.run_charts import LOSS_FRAMES, available_axes, labeled, loss_chart, reference_lines
 from tiny_gpt.view.run_files import RunEvent, Sample
@@ -195,7 +196,7 @@ def plan_part(view: RunView) -> Markup:
     """What was planned beside what came."""
     plan = view.plan
     if plan is None:
-        return render("plan", rows=[], preparing=view.state == "preparing")
+        return render("plan", rows=[], preparing=view.state == "preparing", forgetting=_forgetting(view))
     tokens, peak = view.step * view.tokens_per_step, view.fact("peak_memory_bytes")
     memory = view.metrics.column("memory_bytes")
     if not peak and np.isfinite(memory).any():
@@ -222,7 +223,12 @@ def plan_part(view: RunView) -> Markup:
             comment += (
                 f" At the end, the best model was scored over {view.fact('scored_tokens'):,.0f} validation tokens."
             )
-    return render("plan", rows=rows, over=view.is_over, comment=comment)
+    return render("plan", rows=rows, over=view.is_over, comment=comment, forgetting=_forgetting(view))
+
+
+def _forgetting(view: RunView) -> str:
+    words = describe_forgetting(view.fact("known_before"), view.fact("known_after"))
+    return f"What it knew before: the best model is {words}." if words else ""
 
 
 def copied_part(view: RunView, reason: str) -> Markup:
