@@ -46,7 +46,11 @@ def test_checkpoints_hold_the_adapters_alone_and_begin_as_the_model(lora, initia
     assert prepared.n_parameters == sum(weight.numel() for weight in weights_of(initial).values())
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(precision="bf16", recompute=True)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [dict(), pytest.param(dict(precision="bf16", recompute=True), marks=pytest.mark.slow)],
+    ids=["fp32", "bf16"],
+)
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(lora, tmp_path, initial, changes):
     lora = with_train(lora, **changes)
     weights, rows, finished, _ = finish(with_train(lora, out_dir=str(tmp_path / "reference")))

@@ -91,8 +91,9 @@ def merged_weights(model: GPT) -> dict[str, torch.Tensor]:
         if kind in (A_NAME, B_NAME):
             continue
         module = model.get_submodule(module_name)
-        is_changed = isinstance(module, AdaptedLinear) and kind == "weight"
-        weights[name] = (module.merged_weight() if is_changed else weight.float()).cpu()
+        if isinstance(module, AdaptedLinear) and kind == "weight":
+            weight = module.merged_weight()
+        weights[name] = weight.float().cpu()
     return weights
 
 
