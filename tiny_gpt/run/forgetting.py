@@ -17,7 +17,7 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.tokenizer.base import Tokenizer
 
 # The most of it that is encoded, and scored; in short blocks, so that a slow machine scores several too.
-MAX_CHARACTERS, MAX_SCORED_TOKENS, SCORED_BLOCK = 100_000, 8_192, 256
+MAX_REFERENCE_CHARACTERS, MAX_REFERENCE_TOKENS, SCORED_BLOCK = 100_000, 8_192, 256
 # A model with a higher loss does not know English prose: guessing words by their letters alone gives about 2.5.
 MAX_KNOWN_BITS = 2.5
 # Each of both times may take this share of a timed run, within limits.
@@ -56,7 +56,7 @@ def measure_known(model: GPT, tokenizer: Tokenizer, sources: Sequence[str], run_
 
     None where it does not know it, is about to learn it, or this Python has no manual.
     """
-    text = read_manual(MAX_CHARACTERS)
+    text = read_manual(MAX_REFERENCE_CHARACTERS)
     if not text or any(name in {NAME, PACKAGE_DOCS} for source in sources for name in source.split("|")):
         return None
     block_size = min(SCORED_BLOCK, model.config.block_size)
@@ -65,14 +65,14 @@ def measure_known(model: GPT, tokenizer: Tokenizer, sources: Sequence[str], run_
         return None
     token_s = (time.perf_counter() - start) / (2 * block_size)
     limit_s = min(MOST_S, max(LEAST_S, TIME_SHARE * (run_s or 0.0)))
-    n_tokens = int(min(MAX_SCORED_TOKENS, max(2 * block_size, limit_s / token_s)))
+    n_tokens = int(min(MAX_REFERENCE_TOKENS, max(2 * block_size, limit_s / token_s)))
     bits = _score(model, tokenizer, text, n_tokens)
     return Known(bits, n_tokens, _sha256(text), n_tokens * token_s)
 
 
 def measure_again(known: Known, model: GPT, tokenizer: Tokenizer) -> float | None:
     """Bits per byte of `model`, which was trained further, on the same windows; None where the text is another now."""
-    text = read_manual(MAX_CHARACTERS)
+    text = read_manual(MAX_REFERENCE_CHARACTERS)
     return _score(model, tokenizer, text, known.n_tokens) if _sha256(text) == known.text_sha256 else None
 
 
