@@ -3,39 +3,78 @@
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
 import sys
 import tempfile
+from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from tests.faults.child import preload
 from tests.faults.groups import GROUPS
 from tests.faults.trial import Outcome, run_group
 from tests.faults.world import World
 
+# A group's trials are dealt into so many parts, which run side by side.
+N_PARTS = 8
+
+
+class Part(NamedTuple):
+    """Of a group: every `of`-th trial from the `number`-th on."""
+
+    group: str
+    number: int = 0
+    of: int = 1
+
 
 def main() -> int:
     options = parse()
-    outcomes = []
+    names = [name for name in options.only or GROUPS if not options.short or GROUPS[name].n_short]
+    is_whole = options.short or options.trial is not None
+    parts = (
+        [Part(name) for name in names]
+        if is_whole
+        else [Part(name, i, N_PARTS) for name in names for i in range(N_PARTS)]
+    )
+    outcomes, missing = (
+        {name: Outcome(name, GROUPS[name].holds) for name in names},
+        Counter(part.group for part in parts),
+    )
     # In memory if possible: fsync is free there, and a kill loses nothing that was written.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="faults-", dir=memory, ignore_cleanup_errors=True) as folder:
-        world = World(Path(folder))
-        for name in options.only or GROUPS:
-            if options.short and not GROUPS[name].n_short:
-                continue
-            numbers = None if options.trial is None else options.trial
-            outcome = run_group(world, name, GROUPS[name], options.seed, numbers, options.short)
-            outcomes.append(outcome)
-            for failure in outcome.failures:
-                print(f"{failure}\n", flush=True)
-            print(row(outcome), file=sys.stderr, flush=True)
-    print(table(outcomes))
+        preload()
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(options.jobs, make_world, (folder,)) as pool:
+            for outcome in pool.imap_unordered(partial(run_part, options), parts):
+                for failure in outcome.failures:
+                    print(f"{failure}\n", flush=True)
+                outcomes[outcome.name].add(outcome)
+                missing[outcome.name] -= 1
+                if not missing[outcome.name]:
+                    print(row(outcomes[outcome.name]), file=sys.stderr, flush=True)
+    print(table([*outcomes.values()]))
     if options.json:
-        Path(options.json).write_text(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=1))
-    return int(any(outcome.failures for outcome in outcomes))
+        Path(options.json).write_text(json.dumps([dataclasses.asdict(each) for each in outcomes.values()], indent=1))
+    return int(any(outcome.failures for outcome in outcomes.values()))
+
+
+world: World
+"""Of this process of the pool; its trials share it."""
+
+
+def make_world(folder: str) -> None:
+    global world
+    world = World(Path(tempfile.mkdtemp(dir=folder)))
+
+
+def run_part(options: argparse.Namespace, part: Part) -> Outcome:
+    return run_group(world, part.group, GROUPS[part.group], options.seed, options.trial, options.short, part[1:])
 
 
 def parse() -> argparse.Namespace:
@@ -44,8 +83,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="all that the trials draw comes from it")
     parser.add_argument("--only", nargs="+", choices=[*GROUPS], metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--trial", nargs="+", type=int, metavar="NUMBER", help="only these of the group")
+    parser.add_argument("--jobs", type=int, help="processes side by side (default: one per core; with --short one)")
     parser.add_argument("--json", metavar="FILE", help="the outcomes for a program")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.jobs = options.jobs or (1 if options.short else os.cpu_count() or 1)
+    return options
 
 
 def table(outcomes: list[Outcome]) -> str:

@@ -1,6 +1,7 @@
 """A training in a forked process that can be killed. Forking avoids importing torch again, which takes seconds."""
 
 import faulthandler
+import importlib
 import mmap
 import os
 import signal
@@ -15,9 +16,11 @@ from typing import NoReturn
 
 from tiny_gpt.cli import main as cli
 from tiny_gpt.cli import session as train_command
+from tiny_gpt.cli.overrides import parse_run, recipe_config
+from tiny_gpt.cli.train import TrainCommand
 from tiny_gpt.run import clock, trainer
 from tiny_gpt.ui import samples
-from tiny_gpt.view import report  # noqa: F401 - imported by every child otherwise, at its end
+from tiny_gpt.view.parts import templates
 
 TIMEOUT_S = 60.0
 BROKEN_STDOUT_CODE = 120
@@ -143,6 +146,14 @@ class Child:
             return result
 
         trainer.train_step = counted  # type: ignore[assignment]
+
+
+def preload() -> None:
+    """Load what every child would load by itself: modules, the parser of settings, the templates of the report."""
+    parse_run(TrainCommand, "tiny-gpt train", [], recipe_config("overnight", []))
+    importlib.import_module("tiny_gpt.view.report")
+    for name in templates().list_templates():
+        templates().get_template(name)
 
 
 def before_steps(act: Callable[[int], object]) -> None:

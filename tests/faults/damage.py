@@ -211,7 +211,7 @@ ODDITIES: dict[str, Callable[[Path], None]] = {
 NOTICED = "noticed, and the checkpoint before it taken"
 GROUPS = {
     "byte-flips": Group(
-        "detected or harmless; reported; result equal to the reference run's", byte_flip, times(1000), 3
+        "detected or harmless; reported; result equal to the reference run's", byte_flip, times(400), 3
     ),
     "every-byte-flips": Group(NOTICED, every_byte_flip, lambda _: FILES, len(FILES)),
     "cut-at-every-length": Group(NOTICED, truncate_everywhere, lambda _: FILES, len(FILES)),

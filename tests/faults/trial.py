@@ -60,6 +60,14 @@ class Outcome:
     """What all trials did."""
     seconds: float = 0.0
 
+    def add(self, part: "Outcome") -> None:
+        """Count the trials of another part of the group too."""
+        self.n_trials += part.n_trials
+        self.n_failed += part.n_failed
+        self.failures += part.failures
+        self.notes += part.notes
+        self.seconds += part.seconds
+
 
 def times(n: int) -> Callable[[World], Sequence[int]]:
     """`cases` of a group whose trials differ only in their random numbers."""
@@ -67,9 +75,15 @@ def times(n: int) -> Callable[[World], Sequence[int]]:
 
 
 def run_group(
-    world: World, name: str, group: Group, seed: int, numbers: Sequence[int] | None = None, is_short: bool = False
+    world: World,
+    name: str,
+    group: Group,
+    seed: int,
+    numbers: Sequence[int] | None = None,
+    is_short: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> Outcome:
-    """Run all trials of a group, or those numbered in `numbers`."""
+    """Run all trials of a group, or those numbered in `numbers`, or with `part` (i, n) every n-th from the i-th on."""
     outcome = Outcome(name, group.holds)
     start = time.monotonic()
     cases = group.cases(world)
@@ -77,7 +91,8 @@ def run_group(
         numbers = range(len(cases))
         if is_short:
             numbers = sorted(random.Random(f"{seed} {name}").sample(numbers, min(group.n_short, len(cases))))
-    for number in numbers:
+    first, every = part
+    for number in numbers[first::every]:
         rng = random.Random(f"{seed} {name} {number}")
         trial = Trial(world, cases[number], rng, world.folder / "trial", is_short)
         shutil.rmtree(trial.folder, ignore_errors=True)
