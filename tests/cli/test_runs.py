@@ -112,8 +112,11 @@ def test_new_starts_beside_an_unfinished_run(tiny_gpt, stopped):
 def test_resume_finds_the_run(tiny_gpt, stopped, name):
     code, shown = tiny_gpt("resume", *name)
     assert code == 0 and "after step 4 of 12" in shown and not unfinished(stopped)
+    abandoned = stopped / ".report.html.123.part"  # by a process that was killed
+    abandoned.touch()
     code, shown = tiny_gpt("resume", "text")
     assert code == 2 and "runs/text is finished; to train it further, give more time" in shown
+    assert not abandoned.exists()
     code, shown = tiny_gpt("resume", "text", "--epochs", 3)
     assert code == 0 and load_model(stopped / FINAL_FILE, CPU).progress.step == 18
 

@@ -24,7 +24,7 @@ from tiny_gpt.config import RecipeName, ReportingConfig, RunConfig, load_config
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.errors import UsageError
-from tiny_gpt.files import user_path
+from tiny_gpt.files import remove_partial_files, user_path
 from tiny_gpt.host.torchrun import is_follower
 from tiny_gpt.run.folders import config_of, find_run, folder_for, unfinished
 
@@ -120,6 +120,7 @@ def resume(args: Sequence[str]) -> int:
     config = run_settings(command)
     extends = given_budget(args) is not None and config.train.is_timed
     if not extends and not unfinished(folder, config.train.total_steps):
+        remove_partial_files(folder)  # of a training that was killed while it wrote its report
         raise UsageError(
             f"{folder} is finished; to train it further, give more time (--for 1h), or a larger total (--epochs or "
             "--steps)",
