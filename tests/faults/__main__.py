@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 import tempfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from tests.faults.groups import GROUPS
 from tests.faults.trial import Outcome, run_group
 from tests.faults.world import World
 
-# A group's trials are dealt into so many parts, which run side by side.
+# Of the long form of a group; they run side by side.
 N_PARTS = 8
 
 
@@ -28,23 +27,17 @@ class Part(NamedTuple):
     """Of a group: every `of`-th trial from the `number`-th on."""
 
     group: str
-    number: int = 0
-    of: int = 1
+    number: int
+    of: int
 
 
 def main() -> int:
     options = parse()
     names = [name for name in options.only or GROUPS if not options.short or GROUPS[name].n_short]
-    is_whole = options.short or options.trial is not None
-    parts = (
-        [Part(name) for name in names]
-        if is_whole
-        else [Part(name, i, N_PARTS) for name in names for i in range(N_PARTS)]
-    )
-    outcomes, missing = (
-        {name: Outcome(name, GROUPS[name].holds) for name in names},
-        Counter(part.group for part in parts),
-    )
+    n_parts = 1 if options.short or options.trial is not None else N_PARTS
+    parts = [Part(name, i, n_parts) for name in names for i in range(n_parts)]
+    outcomes = {name: Outcome(name, GROUPS[name].holds) for name in names}
+    missing = dict.fromkeys(names, n_parts)
     # In memory if possible: fsync is free there, and a kill loses nothing that was written.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="faults-", dir=memory, ignore_cleanup_errors=True) as folder:
