@@ -19,7 +19,7 @@ from tiny_gpt.planning import further_training
 from tiny_gpt.planning.further_training import known_model_helps
 from tiny_gpt.planning.heuristics import FINE_TUNING_RATE, LORA_RATE
 from tiny_gpt.planning.memory import estimate_memory_bytes, with_rank
-from tiny_gpt.planning.planner import MAX_FINE_TUNING_EPOCHS, Planner
+from tiny_gpt.planning.planner import MAX_FINE_TUNING_EPOCHS, Planner, unasked_changes
 from tiny_gpt.planning.scaling_law import forecast_further
 from tiny_gpt.planning.throughput import StepTimeModel, step_flops
 from tiny_gpt.planning.types import Candidate
@@ -87,6 +87,8 @@ def test_adapters_are_trained_where_memory_does_not_suffice_for_all_weights(monk
         chosen, plan = timed("1h")
         if plan.memory_bytes <= available:
             plans.append((int(chosen.train.lora), chosen.train.learning_rate))
+            told = "".join(unasked_changes(AUTO, chosen))
+            assert ("--lora" in told) == chosen.train.uses_lora
     ranks, rates = zip(*plans, strict=True)
     first = ranks.index(32)
     assert set(ranks[:first]) == {0} and list(ranks[first:]) == sorted(ranks[first:], reverse=True)

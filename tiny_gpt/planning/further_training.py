@@ -24,7 +24,7 @@ from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.planning.heuristics import tokens_per_step, with_batch
-from tiny_gpt.planning.memory import estimate_memory_bytes
+from tiny_gpt.planning.memory import LORA_RANKS, estimate_memory_bytes, may_use_lora
 from tiny_gpt.planning.planner import MIN_ENGLISH_SHARE, Planner
 from tiny_gpt.planning.throughput import StepTimeModel, step_flops
 from tiny_gpt.planning.types import TextStats
@@ -54,7 +54,10 @@ def known_model_helps(config: RunConfig, planner: Planner) -> bool:
     config = replace(config, model=KNOWN_SHAPE, train=replace(train, batch_size=4, optimizer="adamw"))
     token_s = planner.step_time.with_vocab_size(KNOWN_VOCAB_SIZE)(config) / tokens_per_step(config)
     n_epochs = seconds / token_s / (text.train_bytes / KNOWN_TOKEN_BYTES)
-    needed = estimate_memory_bytes(config, KNOWN_VOCAB_SIZE, planner.device)
+    least = replace(config, train=replace(config.train, grad_accum_steps=4, start_from=KNOWN_MODEL))
+    if may_use_lora(least):
+        least = replace(least, train=replace(least.train, lora=str(LORA_RANKS[-1])))
+    needed = estimate_memory_bytes(least, KNOWN_VOCAB_SIZE, planner.device)
     return n_epochs >= MIN_KNOWN_EPOCHS and needed <= available_memory_bytes(planner.device)
 
 
