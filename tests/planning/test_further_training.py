@@ -87,8 +87,8 @@ def test_adapters_are_trained_where_memory_does_not_suffice_for_all_weights(monk
         chosen, plan = timed("1h")
         if plan.memory_bytes <= available:
             plans.append((int(chosen.train.lora), chosen.train.learning_rate))
-            told = "".join(unasked_changes(AUTO, chosen))
-            assert ("--lora" in told) == chosen.train.uses_lora
+            note = "".join(unasked_changes(AUTO, chosen))
+            assert ("--lora" in note) == chosen.train.uses_lora
     ranks, rates = zip(*plans, strict=True)
     first = ranks.index(32)
     assert set(ranks[:first]) == {0} and list(ranks[first:]) == sorted(ranks[first:], reverse=True)
