@@ -1,8 +1,9 @@
-"""Backends: four ways to compute a model's loss, with the same result. Which is the fastest depends on the machine.
+"""Backends: four ways to compute a model's loss, with the same result up to rounding and to which elements
+dropout draws. Which is the fastest depends on the machine.
 
 - `eager` calls GPT.forward and lets autograd differentiate it: the definition, on every device.
 - `fused` is tiny_gpt's own code for CPUs, kernels/training: hand-written forward and backward passes.
-- `compiled` is torch.compile of the eager loss, for one device and one shape at a time.
+- `compiled` is torch.compile of the eager loss, for one device, compiled anew for each shape, up to eight.
 - `cuda_graph` computes like `eager`; training/cuda_graph.py records the whole update as a CUDA graph.
 
 planning/autotune.py measures them. To add one, write its functions and add a row to BACKENDS.
@@ -18,13 +19,11 @@ from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.soft_targets import SoftTargets, soft_cross_entropy
 
 LossFunction = Callable[[GPT, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
 SoftLossFunction = Callable[[GPT, torch.Tensor, SoftTargets], torch.Tensor]
 
 
 class Backend(NamedTuple):
-    """All functions take (model, ids (B, T), targets)."""
+    """All functions take (model, ids (B, T), targets (B, T)), `soft_loss` SoftTargets instead of targets."""
 
     loss: LossFunction
     """Mean cross-entropy in nats, a scalar that `backward` can be called on."""

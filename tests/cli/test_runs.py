@@ -177,7 +177,7 @@ def test_a_restart_resumes_the_same_run(tiny_gpt, stopped, monkeypatch, words, n
     started = []
     monkeypatch.setattr(watchdog, "watch", lambda first, again, *_, **__: started.append((first, again)) or 0)
     assert tiny_gpt("resume", *words, "--epochs", 3)[0] == 0
-    expected = [sys.executable, "-m", "tiny_gpt", "resume", *words, "--epochs", "3", *named]
+    expected = [sys.executable, "-m", "tiny_gpt", "resume", *named, *words, "--epochs", "3"]
     assert started == [(expected, expected)]
 
 

@@ -86,6 +86,14 @@ def test_a_rollback_sets_later_checkpoints_aside(manager):
     assert manager.save().step == 1, "it continues differently from here"
 
 
+def test_a_second_rollback_remembers_the_batches_left_out_by_the_first(manager):
+    for step in (1, 2, 3):
+        save(manager, step)
+    manager.roll_back(manager.store.verified(2))  # batch 3 is left out
+    manager.roll_back(manager.store.verified(1))  # and so is batch 2
+    assert (manager.state.step, manager.state.counters.batch_offset) == (1, 2)
+
+
 @pytest.mark.parametrize(("extends", "kept"), [(False, [3, 2, 1]), (True, [2, 1])])
 def test_an_extension_deletes_later_checkpoints(manager, extends, kept):
     for step in (1, 2, 3):

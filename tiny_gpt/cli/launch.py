@@ -1,8 +1,8 @@
 """From parsed settings to a training process: which folder, resumed or new, and under the watchdog or not.
 
-Unless --no-watchdog is given, `launch_training` runs twice. The first process decides where the run goes, asking the
-user if need be, and becomes the watchdog. It starts the same command again as a child process, which finds the decision
-in an environment variable and trains.
+With the watchdog, or on several devices, `launch_training` runs more than once. The first process decides where the run
+goes, asking the user if need be, and becomes the watchdog. It starts the same command again as a child process, which
+finds the decision in an environment variable and trains.
 """
 
 import json

@@ -127,8 +127,9 @@ def resume(args: Sequence[str]) -> int:
             code="run-finished",
         )
     config = replace(config, train=replace(config.train, out_dir=str(folder)))
-    # The folder is named, so that a restart resumes this run even if another one is the most recent by then.
-    restart = [sys.executable, "-m", "tiny_gpt", "resume", *args, *([] if name else [str(folder)])]
+    # The folder is named, so that a restart resumes this run even if another one is the most recent by then. It comes
+    # first: a flag such as --first takes all values that follow it.
+    restart = [sys.executable, "-m", "tiny_gpt", "resume", *([] if name else [str(folder)]), *args]
     return launch_training(
         config, ResumeMode(resume=True), restart, program_name(), extends, command.watch, command.reporting
     )

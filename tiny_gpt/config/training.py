@@ -52,7 +52,7 @@ class TrainConfig:
     wsd (warmup-stable-decay): constant, then linear to zero. Such a run can be trained further later.
     auto: wsd with --for or --until, otherwise cosine."""
     cooldown: float = 0.6
-    """Last fraction of the run, in which wsd decays the learning rate; 1 decays it from the start."""
+    """Last fraction of what follows the warm-up, in which wsd decays the learning rate; 1 decays it from the start."""
     warmup_steps: int = 200
     """Steps of linear warm-up; at most half of the run, or 5% of its time if it is timed."""
     optimizer: OptimizerName = "adamw"

@@ -203,10 +203,10 @@ def _add_four_rows(weight_LTKJ, layer, t, x_RK, y_RN, r):
     for i in range(_U(weight_LTKJ.shape[2]) // four):
         k = i * four
         k1, k2, k3 = k + one, k + two, k + three
+        # 16 inputs in registers; each weight below is used for four rows.
         a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
         b, b1, b2, b3 = x_RK[r1, k], x_RK[r1, k1], x_RK[r1, k2], x_RK[r1, k3]
         c, c1, c2, c3 = x_RK[r2, k], x_RK[r2, k1], x_RK[r2, k2], x_RK[r2, k3]
-        # 16 inputs in registers; each weight below is used for four rows.
         d, d1, d2, d3 = x_RK[r3, k], x_RK[r3, k1], x_RK[r3, k2], x_RK[r3, k3]
         for j in range(tile):
             n = start + j
@@ -225,6 +225,7 @@ def _add_two_rows(weight_LTKJ, layer, t, x_RK, y_RN, r):
     for i in range(_U(weight_LTKJ.shape[2]) // four):
         k = i * four
         k1, k2, k3 = k + one, k + two, k + three
+        # 16 inputs in registers; each weight below is used for four rows.
         a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
         b, b1, b2, b3 = x_RK[r1, k], x_RK[r1, k1], x_RK[r1, k2], x_RK[r1, k3]
         for j in range(tile):

@@ -31,8 +31,8 @@ from tiny_gpt.kernels.compiled import compiled
 # Counters stand this many int64 apart, two cache lines (processors fetch lines in pairs). In one line, threads that
 # change different counters would take it from each other at every change ("false sharing").
 LINE = 16
-# Spins, each a few nanoseconds: 20 µs before a waiting thread yields its core, 200 µs before an idle one leaves its
-# team.
+# Spins of a few nanoseconds, 20 µs in all, before a waiting thread yields its core at each further one; and all spins
+# before an idle thread leaves its team: some 10 ms on a core that no other program wants.
 SPINS_BEFORE_YIELD, SPINS_BEFORE_LEAVING = 4_000, 40_000
 
 

@@ -61,7 +61,8 @@ class GPT(nn.Module):
         # Untied: its weights are not those of the embedding.
         self.head = Linear(config.d_model, vocab_size, bias=False)
         self.recomputes = False
-        """Whether the backward pass computes each layer again instead of keeping its activations."""
+        """Activation checkpointing: whether the backward pass computes each block again instead of keeping its
+        activations."""
         self.is_sharded = False
         """Whether each rank holds a part of it (distributed/shards.py), so that all must compute it together."""
         self._initialize()

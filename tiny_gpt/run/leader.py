@@ -198,7 +198,7 @@ def send_predictions(predictions: Predictions | None, ranks: Ranks) -> None:
 
 
 def check_equal_weights(model: nn.Module, ranks: Ranks) -> None:
-    """Raise TinyGPTError unless `model` has the same bits on all ranks."""
+    """Raise TinyGPTError where the sum of a parameter's bits differs between ranks, which have the same weights."""
     sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in model.parameters()]
     found = ranks.gather(torch.stack(sums).tolist())
     if wrong := [str(rank) for rank, theirs in enumerate(found) if theirs != found[0]]:

@@ -45,7 +45,7 @@ class RunCounters:
     stage: int = 0
     """Index of the stage (training/stages.py) that the run is in."""
     stage_start: float = 0.0
-    """The run's progress at its beginning."""
+    """The run's progress (0 to 1) when that stage began."""
     batch_offset: int = 0
     """Batches left out by rollbacks: step s reads batch s + batch_offset."""
     lowest_val_loss: float = 1e9
@@ -134,7 +134,7 @@ class TrainState:
 
     @property
     def micro_batch_size(self) -> int:
-        """Blocks computed at once."""
+        """Blocks in the largest micro-batch."""
         n_micro_batches, block_size = self.counters.n_micro_batches, self.model.config.block_size
         return micro_batch_size(self.config.batch_size, n_micro_batches, block_size, self.model.device)
 
@@ -281,7 +281,7 @@ class TrainState:
         self.clock.resume(counters.step, counters.train_s, counters.eval_s, counters.save_s, counters.pause_s)
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
-        """Return to an earlier checkpoint of this run, and from there skip the batches since then at half the rate.
+        """Return to an earlier checkpoint of this run; from there, train at half the rate, on other batches than before.
 
         Time, warnings, best model and micro-batches stay as they are. Raises DamagedError.
         """
@@ -289,7 +289,8 @@ class TrainState:
         self.restore(checkpoint)
         after, self.best = self.counters, best
         self.budget.roll_back(after.budget)
-        after.batch_offset += before.step - checkpoint.step
+        # From the counters before: the checkpoint's own do not know of batches that an earlier rollback left out.
+        after.batch_offset = before.batch_offset + before.step - checkpoint.step
         after.rate_factor = before.rate_factor / 2
         after.n_rollbacks, after.rolled_back_to = before.n_rollbacks + 1, checkpoint.step
         after.lowest_val_loss, after.incidents = before.lowest_val_loss, before.incidents

@@ -57,7 +57,7 @@ def micro_batches(
 def n_own_micro_batches(
     batch: Batch, config: TrainConfig, n_micro_batches: int, device: torch.device, ranks: Ranks
 ) -> int:
-    """How many `micro_batches` yields."""
+    """How many micro-batches `micro_batches` yields without `takes_turns`."""
     batch_size, block_size = batch.inputs_BT.shape
     parts = _split(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
     return sum(map(ranks.takes, range(len(parts))))

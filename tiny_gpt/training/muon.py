@@ -32,7 +32,7 @@ MOMENTUM = 0.95
 # An orthogonal R x C matrix has entries of root mean square 1 / sqrt(max(R, C)). Multiplied by sqrt(max(R, C)) and
 # this, an update is as large as AdamW's typically are, so one learning rate and one weight decay serve both.
 RMS_OF_ADAMW = 0.2
-EPS = 1e-7
+EPS = 1e-7  # against division by zero for a matrix of zeros
 # The quintic a x + b x^3 + c x^5 of Keller Jordan's post, applied N_ITERATIONS times to the singular values. Its slope
 # at 0 is large (3.4445^5 = 485), so small values rise fast; the price is that it does not converge to 1 but scatters
 # them between 0.68 and 1.21, which training does not notice. Values below 0.0015 of the matrix's norm stay lower.
@@ -74,7 +74,7 @@ class Muon(UncompiledOptimizer):
         whole_rows = {own: shards.shapes[name][0] for name, own in shards.parameters.items()} if shards else {}
         for matrix, n_stacked in matrices.items():
             n_rows = whole_rows.get(matrix, len(matrix))
-            # Sharded ones are collected one by one, and so by their own number of rows.
+            # A sharded parameter is collected whole, so those of a group need equally many rows in all.
             groups[n_rows // n_stacked, matrix.shape[1], n_rows if shards else 0].append(matrix)
         self._groups = [(group, key[0], key[2], self._make_momentum(group)) for key, group in groups.items()]
 
@@ -90,7 +90,7 @@ class Muon(UncompiledOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of all weights."""
+        """One update of all weights; `closure` is ignored."""
         for matrices, n_rows, n_whole_rows, momentum in self._groups:
             self._update_matrices(matrices, n_rows, n_whole_rows, momentum)
         self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]

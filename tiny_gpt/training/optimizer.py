@@ -1,7 +1,8 @@
 """The optimizers, each over the parameter groups that it needs.
 
 Their moments are allocated here instead of in the first step: so no later step needs more memory, and every checkpoint
-holds the same tensors. Where an optimizer's attribute `found_inf` is 1.0, a step changes nothing (guard.py sets it).
+holds the same tensors. Where an optimizer's attribute `found_inf` is 1.0, a step changes nothing (update_weights in
+step.py sets it to what the guard decides).
 
 To add one, write a function that makes it and add a row to OPTIMIZERS.
 """

@@ -5,7 +5,7 @@ Every schedule begins with a linear warm-up. What follows is a row of SCHEDULES:
 - cosine (arXiv 1608.03983): half a cosine down to `min_learning_rate`. It must know the length of the run from the
   start, and a model that has reached its end cannot be trained further without a jump of the rate.
 - wsd, warmup-stable-decay (arXiv 2404.06395, 2405.18392): constant, then a straight line to zero over the last
-  `cooldown` of the run. Training can be continued for any time from a checkpoint before the cool-down.
+  `cooldown` of what follows the warm-up. Training can be continued for any time from a checkpoint before the cool-down.
 
 To add one, write its function and add a row to SCHEDULES.
 """

@@ -6,8 +6,8 @@
 3. Let the guard check loss and gradients; a step that it rejects changes no weights.
 4. Update the weights, at the learning rate that the caller computed (schedule.py).
 
-`train_step` is the eager form. cuda_graph.py records `accumulate_gradients` and `update_weights` as CUDA graphs and
-replays them.
+`train_step` calls `accumulate_gradients` and `update_weights` directly; cuda_graph.py records them as CUDA graphs and
+replays those.
 
 Shapes: B blocks in a micro-batch, T tokens in a block.
 """
@@ -58,12 +58,13 @@ def train_step(
     """One optimizer update with the mean loss over `batch`.
 
     The batch is computed in at least `n_micro_batches` and at least `config.grad_accum_steps` micro-batches. Nothing
-    but gradients changes before the update, so a step that ran out of memory can be repeated. A step that `guard`
+    but gradients changes before the update, so a step that ran out of memory there can be repeated. Repeated after
+    it ran out in the update, which is rare, it may update some of the weights twice. A step that `guard`
     rejects leaves weights and moments as they are. `cuda_graph` (cuda_graph.CudaGraphUpdate, made for the same model,
     optimizer and guard) does the whole step instead.
 
     With several `ranks`, each computes some of the micro-batches, and `gradient_sum`, made for the same model, adds
-    them up; from there on all do the same.
+    up their gradients over all ranks; then every rank makes the same update.
     """
     if cuda_graph is not None:
         return cuda_graph(batch, step, learning_rate, n_micro_batches)
@@ -111,7 +112,8 @@ def update_weights(
     loss: torch.Tensor,
     clip: Callable[[float], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Clip the gradients to the norm `grad_clip` (0: no clipping) and call the optimizer; returns the norm before.
+    """Clip the gradients to the norm `grad_clip` (0: no clipping) and call the optimizer; returns the norm before
+    clipping.
 
     The optimizer changes nothing in a step that `guard` rejects. `clip` does the clipping where the gradients are
     several ranks' (GradientSum.clip).

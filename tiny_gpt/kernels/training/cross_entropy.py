@@ -1,4 +1,4 @@
-"""Cross-entropy of some rows of logits and, in the same pass, its gradient in place of the logits.
+"""Cross-entropy of some rows of logits and, in the same kernel, its gradient in place of the logits.
 
 A row's loss is logsum(logits) - logits[target], and its gradient is softmax(logits) - one_hot(target): both need the
 logarithm of the sum of exponentials only. It is computed in base 2, after the largest logit is subtracted, so that no
@@ -40,10 +40,9 @@ def cross_entropy(tasks, logits_RV, targets_R, first_target, losses_R, scale):
         first, end = task_rows(task, LOGIT_ROWS, n_rows)
         for row in range(first, end):
             logsum = _logsum(logits_RV, row, n_logits, lanes)
-            # Back to nats by ln 2.
             target = targets_R[first_target + row]
             losses_R[first_target + row] = _F(0.0)
-            if target >= 0:
+            if target >= 0:  # back to nats by ln 2
                 losses_R[first_target + row] = logsum * LN_2 - to_f32(logits_RV[row, _U(target)])
             if scale is not None:
                 _logits_to_gradients(logits_RV, row, n_logits, target, logsum, _F(scale))
@@ -84,7 +83,7 @@ def soft_cross_entropy(tasks, logits_RV, ids_RN, weights_RN, first_target, losse
 def _logits_to_gradients(logits_RV, row, n_logits, target, logsum, scale):
     """The target's gradient is taken from its logit before that is overwritten: what is stored may be rounded to bf16,
     and a probability near 1 must be subtracted from 1 before that."""
-    # Two passes over the row in all: the sum above, and this one that overwrites it.
+    # The third pass over the row: the first found its largest logit, the second the sum.
     factor = scale if target >= 0 else _F(0.0)
     target_probability = exp2(to_f32(logits_RV[row, _U(max(target, 0))]) * LOG2_E - logsum)
     for v in range(n_logits):

@@ -1,7 +1,7 @@
 """Copies one head's numbers between the rows of all heads and matrices of its own: the way into attention and back.
 
 In a row of `qkv` stand all heads' queries, then all keys, then all values, as one matrix product makes them. A head's
-matrix has a row per token and is padded with zeros (matmul.COLUMNS). What differs between architectures happens while
+matrix has a row per token and is padded with zeros (layouts.COLUMNS). What differs between architectures happens while
 numbers are copied: biases are added, queries and keys are normalized and rotated by their position (RoPE).
 
 R tokens, N all numbers of a token's row, T tokens of a block, B blocks, H heads, K head width.
@@ -75,7 +75,7 @@ class QkvGradients(NamedTuple):
     bias_BN: Any
     """Each block's share, or None without biases."""
     norms_BH2K: Any
-    """Each head's share of those of Rope.norms, queries' and keys' side by side; None without."""
+    """Each head's share of the gradient of Inputs.norms_2K, queries' and keys' side by side; None without norms."""
 
 
 @intrinsic
@@ -213,7 +213,7 @@ def store_head_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias
             grad_bias_BN[block, column + i] = _F(0.0)
     for place in range(n_rows):
         _prefetch_next_head(grad_qkv_RN, first_row + place, part)
-        # The product that made qkv added no bias, so the bias's gradient is the sum of the rows' gradients.
+        # The bias is added to every row, so its gradient is the sum of theirs.
         for i in range(width):
             value = grad[place * padded + i] * scale
             grad_qkv_RN[first_row + place, column + i] = cast_like(grad_qkv_RN, value)
