@@ -281,7 +281,7 @@ class TrainState:
         self.clock.resume(counters.step, counters.train_s, counters.eval_s, counters.save_s, counters.pause_s)
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
-        """Return to an earlier checkpoint of this run; from there, train at half the rate, on other batches than before.
+        """Return to an earlier checkpoint, and from there train at half the rate, on other batches than before.
 
         Time, warnings, best model and micro-batches stay as they are. Raises DamagedError.
         """
