@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "overfitted": dict(learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.0),
 }
 """Settings that differ from COMMON."""
-TIMING_COLUMNS = ("tokens_per_s", "elapsed_s", "memory_bytes", "time")
+TIMING_COLUMNS = ("tokens_per_s", "elapsed_s", "memory_bytes", "time", "data_wait_share")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def finish(config: RunConfig, resume: bool = False) -> Outcome:
     """Train to the end."""
     events = list(run(config, resume))
     evaluated = first(Prepared, events).history + of(Evaluated, events)
-    rows = [dataclasses.astuple(replace(row, tokens_per_s=0, elapsed_s=0, memory_bytes=0, time=0)) for row in evaluated]
+    measured = dict(tokens_per_s=0, elapsed_s=0, memory_bytes=0, time=0, data_wait_share=0)
+    rows = [dataclasses.astuple(replace(row, **measured)) for row in evaluated]
     weights = load_model(out_dir(config) / FINAL_FILE, CPU).model.state_dict()
     finished = events[-1]
     assert isinstance(finished, Finished)

@@ -32,7 +32,7 @@ def test_a_resumed_clock_continues_its_count(now):
     found.resume(step=7, train_s=10.0, eval_s=1.0, save_s=2.0, pause_s=3.0)
     now[0] += 4
     assert (found.train_s, found.elapsed_s) == (14, 20)
-    assert found.lap(9) == (2, 4)
+    assert found.lap(9) == (2, 4, 0)
 
 
 def test_laps_leave_evaluations_out(now):
@@ -41,9 +41,9 @@ def test_laps_leave_evaluations_out(now):
     now[0] += 6
     with found.count_as("eval"):
         now[0] += 100
-    assert found.lap(3) == (3, 6)
+    assert found.lap(3) == (3, 6, 0)
     now[0] += 1
-    assert found.lap(4) == (1, 1)
+    assert found.lap(4) == (1, 1, 0)
 
 
 def test_a_step_is_measured_once_after_the_warmup(now):

@@ -71,7 +71,7 @@ def config(tmp_path: Path) -> RunConfig:
 def figures(events: list[Event]) -> list[tuple[float, ...]]:
     """All that a run reports and that no clock measures."""
     steps = [astuple(event) for event in events if isinstance(event, StepDone)]
-    unclocked = dict(tokens_per_s=0, elapsed_s=0, memory_bytes=0, time=0)
+    unclocked = dict(tokens_per_s=0, elapsed_s=0, memory_bytes=0, time=0, data_wait_share=0)
     evaluated = [astuple(replace(event, **unclocked)) for event in events if isinstance(event, Evaluated)]
     return steps + evaluated
 

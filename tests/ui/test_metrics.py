@@ -35,6 +35,7 @@ def test_one_json_line_per_evaluation(tmp_path):
         "time": 1_800_000_000.0,
         "temperature_c": None,
         "battery_percent": None,
+        "data_wait_share": None,
     }
 
 

@@ -65,6 +65,7 @@ def rows(kind="good", n=40, until=1.0, step=100, seconds=900.0, start=None, seed
             time=start + seconds * progress,
             temperature_c=58.0 + 14.0 * min(1.0, 8 * progress) + rng.gauss(0, 0.7),
             battery_percent=None,
+            data_wait_share=0.001,
         )
 
 

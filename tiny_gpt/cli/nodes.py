@@ -126,11 +126,15 @@ def text_sha256(sources: Sequence[str]) -> str:
     from tiny_gpt.data.progress import finish
     from tiny_gpt.data.sources.files import content_hash
     from tiny_gpt.data.sources.resolve import resolve
+    from tiny_gpt.data.token_shards.opened import sole_corpus
+    from tiny_gpt.data.token_shards.places import read_index
     from tiny_gpt.errors import BadInputError
 
     if not sources:
         return ""
     try:
+        if location := sole_corpus(tuple(sources)):
+            return finish(read_index(location)).sha256
         return str(finish(content_hash(finish(resolve(sources)).files)))
     except BadInputError as failure:
         return f"unreadable: {failure}"

@@ -23,7 +23,8 @@ class DataConfig:
 
     data: Annotated[tuple[str, ...], arg(metavar="SOURCE ...")] = ("wikitext-103|python-docs",)
     """Training text: files, folders, glob patterns, https:// URLs, hf:OWNER/NAME datasets; - for standard input.
-    Names of `tiny-gpt data list` are texts too. A|B uses B if A is unavailable."""
+    Names of `tiny-gpt data list` are texts too. A|B uses B if A is unavailable.
+    Or a corpus in shards, alone: its folder, or the https:// URL of its shards.json."""
     val: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Validation text, given like --data. Without it, part of the training text is held out."""
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
@@ -47,6 +48,9 @@ class DataConfig:
     max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = ""
     """Most that one compressed file may unpack to, such as 80GB.
     Without it, 100 times its size and at most 50 GB; 64 MB for a small one."""
+
+    shard_cache: Annotated[str, arg(metavar="SIZE")] = "10GB"
+    """Disk space for shards of a corpus that is read from a web server."""
 
     def __post_init__(self) -> None:
         require(len(self.data) > 0, "--data: name at least one text file, folder or dataset", "data-missing")

@@ -118,7 +118,7 @@ def decoded_text(tokenizer: Tokenizer, tokens: Tokens, max_bytes: int = MAX_INDE
     """The UTF-8 text that `tokens` encode, or about the first `max_bytes` of it."""
     pieces: list[bytes] = []
     n_bytes = 0
-    for start in range(0, len(tokens), _DECODED_TOKENS):
+    for start in range(0, len(tokens.ids), _DECODED_TOKENS):
         if n_bytes >= max_bytes:
             break
         pieces.append(tokenizer.decode_bytes(tokens.ids[start : start + _DECODED_TOKENS].tolist()))

@@ -1,13 +1,15 @@
 """The batches of a training run, on the device that trains on them.
 
 Which blocks a step reads is decided by the Sampler; here they are read and transferred, one step ahead of the
-computation. A small text is kept in a CUDA GPU's memory and read there.
+computation. A small text is kept in a CUDA GPU's memory and read there. The shards of a corpus are fetched further
+ahead: while one group of them is read, the next one is on its way.
 
 Shape letters: B blocks of a batch, T block_size, S steps, N replaced tokens; 2 is (inputs, targets).
 """
 
+import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 
 from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.sampler import Sampler
+from tiny_gpt.data.token_shards.order import ShardSampler
+from tiny_gpt.data.token_shards.reader import ShardedIds
 from tiny_gpt.device import to_device
 from tiny_gpt.model.soft_targets import SoftTargets
 
@@ -44,7 +48,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        tokens: NDArray[np.unsignedinteger],
+        tokens: NDArray[np.unsignedinteger] | ShardedIds,
         block_size: int,
         batch_size: int,
         seed: int,
@@ -54,9 +58,14 @@ class BatchLoader:
     ) -> None:
         """`batch_size` blocks per batch; see Sampler for `seed` and `token_noise`. With `predictions` of teachers,
         batches have soft targets."""
-        sampler = Sampler(len(tokens), block_size, batch_size, seed, token_noise)
         self.batch_size = batch_size
         self._reader: HostBatchReader | DeviceBatchReader
+        if isinstance(tokens, ShardedIds):
+            assert predictions is None, "a corpus in shards has no teachers"
+            shard_sampler = ShardSampler(tokens.lengths, block_size, batch_size, seed, token_noise)
+            self._reader = ShardBatchReader(tokens, shard_sampler, device)
+            return
+        sampler = Sampler(len(tokens), block_size, batch_size, seed, token_noise)
         if predictions is None and device.type == "cuda" and fits_on_device(tokens, device):
             self._reader = DeviceBatchReader(tokens, sampler, device)
         else:
@@ -66,14 +75,18 @@ class BatchLoader:
         """The whole batch of `step`, counted from 0. Any order of steps is correct; ascending is fast."""
         return self._reader.batch(step)
 
+    def is_read(self, step: int, timeout_s: float) -> bool:
+        """Whether the batch of `step` is in memory, after waiting for it for at most `timeout_s`."""
+        return self._reader.is_read(step, timeout_s)
+
 
 class HostBatchReader:
     """Reads batches from the text in host memory (a memory-mapped file, so perhaps from disk) and transfers them."""
 
     def __init__(
         self,
-        tokens: NDArray[np.unsignedinteger],
-        sampler: Sampler,
+        tokens: NDArray[np.unsignedinteger] | ShardedIds,
+        sampler: Sampler | ShardSampler,
         device: torch.device,
         predictions: Predictions | None = None,
     ) -> None:
@@ -86,11 +99,21 @@ class HostBatchReader:
         """The batch of `step`; the next one is read in the background."""
         prefetched = self._prefetched.pop(step, None)
         tensors = prefetched.result() if prefetched else self._read(step)
-        self._prefetched = {step + 1: self._thread.submit(self._read, step + 1)}
+        self._prefetched = {step + 1: self._submit(step + 1)}
         if self._device.type == "mps":
             self._kept.append(tensors)
         batch_2BT, *soft = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
         return Batch(batch_2BT[0], batch_2BT[1], SoftTargets(*soft) if soft else None)
+
+    def is_read(self, step: int, timeout_s: float) -> bool:
+        """Whether the batch is in memory, or cannot be read, after waiting for at most `timeout_s`."""
+        if step not in self._prefetched:
+            self._prefetched = {step: self._submit(step)}
+        return bool(wait((self._prefetched[step],), timeout_s).done)
+
+    def _submit(self, step: int) -> Future[tuple[torch.Tensor, ...]]:
+        """Read the batch in the background."""
+        return self._thread.submit(self._read, step)
 
     def _read(self, step: int) -> tuple[torch.Tensor, ...]:
         """Inputs and targets in one tensor (2, B, T), then the two tensors of soft targets, if there are any; for CUDA
@@ -104,6 +127,31 @@ class HostBatchReader:
         if self._predictions is not None:
             tensors += self._predictions.soft_targets(positions_2BT[1], tensors[0][1])
         return tuple(tensor.pin_memory() if self._device.type == "cuda" else tensor for tensor in tensors)
+
+
+class ShardBatchReader(HostBatchReader):
+    """Reads batches from shards, and says beforehand which ones come next."""
+
+    def __init__(self, ids: ShardedIds, sampler: ShardSampler, device: torch.device) -> None:
+        super().__init__(ids, sampler, device)
+        self._ids, self._shard_sampler = ids, sampler
+
+    def _submit(self, step: int) -> Future[tuple[torch.Tensor, ...]]:
+        """In a daemon thread: Python waits for all others when it ends, and a shard may take long to come."""
+        future: Future[tuple[torch.Tensor, ...]] = Future()
+
+        def read() -> None:
+            try:
+                future.set_result(self._read(step))
+            except BaseException as failure:
+                future.set_exception(failure)
+
+        threading.Thread(target=read, daemon=True, name="batches").start()
+        return future
+
+    def _read(self, step: int) -> tuple[torch.Tensor, ...]:
+        self._ids.want(self._shard_sampler.upcoming(step))
+        return super()._read(step)
 
 
 class DeviceBatchReader:
@@ -131,6 +179,10 @@ class DeviceBatchReader:
         if len(replaced_N):
             positions_2BT[0].view(-1)[replaced_N] = replacements_N
         return Batch(*(self._ids[positions_2BT].to(torch.int64) & self._mask))
+
+    def is_read(self, step: int, timeout_s: float) -> bool:
+        """The text is on the device."""
+        return True
 
     def _positions(self, first_step: int) -> "_Positions":
         starts_SB = self._sampler.starts(first_step, STEPS_PER_TRANSFER).reshape(STEPS_PER_TRANSFER, -1)

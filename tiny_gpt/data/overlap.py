@@ -62,7 +62,7 @@ def _texts(split: TextSplit) -> Iterator[str]:
 
 def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> Iterator[str]:
     """The text of `tokens` in long pieces. A passage that goes on in the next piece is lost, which does not matter."""
-    for start in range(0, min(len(tokens), MAX_COMPARED_TOKENS), COMPARED_PIECE_TOKENS):
+    for start in range(0, min(len(tokens.ids), MAX_COMPARED_TOKENS), COMPARED_PIECE_TOKENS):
         yield decode(tokenizer, tokens.ids[start : start + COMPARED_PIECE_TOKENS].tolist())
 
 

@@ -13,6 +13,7 @@ from tiny_gpt.data.progress import Preparation
 from tiny_gpt.data.readers.base import READING_VERSION
 from tiny_gpt.data.sources.files import content_hash
 from tiny_gpt.data.sources.resolve import Sources, resolve
+from tiny_gpt.data.token_shards.opened import open_corpus, open_kept_corpus, sole_corpus
 from tiny_gpt.data.token_store import (
     Tokens,
     TokenStore,
@@ -51,10 +52,12 @@ class Dataset:
 def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Preparation[Dataset]:
     """Read, split and tokenize the text of `config`, or find its tokens in the cache.
 
-    A `tokenizer` that is given, such as that of a model to be trained further, replaces the one `config` names. Raises
-    BadInputError for unusable sources and if a split has fewer than block_size + 1 tokens, and OutOfResourcesError if
-    the cache cannot be written.
+    Of a corpus in shards, the index, the validation text and the first shard are read. A `tokenizer` that is given,
+    such as that of a model to be trained further, replaces the one `config` names. Raises BadInputError for unusable
+    sources and if a split has fewer than block_size + 1 tokens, and OutOfResourcesError if the cache cannot be written.
     """
+    if location := sole_corpus(config.data):
+        return (yield from _prepare_corpus(location, config, block_size, tokenizer))
     sources = yield from resolve(config.data)
     if config.val:
         val_sources = yield from resolve(config.val)
@@ -65,7 +68,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     val_hash = yield from content_hash(sources.val_files)
     # Everything that the tokens depend on. Not the specs: the same files under another path have the same tokens.
     folder = store_folder(
-        cache_folder() / "tokens",
+        stores_folder(),
         train_hash,
         val_hash,
         _tokenizer_key(config.tokenizer, tokenizer),
@@ -91,17 +94,39 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     return _dataset(store, folder.name, tuple(sources.specs), skipped)
 
 
+def stores_folder() -> Path:
+    """Where token stores are kept, and the indexes of corpora in shards."""
+    return cache_folder() / "tokens"
+
+
 def open_stored_dataset(config: DataConfig, store_name: str) -> Dataset | None:
-    """The dataset of `config` from the token store of that name, without its sources; None if there is none."""
+    """The dataset of `config` from the token store or the corpus of that name, without its sources; None if there is
+    none."""
     if not STORE_NAME.fullmatch(store_name):
         return None
-    store = open_store(cache_folder() / "tokens" / store_name)
+    folder = stores_folder() / store_name
+    store = open_store(folder) or open_kept_corpus(folder, config)
     return _dataset(store, store_name, config.data, []) if store else None
 
 
 def open_stored_tokenizer(store_name: str) -> Tokenizer | None:
     """The tokenizer of the token store of that name; None if there is none."""
-    return open_tokenizer(cache_folder() / "tokens" / store_name) if STORE_NAME.fullmatch(store_name) else None
+    return open_tokenizer(stores_folder() / store_name) if STORE_NAME.fullmatch(store_name) else None
+
+
+def _prepare_corpus(
+    location: str, config: DataConfig, block_size: int, tokenizer: Tokenizer | None
+) -> Preparation[Dataset]:
+    """What `prepare` returns, for the corpus in shards at `location`."""
+    store, store_name = yield from open_corpus(location, config, stores_folder())
+    if tokenizer and tokenizer_sha256(tokenizer) != tokenizer_sha256(store.tokenizer):
+        raise BadInputError(
+            f"{config.data[0]}: the shards are in the tokens of another tokenizer than the model's; write shards with "
+            "the model's tokenizer.json (tiny-gpt data TEXT --tokenizer FILE --shards FOLDER), or name the text itself",
+            code="shards-have-another-tokenizer",
+        )
+    _require_one_block(store, block_size, is_block_fixed=tokenizer is not None)
+    return _dataset(store, store_name, config.data, [])
 
 
 def _build(
@@ -156,10 +181,11 @@ def _require_one_block(store: TokenStore, block_size: int, is_block_fixed: bool)
 
     `is_block_fixed`: the model exists already, so a shorter block is no remedy.
     """
-    n_tokens = min(len(store.train), len(store.val))
+    n_train, n_val = len(store.train.ids), len(store.val)
+    n_tokens = min(n_train, n_val)
     if n_tokens > block_size:
         return
-    split = "training" if len(store.train) < len(store.val) else "validation"
+    split = "training" if n_train < n_val else "validation"
     remedy = f", or a shorter block with --block-size {n_tokens - 1}" if n_tokens > 1 and not is_block_fixed else ""
     model = " of the model that is trained further" if is_block_fixed else ""
     raise BadInputError(

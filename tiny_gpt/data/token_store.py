@@ -10,7 +10,6 @@ then renamed, so it is complete or absent.
 
 import hashlib
 import json
-import mmap
 import os
 import platform
 import shutil
@@ -27,8 +26,10 @@ import psutil
 from numpy.typing import NDArray
 
 from tiny_gpt.data.encoding import EncodedChunk, encode_chunks
+from tiny_gpt.data.mapped import map_ids
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.text_file import TextSplit
+from tiny_gpt.data.token_shards.reader import ShardedIds
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import CACHE_REMEDY, sha256_of_json, sync_folder, sync_to_disk, write_error
 from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
@@ -43,14 +44,22 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, BadInput
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token ids of one split, shape (n_tokens,)."""
+    """The token ids of one split."""
 
     ids: NDArray[np.unsignedinteger]
+    """All of them, shape (n_tokens,); of a corpus in shards, those of its first shard, which is at hand."""
     n_bytes: int
-    """UTF-8 bytes of the text that they encode."""
+    """UTF-8 bytes of the text that all of them encode."""
+    shards: ShardedIds | None = None
+    """The training text of a corpus in shards."""
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.all_ids)
+
+    @property
+    def all_ids(self) -> NDArray[np.unsignedinteger] | ShardedIds:
+        """What training reads."""
+        return self.ids if self.shards is None else self.shards
 
 
 @dataclass(frozen=True)
@@ -213,15 +222,7 @@ def _open_tokens(path: Path, dtype: np.dtype, info: _TokenFile) -> Tokens:
     with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
         if list(pool.map(lambda i: _hash_block(path, i), range(len(info.sha256)))) != info.sha256:
             raise ValueError(f"{path} is damaged")
-    if info.n_tokens == 0:  # an empty file cannot be mapped
-        return Tokens(np.zeros(0, dtype=dtype), 0)
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_RANDOM"):
-        # Blocks are read from all over the text: with read-ahead, a step on a 10 GB store not yet in memory took 20%
-        # longer.
-        mapped.madvise(mmap.MADV_RANDOM)
-    return Tokens(np.frombuffer(mapped, dtype=dtype), info.n_bytes)
+    return Tokens(map_ids(path, dtype), info.n_bytes)
 
 
 def _hash_block(path: Path, number: int) -> str:

@@ -70,7 +70,7 @@ def measure_initial_model(
     """
     yield Notice("scoring the model that the training starts from: up to a minute")
     vocab_size, val = dataset.tokenizer.vocab_size, dataset.val
-    config = with_batch(config, min(len(dataset.train), len(val)))
+    config = with_batch(config, min(len(dataset.train.ids), len(val)))
     candidate = choose_backend(config, vocab_size, device).candidate
     config = replace(config, train=replace(config.train, **asdict(candidate)))
     model.to(device).compute_dtype = PRECISIONS[candidate.precision]

@@ -77,7 +77,7 @@ def measure_machine_and_text(
     deadline = Deadline(math.inf if seconds is None else MEASURING_SHARE * seconds, clock)
     vocab_size, configs = dataset.tokenizer.vocab_size, [config]
     if config.train.auto:
-        shortest = min(len(dataset.train), len(dataset.val))
+        shortest = min(len(dataset.train.ids), len(dataset.val))
         sizes = TIMED_SIZES_GPU if device.type == "cuda" else TIMED_SIZES
         configs = [benchmark_config(config, shortest, *size) for size in sizes]
     if device.type == "cpu":

@@ -59,7 +59,7 @@ def pilot_steps(
 ) -> Generator[int, None, TextStats]:
     """The same, step by step: yields the number of steps done. Closing it ends the pilot run without a result."""
     tokenizer, train, val = dataset.tokenizer, dataset.train, dataset.val
-    block_size = min(MODEL.block_size, len(train) - 1, len(val) - 1)
+    block_size = min(MODEL.block_size, len(train.ids) - 1, len(val) - 1)
     config = RunConfig(replace(MODEL, block_size=block_size), train=TRAIN)
     config = config.with_flat({"backend": backend}, "the pilot run")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

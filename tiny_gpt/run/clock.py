@@ -27,7 +27,7 @@ class RunClock:
         self.eval_s = self.save_s = self.pause_s = 0.0
         self._earlier_s = 0.0
         self._start = time.perf_counter()
-        self._lap_step, self._lap_train_s = 0, 0.0
+        self._lap_step, self._lap_train_s, self._lap_wait_s = 0, 0.0, 0.0
         self._warm_at: tuple[int, float] | None = None
         self._is_measured = False
 
@@ -58,15 +58,25 @@ class RunClock:
             name = f"{activity}_s"
             setattr(self, name, getattr(self, name) + time.perf_counter() - start)
 
+    @contextlib.contextmanager
+    def count_wait(self) -> Iterator[None]:
+        """Count the time inside, a part of that of training steps, as waiting for the text."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._lap_wait_s += time.perf_counter() - start
+
     def start_lap(self, step: int) -> None:
         """Begin an interval at `step`, which `lap` ends."""
-        self._lap_step, self._lap_train_s = step, self.train_s
+        self._lap_step, self._lap_train_s, self._lap_wait_s = step, self.train_s, 0.0
 
-    def lap(self, step: int) -> tuple[int, float]:
-        """Steps since the last lap began and their seconds of training; begins the next lap."""
-        n_steps, lap_s = step - self._lap_step, self.train_s - self._lap_train_s
+    def lap(self, step: int) -> tuple[int, float, float]:
+        """Steps since the last lap began, their seconds of training, and those of waiting among them; begins the next
+        lap."""
+        n_steps, lap_s, wait_s = step - self._lap_step, self.train_s - self._lap_train_s, self._lap_wait_s
         self.start_lap(step)
-        return n_steps, lap_s
+        return n_steps, lap_s, wait_s
 
     def measure_step_once(self, n_steps: int, device: torch.device) -> float | None:
         """Seconds per step, once, as soon as enough steps after the warm-up have been timed; else None.

@@ -112,6 +112,8 @@ class Evaluated:
     temperature_c: float = math.nan
     """Degrees Celsius of the GPU or the processor; NaN without a sensor."""
     battery_percent: float = math.nan
+    data_wait_share: float = math.nan
+    """Fraction of the time of training steps, since the evaluation before, in which they waited for the text."""
 
     def to_json_line(self) -> str:
         """A line of metrics.jsonl, with its newline. JSON has no NaN: NaN and infinity become null."""

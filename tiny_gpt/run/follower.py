@@ -152,7 +152,7 @@ class Replica:
             send_predictions(predictions, self.ranks)
         train, model = self.config.train, self.model
         self.batches = BatchLoader(
-            tokens.ids,
+            tokens.all_ids,
             model.config.block_size,
             train.batch_size,
             command["seed"],

@@ -13,7 +13,7 @@ from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import measure_machine_and_text
 from tiny_gpt.planning.memory import require_memory_for_smallest
 from tiny_gpt.planning.planner import Planner
-from tiny_gpt.run.start import open_initial_model, take_shape
+from tiny_gpt.run.start import for_text, open_initial_model, take_shape
 
 
 class PlannedRun(NamedTuple):
@@ -40,11 +40,14 @@ def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, Plann
     if initial is None:
         require_memory_for_smallest(requested, device)
         dataset = yield from prepare(requested.data, min_block_size(requested))
+        requested = for_text(requested, dataset)
         return PlannedRun(requested, dataset, (yield from measure_machine_and_text(requested, dataset, device)))
     shaped = take_shape(requested, initial)
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer)
+    shaped = for_text(shaped, dataset)
     planner = yield from measure_initial_model(shaped, dataset, initial.model, device)
     del initial
     new = replace(requested, train=replace(requested.train, start_from=""))
     new_dataset = yield from prepare(new.data, min_block_size(new))
+    new = for_text(new, new_dataset)
     return PlannedRun(shaped, dataset, planner, (new, (yield from measure_machine_and_text(new, new_dataset, device))))

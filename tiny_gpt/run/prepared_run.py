@@ -76,7 +76,7 @@ def prepared_event(
             f"a text of {dataset.n_characters:,} characters is very short: the model will memorize it, not learn its "
             "style; a short book has 100,000 or more",
         )
-    tokenizer = config.data.tokenizer
+    tokenizer = "auto" if dataset.train.shards else config.data.tokenizer
     return Prepared(
         device=describe_device(state.model.device) + (f" x {state.ranks.size}" if state.ranks.size > 1 else ""),
         precision=config.train.precision,

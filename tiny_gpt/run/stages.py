@@ -110,7 +110,7 @@ class StageRunner:
                     group["weight_decay"] = self._settings.weight_decay
         predictions = self._predictions(beat) if stage.kind == "student" else None
         self.batches = BatchLoader(
-            self._tokens(stage).ids,
+            self._tokens(stage).all_ids,
             model.config.block_size,
             train.batch_size,
             self._seed(),

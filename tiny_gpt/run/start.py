@@ -62,7 +62,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     backend_candidates(shaped, device)  # refuses an impossible backend before the text is read
     configure_torch(device, shaped.train.deterministic)
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer if initial else None)
-    vocab_size = dataset.tokenizer.vocab_size
+    shaped, vocab_size = for_text(shaped, dataset), dataset.tokenizer.vocab_size
 
     planner: Planner | None = None
     was_alone = current_ranks().is_alone
@@ -126,6 +126,23 @@ def _take_initial_model(
         about[BASE_SHA256] = weights_sha256(initial.model.cpu())  # which frees a GPU of it
         add_adapters(model, rank)
     return about
+
+
+def for_text(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """`config` for the text of `dataset`: a corpus in shards has no teachers, which predict all of a text.
+
+    Raises UsageError where the user wants some.
+    """
+    if dataset.train.shards is None:
+        return config
+    if config.train.teachers:
+        raise UsageError(
+            f"--teachers {config.train.teachers}: teachers predict each token of a text, and a corpus in shards is too "
+            "large for that; leave out --teachers",
+            code="teachers-and-shards",
+        )
+    auto = tuple(name for name in config.train.auto if name not in ("teachers", "students"))
+    return replace(config, train=replace(config.train, auto=auto))
 
 
 def _other_text(config: RunConfig, own: Dataset, is_chosen: bool) -> Preparation[Dataset | None]:

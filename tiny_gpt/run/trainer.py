@@ -16,7 +16,7 @@ from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import is_out_of_memory, memory_bytes
-from tiny_gpt.errors import RestartRequestedError
+from tiny_gpt.errors import BadInputError, RestartRequestedError
 from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.run.checkpoint_manager import CheckpointManager
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore
@@ -50,6 +50,9 @@ Result = TypeVar("Result")
 CHECKPOINT_SHARE = 0.05
 # A run shorter than this ends before the machine falls asleep.
 LONG_S = 600
+# While the text is waited for, signals and the end of the time are looked for this often; the user is told after a
+# while.
+WAIT_S, LONG_WAIT_S = 1.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ class Trainer:
             point = budget.begin_step(state.step, self._reserved_s())
             point = yield from self._enter_stage(point, monitor.beat)
             yield from self._checkpoint_before_cooldown(point)
+            if not (yield from self._wait_for_text(monitor)):
+                yield from self._stop_waiting(monitor)
+                break
             done = self._train_one_step(point)
             monitor.beat()
             yield from self._report(*(Warned(state.step, line) for line in monitor.notes()))
@@ -155,6 +161,39 @@ class Trainer:
         return stages.point(point)
 
     # --- steps ---
+
+    def _wait_for_text(self, monitor: HostMonitor) -> Generator[Event, None, bool]:
+        """Wait until the next batch is in memory; False if a signal or the end of the time comes first.
+
+        Shards of a corpus may be on a server or drive that is slower than training, or away for some minutes.
+        """
+        state, start, is_told = self.state, time.perf_counter(), False
+        with state.clock.count_wait():
+            while not self.stages.batches.is_read(state.step + state.counters.batch_offset, WAIT_S):
+                monitor.beat()
+                left_s = state.budget.remaining_s()
+                is_over = left_s is not None and left_s <= self._reserved_s()
+                if is_over or monitor.stop.signal_number is not None:
+                    return False
+                if time.perf_counter() - start > LONG_WAIT_S and not is_told:
+                    state.warn("training waits for shards of the text: they come more slowly than it reads them")
+                    yield from self._report()
+                    is_told = True
+        return True
+
+    def _stop_waiting(self, monitor: HostMonitor) -> Iterator[Event]:
+        """Save what there is. Raises KeyboardInterrupt or BadInputError where there is no model yet."""
+        yield from self._report(self.checkpoints.save())
+        if not self.state.history:
+            if monitor.stop.signal_number is not None:
+                raise KeyboardInterrupt
+            raise BadInputError(
+                "the first shards of the text did not come within the time of the run; give more time, or smaller "
+                "shards (--shard-size)",
+                code="shards-too-late",
+            )
+        if monitor.stop.signal_number is not None:
+            yield Stopping(monitor.stop.signal_number)
 
     def _train_one_step(self, point: SchedulePoint) -> DoneStep:
         """Do the step at `point`, in smaller micro-batches if memory runs out."""
@@ -234,7 +273,7 @@ class Trainer:
 
     def _evaluate(self, done: DoneStep, monitor: HostMonitor) -> Evaluated:
         step, clock = self.state.step, self.state.clock
-        n_steps, train_s = clock.lap(step)
+        n_steps, train_s, wait_s = clock.lap(step)
         train_loss, val_loss, error = self._retry_out_of_memory(lambda: self.evaluator.score(done.point, monitor.beat))
         return Evaluated(
             step=step,
@@ -250,6 +289,7 @@ class Trainer:
             val_loss_error=error,
             memory_bytes=memory_bytes(self.state.model.device),
             time=time.time(),
+            data_wait_share=wait_s / train_s,
             **monitor.sensors.read(self.state.model.device),
         )
 

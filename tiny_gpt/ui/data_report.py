@@ -9,6 +9,7 @@ from tiny_gpt.data.readers.registry import supported_formats
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.data.sources.fetch import is_downloaded
 from tiny_gpt.data.stats import CorpusSummary
+from tiny_gpt.data.token_shards.describe import ShardsSummary
 from tiny_gpt.files import quoted
 
 # A script with fewer of the letters is left out: 0.1% would be shown as more than there is.
@@ -27,6 +28,24 @@ def summary_lines(summary: CorpusSummary, sources: tuple[str, ...]) -> Iterator[
         yield (f"{count.tokenizer:<11}{count.vocab_size:>11,}{count.train_tokens:>15,}{count.bytes_per_token:>15.2f}")
     yield ""
     yield from _advice(summary, sources)
+
+
+def corpus_lines(summary: ShardsSummary) -> Iterator[str]:
+    """The report on a corpus in shards."""
+    yield summary.location
+    yield ""
+    size = f"{_size(summary.n_shard_bytes)}; {_size(summary.n_bytes)} of text"
+    yield _row("shards", f"{summary.n_shards:,} to train on, {summary.n_val_shards:,} for validation: {size}")
+    yield _row("tokens", f"{summary.train_tokens:,} to train on, {summary.val_tokens:,} for validation")
+    yield _row("tokenizer", f"{summary.tokenizer}, {summary.vocab_size:,} tokens")
+    texts = f", in {summary.n_texts:,} texts that were added one after the other" if summary.n_texts > 1 else ""
+    yield _row("documents", f"{summary.n_documents:,}{texts}")
+    yield from (_row("", line) for line in summary.notes)
+    if summary.missing:
+        missing = ", ".join(summary.missing[:3]) + (", ..." if len(summary.missing) > 3 else "")
+        yield _row("missing", f"{len(summary.missing):,} shards are not there or incomplete: {missing}")
+    yield ""
+    yield f"Train on it with: tiny-gpt train {quoted(summary.location)}"
 
 
 def dataset_lines() -> Iterator[str]:

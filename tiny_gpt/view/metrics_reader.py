@@ -32,6 +32,7 @@ METRICS_COLUMNS = (
     "time",
     "temperature_c",
     "battery_percent",
+    "data_wait_share",
 )
 # 250,000 rows; more are not read, and the page says so.
 MAX_BYTES_READ = 80 << 20
@@ -42,7 +43,7 @@ _LARGEST = 1e18
 # From this many bytes on, pyarrow is faster: it reads 100,000 rows in a third of the time, but takes time to load.
 _ARROW_BYTES = 4 << 20
 # Columns that rows lack where the machine has no such sensor, or an earlier version wrote them.
-_OPTIONAL: dict[str, None] = dict.fromkeys(("temperature_c", "battery_percent"))
+_OPTIONAL: dict[str, None] = dict.fromkeys(("temperature_c", "battery_percent", "data_wait_share"))
 _all_columns = itemgetter(*METRICS_COLUMNS)
 
 

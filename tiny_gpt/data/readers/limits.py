@@ -19,11 +19,11 @@ UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?(?:ytes?)?\s*", re.IGNORECASE)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, flag: str = "--max-unpacked") -> int:
     """Bytes: "80GB" and "80 gb" -> 80,000,000,000; "500" -> 500. Raises BadInputError."""
     match = SIZE.fullmatch(text)
     if not match or float(match[1]) <= 0:
-        raise BadInputError(f"--max-unpacked {text}: must be a size such as 500MB or 80GB", code="size-invalid")
+        raise BadInputError(f"{flag} {text}: must be a size such as 500MB or 80GB", code="size-invalid")
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 

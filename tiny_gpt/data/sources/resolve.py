@@ -18,6 +18,7 @@ from tiny_gpt.data.sources.fetch import downloads_folder, fetch_dataset, fetch_u
 from tiny_gpt.data.sources.files import SourceFile, files_in_folder
 from tiny_gpt.data.sources.hub import fetch_from_hub
 from tiny_gpt.data.sources.missing import source_not_found
+from tiny_gpt.data.token_shards.index import refuse_corpus
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import atomic_write, sha256_of, user_path, write_error
 from tiny_gpt.hub import HUB_PREFIX
@@ -63,6 +64,7 @@ def resolve(specs: Sequence[str]) -> Preparation[Sources]:
 
 def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
     """Add the files of one spec to `sources`. Returns a spec that gives the same files again."""
+    refuse_corpus(spec)
     path = user_path(spec)
     if spec == STDIN:
         path = yield from _save_stdin()
