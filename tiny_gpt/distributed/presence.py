@@ -17,12 +17,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 from tiny_gpt.errors import TinyGPTError
 from tiny_gpt.host.signals import HeardStop
 
+# torch.distributed.Store, which torch does not export where a type checker looks.
+Store = Any
 # Seconds between two records, and between two looks at the others' while this rank waits for them.
 SIGN_INTERVAL_S, ARRIVAL_INTERVAL_S = 1.0, 0.05
 # A preparation that takes longer is over.
@@ -58,9 +61,7 @@ class Record:
 class Presence:
     """This rank among those of a run, from the run's beginning to its end."""
 
-    def __init__(
-        self, store: "dist.Store", prefix: str, rank: int, size: int, timeout_s: float, stop: HeardStop
-    ) -> None:
+    def __init__(self, store: Store, prefix: str, rank: int, size: int, timeout_s: float, stop: HeardStop) -> None:
         """The records are in `store`, under names that begin with `prefix`."""
         self._store, self._prefix, self._rank, self._timeout_s, self._stop = store, prefix, rank, timeout_s, stop
         self._own = Record(socket.gethostname())
@@ -197,16 +198,16 @@ class Presence:
         with self._closing:
             if not (self._is_closed or self._own.end) and threading.current_thread() is self._thread:
                 self._stop.is_over = True
-                _thread.interrupt_main(number)
+                _thread.interrupt_main(signal.Signals(number))
 
     def _names(self, ranks: list[int]) -> str:
         """rank 1 on node7, rank 2 on node7"""
         return ", ".join(f"rank {rank} on {self._others[rank].host or 'another machine'}" for rank in ranks)
 
 
-def meeting_store(address: str, port: str, timeout_s: float) -> "dist.Store":
+def meeting_store(address: str, port: str, timeout_s: float) -> Store:
     """A connection of its own to the store where the ranks have met."""
-    return dist.TCPStore(
+    return dist.TCPStore(  # type: ignore[attr-defined]
         address, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
     )
 
