@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -120,7 +120,8 @@ def train(source: str, n_groups: int, shard_bytes: int, folder: Path) -> Figures
     for event in run(config):
         if isinstance(event, Evaluated):
             first_s = first_s or time.perf_counter() - start
-            cache_bytes = max(cache_bytes, sum(path.stat().st_size for path in shard_cache().glob("*.bin")))
+            with suppress(FileNotFoundError):  # deleted since it was listed
+                cache_bytes = max(cache_bytes, sum(path.stat().st_size for path in shard_cache().glob("*.bin")))
             rows += [event] if event.step > steps_per_group else []
     step_s = [tokens_per_step / row.tokens_per_s for row in rows]
     mean_s = sum(step_s) / len(rows)

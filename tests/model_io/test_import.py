@@ -337,7 +337,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         config(model_type="gemma"),
         "model_type is 'gemma', but tiny_gpt supports only gpt2 or qwen3 or llama. Gemma has norms that multiply by 1",
     ),
-    "Gemma 3": (config(model_type="gemma3_text"), "layers that see only a window and have another RoPE base"),
+    "Gemma 3": (config(model_type="gemma3_text"), "layers with a window and another RoPE base"),
     "a model type of control characters": (config(model_type="\x1b]0;owned\x07" * 999), "model_type is "),
     "no model type": (config(model_type=...), "model_type is None"),
     "a model type that is a list": (config(model_type=[]), "model_type is []"),

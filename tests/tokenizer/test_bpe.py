@@ -115,7 +115,7 @@ def test_invalid_tokenizer_file_is_refused_by_name(tmp_path, content):
 
 def test_ordinary_text_gets_the_vocabulary_of_the_library():
     """Cutting long words must not change what other texts get; Chinese between marks has no long words."""
-    text = SOURCE_TEXT + "x" * 256 + " " + "我们今天去公园，" * 90
+    text = SOURCE_TEXT + "\n" + "x" * 256 + " " + "我们今天去公园，" * 90
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

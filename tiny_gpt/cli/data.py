@@ -19,7 +19,9 @@ from tiny_gpt.ui.terminal import printable
 class DataCommand:
     """Show what a text is like before training on it: size, scripts, repetition.
 
-    Use `tiny-gpt data list` to show the built-in datasets. With --shards, write the text as token ids for training.
+    Use `tiny-gpt data list` to show the built-in datasets.
+
+    With --shards, write the text as token ids for training.
     """
 
     data: DataConfig
@@ -34,7 +36,7 @@ class DataCommand:
 
 
 def describe_data(args: Sequence[str]) -> int:
-    """Show statistics of a text, or write its shards; `data list` shows the built-in datasets."""
+    """Describe a text, list the built-in datasets, or write shards."""
     command = parse(DataCommand, "tiny-gpt data", args, default=DataCommand(RECIPES["auto"].data))
     if not command.sources:
         raise UsageError(

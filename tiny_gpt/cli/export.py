@@ -67,7 +67,7 @@ def export_model(args: Sequence[str]) -> int:
 
 
 def import_model(args: Sequence[str]) -> int:
-    """Convert a model of Hugging Face's format, GGUF or nanoGPT."""
+    """Convert a model in the format of Hugging Face, GGUF or nanoGPT."""
     command = parse(ImportCommand, "tiny-gpt import", args)
     import torch
 

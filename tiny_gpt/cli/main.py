@@ -40,10 +40,12 @@ COMMANDS = {
     "generate": CommandEntry("generate", "generate", "Generate text with a trained model."),
     "play": CommandEntry("play", "play", "Write with a trained model in the browser and see how it thinks."),
     "serve": CommandEntry(
-        "serve", "serve", "Serve models to other programs, in the form of OpenAI's API.", is_unattended=True
+        "serve", "serve", "Serve models to other programs, through an API like OpenAI's.", is_unattended=True
     ),
     "data": CommandEntry(
-        "data", "describe_data", "Show statistics of a text; `data list` shows the built-in datasets."
+        "data",
+        "describe_data",
+        "Describe a text, list the built-in datasets, or write shards.",
     ),
     "eval": CommandEntry("evaluate", "evaluate", "Score a model on a text, in bits per byte and other units."),
     "export": CommandEntry(
@@ -55,7 +57,7 @@ COMMANDS = {
     "import": CommandEntry(
         "export",
         "import_model",
-        "Convert a model of Hugging Face's format, GGUF or nanoGPT.",
+        "Convert a model in the format of Hugging Face, GGUF or nanoGPT.",
         is_unattended=True,
     ),
     "doctor": CommandEntry("measure", "doctor", "Check that this machine computes correctly and what it can do."),

@@ -38,7 +38,7 @@ class DoctorCommand:
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""
     again: Annotated[bool, OPTIONAL] = False
-    """Check again what was found sound on this machine within the last 30 days."""
+    """Repeat the checks that passed on this machine within the last 30 days."""
     nodes: Annotated[bool, OPTIONAL] = False
     """Check whether the processes started by torchrun can train together, and the speed of their network."""
     data: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()

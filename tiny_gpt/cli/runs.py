@@ -55,7 +55,7 @@ def runs(args: Sequence[str]) -> int:
     n_needed = 2 if action == "compare" else 1
     if len(names) < n_needed:
         raise UsageError(
-            f"tiny-gpt runs {action} needs {'two runs' if n_needed == 2 else 'a run'} or more: folders, or names in "
+            f"tiny-gpt runs {action} needs at least {'two runs' if n_needed == 2 else 'one run'}: folders, or names in "
             f"{RUNS_FOLDER}/ (tiny-gpt runs lists them)",
             code="runs-not-named",
         )

@@ -28,7 +28,7 @@ SWITCH_INTERVAL_S = 0.001
 
 @dataclass(frozen=True)
 class ServeCommand:
-    """Serve models to other programs, in the form of OpenAI's API."""
+    """Serve models to other programs, through an API like OpenAI's."""
 
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="[MODEL ...]"), OPTIONAL] = ()
     """Runs, model files or exported folders. Without any, the best model of the newest run."""
@@ -39,7 +39,7 @@ class ServeCommand:
 
 
 def serve(args: Sequence[str]) -> int:
-    """Serve models to other programs, in the form of OpenAI's API."""
+    """Serve models to other programs, through an API like OpenAI's."""
     command = parse(ServeCommand, "tiny-gpt serve", args)
     # Starlette takes a while to import, and --help must not reach it.
     from tiny_gpt.serve.endpoints import api_routes

@@ -36,7 +36,7 @@ LAST_S = 900.0
 
 @dataclass(frozen=True)
 class TrackCommand:
-    """Send a run to a tracker: what it lacks, and what comes while the run trains."""
+    """Send a run's metrics and samples to a tracker, also while it trains."""
 
     to: TrackerName
     """Where to."""

@@ -36,7 +36,7 @@ class RunOrigin(ResumeMode):
 
     recipe: RecipeName = "auto"
     """auto: chooses what you don't set from your text, the length of the run and the speed of this machine.
-    overnight: the fixed settings of the guide."""
+    overnight: the fixed settings of the guide to an overnight training, as in train.py."""
     config: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
     """Use the settings of a saved config.json instead of a recipe."""
 
@@ -45,7 +45,7 @@ class RunOrigin(ResumeMode):
 class TrainCommand(RunConfig):
     """Train a model on your text; all files of the run go to runs/NAME.
 
-    No flag is needed but for the time:
+    The only flag that you usually need is the time:
         tiny-gpt train book.txt --until 7am
         tiny-gpt train diary.txt --for 6h --first novels/
         tiny-gpt train notes/ --for 1h --start-from hf:HuggingFaceTB/SmolLM2-135M

@@ -43,7 +43,7 @@ class WatchCommand:
     no_browser: Annotated[bool, OPTIONAL] = False
     """Only print the address."""
     share: Annotated[bool, OPTIONAL] = False
-    """Let other devices in the network look, such as a phone.
+    """Let other devices on your network view it, such as a phone.
     They need the link, or the QR code, that is printed; it has a key that is new at each start."""
 
 

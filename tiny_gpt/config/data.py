@@ -44,10 +44,11 @@ class DataConfig:
     text_field: str = "text"
     """Name of the JSONL field or the CSV or Parquet column that holds the text."""
     encoding: Annotated[str, OPTIONAL] = ""
-    """Encoding of text files that are not UTF-8, such as cp1252. Web pages and UTF-16 say theirs themselves."""
+    """Encoding of text files that are not UTF-8, such as cp1252.
+    That of web pages and UTF-16 is recognized without it."""
     max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = ""
     """Most that one compressed file may unpack to, such as 80GB.
-    Without it, 100 times its size and at most 50 GB; 64 MB for a small one."""
+    Without it, 100 times its size and at most 50 GB; a small one may always unpack to 64 MB."""
 
     shard_cache: Annotated[str, arg(metavar="SIZE")] = "10GB"
     """Disk space for shards of a corpus that is read from a web server."""

@@ -13,9 +13,10 @@ class ReliabilityConfig:
     """Protection of unattended runs."""
 
     checkpoint_minutes: float = 3.0
-    """Minutes between checkpoints; more if saving is slow. The end of an epoch and a stop save one too."""
+    """Minutes between checkpoints; more if saving is slow.
+    One is also saved after each epoch and when you stop."""
     rank_timeout: Annotated[float, arg(metavar="MINUTES")] = 10.0
-    """Minutes until a device that does not answer is given up and training restarts."""
+    """Minutes to wait for a device that does not answer before training restarts."""
     watchdog: Annotated[bool, FLAG_OFF] = True
     """Don't restart training from the last checkpoint after a crash, a hang or a kill."""
     keep_awake: Annotated[bool, FLAG_OFF] = True

@@ -98,7 +98,8 @@ class EvalConfig:
     text_field: str = DataConfig.text_field
     """Name of the JSONL field or the CSV or Parquet column that holds the text."""
     encoding: Annotated[str, OPTIONAL] = DataConfig.encoding
-    """Encoding of text files that are not UTF-8, such as cp1252. Web pages and UTF-16 say theirs themselves."""
+    """Encoding of text files that are not UTF-8, such as cp1252.
+    That of web pages and UTF-16 is recognized without it."""
     max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = DataConfig.max_unpacked
     """Most that one compressed file may unpack to, such as 80GB."""
     batch_size: int = 32

@@ -54,7 +54,7 @@ class TrainConfig:
     cooldown: float = 0.6
     """Last fraction of what follows the warm-up, in which wsd decays the learning rate; 1 decays it from the start."""
     warmup_steps: int = 200
-    """Steps of linear warm-up; at most half of the run, or 5% of its time if it is timed."""
+    """Steps of linear warm-up; at most half of the run, or 5% of the time with --for or --until."""
     optimizer: OptimizerName = "adamw"
     """adamw: AdamW for all weights.
     muon: Muon for the matrices inside the blocks, AdamW for the rest. Needs about half as many steps.
@@ -86,7 +86,7 @@ class TrainConfig:
     devices: Annotated[str, arg(metavar="{1,2,...,all}")] = "1"
     """GPUs of this machine to train on, or processes on its CPU; each computes a part of every batch."""
     force_devices: Annotated[bool, OPTIONAL] = False
-    """Use all of --devices. Otherwise a step is measured first, and one is used if several are no faster."""
+    """Use all of --devices. Otherwise a step is timed first, and a single device is used if several are not faster."""
     exact: Annotated[bool, OPTIONAL] = False
     """The same result to the bit for any number of devices; costs some speed. Without it, sums round differently."""
     shard: Annotated[bool, OPTIONAL] = False

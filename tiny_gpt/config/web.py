@@ -21,7 +21,7 @@ class WebConfig:
     host: str = "127.0.0.1"
     """Address to listen on. The default is open to this machine only; 0.0.0.0, all networks, needs --api-key."""
     port: Annotated[int, arg(metavar="INT"), OPTIONAL] = 0
-    """Port to listen on. Without it, the first free one from the usual one on."""
+    """Port to listen on. Without it, the first free one from 8000 (serve) or 8770 (play) on."""
     api_key: Annotated[str, arg(metavar="KEY"), OPTIONAL] = ""
     """Key that every request must carry. Without it, that of the environment variable TINY_GPT_API_KEY, if set."""
     allow_origin: Annotated[tuple[str, ...], arg(metavar="ORIGIN ..."), OPTIONAL] = ()

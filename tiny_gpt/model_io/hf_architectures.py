@@ -185,8 +185,8 @@ _GEMMA = (
     "norms that multiply by 1 + weight, GELU as the gate of its feed-forward layer, embeddings scaled by sqrt(width)"
 )
 OTHER_FAMILIES = {
-    "gemma3": f"Gemma 3 has {_GEMMA}, norms after attention and feed-forward layers too, and layers that see only a "
-    "window and have another RoPE base",
+    "gemma3": f"Gemma 3 has {_GEMMA}, norms after attention and feed-forward layers too, and layers with a window "
+    "and another RoPE base",
     "gemma2": f"Gemma 2 has {_GEMMA}, norms after attention and feed-forward layers too, limits on scores and logits, "
     "and layers that see only a window",
     "gemma": f"Gemma has {_GEMMA}",

@@ -25,17 +25,22 @@ def source_not_found(source: str) -> BadInputError:
             f"{source} is a link to {target}, which is not there or leads back to it; name the file itself",
             code="source-is-a-dead-link",
         )
-    return BadInputError(
-        f"no such file or folder: {source} (looked in {Path.cwd()}){_similar(source)}; built-in datasets are "
-        f"{', '.join(DATASETS)} (tiny-gpt data list); other sources are paths, patterns, - for standard input, "
-        "https:// URLs and hf:OWNER/NAME",
-        code="source-not-found",
-    )
+    place = "" if user_path(source).is_absolute() else f" (looked in {Path.cwd()})"
+    if similar := _similar(source):
+        remedy = f"did you mean {quoted(similar)}?"
+    else:
+        remedy = (
+            f"built-in datasets are {', '.join(DATASETS)} (tiny-gpt data list); other sources are paths, patterns, "
+            "- for standard input, https:// URLs and hf:OWNER/NAME"
+        )
+    return BadInputError(f"no such file or folder: {source}{place}; {remedy}", code="source-not-found")
 
 
 def _similar(source: str) -> str:
-    path = user_path(source)
+    """A file, folder or dataset with a similar name; "" if there is none."""
+    path, near = user_path(source), list[str]()
     with contextlib.suppress(OSError, ValueError):
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.7)
-        return f"; did you mean {quoted(str(path.parent / near[0]))}?" if near else ""
-    return ""
+        near = [
+            str(path.parent / name) for name in difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.7)
+        ]
+    return next(iter(near or difflib.get_close_matches(source, DATASETS, 1, 0.7)), "")
