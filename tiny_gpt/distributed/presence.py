@@ -163,11 +163,15 @@ class Presence:
             self._lose("the process where all ranks meet has ended or does not answer")
 
     def _try_to_exchange(self) -> bool:
+        # Where the network is gone, the other thread's message may be stuck for hours: TCP goes on trying.
+        if not self._exchanging.acquire(timeout=HEARD_S):
+            return self.leader_has_ended
         try:
-            with self._exchanging:
-                self._exchange()
+            self._exchange()
         except (RuntimeError, ValueError):
             return self.leader_has_ended
+        finally:
+            self._exchanging.release()
         return True
 
     def _exchange(self) -> None:
