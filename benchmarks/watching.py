@@ -2,8 +2,9 @@
 
 1. The steps of a training with and without an open page, alternating within one run. The page's server is the one that
    `--watch` starts; a program asks it as an open page does. For the steps alone, both are stopped (SIGSTOP). On a host
-   that others share, steps vary by more than a page costs. So it is told, too, how long the training's threads could
-   have run and waited for a core (Linux: /proc/PID/task/TID/schedstat): another process can take no more from them.
+   shared with others, step times vary by more than a page costs. The benchmark therefore also reports how long the
+   training's threads were ready to run and waited for a core (Linux: /proc/PID/task/TID/schedstat), which is the most
+   that another process can cost them, apart from caches.
 2. A run of 100,000 rows: the first page, and the update after a new row.
 """
 

@@ -1,4 +1,4 @@
-"""What a model forgets: measured before and after, and told where a run's end is told."""
+"""Forgetting: the loss on the reference text before and after a run, and where the run reports it."""
 
 import json
 from dataclasses import replace

@@ -49,7 +49,6 @@ class DataConfig:
     max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = ""
     """Most that one compressed file may unpack to, such as 80GB.
     Without it, 100 times its size and at most 50 GB; a small one may always unpack to 64 MB."""
-
     shard_cache: Annotated[str, arg(metavar="SIZE")] = "10GB"
     """Disk space for shards of a corpus that is read from a web server."""
 

@@ -36,7 +36,7 @@ def restart_count() -> str:
 
 
 def is_restarted() -> bool:
-    """Whether it has."""
+    """Whether torchrun has started this process again after a failure."""
     return restart_count() != "0"
 
 

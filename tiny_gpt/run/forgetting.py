@@ -1,7 +1,7 @@
 """What a model that is trained further forgets: its loss on a text that the run does not train on, before and after.
 
 The reference text is a part of Python's manual: English, and on every disk. A model that does not know such text has
-nothing of it to lose; nothing is reported of it then. Scoring takes a few seconds, the same windows both times.
+nothing to forget, and is not measured. Scoring takes a few seconds, the same windows both times.
 """
 
 import contextlib

@@ -161,8 +161,8 @@ class Leader:
 
 @contextlib.contextmanager
 def led_ranks() -> Iterator[Ranks]:
-    """The ranks of this run, for rank 0. On exit, ranks that wait for a command are told to exit too; others learn it
-    from its record (distributed/presence.py)."""
+    """The ranks of this run, for rank 0. On exit, ranks that wait for a command get one to exit; those that are busy
+    read it in rank 0's record (distributed/presence.py)."""
     ranks, failure = current_ranks(), None
     with ranks.present():
         try:

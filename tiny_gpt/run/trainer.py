@@ -50,8 +50,8 @@ Result = TypeVar("Result")
 CHECKPOINT_SHARE = 0.05
 # A run shorter than this ends before the machine falls asleep.
 LONG_S = 600
-# While the text is waited for, signals and the end of the time are looked for this often; the user is told after a
-# while.
+# Seconds between two checks for signals and the end of the budget while a step waits for the text, and seconds after
+# which the wait is reported.
 WAIT_S, LONG_WAIT_S = 1.0, 60.0
 
 

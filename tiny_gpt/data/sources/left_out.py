@@ -9,12 +9,14 @@ from collections.abc import Set
 from functools import cache
 
 from tiny_gpt.config.run import (
+    BASE_FILE,
     BEST_FILE,
     CONFIG_FILE,
     FINAL_FILE,
     LOG_FILE,
     METRICS_FILE,
     PLAN_FILE,
+    PRETRAINED_FILE,
     REPORT_FILE,
     SAMPLES_FOLDER,
     STATUS_FILE,
@@ -28,10 +30,12 @@ MODEL_FILES = {BEST_FILE, FINAL_FILE}
 # What a run leaves in its folder; train.py's is the current one.
 NAMES_IN_RUN = MODEL_FILES | {
     _CHECKPOINTS,
+    BASE_FILE,
     CONFIG_FILE,
     LOG_FILE,
     METRICS_FILE,
     PLAN_FILE,
+    PRETRAINED_FILE,
     REPORT_FILE,
     SAMPLES_FOLDER,
     STATUS_FILE,
