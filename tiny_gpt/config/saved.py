@@ -7,6 +7,7 @@ import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any, Literal
 
 from tiny_gpt.config.model import ModelConfig
@@ -32,12 +33,18 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
+@cache
+def field_types(section: type) -> dict[str, Any]:
+    """The type of each field; resolved once, since resolving takes as long as reading a small model."""
+    return typing.get_type_hints(section)
+
+
 def checked_value(section: type, name: str, value: Any, source: str) -> Any:
     """The JSON `value` converted to the type of the field `name` of `section`.
 
     Raises BadInputError, naming `source`, for a value of another type.
     """
-    field_type = typing.get_type_hints(section)[name]
+    field_type = field_types(section)[name]
     if typing.get_origin(field_type) is Literal:
         choices = typing.get_args(field_type)
         ok, description = isinstance(value, str) and value in choices, "one of " + ", ".join(choices)
