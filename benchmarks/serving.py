@@ -1,6 +1,6 @@
 """The server under load: time to the first token and tokens per second with 1, 8 and 32 clients, next to
-`tiny-gpt generate` and, where they are installed, the servers of llama-cpp-python and of transformers on the same
-weights.
+`tiny-gpt generate` and, where they are installed, the servers of llama.cpp (`llama-server` on PATH, or that of
+llama-cpp-python) and of transformers on the same weights.
 
 Each round measures every contender and number of clients once; ratios are taken within a round. The clients run in this
 process and share the machine's cores with the servers, as they do at home.
@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import json
 import random
+import shutil
 import socket
 import statistics
 import subprocess
@@ -97,7 +98,7 @@ def measure(path: Path, size: str, rounds: int) -> dict[str, Figures]:
     with contextlib.ExitStack() as stack:
         servers = {"tiny_gpt": stack.enter_context(tiny_gpt_server(path))}
         for name, start in OTHER_SERVERS.items():
-            if missing := [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]:
+            if missing := missing_packages(name):
                 print(f"({name} is left out: {', '.join(missing)} is not installed)")
                 continue
             servers[name] = stack.enter_context(start(path, size))
@@ -172,7 +173,7 @@ def tiny_gpt_server(path: Path) -> contextlib.AbstractContextManager[str]:
 
 @contextlib.contextmanager
 def llama_server(path: Path, size: str) -> Iterator[str]:
-    """llama-cpp-python's server with the same weights in fp16."""
+    """llama.cpp's own server with a slot for each client, or llama-cpp-python's; the same weights in fp16."""
     from gguf import GGMLQuantizationType, LlamaFileType
 
     from tiny_gpt.export.gguf import write_file
@@ -181,8 +182,12 @@ def llama_server(path: Path, size: str) -> Iterator[str]:
     file, port = path.with_name("model.gguf"), free_port()
     loaded = open_path(path, torch.device("cpu"))
     write_file(file, loaded, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16)
-    n_ctx = str(SIZES[size][0].block_size)
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(file), "--n_ctx", n_ctx, "--port", str(port)]
+    n_ctx, n_slots = SIZES[size][0].block_size, max(N_CLIENTS)
+    if server := shutil.which("llama-server"):
+        command = [server, "--ctx-size", str(n_slots * n_ctx), "--parallel", str(n_slots)]
+    else:
+        command = [sys.executable, "-m", "llama_cpp.server", "--n_ctx", str(n_ctx)]
+    command += ["--model", str(file), "--port", str(port)]
     with running(command, f"http://127.0.0.1:{port}") as url:
         yield url
 
@@ -203,6 +208,12 @@ def transformers_server(path: Path, size: str) -> Iterator[str]:
 
 OTHER_SERVERS = {"llama.cpp": llama_server, "transformers": transformers_server}
 PACKAGES = {"llama.cpp": ("llama_cpp", "fastapi"), "transformers": ("transformers", "fastapi")}
+
+
+def missing_packages(server: str) -> list[str]:
+    if server == "llama.cpp" and shutil.which("llama-server"):
+        return []
+    return [package for package in PACKAGES[server] if importlib.util.find_spec(package) is None]
 
 
 # --- clients ---
