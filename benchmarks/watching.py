@@ -27,6 +27,7 @@ import psutil
 
 from tiny_gpt.cli.watch import TRAINING_VARIABLE
 from tiny_gpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.host.cpu_time import waited_for_cores_s
 from tiny_gpt.run.events import StepDone
 from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.consumers import RecordedRun
@@ -99,12 +100,6 @@ class Segment:
         self.processor_s, self.waited_s = processor_s - self.processor_s, waited_s - self.waited_s
 
 
-def waited_s() -> float:
-    """Seconds that all threads of this process have waited for a core so far; 0 where the system does not say."""
-    files = Path("/proc/self/task").glob("*/schedstat")
-    return sum(int(file.read_text().split()[1]) for file in files) / 1e9
-
-
 def cost_beside_a_training(folder: Path, seconds: float) -> dict[str, object]:
     """Pairs of segments, one of them watched, in random order: how much longer the watched one's mean step was."""
     segments: list[Segment] = []
@@ -120,7 +115,7 @@ def cost_beside_a_training(folder: Path, seconds: float) -> dict[str, object]:
         if now > end:
             break
         if not segments or now - segments[-1].began > SEGMENT_S:
-            used = page.processor_s(), waited_s()
+            used = page.processor_s(), waited_for_cores_s()
             if segments:
                 segments[-1].end(now, *used)
             is_second = len(segments) % 2 == 1

@@ -1,4 +1,7 @@
-"""How much a process computes."""
+"""How much a process computes, and how long it waits for a core."""
+
+import contextlib
+from pathlib import Path
 
 import psutil
 
@@ -18,3 +21,15 @@ def _cpu_s(process: psutil.Process) -> float:
     except psutil.Error:  # it has just ended
         return 0.0
     return times.user + times.system
+
+
+def waited_for_cores_s() -> float:
+    """Seconds that the threads of this process have been ready to run and waited for a core, added up.
+
+    From Linux's /proc/self/task/TID/schedstat; 0.0 where the system does not say.
+    """
+    waited_ns = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread has just ended
+            waited_ns += int(file.read_text(encoding="ascii").split()[1])
+    return waited_ns / 1e9

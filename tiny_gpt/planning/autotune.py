@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,7 @@ from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.device import PRECISIONS, candidate_precisions, is_out_of_memory, release_memory, synchronize
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.errors import UsageError
+from tiny_gpt.host.cpu_time import waited_for_cores_s
 from tiny_gpt.model import gpt
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning import autotune_cache
@@ -43,6 +45,9 @@ WORKLOAD_LAYERS, WORKLOAD_TOKENS_PER_THREAD = 2, 512
 TIMING_BUDGET_S, MAX_ROUNDS = 1.0, 5
 # A candidate this many times slower than the fastest after two passes is not timed again.
 ELIMINATION_RATIO = 1.5
+# Where each thread has waited for a core for more than this share of the time, other programs computed too. A pass then
+# takes up to ten times as long as another one, so the processor time decides, and the next start measures again.
+MAX_WAITING_SHARE = 0.1
 
 Trials = Mapping[Candidate, Callable[[], None]]
 """For each candidate a function that runs the workload once."""
@@ -136,13 +141,17 @@ def choose_backend(
         # torch.compile runs again in this process. Should it fail, better here than in the first step.
         if cached and (cached.candidate.backend != "compiled" or _works(make_trials(workload, [cached.candidate]))):
             return cached
-        seconds, failures = time_candidates(make_trials(workload, candidates), clock)
+        start, waited_s = clock(), waited_for_cores_s()
+        timings, failures = time_candidates(make_trials(workload, candidates), clock)
+        waited_s = (waited_for_cores_s() - waited_s) / torch.get_num_threads()
+        is_shared = device.type == "cpu" and waited_s > MAX_WAITING_SHARE * (clock() - start)
     if uses_torch_compile(config, device):
         torch.compiler.reset()  # frees the memory of compiled code; the run reloads its own from torch's disk cache
     release_memory(device)
+    seconds = {each: timing.processor_s if is_shared else timing.wall_s for each, timing in timings.items()}
     choice = _decide(config.train, candidates, seconds, failures)
     # NotImplementedError is permanent. Any other failure may have passed by the next start, so nothing is cached.
-    if all(isinstance(failure, NotImplementedError) for failure in failures.values()):
+    if not is_shared and all(isinstance(failure, NotImplementedError) for failure in failures.values()):
         autotune_cache.write_choice(cache_file, choice)
     return choice
 
@@ -211,37 +220,47 @@ class StepTrial:
         synchronize(self._benchmark.model.device)
 
 
+class Timing(NamedTuple):
+    """Of a candidate's passes: the shortest time, and the least processor time of all threads together."""
+
+    wall_s: float = math.inf
+    processor_s: float = math.inf
+
+
 def time_candidates(
     trials: Trials, clock: Callable[[], float] = time.perf_counter
-) -> tuple[dict[Candidate, float], dict[Candidate, Exception]]:
-    """Seconds of each candidate's fastest pass, and the exceptions of those that failed.
+) -> tuple[dict[Candidate, Timing], dict[Candidate, Exception]]:
+    """The timing of each candidate, and the exceptions of those that failed.
 
     Candidates take turns, so that a machine that is briefly busy slows them all. A warm-up pass for each pays for
     one-time work. After the first timed round, only candidates that may still be the fastest go on.
     """
-    seconds: dict[Candidate, float] = {}
+    timings: dict[Candidate, Timing] = {}
     failures: dict[Candidate, Exception] = {}
 
     def run(candidate: Candidate) -> None:
-        start = clock()
+        start, processor_start = clock(), time.process_time()
         try:
             trials[candidate]()
         except Exception as failure:  # compilers and drivers raise all kinds
             failures[candidate] = failure.with_traceback(None)  # a traceback would keep tensors alive
-            seconds.pop(candidate, None)
+            timings.pop(candidate, None)
         else:
-            seconds[candidate] = min(seconds.get(candidate, math.inf), clock() - start)
+            best = timings.get(candidate, Timing())
+            processor_s = min(best.processor_s, time.process_time() - processor_start)
+            timings[candidate] = Timing(min(best.wall_s, clock() - start), processor_s)
 
     for candidate in trials:
         run(candidate)
     start = clock()
     for round_ in range(MAX_ROUNDS):
-        limit = math.inf if round_ == 0 else ELIMINATION_RATIO * min(seconds.values(), default=0.0)
-        for candidate in [candidate for candidate, fastest in seconds.items() if fastest <= limit]:
+        fastest_s = min((timing.wall_s for timing in timings.values()), default=0.0)
+        limit = math.inf if round_ == 0 else ELIMINATION_RATIO * fastest_s
+        for candidate in [candidate for candidate, timing in timings.items() if timing.wall_s <= limit]:
             run(candidate)
         if clock() - start > TIMING_BUDGET_S:
             break
-    return seconds, failures
+    return timings, failures
 
 
 def _decide(
