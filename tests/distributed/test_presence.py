@@ -2,6 +2,8 @@
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +99,36 @@ def test_the_others_end_quietly_where_rank_0_was_stopped(meet: Meet) -> None:
         sleep()
     thread.join()
     assert other.leader_has_ended
+
+
+STORE = """
+import time
+import torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows stops no process")
+def test_a_store_that_is_stopped_ends_every_wait() -> None:
+    """It is in the process of rank 0 unless torchrun has started the ranks. torch would wait for it without end."""
+    with subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            port = process.stdout.readline().strip()
+            second = Presence(meeting_store("127.0.0.1", port, PATIENCE_S), "test", 1, 2, 0.5, HeardStop())
+            process.send_signal(signal.SIGSTOP)
+            start = time.monotonic()
+            with pytest.raises(LostRankError) as caught, kept(second):
+                second.wait_for_all()
+            second.close()
+            assert caught.value.code == "rank-silent"
+            with pytest.raises(LostRankError) as caught:
+                meeting_store("127.0.0.1", port, 0.5)
+            assert caught.value.code == "meeting-silent" and time.monotonic() - start < PATIENCE_S
+        finally:
+            process.kill()
 
 
 def test_in_training_nobody_is_interrupted(meet: Meet) -> None:

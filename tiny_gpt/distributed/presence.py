@@ -14,10 +14,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -26,6 +27,7 @@ from tiny_gpt.host.signals import HeardStop
 
 # torch.distributed.Store, which torch does not export where a type checker looks.
 Store = Any
+Answer = TypeVar("Answer")
 # Seconds between two records, and between two looks at the others' while this rank waits for them.
 SIGN_INTERVAL_S, ARRIVAL_INTERVAL_S = 1.0, 0.05
 # A preparation that takes longer is over.
@@ -34,6 +36,8 @@ MAX_PREPARATION_S = 2 * 3600.0
 HEARD_S = 5.0
 # Silence that is worth a word where a message has failed.
 NOTED_SILENCE_S = 5.0
+# How many of its own timeouts torch may take until it counts as stuck.
+PATIENCE = 1.5
 # What a rank says last: its run is over, it was asked to stop, it has lost another rank, or something else went wrong.
 FINISHED, STOPPED, LOST, FAILED = "finished", "stopped", "lost", "failed"
 
@@ -69,7 +73,7 @@ class Presence:
         self._changed_at = dict.fromkeys(self._others, time.monotonic())
         self._known: set[int] = set()
         self._exchanging, self._closing, self._ends = threading.RLock(), threading.Lock(), threading.Event()
-        self._is_preparing, self._is_closed = True, False
+        self._is_preparing, self._is_closed, self._is_stuck = True, False, False
         self.loss: LostRankError | None = None
         """Why the preparation cannot go on."""
         self._thread = threading.Thread(target=self._watch, daemon=True, name="presence of other ranks")
@@ -105,7 +109,9 @@ class Presence:
             self._own.end = how
         self._is_preparing = False
         end = time.monotonic() + HEARD_S
-        while self._try_to_exchange() and how in (STOPPED, FAILED) and self._rank == 0 and time.monotonic() < end:
+        while (
+            self._exchanged_within(HEARD_S) and how in (STOPPED, FAILED) and self._rank == 0 and time.monotonic() < end
+        ):
             if all(record.has_heard_end or record.end for record in self._others.values()):
                 return
             time.sleep(ARRIVAL_INTERVAL_S)
@@ -138,7 +144,7 @@ class Presence:
                 self._look_for_trouble()
             if self.leader_has_ended and not self._own.has_heard_end:
                 self._own.has_heard_end = True
-                self._try_to_exchange()
+                self._exchanged_within(HEARD_S)
                 if self._others[0].end != FINISHED:  # which comes as a command
                     self._interrupt(signal.SIGINT)
 
@@ -159,15 +165,21 @@ class Presence:
 
         It ends with the process that has it, perhaps a moment before this rank hears that the run is over.
         """
-        if not self._try_to_exchange() and not self._ends.wait(SIGN_INTERVAL_S) and not self._try_to_exchange():
+        heard = self._exchanged_within(self._timeout_s)
+        if not heard and not self._ends.wait(SIGN_INTERVAL_S) and not self._exchanged_within(self._timeout_s):
             self._lose("the process where all ranks meet has ended or does not answer")
 
-    def _try_to_exchange(self) -> bool:
-        # Where the network is gone, the other thread's message may be stuck for hours: TCP goes on trying.
-        if not self._exchanging.acquire(timeout=HEARD_S):
+    def _exchanged_within(self, timeout_s: float) -> bool:
+        """Whether the records are exchanged, or need not be any more."""
+        if not self._exchanging.acquire(timeout=PATIENCE * timeout_s):
             return self.leader_has_ended
         try:
-            self._exchange()
+            if self._is_stuck:  # TCP goes on trying for hours, and later messages wait for the one that is stuck
+                return self.leader_has_ended
+            answered_within(timeout_s, self._exchange)
+        except LostRankError:
+            self._is_stuck = True
+            return self.leader_has_ended
         except (RuntimeError, ValueError):
             return self.leader_has_ended
         finally:
@@ -210,10 +222,35 @@ class Presence:
 
 
 def meeting_store(address: str, port: str, timeout_s: float) -> Store:
-    """A connection of its own to the store where the ranks have met."""
-    return dist.TCPStore(  # type: ignore[attr-defined]
-        address, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+    """A connection of its own to the store where the ranks have met. Raises LostRankError where it does not answer."""
+    return answered_within(
+        timeout_s,
+        lambda: dist.TCPStore(  # type: ignore[attr-defined]
+            address, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        ),
     )
+
+
+def answered_within(timeout_s: float, ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns, or raises; LostRankError if that takes far longer than `timeout_s`.
+
+    torch has timeouts of its own, and its errors say more. But a store whose process was stopped (SIGSTOP) while it
+    answered is waited for without end: torch gives up, tells the store so, and waits for the store to confirm that. So
+    a thread asks, which is left behind if it is stuck.
+    """
+    answer: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as failure:
+            answer.set_exception(failure)
+
+    threading.Thread(target=work, daemon=True, name="meeting other ranks").start()
+    try:
+        return answer.result(PATIENCE * timeout_s)
+    except TimeoutError:
+        raise LostRankError("the process where all ranks meet does not answer", code="meeting-silent") from None
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tiny_gpt.device import is_out_of_memory
 from tiny_gpt.distributed.network import choose_interface, wait_for_port
-from tiny_gpt.distributed.presence import FINISHED, LostRankError, Presence, kept, meeting_store
+from tiny_gpt.distributed.presence import FINISHED, LostRankError, Presence, answered_within, kept, meeting_store
 from tiny_gpt.errors import UsageError, first_line
 from tiny_gpt.host.signals import HeardStop
 from tiny_gpt.host.torchrun import local_rank, rank_in_environment, restart_count
@@ -313,11 +313,15 @@ def join_group(device_name: str, timeout_s: float) -> Ranks:
     is_gpu = device_name != "cpu" and torch.cuda.is_available()
     if is_gpu:
         torch.cuda.set_device(local_rank())
-    with _lost_ranks_raised():
+
+    def join() -> Any:
         timeout = datetime.timedelta(seconds=timeout_s)
         device_id = torch.device("cuda", local_rank()) if is_gpu else None
         dist.init_process_group("nccl" if is_gpu else "gloo", timeout=timeout, device_id=device_id)
-        prompt = dist.new_group(backend="gloo", timeout=timeout)
+        return dist.new_group(backend="gloo", timeout=timeout)
+
+    with _lost_ranks_raised():
+        prompt = answered_within(timeout_s, join)
     _current = Ranks(rank, size, prompt, timeout_s)
     return _current
 
