@@ -185,7 +185,8 @@ def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[flo
 
 
 def report(size: str, model: GPT, n_tokens: int, speeds: dict[str, list[float]]) -> None:
-    print(f"\n{size}: {model.n_parameters / 1e6:.1f} M parameters, block {model.config.block_size}, {n_tokens} tokens")
+    n_parameters = f"{model.n_parameters / 1e6:.1f} M parameters"
+    print(f"\n{size}: {n_parameters}, block size {model.config.block_size}, {n_tokens} tokens")
     print(f"{'':<26}{'tokens/s':>10}{'slowest':>10}{'fastest':>10}{'tiny_gpt is':>14}")
     for name, figures in speeds.items():
         ratio = statistics.median(a / b for a, b in zip(speeds["tiny_gpt"], figures, strict=True))

@@ -43,7 +43,7 @@ class Bench:
     steps: int = 2000
     """Steps of each run, over which the learning rate decays."""
     batch_size: int = 16
-    """Blocks per step."""
+    """Sequences per step."""
     json: str = "precision.json"
     """File for the figures."""
 
@@ -53,7 +53,7 @@ def main(bench: Bench) -> None:
     configure_torch(device)
     dataset = finish(prepare(DataConfig(data=bench.data), bench.model.block_size))
     print(f"{describe_device(device)}, torch {torch.__version__}, backend {bench.backend}")
-    print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} blocks; val_loss on the whole validation text")
+    print(f"{bench.model}, {bench.steps} steps of {bench.batch_size} sequences; val_loss on the whole validation text")
     print(f"{'seed':>4}{'bf16':>10}{'fp32':>10}{'difference':>12}")
     rows = []
     for seed in range(bench.seeds):

@@ -52,7 +52,7 @@ class TextbookGPT(nn.Module):
 
 
 def textbook_step(model: TextbookGPT, optimizer: torch.optim.Optimizer, ids_BT: torch.Tensor) -> float:
-    """One optimizer update on the blocks `ids_BT` (B, T + 1); returns the loss in nats."""
+    """One optimizer update on the sequences `ids_BT` (B, T + 1); returns the loss in nats."""
     optimizer.zero_grad()
     loss = F.cross_entropy(model(ids_BT[:, :-1]).flatten(0, 1), ids_BT[:, 1:].flatten())
     loss.backward()

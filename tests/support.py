@@ -25,7 +25,7 @@ def random_tokens(n: int) -> np.ndarray:
 
 
 def mean_loss(model: GPT, tokens: np.ndarray) -> float:
-    """Every target once, each seen from the start of its block, summed in fp64."""
+    """Every target once, each seen from the start of its sequence, summed in fp64."""
     ids, block_size = torch.from_numpy(tokens.astype(np.int64)), model.config.block_size
     total = 0.0
     with torch.no_grad():

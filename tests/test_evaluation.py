@@ -30,7 +30,7 @@ def test_a_subset_is_evenly_spaced_and_always_the_same(max_tokens: int) -> None:
     assert windows.starts[0] == 0 and windows.starts[-1] + 8 < len(tokens)
     if len(windows.starts) > 1:
         gaps = np.diff(windows.starts)
-        assert gaps.max() - gaps.min() <= 8 and len(tokens) - windows.starts[-1] <= 24, "to within a block, to the end"
+        assert gaps.max() - gaps.min() <= 8 and len(tokens) - windows.starts[-1] <= 24, "evenly, to the end"
     model = random_model().eval()
     expected = [mean_loss(model, tokens[start : start + 9]) for start in windows.starts]
     loss, error = windows.loss_and_error(model)

@@ -378,7 +378,7 @@ WAYS = {
 
 
 def text_case(architecture: str, way: str, decoder: str, precision: str, workshop: Workshop) -> Found:
-    """Texts that are longer than a block, by the decoder that numba compiles or by torch's."""
+    """Texts that are longer than block_size, by the decoder that numba compiles or by torch's."""
     with no_numba() if decoder == "torch" else contextlib.nullcontext():
         lines = command(
             *("generate", "--checkpoint", workshop.model(architecture), "--prompt", "Kalo", "--seed", 5, "--json"),

@@ -27,7 +27,7 @@ WORDS = {
     r"trapezoid\w*": "wsd",
     r"classic and modern|modern and classic|`?--architecture (classic|modern)|`(classic|modern)`": "gpt2, qwen3",
     r"pieces of words": "subwords, bpe tokens",
-    r"(times|readings) (through|of) the text": "data epochs",
+    r"(times|readings) (through|of) the text": "passes over the text",
     r"(self|trainer|run)\.(learner|keeper|examiner)|(class|import) (Learner|Keeper|Examiner)": "state, evaluator",
     r"rehears\w+": "benchmark of steps, StepBenchmark",
     r"the turning|turned queries": "rotary embedding, rope",

@@ -76,8 +76,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[candidate_precisions(name, device)[0]]
 
 
-def max_blocks_at_once(block_size: int, device: torch.device) -> int | None:
-    """The most blocks that `device` computes correctly in one batch; None if only its memory limits them."""
+def max_sequences_at_once(block_size: int, device: torch.device) -> int | None:
+    """The most sequences that `device` computes correctly in one batch; None if only its memory limits them."""
     return max(1, MPS_MAX_TOKENS // block_size) if device.type == "mps" else None
 
 

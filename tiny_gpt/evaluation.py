@@ -21,8 +21,8 @@ from tiny_gpt.model.gpt import GPT
 # Fractions of the time that evaluations may take during a run.
 VAL_SHARE = 0.05
 TRAIN_SHARE = 0.0125
-# The longest block that a model is scored or trained further with, where the user gives none. Known models were trained
-# with thousands of tokens, which take much memory and time.
+# The longest sequence that a model is scored or trained further with, unless the user gives one. Known models were
+# trained with thousands of tokens, which take much memory and time.
 LONGEST_BLOCK = 512
 # The most logits that `tiny-gpt eval` computes at once: 0.5 GiB.
 MAX_LOGITS_AT_ONCE = 1 << 27
@@ -41,17 +41,17 @@ class FixedWindows:
         max_tokens: int,
         backend: str = "eager",
     ) -> None:
-        """Cover all of `tokens` if they are at most `max_tokens`, else as many evenly spaced blocks as fit."""
+        """Cover all of `tokens` if they are at most `max_tokens`, else as many evenly spaced sequences as fit."""
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.max_tokens, self.backend_name, self.backend = max_tokens, backend, get_backend(backend)
         n_targets = len(tokens) - 1
-        n_blocks = math.ceil(n_targets / block_size)
+        n_sequences = math.ceil(n_targets / block_size)
         if n_targets > max_tokens:
             n_chosen = max(1, max_tokens // block_size)
-            blocks = np.linspace(0, n_blocks - 2, n_chosen).round().astype(np.int64)  # the last block may be shorter
+            sequences = np.linspace(0, n_sequences - 2, n_chosen).round().astype(np.int64)  # the last may be shorter
         else:
-            blocks = np.arange(n_blocks)
-        self.starts = blocks * block_size
+            sequences = np.arange(n_sequences)
+        self.starts = sequences * block_size
         self.n_tokens = int(np.minimum(block_size, n_targets - self.starts).sum())
         """Targets that are scored."""
 

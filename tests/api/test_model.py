@@ -69,14 +69,14 @@ def test_without_a_seed_texts_differ(model):
     assert len({model.generate("a", max_tokens=30) for _ in range(3)}) == 3
 
 
-def test_logprobs_are_the_models_block_by_block(model):
+def test_logprobs_are_the_models_in_sequences(model):
     ids = torch.from_numpy(model.loaded.tokenizer.encode(TEXT).astype(np.int64))
     expected = []
     for start in range(0, len(ids) - 1, CONFIG.block_size):
-        block = ids[start : start + CONFIG.block_size + 1]
+        sequence = ids[start : start + CONFIG.block_size + 1]
         with torch.no_grad():
-            scores = F.log_softmax(model.loaded.model(block[None, :-1])[0].double(), -1)
-        expected += scores.gather(1, block[1:, None])[:, 0].tolist()
+            scores = F.log_softmax(model.loaded.model(sequence[None, :-1])[0].double(), -1)
+        expected += scores.gather(1, sequence[1:, None])[:, 0].tolist()
     scored = model.logprobs(TEXT)
     assert "".join(score.token for score in scored) == TEXT[1:]
     np.testing.assert_allclose([score.logprob for score in scored], expected, atol=1e-5)

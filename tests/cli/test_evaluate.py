@@ -15,9 +15,9 @@ def test_eval_scores_every_token_once(command, text, tmp_path):
     scores = json.loads(command("tiny-gpt", "eval", model, text, "--json").out)
     loaded = load(model)
     ids = torch.from_numpy(loaded.tokenizer.encode(text.read_text()).astype(int))
-    blocks = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
+    sequences = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
     with torch.no_grad():
-        losses = torch.cat([loaded.model.losses(b[None, :-1], b[None, 1:]).flatten() for b in blocks])
+        losses = torch.cat([loaded.model.losses(b[None, :-1], b[None, 1:]).flatten() for b in sequences])
     assert scores["n_tokens"] == len(ids) == len(losses) + 1 and scores["n_bytes"] == text.stat().st_size
     assert scores["nats_per_token"] == pytest.approx(losses.mean().item(), abs=1e-5)
     nats = scores["nats_per_token"] * len(ids)

@@ -20,7 +20,7 @@ def faulty_files(tmp_path, monkeypatch, text):
     monkeypatch.setattr(consumers, "must_compile", lambda model: False)  # nothing else is printed
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").touch()
-    Path("short.txt").write_text("Too short for a block.")
+    Path("short.txt").write_text("Too short for a sequence.")
     Path("latin.txt").write_bytes(b"a caf\xe9 with tea, " * 100)
     Path("no_text").mkdir()
     Path("no_text", "a.png").write_bytes(b"\x89PNG\0")

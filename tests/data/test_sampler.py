@@ -1,4 +1,4 @@
-"""Which blocks a step reads: a pure function of (seed, step) that reads every block once per data epoch."""
+"""Which sequences a step reads: a pure function of (seed, step) that reads every sequence once per data epoch."""
 
 import numpy as np
 import pytest
@@ -23,11 +23,11 @@ def sampler(n_tokens=1000, block_size=BLOCK_SIZE, batch_size=4, seed=1, token_no
 )
 def test_each_data_epoch_reads_every_block_once(n_tokens, block_size, batch_size, seed):
     n_tokens = max(n_tokens, block_size + 1)
-    n_blocks = max(1, (n_tokens - 1) // block_size - 1)
+    n_sequences = max(1, (n_tokens - 1) // block_size - 1)
     n_epochs = 3
-    n_steps = -(-n_blocks * n_epochs // batch_size)
-    starts = sampler(n_tokens, block_size, batch_size, seed).starts(0, n_steps)[: n_blocks * n_epochs]
-    for epoch_starts in np.sort(starts.reshape(n_epochs, n_blocks)):
+    n_steps = -(-n_sequences * n_epochs // batch_size)
+    starts = sampler(n_tokens, block_size, batch_size, seed).starts(0, n_steps)[: n_sequences * n_epochs]
+    for epoch_starts in np.sort(starts.reshape(n_epochs, n_sequences)):
         assert (np.diff(epoch_starts) == block_size).all()
         assert epoch_starts[0] >= 0 and epoch_starts[-1] + block_size < n_tokens
 
@@ -49,8 +49,8 @@ def test_starts_are_stable():
 def test_data_epochs_and_seeds_differ_in_order():
     orders = [sampler(seed=seed).starts(0, 60) for seed in (0, 1, 2, 2**63 - 1)]
     assert len({order.tobytes() for order in orders}) == len(orders)
-    n_blocks = 999 // BLOCK_SIZE - 1
-    epochs = sampler().starts(0, 100)[: 3 * n_blocks].reshape(3, n_blocks) // BLOCK_SIZE
+    n_sequences = 999 // BLOCK_SIZE - 1
+    epochs = sampler().starts(0, 100)[: 3 * n_sequences].reshape(3, n_sequences) // BLOCK_SIZE
     assert len({order.tobytes() for order in epochs}) == 3
 
 

@@ -28,8 +28,8 @@ class Job:
     resume: bool = False
     interrupted_at: int = 0
     """Abandoned after the checkpoint of this step; 0: trained to its end."""
-    n_blocks_of_last_rank: int = 0
-    """The last rank runs out of memory with more blocks than this; 0: it never does."""
+    n_sequences_of_last_rank: int = 0
+    """The last rank runs out of memory with more sequences than this; 0: it never does."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"config": self.config.to_flat()}

@@ -46,7 +46,7 @@ def group(make: Make) -> Make:
     moved = make("from 1 to 2", exact=True)
     interrupt(moved, STOPPED_AT)
     jobs.append(Job(moved, resume=True))
-    jobs.append(Job(make("little memory", exact=True), n_blocks_of_last_rank=1))
+    jobs.append(Job(make("little memory", exact=True), n_sequences_of_last_rank=1))
     jobs.append(Job(make("small batch", batch_size=1, grad_accum_steps=1)))
     train_in_group(Path(make("jobs").train.out_dir), 2, jobs)
     return make

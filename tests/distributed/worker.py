@@ -40,12 +40,12 @@ def do(job: dict[str, Any], ranks: Ranks) -> None:
         Path(config.train.out_dir, "error").write_text(failure.code)
 
 
-def with_little_memory(n_blocks: int) -> Any:
-    """Forward and backward passes run out of memory here with more than so many blocks."""
+def with_little_memory(n_sequences: int) -> Any:
+    """Forward and backward passes run out of memory here with more than so many sequences."""
     compute = step.accumulate_gradients
 
     def limited(model: Any, backend: Any, inputs_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(inputs_BT) > n_blocks:
+        if len(inputs_BT) > n_sequences:
             raise torch.OutOfMemoryError("out of memory")
         return compute(model, backend, inputs_BT, *rest)
 
@@ -57,8 +57,8 @@ def main(folder: Path, patience_s: float) -> None:
     torch.set_num_threads(1)
     ranks, sent = join_group("cpu", patience_s), list[int]()
     for job in json.loads((folder / "jobs.json").read_text()):
-        is_limited = ranks.rank == ranks.size - 1 and job["n_blocks_of_last_rank"]
-        with with_little_memory(job["n_blocks_of_last_rank"]) if is_limited else mock.MagicMock():
+        is_limited = ranks.rank == ranks.size - 1 and job["n_sequences_of_last_rank"]
+        with with_little_memory(job["n_sequences_of_last_rank"]) if is_limited else mock.MagicMock():
             before = psutil.net_io_counters().bytes_sent
             do(job, ranks)
             sent.append(psutil.net_io_counters().bytes_sent - before)

@@ -33,14 +33,14 @@ TEXT = "The cat sat on the mat.\r\n  It's 1,234 “words” — naïve, it isn't
 def odd_texts(n_texts, known="é中😀"):
     """Texts of pieces that tokenizers stumble over, the same every time. No code point is newer than Unicode 3.2:
     what is a letter or a digit depends on the version."""
-    neighbours = [chr(ord(char) + step) for char in known for step in (-1, 1, 2, 64)]
+    neighbors = [chr(ord(char) + step) for char in known for step in (-1, 1, 2, 64)]
     assigned = [chr(i) for i in range(0x110000) if unicodedata.ucd_3_2_0.category(chr(i)) not in ("Cn", "Cs")]
     odd = ["\r\n", "\n\n", " ", "  ", "     ", "\t", "\xa0", "\u3000", "\u2028", "\x00", "\x0b", "\x1f", "\x7f", "\x85"]
     odd += ["e\u0301\u0323", "👩\u200d🔬", "🏽", "🇫🇷", "\u200b", "\ufeff", " cat", " 5", " ...", " “"]
     odd += "▁ ▁▁x ÿ Ġ 日本語 한국 ไทย ٣ Ⅷ ß The don't I'LL 's x2 1234 !? — naïve _a $1.50".split()
     odd += r"\ \x41 \n <0x41> <s> </s> <|endoftext|> [EMPTY_3] <unk> [UNK_BYTE_0x41]".split()
     rng = np.random.default_rng(0)
-    pools = [list(known), neighbours, assigned, odd, odd, [chr(i) for i in range(128)]]
+    pools = [list(known), neighbors, assigned, odd, odd, [chr(i) for i in range(128)]]
     pools = [pool for pool in pools if pool]
     for _ in range(n_texts):
         chosen = [pools[i] for i in rng.integers(len(pools), size=rng.integers(1, 30))]

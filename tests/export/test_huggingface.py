@@ -158,7 +158,7 @@ def test_transformers_writes_on_by_itself_and_trains_further(tmp_path: Path, arc
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     inputs = tokenizer("The", return_tensors="pt")
-    written = model.generate(**inputs)  # with nothing told: as many tokens as the block has room for
+    written = model.generate(**inputs)  # with nothing told: as many tokens as block_size has room for
     assert 10 < written.shape[1] <= 128 and tokenizer.decode(written[0]).startswith("The")
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

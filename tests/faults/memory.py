@@ -35,7 +35,7 @@ EVAL_MODE_CODE = 98
 
 @dataclass(frozen=True)
 class Scarce:
-    """From step `first` on, some computations of more than `limit` blocks run out of memory."""
+    """From step `first` on, some computations of more than `limit` sequences run out of memory."""
 
     failure: str
     first: int
@@ -115,7 +115,7 @@ def far_off(folder: Path, wanted: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def not_even_for_a_block(trial: Trial) -> list[str]:
+def not_even_for_a_sequence(trial: Trial) -> list[str]:
     """It fails with a message, and resumes exactly once there is memory again."""
     rng = trial.rng
     reference = trial.world.reference(rng.choice(["gpt2", "qwen3", "in parts"]))
@@ -137,6 +137,6 @@ GROUPS = {
         1,
     ),
     "no-memory-at-all": Group(
-        "exit 5 with a message; then result equal to the reference run's", not_even_for_a_block, times(10), 1
+        "exit 5 with a message; then result equal to the reference run's", not_even_for_a_sequence, times(10), 1
     ),
 }

@@ -176,7 +176,7 @@ def test_the_highest_random_number_draws_a_token_that_was_not_ruled_out() -> Non
 @all_architectures
 @pytest.mark.parametrize("kind", [compiled_decoder, TorchDecoder])
 @pytest.mark.parametrize("n_read", [1, 5, BLOCK_SIZE])
-def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: str, kind: Any, n_read: int) -> None:
+def test_cached_logits_equal_uncached_ones_up_to_the_full_window(architecture: str, kind: Any, n_read: int) -> None:
     model = random_model(architecture)
     ids = torch.randint(VOCAB_SIZE, (BLOCK_SIZE,), generator=torch.Generator().manual_seed(2)).tolist()
     decoder = kind(model, 1)
@@ -193,7 +193,7 @@ def test_cached_logits_equal_uncached_ones_up_to_the_full_block(architecture: st
 def test_beyond_the_block_the_last_half_of_it_at_least_is_in_view(
     architecture: str, block_size: int, kind: Any
 ) -> None:
-    """The windows begin half a block apart; each text of a batch has its own, and some end early."""
+    """The windows begin half of block_size apart; each text of a batch has its own, and some end early."""
     model, n_texts = random_model(architecture, block_size), 3
     generator = np.random.default_rng(block_size)
     decoder = kind(model, n_texts)
@@ -224,8 +224,8 @@ def written(model: GPT, prompt: str, config: SampleConfig) -> list[int]:
 
 
 @all_architectures
-def test_temperature_zero_follows_the_uncached_model_within_and_beyond_the_block(architecture: str) -> None:
-    """Beyond the block, the likeliest token after some last part of the text, at least half a block long."""
+def test_temperature_zero_follows_the_uncached_model_within_and_beyond_the_window(architecture: str) -> None:
+    """Beyond the window, the likeliest token after some last part of the text, at least half a window long."""
     model = random_model(architecture)
     text = [65, 66, 67]
     for token in written(model, bytes(text).decode(), replace(GREEDY, max_tokens=4 * BLOCK_SIZE)):

@@ -352,10 +352,10 @@ def test_the_cpu_workload_is_a_small_part_of_the_step(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     workload = Workload.for_run(RunConfig(), 256, CPU)
     assert workload.config.model == replace(RunConfig().model, n_layer=2)
-    assert (workload.n_blocks, workload.vocab_size) == (8, 256)
-    assert Workload.for_run(with_train(batch_size=1), 256, CPU).n_blocks == 1
+    assert (workload.n_sequences, workload.vocab_size) == (8, 256)
+    assert Workload.for_run(with_train(batch_size=1), 256, CPU).n_sequences == 1
     gpu = Workload.for_run(RunConfig(), 256, CUDA)
-    assert (gpu.config, gpu.n_blocks) == (RunConfig(), 64)
+    assert (gpu.config, gpu.n_sequences) == (RunConfig(), 64)
 
 
 def test_each_device_type_has_its_code_fingerprint():

@@ -47,14 +47,14 @@ def test_each_token_comes_with_the_logits_it_was_drawn_from(snapshots):
 
 
 def test_scores_equal_brute_force(loaded):
-    """Each token is seen with everything before it, back to the start of a window that begins every half block."""
-    ids, block = random_tokens(30), loaded.model.config.block_size
+    """Each token is seen with everything before it, back to the start of a window; one begins every half window."""
+    ids, block_size = random_tokens(30), loaded.model.config.block_size
     scored = score_text(loaded, bytes(ids).decode("latin-1"))
     text_ids = np.frombuffer(bytes(ids).decode("latin-1").encode(), dtype=np.uint8)
     assert scored.ids == text_ids.tolist() and len(scored.bits) == len(scored.ids)
     for i in range(1, len(text_ids)):
-        # The first window that reaches token i: 0 for the first block, then the window that ends last before it.
-        start = 0 if i <= block else math.ceil((i - block) / (block // 2)) * (block // 2)
+        # The first window that reaches token i: 0 within block_size, then the window that ends last before it.
+        start = 0 if i <= block_size else math.ceil((i - block_size) / (block_size // 2)) * (block_size // 2)
         with torch.inference_mode():
             context = torch.from_numpy(text_ids[start:i].astype(np.int64))[None]
             logits_V = loaded.model(context)[0, -1].double()

@@ -183,7 +183,7 @@ def test_an_unreadable_model_leaves_the_folder_unchanged(initial_config, initial
 
 def test_a_text_shorter_than_the_models_block_is_refused(initial_config, tmp_path):
     (tmp_path / "french.txt").write_text("trop court")
-    with pytest.raises(BadInputError, match="and a block of the model that is trained further takes 9") as refused:
+    with pytest.raises(BadInputError, match="and a sequence of the model that is trained further takes 9") as refused:
         list(run(initial_config))
     assert str(refused.value).endswith("give more text")
     assert not out_dir(initial_config).exists()
@@ -202,7 +202,7 @@ def test_start_from_on_the_command_line(initial_config, initial, tmp_path, monke
     assert (
         f"starting from {initial}" in printed
         and "qwen3, " in printed
-        and "1 layer, 2 heads, width 16, block 8" in printed
+        and "1 layer, 2 heads, width 16, block size 8" in printed
     )
     settings = json.loads((Path(run_dir) / CONFIG_FILE).read_text())
     assert settings["start_from"] == str(initial) and settings["d_model"] == SHAPE.d_model

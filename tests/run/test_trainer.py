@@ -323,7 +323,7 @@ def test_a_stop_finishes_the_step_and_saves(config: RunConfig, stop_after: int) 
     assert load_model(finished.best_path, CPU).progress.step <= last_step
 
 
-def test_a_device_limit_on_blocks_changes_no_loss(
+def test_a_device_limit_on_sequences_changes_no_loss(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, model=replace(config.model, dropout=0.0))
@@ -334,7 +334,7 @@ def test_a_device_limit_on_blocks_changes_no_loss(
         shapes.add(tuple(ids_BT.shape))
         return losses(model, ids_BT, targets_BT)
 
-    monkeypatch.setattr("tiny_gpt.training.micro_batches.max_blocks_at_once", lambda block_size, device: 3)
+    monkeypatch.setattr("tiny_gpt.training.micro_batches.max_sequences_at_once", lambda block_size, device: 3)
     monkeypatch.setattr(GPT, "losses", seen)
     found = [e for e in run(config) if isinstance(e, Evaluated)]
     assert shapes == {(2, MODEL.block_size)}, "equal parts, in training and in evaluation"

@@ -73,7 +73,7 @@ def test_nan_does_not_enter_the_window():
 
 
 def test_a_text_of_uneven_losses_soon_counts_as_normal():
-    """One batch in twenty is three times as hard, as of a mixed text with blocks of one kind each."""
+    """One batch in twenty is three times as hard, as of a mixed text with sequences of one kind each."""
     losses = np.where(np.arange(2000) % 20 == 7, 4.5, NOISE)
     guard = Guard(CPU)
     skipped = []

@@ -24,7 +24,7 @@ from tiny_gpt.run.folders import find_model
 from tiny_gpt.tokenizer.base import decode
 from tiny_gpt.tokenizer.byte_char import to_utf8
 
-# Blocks that are scored at once.
+# Sequences that are scored at once.
 BATCH_SIZE = 32
 
 
@@ -33,7 +33,7 @@ class TokenScore(NamedTuple):
 
     token: str
     logprob: float
-    """Natural logarithm of its probability, given what stands before it in its block."""
+    """Natural logarithm of its probability, given what stands before it in its sequence."""
 
 
 class Model:
@@ -72,7 +72,7 @@ class Model:
         return [text.text for text in list(write(self._writer, config, [seed + i for i in range(n)]))[-1]]
 
     def logprobs(self, text: str) -> list[TokenScore]:
-        """Each token of `text` but the first, which nothing stands before, scored block by block as val_loss is."""
+        """Each token of `text` but the first, which nothing stands before, scored in sequences as val_loss is."""
         ids = self.loaded.tokenizer.encode(text)
         if len(ids) < 2:
             return []

@@ -47,7 +47,7 @@ def evaluate(args: Sequence[str]) -> int:
         return 0
     for name, value in scores.items():
         print(f"{name.removeprefix('n_').replace('_', ' '):<20}{value:{',' if isinstance(value, int) else ',.4f'}}")
-    print(f"(each block of {block_size} tokens is scored separately, as for val_loss)")
+    print(f"(each sequence of {block_size} tokens is scored separately, as for val_loss)")
     return 0
 
 
@@ -85,9 +85,9 @@ def score(path: Path, sources: tuple[str, ...], config: EvalConfig) -> tuple[dic
         block_size = loaded.model.config.block_size
         if "imported_from" in loaded.run_config:  # comparable with what training it further will say
             block_size = min(LONGEST_BLOCK, block_size)
-        n_blocks = min(config.batch_size, max(1, MAX_LOGITS_AT_ONCE // (block_size * loaded.tokenizer.vocab_size)))
-        n_blocks = micro_batch_size(n_blocks, 1, block_size, device)
-        windows = FixedWindows(tokens.ids, block_size, n_blocks, len(tokens))
+        n_sequences = min(config.batch_size, max(1, MAX_LOGITS_AT_ONCE // (block_size * loaded.tokenizer.vocab_size)))
+        n_sequences = micro_batch_size(n_sequences, 1, block_size, device)
+        windows = FixedWindows(tokens.ids, block_size, n_sequences, len(tokens))
         loss = windows.loss(loaded.model)
         if not loss < MAX_LOSS:  # nor is NaN
             raise BadInputError(

@@ -29,11 +29,11 @@ class ModelConfig:
     n_layer: int = 4
     """Number of transformer blocks."""
     n_head: int = 8
-    """Attention heads per block."""
+    """Attention heads per transformer block."""
     d_model: int = 256
     """Width of the network: the length of each token's vector."""
     d_ff: int = 1024
-    """Hidden width of each block's feed-forward layer."""
+    """Hidden width of each transformer block's feed-forward layer."""
     block_size: int = 128
     """Context length: the most tokens the model sees at once."""
     dropout: float = 0.15

@@ -24,7 +24,7 @@ class TrainConfig:
     """Length of the run, optimization and hardware."""
 
     epochs: int = 80
-    """Length of the run in epochs of --iters-per-epoch steps.
+    """Length of the run in epochs. An epoch is --iters-per-epoch steps, however long the text is.
     Use --for, --until, --steps, --tokens or --data-epochs instead to set it in another unit."""
     for_: Annotated[str, arg(name="for", metavar="TIME"), OPTIONAL] = ""
     """Length of the run in time, including evaluation and saving: 90s, 5m, 6h, 1h30m, 6 hours."""
@@ -39,7 +39,7 @@ class TrainConfig:
     iters_per_epoch: int = 400
     """Optimizer steps per epoch. Each epoch ends with an evaluation, which saves the model if it improved."""
     batch_size: int = 64
-    """Blocks (sequences of --block-size tokens) per optimizer step."""
+    """Sequences of --block-size tokens per optimizer step."""
     grad_accum_steps: int = 1
     """Micro-batches that each batch is split into; more need less memory. The result is that of the whole batch."""
     learning_rate: float = 5e-4
@@ -57,7 +57,7 @@ class TrainConfig:
     """Steps of linear warm-up; at most half of the run, or 5% of the time with --for or --until."""
     optimizer: OptimizerName = "adamw"
     """adamw: AdamW for all weights.
-    muon: Muon for the matrices inside the blocks, AdamW for the rest. Needs about half as many steps.
+    muon: Muon for the matrices inside the transformer blocks, AdamW for the rest. Needs about half as many steps.
     Use a larger learning rate with it, such as 2e-3."""
     weight_decay: float = 0.01
     """Weight decay of all matrices, including the embeddings."""
@@ -126,8 +126,8 @@ class TrainConfig:
         require_positive(self, *positive)
         require(
             "batch_size" in self.auto or self.grad_accum_steps <= self.batch_size,
-            f"--grad-accum-steps {self.grad_accum_steps}: a batch of {self.batch_size} blocks (--batch-size) cannot be "
-            f"split into so many; give at most {self.batch_size}",
+            f"--grad-accum-steps {self.grad_accum_steps}: a batch of {self.batch_size} sequences (--batch-size) cannot "
+            f"be split into so many; give at most {self.batch_size}",
             "more-micro-batches-than-blocks",
         )
         self._check_optimization()

@@ -1,10 +1,10 @@
 """The batches of a training run, on the device that trains on them.
 
-Which blocks a step reads is decided by the Sampler; here they are read and transferred, one step ahead of the
+Which sequences a step reads is decided by the Sampler; here they are read and transferred, one step ahead of the
 computation. A small text is kept in a CUDA GPU's memory and read there. The shards of a corpus are fetched further
 ahead: while one group of them is read, the next one is on its way.
 
-Shape letters: B blocks of a batch, T block_size, S steps, N replaced tokens; 2 is (inputs, targets).
+Shape letters: B sequences of a batch, T block_size, S steps, N replaced tokens; 2 is (inputs, targets).
 """
 
 import threading
@@ -56,7 +56,7 @@ class BatchLoader:
         token_noise: float = 0.0,
         predictions: Predictions | None = None,
     ) -> None:
-        """`batch_size` blocks per batch; see Sampler for `seed` and `token_noise`. With `predictions` of teachers,
+        """`batch_size` sequences per batch; see Sampler for `seed` and `token_noise`. With `predictions` of teachers,
         batches have soft targets."""
         self.batch_size = batch_size
         self._reader: HostBatchReader | DeviceBatchReader
@@ -118,7 +118,7 @@ class HostBatchReader:
     def _read(self, step: int) -> tuple[torch.Tensor, ...]:
         """Inputs and targets in one tensor (2, B, T), then the two tensors of soft targets, if there are any; for CUDA
         in pinned memory, which it can copy asynchronously."""
-        # Row 0 are the inputs' offsets from a block's start, row 1 the targets': one token further.
+        # Row 0 are the inputs' offsets from a sequence's start, row 1 the targets': one token further.
         offsets_2T = np.arange(2)[:, None] + np.arange(self._sampler.block_size)
         positions_2BT = self._sampler.starts(step)[:, None] + offsets_2T[:, None]
         replaced, replacements = self._sampler.noise(step)
@@ -197,7 +197,7 @@ class _Positions(NamedTuple):
 
     first_step: int
     starts_SB: torch.Tensor
-    """The first token of each block."""
+    """The first token of each sequence."""
     noise_2N: torch.Tensor
     """Sampler.noise of all steps, one after the other: indices of replaced inputs, positions of their replacements."""
     bounds: list[int]

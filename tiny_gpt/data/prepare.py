@@ -179,17 +179,17 @@ def _tokenizer_key(name: str, tokenizer: Tokenizer | None) -> str:
 def _require_one_block(store: TokenStore, block_size: int, is_block_fixed: bool) -> None:
     """Raise BadInputError if a split is shorter than one training window.
 
-    `is_block_fixed`: the model exists already, so a shorter block is no remedy.
+    `is_block_fixed`: the model exists already, so a smaller block size is no remedy.
     """
     n_train, n_val = len(store.train.ids), len(store.val)
     n_tokens = min(n_train, n_val)
     if n_tokens > block_size:
         return
     split = "training" if n_train < n_val else "validation"
-    remedy = f", or a shorter block with --block-size {n_tokens - 1}" if n_tokens > 1 and not is_block_fixed else ""
+    remedy = f", or shorter sequences with --block-size {n_tokens - 1}" if n_tokens > 1 and not is_block_fixed else ""
     model = " of the model that is trained further" if is_block_fixed else ""
     raise BadInputError(
         f"the text is too short: {store.about['n_characters']:,} characters leave {n_tokens:,} tokens for {split}, "
-        f"and a block{model} takes {block_size + 1:,}; give more text{remedy}",
+        f"and a sequence{model} takes {block_size + 1:,}; give more text{remedy}",
         code="text-too-short",
     )

@@ -1,13 +1,13 @@
-"""Which blocks of the text each step trains on: a pure function of (seed, step).
+"""Which sequences of the text each step trains on: a pure function of (seed, step).
 
-Every pass over the text (data epoch) cuts it into blocks and reads each block once, in a shuffled order, with the first
-block at another offset. A step takes the next `batch_size` blocks of that endless sequence.
+Every pass over the text (data epoch) cuts it into sequences and reads each of them once, in a shuffled order, with the
+first one at another offset. A step takes the next `batch_size` of that endless stream.
 
-Because nothing depends on what was drawn before, there is no generator state to save. The blocks of any step can be
+Because nothing depends on what was drawn before, there is no generator state to save. The sequences of any step can be
 computed directly, on any machine, and a resumed run reads exactly what an uninterrupted one would have read. How a
 batch is divided into micro-batches, or over processes, does not change which tokens a step sees.
 
-Shape letters: S steps, B blocks of a batch, N replaced tokens.
+Shape letters: S steps, B sequences of a batch, N replaced tokens.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws blocks of block_size + 1 tokens (inputs, and one more for the last target) from a text of `n_tokens`."""
+    """Draws sequences of block_size + 1 tokens (inputs, and one more for the last target) from a text of `n_tokens`."""
 
     n_tokens: int
     """At least block_size + 1."""
@@ -30,12 +30,12 @@ class Sampler:
     on the input, when a text is read many times."""
 
     def starts(self, step: int, n_steps: int = 1) -> NDArray[np.int64]:
-        """The first token of each block of steps `step` to `step + n_steps - 1`, counted from 0. Shape (S * B,)."""
-        # One block fewer than fit leaves room to shift the first block of each data epoch by 0 to n_offsets - 1 tokens.
-        n_blocks = max(1, (self.n_tokens - 1) // self.block_size - 1)
-        n_offsets = self.n_tokens - n_blocks * self.block_size
+        """The first token of each sequence of steps `step` to `step + n_steps - 1`, counted from 0. Shape (S * B,)."""
+        # One sequence fewer than fit leaves room to shift the first of each data epoch by 0 to n_offsets - 1 tokens.
+        n_sequences = max(1, (self.n_tokens - 1) // self.block_size - 1)
+        n_offsets = self.n_tokens - n_sequences * self.block_size
         first, last = step * self.batch_size, (step + n_steps) * self.batch_size
-        data_epochs, indices = np.divmod(np.arange(first, last), n_blocks)
+        data_epochs, indices = np.divmod(np.arange(first, last), n_sequences)
         starts = np.empty_like(indices)
         for data_epoch in np.unique(data_epochs):
             is_in_epoch = data_epochs == data_epoch
@@ -43,7 +43,7 @@ class Sampler:
             # Random Numbers: As Easy as 1, 2, 3", 2011). Four numbers choose the permutation, one the offset.
             rng = np.random.Generator(np.random.Philox(key=[self.seed, int(data_epoch)]))
             keys = rng.integers(1 << 32, size=5)
-            shuffled = permute(indices[is_in_epoch], n_blocks, keys[:4])
+            shuffled = permute(indices[is_in_epoch], n_sequences, keys[:4])
             starts[is_in_epoch] = keys[4] % n_offsets + shuffled * self.block_size
         return starts
 

@@ -3,7 +3,7 @@
 `gpt2` is their architecture gpt2, `qwen3` their qwen3. Matrices are stored in 16 bits (F16) and once more in 8
 (Q8_0: a scale for each 32 numbers), norms, biases and positions in 32. How the text becomes ids: gguf_tokenizer.py.
 
-llama.cpp rounds its context up to 256 tokens and aborts where a gpt2 model, read further than its block, has no
+llama.cpp rounds its context up to 256 tokens and aborts where a gpt2 model, read further than its block_size, has no
 positions left; llama-server, and so Ollama, stops before. A qwen3 one merely writes worse from there on.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.

@@ -98,7 +98,7 @@ def _result(loaded: LoadedModel) -> str:
         origin = loaded.run_config.get("imported_from", "another tool")
         return f"| Training | elsewhere; imported from {_code(origin)} |"
     return (
-        f"| Training | {progress.step:,} steps, {progress.epoch:,} epochs |\n"
+        f"| Training | {progress.step:,} steps |\n"
         f"| Validation loss | {progress.val_loss:.4f} nats per token |\n"
         f"| Bits per byte | {progress.val_bits_per_byte:.4f} of the validation text |"
     )
@@ -142,7 +142,7 @@ def _settings(loaded: LoadedModel) -> str:
 
 
 def new_tokens(block_size: int) -> int:
-    """Tokens to write unless told otherwise: beyond the block, with the prompt, other tools fail."""
+    """Tokens to write unless told otherwise: beyond block_size, with the prompt, other tools fail."""
     return max(1, min(SampleConfig().max_tokens, block_size // 2))
 
 

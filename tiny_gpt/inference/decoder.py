@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 class Decoder(Protocol):
     """Continues one prompt in `n_texts` ways at once, all of them a token further at each step.
 
-    A model sees `block_size` tokens. Where a text grows longer, a second window half a block behind the first is read
-    along, and takes its place when the first is full: so that always the last half block at least is in view, every
-    position is one that the model was trained on, and nothing has to be read again.
+    A model sees `block_size` tokens. Where a text grows longer, a second window, which begins `block_size / 2` tokens
+    after the first, is read along and takes over when the first is full. So at least the last `block_size / 2` tokens
+    are always in view, every position is one that the model was trained on, and nothing has to be read again.
     """
 
     def read(self, ids: Sequence[int], n_ahead: int) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ from tiny_gpt.model.shapes import second_window_offset
 
 
 class TorchDecoder:
-    """See `decoder.Decoder`. Instead of reading a second window along, it reads the half block anew, which gives the
-    same window."""
+    """See `decoder.Decoder`. Instead of reading a second window along, it reads the last half of a full window
+    anew, which gives the same second window."""
 
     def __init__(self, model: GPT, n_texts: int) -> None:
         self._model, self._n_texts = model, n_texts

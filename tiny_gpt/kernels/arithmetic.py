@@ -29,6 +29,7 @@ HAS_BF16, HAS_512_BITS = "+avx512bf16" in _CPU_FEATURES, "+avx512f" in _CPU_FEAT
 LOG2_E = np.float32(math.log2(math.e))
 LN_2 = np.float32(math.log(2))
 
+# Short names, since kernels cast often: an fp32 number, and a 32-bit word.
 _F = np.float32
 _W = np.uint32
 
@@ -128,7 +129,7 @@ def _round_to_bf16(x):
 # throughout (scores are scaled by log2 e once, sums of weights are kept as log2), which saves a multiplication per
 # number. Decoding has an e^x of higher accuracy.
 
-# Adding 1.5 * 2^23 moves an fp32 number to where neighbours are 1 apart: it is rounded to a whole number, which then
+# Adding 1.5 * 2^23 moves an fp32 number to where neighbors are 1 apart: it is rounded to a whole number, which then
 # stands in the lowest mantissa bits. Subtracting it again gives that number, so these sums must not be reassociated.
 _ROUNDING_SHIFT = _F(12582912.0)
 
@@ -140,18 +141,21 @@ _EXP2_POLYNOMIAL = (1.0, 0.69314696, 0.24022120, 0.055507133, 0.0096755413, 0.00
 def exp2(x):
     """2^x for x <= 127, relative error below 2e-7; 0 for x < -126 (no denormals). NaN stays NaN."""
     shifted = x + _ROUNDING_SHIFT
-    r = x - (shifted - _ROUNDING_SHIFT)
+    r = x - (shifted - _ROUNDING_SHIFT)  # exact: both terms are near each other
     a, b, c, d, e, f = _EXP2_POLYNOMIAL
     polynomial = _F(a) + r * (_F(b) + r * (_F(c) + r * (_F(d) + r * (_F(e) + r * _F(f)))))  # Horner's scheme
     # The integer n, moved to the exponent bits (23 and up) and added there, multiplies by 2^n.
     exponent = np.uint32(_F(shifted).view(np.uint32) << np.uint32(23))
     power = np.uint32(_F(polynomial).view(np.uint32) + exponent).view(np.float32)
+    # Below 2^-126, the smallest normal number, the sum above would wrap around in the exponent bits. -inf, a masked
+    # score, comes here too: its r is NaN, but the comparison still gives 0. The choice is a blend, not a branch.
     return _F(0.0) if x < _F(-126.0) else power
 
 
 @compiled
 def exp(x):
     """e^x to within two units in the last place, for -87 <= x <= 88; beyond them it stays at its end values."""
+    # Beyond these ends the exponent would leave its 8 bits.
     x = min(max(x, _F(-87.0)), _F(88.0))
     shifted = x * LOG2_E + _ROUNDING_SHIFT
     n = shifted - _ROUNDING_SHIFT

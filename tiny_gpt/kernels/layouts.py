@@ -1,7 +1,7 @@
 """Memory layouts of the small matrices that `matmul.matmul` multiplies.
 
 Operands lie in flat arrays of 32-bit words. For bf16 numbers, where the processor multiplies pairs of them, a word
-holds such a pair: two neighbours along the dimension that is summed over, the first in the lower half. Otherwise a
+holds such a pair: two neighbors along the dimension that is summed over, the first in the lower half. Otherwise a
 word is one fp32 number. For a matrix whose rows are a, b, c, d, in pairs:
 
     row-major    a0 a1 | a2 a3   each row's words side by side: the sum runs along the row
@@ -13,7 +13,7 @@ word is one fp32 number. For a matrix whose rows are a, b, c, d, in pairs:
                  c0 d0 | c1 d1 | c2 d2 | c3 d3
 
 Without pairs, "row pairs" is the same as row-major. The left operand is read one word at a time and may lie in any way.
-The right one is read 16 words at a time along the columns of the result, so those must be neighbours.
+The right one is read 16 words at a time along the columns of the result, so those must be neighbors.
 
 The layout follows from the sum: in scores = q @ k.T it runs over a head's width, so one operand is row-major and the
 other transposed; in y = weights @ v it runs over the keys, so v lies in row pairs.

@@ -7,6 +7,9 @@ keeps a tile of the result in registers and uses the bf16 instruction where ther
 row, so that reading the weights is the limit. They are stored in exactly the order in which they are read, in 16 bits
 where wanted, and each result is added up in the same order however many rows there are.
 
+R rows of the left operand, K inputs (the numbers of a row, which the sum runs over), N outputs; a weight is stored as L
+layers, T tiles of J outputs each.
+
 One function for both would be slower at either: a register tile of 4 to 8 rows is mostly empty when one row is decoded,
 and decoding's order of sums, which makes results independent of the number of rows, has no place for pairs.
 """
@@ -54,7 +57,7 @@ class Words(NamedTuple):
 def matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
     """result = left @ right, or result += left @ right; sums over `n_words` words, in fp32.
 
-    The columns of `right` and `result` are neighbours: their column_stride counts as 1. Loops run over whole tiles, so
+    The columns of `right` and `result` are neighbors: their column_stride counts as 1. Loops run over whole tiles, so
     `n_rows` and `n_columns` are rounded up to them, which padding makes harmless.
     """
     # Unpacked once: in the loop each field would be taken out of its tuple again.
@@ -62,6 +65,7 @@ def matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
     b, b_start, b_row, _ = right
     c, c_start, c_row, _ = result
     for row in range(_U(0), n_rows, _U(_TILE_ROWS)):
+        # Columns inside: the tile's rows of `left` stay in the first-level cache, while `right` passes by.
         for column in range(_U(0), n_columns, _U(_TILE_VECTORS * _LANES)):
             _multiply_tile(
                 a, a_start + row * a_row, a_row, a_column,
@@ -176,7 +180,7 @@ def tile_weights(weight_NK: NDArray[np.float32]) -> NDArray[np.float32]:
 def matmul_few_rows(weight_LTKJ, layer, x_RK, y_RN, n_rows, first_tile, end_tile):
     """y += x @ weight.T for the outputs of some tiles of one layer. L layers, T tiles of J = TILE outputs, K inputs.
 
-    The innermost loop runs over a tile's outputs, neighbours in `weight` and `y`: it is vectorized. Four inputs are
+    The innermost loop runs over a tile's outputs, neighbors in `weight` and `y`: it is vectorized. Four inputs are
     taken at a time, so that y is read and written a quarter as often, and up to four rows, so that a weight is read
     and converted once for them. Each output is added up input by input in the same order whichever of the three loops
     computes its row: a text is the same to the bit, whatever is generated beside it.
@@ -194,6 +198,11 @@ def matmul_few_rows(weight_LTKJ, layer, x_RK, y_RN, n_rows, first_tile, end_tile
         if row < n_rows:
             _add_one_row(weight_LTKJ, layer, t, x_RK, y_RN, row)
         _add_last_inputs(weight_LTKJ, layer, t, x_RK, y_RN, n_rows)
+
+
+# The three functions below are one loop, written out for 4, 2 and 1 rows: the inputs then are variables, which LLVM
+# keeps in registers; a small array of them would live in memory. Each line is four fused multiply-adds from left to
+# right, starting from y, the same order in all three; with `y += ...` the four products would be added up first.
 
 
 @compiled
@@ -225,7 +234,6 @@ def _add_two_rows(weight_LTKJ, layer, t, x_RK, y_RN, r):
     for i in range(_U(weight_LTKJ.shape[2]) // four):
         k = i * four
         k1, k2, k3 = k + one, k + two, k + three
-        # 16 inputs in registers; each weight below is used for four rows.
         a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
         b, b1, b2, b3 = x_RK[r1, k], x_RK[r1, k1], x_RK[r1, k2], x_RK[r1, k3]
         for j in range(tile):

@@ -94,6 +94,8 @@ def barrier(thread):
     if n_threads == 1:
         return
     generation = atomic_load(counters, GENERATION)
+    # Waiting for a change of GENERATION, not for ARRIVED to be full, lets a fast thread enter the next barrier while a
+    # slow one has not yet left this one.
     if atomic_add(counters, ARRIVED, 1) == n_threads - 1:
         # The last to arrive makes the barrier ready for its next use before it lets the others go.
         atomic_add(counters, ARRIVED, -n_threads)
@@ -126,6 +128,7 @@ def same_kernel_follows(counters, job, kernel_id):
 @compiled
 def _post_job(counters, kernel_id):
     """Announce a job to the threads that are waiting. What it works on has been written before."""
+    # In this order: who sees the new number of jobs also sees which kernel it is.
     atomic_exchange(counters, KERNEL, kernel_id)
     atomic_add(counters, N_JOBS, 1)
 
@@ -210,6 +213,7 @@ class ThreadPool:
         The kernel takes its tasks by `first_task` and `next_task`.
         """
         self._check_process()
+        # New counters for each run: a thread that wakes up late still holds the old ones, which have no task left.
         tasks: NDArray[np.int64] = np.zeros(N_TASKS + 1, dtype=np.int64)
         tasks[N_TASKS] = n_tasks
         n_others = min(n_threads, n_tasks) - 1

@@ -106,5 +106,5 @@ def _shapes_in_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def second_window_offset(block_size: int) -> int:
-    """Tokens by which generation's second window starts after the first: half a block, at least one."""
+    """Tokens by which generation's second window starts after the first: half of block_size, at least one."""
     return (block_size + 1) // 2

@@ -1,6 +1,6 @@
 """Distributions over the vocabulary as targets, and the loss against them: what distillation trains on.
 
-Shapes: B blocks, T tokens of a block, V vocabulary, N tokens of the vocabulary that have a weight.
+Shapes: B sequences, T tokens of a sequence, V vocabulary, N tokens of the vocabulary that have a weight.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Autotuning: time every backend and precision that could compute a training step here, and choose the fastest.
 
 A candidate is a backend (tiny_gpt/backends.py) in a precision. On a CPU, one forward and backward pass of two layers on
-a few blocks is timed, so that tuning takes a second or two; on a GPU, whole training steps are. The choice is cached
+a few sequences is timed, so that tuning takes a second or two; on a GPU, whole training steps are. The choice is cached
 (autotune_cache.py) for the next start. The random state is left untouched.
 """
 
@@ -162,7 +162,7 @@ class Workload:
 
     config: RunConfig
     vocab_size: int
-    n_blocks: int
+    n_sequences: int
     device: torch.device
 
     @classmethod
@@ -170,19 +170,19 @@ class Workload:
         """A part of the run's own step on a CPU; the whole step on a GPU, which is fast enough for it and would
         otherwise have to compile for a second shape."""
         model, train = config.model, config.train
-        n_blocks = micro_batch_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
+        n_sequences = micro_batch_size(train.batch_size, train.grad_accum_steps, model.block_size, device)
         if device.type == "cpu":
             model = replace(model, n_layer=min(WORKLOAD_LAYERS, model.n_layer))
             enough = math.ceil(WORKLOAD_TOKENS_PER_THREAD * torch.get_num_threads() / model.block_size)
-            n_blocks = min(n_blocks, enough)
-        return cls(replace(config, model=model), vocab_size, n_blocks, device)
+            n_sequences = min(n_sequences, enough)
+        return cls(replace(config, model=model), vocab_size, n_sequences, device)
 
     def trials(self, candidates: list[Candidate]) -> Trials:
         """A forward and backward pass for each candidate; on a GPU, a whole training step."""
         if self.device.type != "cpu":
             return {candidate: StepTrial(self, candidate) for candidate in candidates}
         model = gpt.GPT(self.config.model, self.vocab_size).train()
-        ids_BT, targets_BT = torch.randint(self.vocab_size, (2, self.n_blocks, self.config.model.block_size))
+        ids_BT, targets_BT = torch.randint(self.vocab_size, (2, self.n_sequences, self.config.model.block_size))
 
         def run_pass(candidate: Candidate) -> None:
             model.compute_dtype = PRECISIONS[candidate.precision]
@@ -197,7 +197,7 @@ class Workload:
         # Neither the dropout rate nor the base of the rotary angles changes the speed.
         shape = asdict(model) | {"dropout": model.dropout > 0, "rope_theta": None}
         optimizer = self.config.train.optimizer if self.device.type != "cpu" else None
-        return autotune_cache.cache_file(self.device, candidates, [shape, self.vocab_size, self.n_blocks, optimizer])
+        return autotune_cache.cache_file(self.device, candidates, [shape, self.vocab_size, self.n_sequences, optimizer])
 
 
 class StepTrial:

@@ -29,7 +29,7 @@ from tiny_gpt.planning.planner import MIN_ENGLISH_SHARE, Planner
 from tiny_gpt.planning.throughput import StepTimeModel, step_flops
 from tiny_gpt.planning.types import TextStats
 
-# At most this many tokens of the validation text are scored, one block after the other.
+# At most this many tokens of the validation text are scored, one sequence after the other.
 MAX_SCORED_TOKENS = 8_192
 # How much longer a training step takes than scoring its tokens: three times the arithmetic, and the update of the
 # weights. Measured with SmolLM2-135M (docs/log/start-from.md).

@@ -39,7 +39,7 @@ SIZES = (
 # 2002.05202). Rounded to a multiple that suits matrix units.
 D_FF_RATIO = {"swiglu": 8 / 3, "gelu": 4.0}
 D_FF_MULTIPLE = 32
-# Block size. Runs of few steps learn short-range patterns first, for which shorter blocks take less time.
+# Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time.
 BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
 FEW_STEPS = 400
 # Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
@@ -53,7 +53,7 @@ MAX_PARAMETERS_PER_TOKEN, MIN_PARAMETER_LIMIT = 5, 700_000
 # The smallest block size: a text must have more tokens than this to train on, and to validate on.
 MIN_BLOCK_SIZE = 16
 # Regularization against memorization, by the number of data epochs: (below this many, dropout, weight decay, token
-# noise). Measured at 10, 20 and 40 epochs over a quarter of TinyShakespeare.
+# noise). Measured at 10, 20 and 40 passes over a quarter of TinyShakespeare.
 REGULARIZATION = (
     (2.5, 0.0, 0.1, 0.0),
     (4.0, 0.1, 0.3, 0.0),
@@ -72,7 +72,7 @@ FINE_TUNING_RATE = 2e-4
 # For the adapters beside one. The best rate of LoRA is about ten times that of training all weights (model/lora.py);
 # half of that.
 LORA_RATE = 1e-3
-# Weight decay of one that is much larger than the text: its few epochs need no other regularization.
+# Weight decay of one that is much larger than the text: its few data epochs need no other regularization.
 FINE_TUNING_WEIGHT_DECAY = 0.1
 
 
@@ -189,7 +189,7 @@ def best_n_head(d_model: int) -> int:
 def with_hyperparameters(
     config: RunConfig, text: TextStats, budget: ComputeBudget, step_time: StepTime, batch_multiple: int = 1
 ) -> RunConfig:
-    """`config`, whose size is chosen, with block, batch, learning rate and regularization for this text and budget."""
+    """`config`, whose size is chosen, with block and batch size, learning rate, regularization for text and budget."""
     shortest = min(text.train_tokens, text.val_tokens)
     config = with_batch(config, shortest)
     steps = steps_for(config, budget, step_time)
@@ -202,7 +202,7 @@ def with_hyperparameters(
             learning_rate=peak_learning_rate(config, steps),
             warmup_steps=max(1, round(WARMUP_SHARE * steps)),
         )
-    # A stage that continues a pretraining, or a trained model, has the block of that, and much longer, run.
+    # A stage that continues a pretraining, or a trained model, has the block size of that, and much longer, run.
     if steps < FEW_STEPS and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
@@ -230,15 +230,15 @@ def knows_more_than(config: RunConfig, text: TextStats) -> bool:
 
 
 def with_batch(config: RunConfig, shortest: int, batch_tokens: int = BASE_BATCH_TOKENS) -> RunConfig:
-    """`config` with an optimizer, a block that fits into `shortest` tokens, and at least `batch_tokens` per step."""
+    """`config` with an optimizer, a block size below `shortest` tokens, and at least `batch_tokens` per step."""
     config = _with_open(config, optimizer="adamw" if config.train.start_from else "muon")
     longest = config.model.block_size if config.train.start_from else BLOCK_SIZE
     config = _with_open(config, block_size=min(longest, max(1, shortest - 1)))  # targets are one token further
     for_muon = 2 ** math.ceil(math.log2(MIN_BATCH_TOKENS_PER_WIDTH * config.model.d_model))
     n_micro_batches = config.train.grad_accum_steps
     least = for_muon if config.train.optimizer == "muon" or not config.train.start_from else 0
-    n_blocks = max(batch_tokens, least) / config.model.block_size
-    return _with_open(config, batch_size=n_micro_batches * max(1, round(n_blocks / n_micro_batches)))
+    n_sequences = max(batch_tokens, least) / config.model.block_size
+    return _with_open(config, batch_size=n_micro_batches * max(1, round(n_sequences / n_micro_batches)))
 
 
 def peak_learning_rate(config: RunConfig, steps: int) -> float:

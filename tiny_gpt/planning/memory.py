@@ -50,7 +50,7 @@ def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None
     n_head = 1 if "n_head" in config.train.auto else config.model.n_head
     if "d_model" in open_sizes:
         open_sizes["d_model"] = n_head * max(2, SMALLEST["d_model"] // n_head)
-    # A block that is too long for the text is refused with the text's length.
+    # A block size that is too large for the text is refused with the text's length.
     block_size = min(16, config.model.block_size)
     model = replace(config.model, n_head=n_head, block_size=block_size, **open_sizes)
     batch_size = config.train.grad_accum_steps if "batch_size" in config.train.auto else config.train.batch_size
@@ -86,11 +86,11 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
     """Peak memory of a training run: the GPU's on cuda, elsewhere the process's; of one of `n_devices`."""
     model, train = config.model, config.train
     n_parts = max(n_devices, train.grad_accum_steps)
-    n_blocks = micro_batch_size(train.batch_size, n_parts, model.block_size, device)
+    n_sequences = micro_batch_size(train.batch_size, n_parts, model.block_size, device)
     itemsize = 2 if train.precision == "bf16" else 4
     width_bytes = (4 * FP32_WIDTHS + itemsize * COMPUTE_WIDTHS) * model.d_model
     layer_bytes: float = width_bytes + itemsize * FEED_FORWARD_WIDTHS[model.traits.mlp] * model.d_ff
-    n_logits = n_blocks * model.block_size * vocab_size
+    n_logits = n_sequences * model.block_size * vocab_size
     if train.backend == "fused":
         n_logits = min(n_logits, FUSED_LOGITS)
     else:
@@ -102,7 +102,7 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
         base_bytes, parameter_bytes = CUDA_BYTES, CUDA_BYTES_PER_PARAMETER
     # With --recompute, each layer keeps its input, and one of them at a time all that its backward pass needs.
     kept_bytes = model.n_layer * 4 * model.d_model + 2 * layer_bytes if train.recompute else 0
-    activation_bytes = n_blocks * model.block_size * (kept_bytes or (model.n_layer + 1) * layer_bytes)
+    activation_bytes = n_sequences * model.block_size * (kept_bytes or (model.n_layer + 1) * layer_bytes)
     logit_bytes = (4 + itemsize) * n_logits
     state_bytes: float = parameter_bytes * n_parameters(model, vocab_size)
     if rank := train.lora_rank:

@@ -116,7 +116,7 @@ class Planner(NamedTuple):
         return choose_settings(config, self.text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu)
 
     def _with_micro_batches(self, config: RunConfig) -> RunConfig:
-        """`config`, whose model is given, complete; computed in as many parts as memory asks for, to one block at once.
+        """`config`, whose model is given, complete; in as many micro-batches as memory asks for, down to one sequence.
 
         Whether even that fits, run/start.py checks.
         """

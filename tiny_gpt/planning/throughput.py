@@ -115,8 +115,8 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
     """FLOPs of a training step: weight products, attention and Muon's own matrix products.
 
     A weight costs 6 FLOPs per token: a multiplication and an addition in the forward pass and in both products of the
-    backward pass (arXiv 2001.08361). Attention's scores and weighted sums cost 12 * T^2 * d_model per layer and block
-    in the same way, of which causal masking leaves half. With LoRA, a frozen weight has no gradient: 4 FLOPs.
+    backward pass (arXiv 2001.08361). Attention's scores and weighted sums cost 12 * T^2 * d_model per layer and
+    sequence in the same way, of which causal masking leaves half. With LoRA, a frozen weight has no gradient: 4 FLOPs.
     """
     model, train = config.model, config.train
     n_tokens = train.batch_size * model.block_size

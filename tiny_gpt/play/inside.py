@@ -45,7 +45,7 @@ class Inside:
 
 @torch.inference_mode()
 def look_inside(model: GPT, ids: Sequence[int]) -> Inside:
-    """Read `ids`, at least one and at most a block, and listen."""
+    """Read `ids`, at least one and at most block_size, and listen."""
     attention: list[torch.Tensor] = []
     residual: list[torch.Tensor] = []
 
@@ -164,7 +164,7 @@ def repetition_share(attention_LHTT: torch.Tensor, n_repeated: int) -> torch.Ten
 
 
 def repeated_passage(model: GPT) -> list[int] | None:
-    """Distinct random tokens, twice; None for a model whose block or vocabulary is too small for that."""
+    """Distinct random tokens, twice; None for a model whose block_size or vocabulary is too small for that."""
     n_repeated = min(N_REPEATED, model.config.block_size // 2, model.vocab_size)
     if n_repeated < 4:
         return None

@@ -86,7 +86,7 @@ class ScoredText:
 
 
 def score_text(loaded: LoadedModel, text: str, whole: bool = True) -> ScoredText:
-    """Score every token with at least half a block of text before it, as far as there is so much.
+    """Score every token with at least half of block_size tokens before it, as far as there is so much.
 
     `whole` adds the figure of the whole text, which takes as long again.
     """
@@ -105,8 +105,8 @@ def score_text(loaded: LoadedModel, text: str, whole: bool = True) -> ScoredText
 
 
 def _sliding_losses(model: GPT, ids: NDArray[np.int64]) -> list[float]:
-    """The loss of ids[1:] in nats. Windows of a block overlap by half, and each scores what the one before could not
-    see: so no token but the first ones is judged by a short context."""
+    """The loss of ids[1:] in nats. Windows of block_size tokens overlap by half, and each scores what the one before
+    could not see: so no token but the first ones is judged by a short context."""
     block_size = model.config.block_size
     stride = max(1, block_size // 2)
     inputs: list[list[int]] = []

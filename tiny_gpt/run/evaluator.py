@@ -136,9 +136,9 @@ class Evaluator:
         return FixedWindows(tokens.ids, block_size, self._batch_size(), max_tokens, backend)
 
     def _batch_size(self) -> int:
-        """Blocks that are scored at once."""
-        n_blocks, model = self.state.micro_batch_size, self.state.model
+        """Sequences that are scored at once."""
+        n_sequences, model = self.state.micro_batch_size, self.state.model
         if model.device.type != "cuda":
-            return n_blocks
-        max_blocks = MAX_LOGITS // (model.config.block_size * model.vocab_size)
-        return max(n_blocks, min(MAX_MICRO_BATCHES * n_blocks, max_blocks))
+            return n_sequences
+        max_sequences = MAX_LOGITS // (model.config.block_size * model.vocab_size)
+        return max(n_sequences, min(MAX_MICRO_BATCHES * n_sequences, max_sequences))

@@ -16,7 +16,7 @@ from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.tokenizer.base import Tokenizer
 
-# The most of it that is encoded, and scored; in short blocks, so that a slow machine scores several too.
+# The most of it that is encoded, and scored; in short sequences, so that a slow machine scores several too.
 MAX_REFERENCE_CHARACTERS, MAX_REFERENCE_TOKENS, SCORED_BLOCK = 100_000, 8_192, 256
 # A model with a higher loss does not know English prose: guessing words by their letters alone gives about 2.5.
 MAX_KNOWN_BITS = 2.5

@@ -35,7 +35,7 @@ def share_batches(
     are no faster.
 
     A user who starts torchrun has decided already, and is not asked; nor where the plan has decided (`is_decided`).
-    Raises UsageError where a batch has fewer blocks than there are ranks.
+    Raises UsageError where a batch has fewer sequences than there are ranks.
     """
     ranks = current_ranks()
     if ranks.is_alone:
@@ -105,7 +105,7 @@ def with_micro_batches(config: RunConfig, n_ranks: int) -> RunConfig:
         return config
     if train.batch_size < n_ranks:
         raise UsageError(
-            f"--devices {n_ranks}: a batch of {train.batch_size} blocks cannot be shared by so many; give at most "
+            f"--devices {n_ranks}: a batch of {train.batch_size} sequences cannot be shared by so many; give at most "
             f"--devices {train.batch_size}, or a larger --batch-size",
             code="more-devices-than-blocks",
         )

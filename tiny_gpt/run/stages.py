@@ -168,7 +168,7 @@ class StageRunner:
         return len(losses) < 2 or losses[0] <= losses[1]
 
     def _seed(self) -> int:
-        """The seed of a stage's weights and order of blocks; a run with one stage has that of the config."""
+        """The seed of a stage's weights and order of sequences; a run with one stage has that of the config."""
         return int((self.config.train.seed + SEED_STEP * self.state.counters.stage) % 2**63)
 
     def _tokens(self, stage: Stage) -> Tokens:

@@ -186,7 +186,7 @@ def open_initial_model(start_from: str) -> LoadedModel | None:
 def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
     """`requested` with the shape and the tokenizer of the `initial` model, but its own dropout.
 
-    A model with rotary positions may be trained with any block that is no longer than its own.
+    A model with rotary positions may be trained with any block size up to its own.
 
     Raises UsageError naming the settings that the user changed: those with neither the model's value nor a recipe's;
     and for --lora on several devices.
@@ -221,7 +221,7 @@ def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
 
 
 def _block_size(requested: RunConfig, longest: int) -> int:
-    """The block that the user gave, if it fits into the model's; else the model's, or LONGEST_BLOCK if that is less."""
+    """The block size that the user gave, if the model has it; else the model's, or LONGEST_BLOCK if that is less."""
     given, auto = requested.model.block_size, requested.train.auto
     is_given = "block_size" not in auto and (bool(auto) or given != RECIPES["overnight"].model.block_size)
     return given if is_given and given <= longest else min(longest, LONGEST_BLOCK)

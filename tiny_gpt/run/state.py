@@ -134,7 +134,7 @@ class TrainState:
 
     @property
     def micro_batch_size(self) -> int:
-        """Blocks in the largest micro-batch."""
+        """Sequences in the largest micro-batch."""
         n_micro_batches, block_size = self.counters.n_micro_batches, self.model.config.block_size
         return micro_batch_size(self.config.batch_size, n_micro_batches, block_size, self.model.device)
 
@@ -164,7 +164,7 @@ class TrainState:
         self.leader.state_changed()
 
     def shrink_micro_batches(self) -> None:
-        """Compute fewer blocks at once, after memory ran out, and free what the failed attempt left."""
+        """Compute fewer sequences at once, after memory ran out, and free what the failed attempt left."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.cuda_graph:
             self.cuda_graph.forget()

@@ -88,7 +88,7 @@ class PromptJob:
     """A prompt and the texts that continue it."""
 
     ids: Sequence[int]
-    """As the model sees it: at least one token, at most a block."""
+    """As the model sees it: at least one token, at most block_size of them."""
     texts: Sequence[TextJob]
     max_tokens: int
     """0 for a prompt that is only scored."""

@@ -85,7 +85,7 @@ class StepBudget:
 
 
 def resolve_steps(config: RunConfig, train_tokens: int) -> RunConfig:
-    """`config` with a budget of tokens, or of epochs over a text of `train_tokens`, converted to steps."""
+    """`config` with a budget of tokens, or of passes over a text of `train_tokens`, converted to steps."""
     train = config.train
     tokens = {"tokens": train.tokens, "data_epochs": train.data_epochs * train_tokens}.get(train.budget)
     if tokens is None:

@@ -4,6 +4,8 @@ A small model's kernels take microseconds, less than Python and the driver take 
 them all with one call (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/). A graph reads and writes the
 same memory on every replay, so whatever a step needs (tokens, learning rate, step number, gradients) lies in tensors
 that stay, and new values are copied into them.
+
+Shapes: B sequences in a micro-batch, T tokens in a sequence.
 """
 
 import contextlib
@@ -63,6 +65,7 @@ class CudaGraphUpdate:
         if not self._gradients:
             self._allocate_gradients()
         for micro_batch in micro_batches(batch, self.config, step, n_micro_batches, self.model.device):
+            # The share is a Python number: a graph has it as a constant, so another share needs another graph.
             key = micro_batch.inputs_BT.shape, micro_batch.share
             if key not in self._micro_batch_graphs:
                 self._micro_batch_graphs[key] = _MicroBatchGraph(micro_batch, self._accumulate)
@@ -106,7 +109,8 @@ class CudaGraphUpdate:
             torch._foreach_copy_(weights, list(self.model.parameters()))
         cast_model.zero_grad(set_to_none=True)
         self._loss += accumulate_gradients(cast_model, self._backend, *micro_batch)
-        # The gradients come in the low precision; they are summed over the micro-batches in fp32.
+        # The gradients come in the low precision; they are summed over the micro-batches in fp32. torch's
+        # foreach functions take all parameters in a few kernels.
         gradients = [torch.empty_like(gradient) for gradient in self._gradients]
         torch._foreach_copy_(gradients, [weight.grad for weight in weights if weight.grad is not None])
         torch._foreach_add_(self._gradients, gradients)

@@ -24,15 +24,15 @@ def predict(
     """(ids, probabilities), each (P, N): the most likely tokens at each position of `tokens` and their probabilities,
     which sum to 1; zeros at the first position.
 
-    Each token is predicted from at least half a block of context, where the text has that much. All `models` are in
-    eval mode and have the same block size and vocabulary. `beat` is called after each batch of windows.
+    Each token is predicted from at least `block_size / 2` tokens before it, where the text has as many. All `models`
+    are in eval mode and have the same block size and vocabulary. `beat` is called after each batch of windows.
     """
     block_size, vocab_size = models[0].config.block_size, models[0].vocab_size
     n_kept, n_tokens = min(N_KEPT, vocab_size), len(tokens)
     ids_PN = np.zeros((n_tokens, n_kept), dtype=np.min_scalar_type(vocab_size - 1))
     probabilities_PN = np.zeros((n_tokens, n_kept), dtype=np.float16)
     stride = max(1, block_size // 2)
-    # Windows at every half block, and one that ends with the text.
+    # Windows overlap by half; one more ends with the text.
     last = n_tokens - 1 - block_size
     starts = np.unique(np.append(np.arange(0, max(1, last), stride), last))
     for first in range(0, len(starts), windows_at_once):

@@ -1,6 +1,6 @@
 """The parts of a batch that are computed at once: how large they are, and which of them this process computes.
 
-Shapes: B blocks in a micro-batch, T tokens in a block.
+Shapes: B sequences in a micro-batch, T tokens in a sequence.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import torch
 
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.data.dataloader import Batch
-from tiny_gpt.device import max_blocks_at_once
+from tiny_gpt.device import max_sequences_at_once
 from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.soft_targets import SoftTargets
 
@@ -67,7 +67,7 @@ def _split(batch_size: int, n_micro_batches: int, block_size: int, device: torch
     """The rows of each micro-batch. Their numbers differ by one at most, the larger ones first."""
     size = micro_batch_size(batch_size, n_micro_batches, block_size, device)
     n_parts = math.ceil(batch_size / size)
-    if max_blocks_at_once(block_size, device) is None:
+    if max_sequences_at_once(block_size, device) is None:
         n_parts = max(n_parts, min(n_micro_batches, batch_size))
     sizes = [batch_size // n_parts + (index < batch_size % n_parts) for index in range(n_parts)]
     ends = list(itertools.accumulate(sizes))
@@ -75,13 +75,13 @@ def _split(batch_size: int, n_micro_batches: int, block_size: int, device: torch
 
 
 def micro_batch_size(batch_size: int, n_micro_batches: int, block_size: int, device: torch.device) -> int:
-    """Blocks in the largest micro-batch, where a batch of `batch_size` blocks is computed in at least `n_micro_batches`
-    parts.
+    """Sequences in the largest micro-batch, where a batch of `batch_size` is computed in at least
+    `n_micro_batches` parts.
 
-    A device with a limit (device.max_blocks_at_once) gets more micro-batches if necessary, and all of one size: a
+    A device with a limit (device.max_sequences_at_once) gets more micro-batches if necessary, and all of one size: a
     change of shape has given wrong gradients there.
     """
-    limit = max_blocks_at_once(block_size, device)
+    limit = max_sequences_at_once(block_size, device)
     if limit is None:
         return math.ceil(batch_size / n_micro_batches)
     min_parts = max(n_micro_batches, math.ceil(batch_size / limit))

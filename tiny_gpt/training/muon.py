@@ -163,6 +163,7 @@ def orthogonalize(x_NRC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     x_NRC = (x_NRC / (norm_N11 + EPS)).to(dtype)
     a, b, c = COEFFICIENTS
     for _ in range(N_ITERATIONS):
+        # baddbmm adds in the product's own kernel: no extra pass over memory for the sums.
         gram_NRR = torch.bmm(x_NRC, x_NRC.mT)
         factor_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
         x_NRC = torch.baddbmm(x_NRC, factor_NRR, x_NRC, beta=a)

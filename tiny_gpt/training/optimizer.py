@@ -77,6 +77,7 @@ def _adamw_over(parameters: list[nn.Parameter], config: TrainConfig) -> torch.op
     ]
     is_cuda = parameters[0].is_cuda  # capturable: a CUDA graph needs the step count on the device
     optimizer = AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True, capturable=is_cuda)
+    # The names and shapes of torch's own state: its `step` finds them and initializes nothing.
     for p in parameters:
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device),

@@ -27,7 +27,7 @@ Kind = Literal["pretraining", "teacher", "student", "only"]
 # The fraction of a run that trains on other text, where neither the user nor a plan says.
 FIRST_SHARE = 0.5
 # Lengths of stages, in units of that of a teacher that starts from random weights. A pretrained one has less to learn:
-# 8 epochs over the text were better than 16. The student learns more slowly, from smoother targets.
+# 8 passes over the text were better than 16. The student learns more slowly, from smoother targets.
 PRETRAINED_LENGTH, STUDENT_LENGTH = 0.5, 1.4
 # Factors of the settings for a stage that starts from the pretraining. A high rate would make it forget what it knows.
 FINE_TUNING_RATE_FACTOR = 0.5

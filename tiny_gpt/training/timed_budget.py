@@ -200,6 +200,7 @@ class TimedBudget:
             self._n_measured += 1
             self._measured_from = step + 1, train_s
             if len(self._step_times) >= MIN_STEP_TIMES:
+                # A step in which the machine slept counts as one of ten times the usual length.
                 longest_s = STOPPED_FACTOR * statistics.median_low(self._step_times)
                 self.state.trained_s += n_steps * min(self._step_times[-1], longest_s)
 
@@ -272,6 +273,7 @@ class TimedBudget:
         steps_left = left_s / max(step_s, 1e-6)
         if len(self._step_times) < MIN_STEP_TIMES and left_s > cooldown_s:
             steps_left = max(steps_left, MIN_STEPS_LEFT)
+        # Rounded: with 1.4 steps left, this is the last one; with 1.6, the run ends a little late.
         return steps_left if steps_left >= 1.5 else 1.0
 
     def _caught_up_progress(self) -> float:

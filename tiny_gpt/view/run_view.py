@@ -141,9 +141,9 @@ class RunView:
     @property
     def tokens_per_step(self) -> float:
         known = self.fact("tokens_per_step")
-        batch, block = self.config.get("batch_size"), self.config.get("block_size")
-        if not known and isinstance(batch, int) and isinstance(block, int):
-            return float(batch * block)
+        batch, length = self.config.get("batch_size"), self.config.get("block_size")
+        if not known and isinstance(batch, int) and isinstance(length, int):
+            return float(batch * length)
         return known
 
     @property

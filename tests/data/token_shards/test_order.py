@@ -1,4 +1,4 @@
-"""The order of blocks over shards: a function of (seed, step), which visits shards group by group and reads all."""
+"""The order of sequences over shards: a function of (seed, step), which visits shards group by group and reads all."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from tiny_gpt.data.token_shards.order import SHARDS_PER_GROUP, ShardSampler
 
 BLOCK_SIZE, BATCH_SIZE = 8, 5
-LENGTHS = (100, 37, 8, 250, 64, 9, 90, 41, 77, 120)  # one is too short for a block
+LENGTHS = (100, 37, 8, 250, 64, 9, 90, 41, 77, 120)  # one is too short for a sequence
 ENDS = np.cumsum(LENGTHS)
 
 
@@ -28,15 +28,15 @@ def test_order_depends_on_seed_and_step_alone():
 
 def test_blocks_stay_within_their_shards_and_no_block_is_read_twice_in_a_data_epoch():
     found = sampler()
-    n_blocks = sum(max(1, (n - 1) // BLOCK_SIZE - 1) for n in LENGTHS if n > BLOCK_SIZE)
+    n_sequences = sum(max(1, (n - 1) // BLOCK_SIZE - 1) for n in LENGTHS if n > BLOCK_SIZE)
     for epoch in range(5):
-        steps = range(epoch * n_blocks // BATCH_SIZE, (epoch + 1) * n_blocks // BATCH_SIZE + 1)
-        blocks = np.concatenate([found.starts(step) for step in steps])
-        first = epoch * n_blocks - steps[0] * BATCH_SIZE
-        blocks = np.sort(blocks[first : first + n_blocks])
-        assert (shards_at(blocks) == shards_at(blocks + BLOCK_SIZE)).all()
-        assert (np.diff(blocks) >= BLOCK_SIZE).all()
-        assert set(shards_at(blocks)) == set(range(len(LENGTHS))) - {2}
+        steps = range(epoch * n_sequences // BATCH_SIZE, (epoch + 1) * n_sequences // BATCH_SIZE + 1)
+        sequences = np.concatenate([found.starts(step) for step in steps])
+        first = epoch * n_sequences - steps[0] * BATCH_SIZE
+        sequences = np.sort(sequences[first : first + n_sequences])
+        assert (shards_at(sequences) == shards_at(sequences + BLOCK_SIZE)).all()
+        assert (np.diff(sequences) >= BLOCK_SIZE).all()
+        assert set(shards_at(sequences)) == set(range(len(LENGTHS))) - {2}
 
 
 def test_every_token_is_read_after_some_data_epochs():

@@ -31,7 +31,7 @@ class Alone:
 @pytest.mark.parametrize("in_half", [False, True])
 def test_logits_do_not_depend_on_the_texts_beside(architecture: Any, in_half: bool) -> None:
     model, rng = random_model(architecture), np.random.default_rng(1)
-    # From shorter than a block to several times as long; some begin alike, so that slots are used again.
+    # From shorter than block_size to several times as long; some begin alike, so that slots are used again.
     texts = []
     for number in range(14):
         prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12][: 1 + number % BLOCK_SIZE]

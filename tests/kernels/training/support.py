@@ -43,8 +43,8 @@ def fused_model(architecture, dtype, n_head=2, d_model=32, d_ff=48, block_size=4
     return model
 
 
-def batch_for(model, n_blocks=3, n_places=None):
-    shape = n_blocks, n_places or model.config.block_size
+def batch_for(model, n_sequences=3, n_positions=None):
+    shape = n_sequences, n_positions or model.config.block_size
     return torch.randint(model.vocab_size, shape), torch.randint(model.vocab_size, shape)
 
 

@@ -19,19 +19,19 @@ def attend(q_BHTK, k_BHTK, v_BHTK, p, seed=3):
     """(arguments of both kernels, y, logsum)"""
     B, H, T, K = q_BHTK.shape
     qkv_RN = torch.stack((q_BHTK, k_BHTK, v_BHTK)).permute(1, 3, 0, 2, 4).reshape(B * T, 3 * H * K).contiguous()
-    y_RD, logsum_BHT = torch.empty(B * T, H * K), torch.empty(B, H, T)
+    y_RA, logsum_BHT = torch.empty(B * T, H * K), torch.empty(B, H, T)
     dropout = Dropout(np.uint32(n_dropped(p)), inverse_keep_probability(p), np.uint64(seed))
     arguments = Shape(H, T, heads_per_task=1), Inputs(qkv_RN, None, None, None), dropout
-    run_tasks(attention_forward, B * H, *arguments, y_RD, logsum_BHT)
-    return arguments, y_RD, logsum_BHT
+    run_tasks(attention_forward, B * H, *arguments, y_RA, logsum_BHT)
+    return arguments, y_RA, logsum_BHT
 
 
 def kept_elements(B, H, T, p, seed=3):
     """(B, H, T, T) of True where a weight was kept: values that are the rows of a unit matrix show each weight."""
     q_BHTK, k_BHTK = torch.zeros(B, H, T, T), torch.zeros(B, H, T, T)
     v_BHTK = torch.eye(T).expand(B, H, T, T)
-    y_RD = attend(q_BHTK, k_BHTK, v_BHTK, p, seed)[1]
-    return y_RD.view(B, T, H, T).transpose(1, 2) != 0
+    y_RA = attend(q_BHTK, k_BHTK, v_BHTK, p, seed)[1]
+    return y_RA.view(B, T, H, T).transpose(1, 2) != 0
 
 
 class TestAttention:
@@ -44,12 +44,12 @@ class TestAttention:
         weights = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
         expected = (weights * kept) @ inputs[2]
         expected.backward(grad.double())
-        arguments, y_RD, logsum_BHT = attend(q, k, v, p)
-        torch.testing.assert_close(y_RD.view(B, T, H, T).transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
+        arguments, y_RA, logsum_BHT = attend(q, k, v, p)
+        torch.testing.assert_close(y_RA.view(B, T, H, T).transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
         grad_RD = grad.transpose(1, 2).reshape(B * T, H * T).contiguous()
         grad_qkv_RN, grad_bias_BN = torch.empty(B * T, 3 * H * T), torch.empty(B, 3 * H * T)
         gradients = QkvGradients(grad_qkv_RN, grad_bias_BN, None)
-        run_tasks(attention_backward, B * H, *arguments, y_RD, logsum_BHT, grad_RD, gradients)
+        run_tasks(attention_backward, B * H, *arguments, y_RA, logsum_BHT, grad_RD, gradients)
         grad_3BHTK = grad_qkv_RN.view(B, T, 3, H, T).permute(2, 0, 3, 1, 4)
         for found, input_ in zip(grad_3BHTK, inputs, strict=True):
             torch.testing.assert_close(found.double(), input_.grad, rtol=1e-4, atol=1e-5)
@@ -58,8 +58,8 @@ class TestAttention:
     def test_equals_attention_by_definition_over_many_strips(self):
         q, k, v = (torch.randn(1, 2, 200, 24) for _ in range(3))
         expected = attention_by_definition(q.double(), k.double(), v.double())
-        y_RD = attend(q, k, v, 0.0)[1]
-        torch.testing.assert_close(y_RD.view(1, 200, 2, 24).transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
+        y_RA = attend(q, k, v, 0.0)[1]
+        torch.testing.assert_close(y_RA.view(1, 200, 2, 24).transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
 
     def test_bits_do_not_depend_on_the_number_of_threads(self):
         q, k, v = (torch.randn(4, 3, 50, 16) for _ in range(3))

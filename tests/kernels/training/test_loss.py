@@ -32,11 +32,11 @@ class TestEqualsEager:
         assert_equals_eager(model, *batch_for(model), dtype)
 
     @pytest.mark.parametrize(
-        ("n_head", "d_model", "d_ff", "n_places"), [(1, 6, 3, 1), (3, 60, 7, 33), (2, 96, 64, 64), (1, 80, 33, 5)]
+        ("n_head", "d_model", "d_ff", "n_positions"), [(1, 6, 3, 1), (3, 60, 7, 33), (2, 96, 64, 64), (1, 80, 33, 5)]
     )
-    def test_odd_shapes(self, architecture, dtype, n_head, d_model, d_ff, n_places):
+    def test_odd_shapes(self, architecture, dtype, n_head, d_model, d_ff, n_positions):
         model = fused_model(architecture, dtype, n_head, d_model, d_ff, 64, vocab_size=5)
-        assert_equals_eager(model, *batch_for(model, 2, n_places), dtype)
+        assert_equals_eager(model, *batch_for(model, 2, n_positions), dtype)
 
     def test_logits_computed_in_chunks(self, architecture, dtype, monkeypatch):
         monkeypatch.setattr(loss, "LOGITS_PER_CHUNK", 23 * 7)

@@ -1,11 +1,11 @@
-"""Which blocks of a corpus in shards each step trains on: a pure function of (seed, step), as in sampler.py.
+"""Which sequences of a corpus in shards each step trains on: a pure function of (seed, step), as in sampler.py.
 
-A data epoch visits all shards in a random order, in groups of SHARDS_PER_GROUP. Within a group, blocks are read in a
+A data epoch visits all shards in a random order, in groups of SHARDS_PER_GROUP. Within a group, sequences are read in a
 random order, so a step needs the shards of one group (of two where it ends), and it is known beforehand which shards
-come next. Blocks do not cross from one shard to another; each shard's first block is at another offset in every data
-epoch. Nothing depends on where the shards are, nor on the number of processes.
+come next. A sequence lies in one shard; each shard's first sequence is at another offset in every data epoch. Nothing
+depends on where the shards are, nor on the number of processes.
 
-Shape letters: B blocks of a batch, N replaced tokens, S shards, G groups.
+Shape letters: B sequences of a batch, N replaced tokens, S shards, G groups.
 """
 
 import math
@@ -27,18 +27,18 @@ class _EpochOrder:
 
     shards_S: NDArray[np.int64]
     """Numbers of the shards as they are visited."""
-    block_ends_S: NDArray[np.int64]
-    """Blocks in all shards up to this one."""
+    sequence_ends_S: NDArray[np.int64]
+    """Sequences in all shards up to this one."""
     offsets_S: NDArray[np.int64]
-    """The first token of each shard's first block."""
+    """The first token of each shard's first sequence."""
     group_ends_G: NDArray[np.int64]
     """Shards in all groups up to this one."""
     keys_G4: NDArray[np.int64]
     """The permutation of each group's blocks."""
 
     def group_of(self, index: int) -> int:
-        """The group of the epoch's block `index`."""
-        shard = np.searchsorted(self.block_ends_S, index, "right")
+        """The group of the data epoch's sequence `index`."""
+        shard = np.searchsorted(self.sequence_ends_S, index, "right")
         return int(np.searchsorted(self.group_ends_G, shard, "right"))
 
     def shards_of(self, group: int) -> NDArray[np.int64]:
@@ -46,12 +46,12 @@ class _EpochOrder:
         return self.shards_S[self.group_ends_G[group - 1] if group else 0 : self.group_ends_G[group]]
 
     def end_of(self, group: int) -> int:
-        """Blocks in all groups up to this one; 0 for group -1."""
-        return int(self.block_ends_S[self.group_ends_G[group] - 1]) if group >= 0 else 0
+        """Sequences in all groups up to this one; 0 for group -1."""
+        return int(self.sequence_ends_S[self.group_ends_G[group] - 1]) if group >= 0 else 0
 
 
 class ShardSampler:
-    """Draws blocks of block_size + 1 tokens from shards; Sampler does for a text in one piece.
+    """Draws sequences of block_size + 1 tokens from shards; Sampler does for a text in one piece.
 
     Positions are those in all shards, one after the other.
     """
@@ -63,15 +63,15 @@ class ShardSampler:
         self.block_size, self.batch_size, self.seed, self.token_noise = block_size, batch_size, seed, token_noise
         self._lengths_S = np.array(lengths, dtype=np.int64)
         self._firsts_S = np.cumsum(self._lengths_S) - self._lengths_S
-        # One block fewer than fits, so that the first one can be shifted; at least one where one fits.
+        # One sequence fewer than fits, so that the first one can be shifted; at least one where one fits.
         fitting_S = (self._lengths_S - 1) // block_size
-        self._n_blocks_S = np.where(fitting_S > 0, np.maximum(1, fitting_S - 1), 0)
-        self._n_blocks = int(self._n_blocks_S.sum())
+        self._n_sequences_S = np.where(fitting_S > 0, np.maximum(1, fitting_S - 1), 0)
+        self._n_sequences = int(self._n_sequences_S.sum())
         self._orders: dict[int, _EpochOrder] = {}
 
     def starts(self, step: int) -> NDArray[np.int64]:
-        """The first token of each block of `step`, counted from 0. Shape (B,)."""
-        epochs, indices = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self._n_blocks)
+        """The first token of each sequence of `step`, counted from 0. Shape (B,)."""
+        epochs, indices = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self._n_sequences)
         starts = np.empty_like(indices)
         for epoch in np.unique(epochs):
             is_in_epoch = epochs == epoch
@@ -85,7 +85,7 @@ class ShardSampler:
         n_inputs = self.batch_size * self.block_size
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, 1]))
         replaced = np.flatnonzero(rng.random(n_inputs) < self.token_noise)
-        epoch, index = divmod(step * self.batch_size, self._n_blocks)
+        epoch, index = divmod(step * self.batch_size, self._n_sequences)
         order = self._order(epoch)
         shards = order.shards_of(order.group_of(index))
         ends = np.cumsum(self._lengths_S[shards])
@@ -95,49 +95,49 @@ class ShardSampler:
 
     def upcoming(self, step: int) -> list[int]:
         """Numbers of the shards that `step` needs, then of the group after them, in the order of need."""
-        epoch, index = divmod(step * self.batch_size, self._n_blocks)
+        epoch, index = divmod(step * self.batch_size, self._n_sequences)
         end = (step + 1) * self.batch_size
         shards: list[int] = []
         while True:
             order = self._order(epoch)
             group = order.group_of(index)
             shards += order.shards_of(group).tolist()
-            if epoch * self._n_blocks + index >= end:
+            if epoch * self._n_sequences + index >= end:
                 return list(dict.fromkeys(shards))
             index = order.end_of(group)
-            if index == self._n_blocks:
+            if index == self._n_sequences:
                 epoch, index = epoch + 1, 0
 
     def _starts_in_epoch(self, order: _EpochOrder, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The first token of the epoch's blocks `indices`, which ascend."""
+        """The first token of the data epoch's sequences `indices`, which ascend."""
         shuffled = np.empty_like(indices)
         for group in range(order.group_of(int(indices[0])), order.group_of(int(indices[-1])) + 1):
             start, end = order.end_of(group - 1), order.end_of(group)
             is_in_group = (indices >= start) & (indices < end)
             shuffled[is_in_group] = start + permute(indices[is_in_group] - start, end - start, order.keys_G4[group])
-        at = np.searchsorted(order.block_ends_S, shuffled, "right")
+        at = np.searchsorted(order.sequence_ends_S, shuffled, "right")
         shards = order.shards_S[at]
-        block = shuffled - (order.block_ends_S[at] - self._n_blocks_S[shards])
-        return self._firsts_S[shards] + order.offsets_S[at] + block * self.block_size
+        sequence = shuffled - (order.sequence_ends_S[at] - self._n_sequences_S[shards])
+        return self._firsts_S[shards] + order.offsets_S[at] + sequence * self.block_size
 
     def _order(self, epoch: int) -> _EpochOrder:
         if epoch not in self._orders:
-            # A step may end in another epoch, whose group after that may be in a third one.
+            # A step may end in another data epoch, whose group after that may be in a third one.
             self._orders = dict(list(self._orders.items())[-3:]) | {epoch: self._make_order(epoch)}
         return self._orders[epoch]
 
     def _make_order(self, epoch: int) -> _EpochOrder:
         # Another range of counters than that of `noise`, where step and epoch are equal.
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, 2]))
-        usable_S = np.flatnonzero(self._n_blocks_S)
+        usable_S = np.flatnonzero(self._n_sequences_S)
         shards_S = usable_S[permute(np.arange(len(usable_S)), len(usable_S), rng.integers(1 << 32, size=4))]
-        n_blocks_S = self._n_blocks_S[shards_S]
-        n_offsets_S = self._lengths_S[shards_S] - n_blocks_S * self.block_size
+        n_sequences_S = self._n_sequences_S[shards_S]
+        n_offsets_S = self._lengths_S[shards_S] - n_sequences_S * self.block_size
         n_groups = math.ceil(len(shards_S) / SHARDS_PER_GROUP)
         group_sizes = [len(group) for group in np.array_split(shards_S, n_groups)]
         return _EpochOrder(
             shards_S=shards_S,
-            block_ends_S=np.cumsum(n_blocks_S),
+            sequence_ends_S=np.cumsum(n_sequences_S),
             offsets_S=rng.integers(1 << 32, size=len(shards_S)) % n_offsets_S,
             group_ends_G=np.cumsum(group_sizes),
             keys_G4=rng.integers(1 << 32, size=(n_groups, 4)),

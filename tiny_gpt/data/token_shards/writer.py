@@ -22,7 +22,7 @@ from tiny_gpt.data.token_store import MANIFEST, Tokens
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import atomic_write, ensure_writable_folder
 
-# Smaller shards would hold few blocks, of which the last one is never read.
+# Smaller shards would hold few sequences, of which the last one is never read.
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 10_000, 10_000_000_000
 PIECE_TOKENS = 1 << 22
 

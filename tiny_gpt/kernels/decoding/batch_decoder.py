@@ -1,6 +1,6 @@
-"""Many texts in one pass, each at its own place: continuous batching (Orca, Yu et al., OSDI 2022).
+"""Many texts in one pass, each at its own position: continuous batching (Orca, Yu et al., OSDI 2022).
 
-A row of the compiled forward pass is one token at one place of one slot of the cache, so rows of different texts go
+A row of the compiled forward pass is one token at one position of one slot of the cache, so rows of different texts go
 through the model together, and a weight is read once for all of them. Prompts are read in parts, beside the next tokens
 of texts that are being written, so that a long prompt does not stop the others for long.
 
@@ -28,11 +28,11 @@ MEMORY_SHARE = 0.25
 
 @dataclass
 class _Text:
-    """Where a text stands. Its window is `ids`; that of the second slot, read along, begins half a block later."""
+    """The state of a text. Its window is `ids`; that of the second slot, read along, begins block_size / 2 later."""
 
     front: int
     back: int | None
-    """The second slot, of a text that will grow longer than a block."""
+    """The second slot, of a text that will grow longer than block_size."""
     ids: list[int]
     n_read: int = 0
     n_dropped: int = 0
@@ -49,6 +49,7 @@ class _Slots:
 
     def take(self, ids: Sequence[int]) -> tuple[int, int]:
         """The free slot that begins with most of `ids`, and with how many. There must be one."""
+        # Of several equally good ones `max` takes the first in the dict, which has been free for the longest time.
         n_common = {slot: _n_common(held, ids) for slot, held in self.held.items()}
         best = max(n_common, key=lambda slot: n_common[slot])
         del self.held[best]
@@ -59,7 +60,7 @@ class _Slots:
 
 
 class CompiledBatchDecoder:
-    """See `inference.decoder.BatchDecoder`. A text has one slot of the cache, or two if it may outgrow a block."""
+    """See `inference.decoder.BatchDecoder`. A text has one slot of the cache, or two if it may outgrow block_size."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Array], n_texts: int, in_half: bool = False) -> None:
         """For about `n_texts` texts; fewer long ones where memory is short. `weights` and `in_half` as for
@@ -91,6 +92,7 @@ class CompiledBatchDecoder:
         if len(self._free.held) < 1 + (source.back is not None):
             return None
         front, n_common = self._free.take(source.ids)
+        # A free slot may hold the same text already, as when one prompt is continued again and again.
         if n_common < source.n_read:
             self._model.copy_slot(source.front, slice(front, front + 1), source.n_read)
         back = None
@@ -104,24 +106,24 @@ class CompiledBatchDecoder:
 
     def append(self, text: int, token_id: int) -> None:
         """See `BatchDecoder`."""
-        place = self._texts[text]
-        if len(place.ids) == self._block_size:
-            # The window is full: the second one, half a block behind, takes its place and becomes the first.
-            assert place.back is not None, "only a text that may outgrow a block does"
+        state = self._texts[text]
+        if len(state.ids) == self._block_size:
+            # The window is full: the second one, block_size / 2 behind, takes over as the first.
+            assert state.back is not None, "only a text that may outgrow block_size does"
             n_dropped = second_window_offset(self._block_size)
-            place.front, place.back = place.back, place.front
-            place.n_read -= n_dropped
-            place.n_dropped += n_dropped
-            del place.ids[:n_dropped]
-            place.first_wanted = 0
-        place.ids.append(token_id)
+            state.front, state.back = state.back, state.front
+            state.n_read -= n_dropped
+            state.n_dropped += n_dropped
+            del state.ids[:n_dropped]
+            state.first_wanted = 0
+        state.ids.append(token_id)
 
     def remove(self, text: int) -> None:
         """See `BatchDecoder`."""
-        place = self._texts.pop(text)
-        self._free.give_back(place.front, place.ids[: place.n_read])
-        if place.back is not None:
-            self._free.give_back(place.back, [])
+        state = self._texts.pop(text)
+        self._free.give_back(state.front, state.ids[: state.n_read])
+        if state.back is not None:
+            self._free.give_back(state.back, [])
 
     def run_pass(self) -> list[tuple[int, int, Array]]:
         """See `BatchDecoder`."""
@@ -130,6 +132,7 @@ class CompiledBatchDecoder:
         prompts = [number for number, n_tokens in unread.items() if n_tokens > 1]
         rows: list[tuple[int, int, int]] = []
         wanted: list[tuple[int, int, int]] = []
+        # Texts that are being written come first, all of them: each waits for one token only.
         for number in writing:
             self._take_rows(number, math.inf, rows, wanted)
         budget = len(rows) + PROMPT_ROWS if writing else MAX_ROWS
@@ -146,14 +149,15 @@ class CompiledBatchDecoder:
         """Append the rows of a text's unread tokens, up to `limit` rows in all, and to `wanted` (text, position, row)
         of those after which logits are wanted."""
         text, offset = self._texts[number], second_window_offset(self._block_size)
-        for place in range(text.n_read, len(text.ids)):
-            if len(rows) + (1 if text.back is None or place < offset else 2) > limit:
+        for position in range(text.n_read, len(text.ids)):
+            # A token that both windows contain takes two rows, one in each slot, which go into the same pass.
+            if len(rows) + (1 if text.back is None or position < offset else 2) > limit:
                 return
-            if place >= text.first_wanted:
-                wanted.append((number, text.n_dropped + place, len(rows)))
-            rows.append((text.ids[place], text.front, place))
-            if text.back is not None and place >= offset:
-                rows.append((text.ids[place], text.back, place - offset))
+            if position >= text.first_wanted:
+                wanted.append((number, text.n_dropped + position, len(rows)))
+            rows.append((text.ids[position], text.front, position))
+            if text.back is not None and position >= offset:
+                rows.append((text.ids[position], text.back, position - offset))
             text.n_read += 1
 
     def _number(self, text: _Text) -> int:

@@ -1,4 +1,7 @@
-"""A packed model, a cache of keys and values, and the number of threads that is fastest."""
+"""A packed model, a cache of keys and values, and the number of threads that is fastest.
+
+Shape letters are those of forward.py.
+"""
 
 import itertools
 import os
@@ -42,7 +45,7 @@ class CompiledModel:
         self._batch = DecodeBatch(*(np.zeros(shape, dtype=np.int64) for shape in (2, (max_rows, 3), max_rows)))
         self._buffers = self._make_buffers(n_threads, max_rows)
         # Enough to measure; a decoder makes one that fits its texts.
-        self.make_cache(n_slots=1, n_places=1)
+        self.make_cache(n_slots=1, n_positions=1)
         self.n_threads = n_threads
         self.n_threads = self._fastest_number(n_threads)
         add_stamp(Path(__file__).parent, config.architecture)
@@ -54,18 +57,20 @@ class CompiledModel:
             x_RD=_zeros(n_rows, config.d_model),
             normed_MRD=np.stack([_zeros(n_rows, config.d_model)] * n_threads),
             qkv_RN=_zeros(n_rows, 3 * d_attention),
-            y_RD=_zeros(n_rows, d_attention),
+            y_RA=_zeros(n_rows, d_attention),
             gate_RF=None if self._weights.gate is None else _zeros(n_rows, config.d_ff),
             hidden_RF=_zeros(n_rows, config.d_ff),
             scores_MT=_zeros(n_threads, config.block_size),
             logits_RV=_zeros(n_rows, self._vocab_size),
         )
 
-    def make_cache(self, n_slots: int, n_places: int) -> None:
-        """Allocate an empty cache for texts of `n_places` tokens."""
+    def make_cache(self, n_slots: int, n_positions: int) -> None:
+        """Allocate an empty cache for texts of `n_positions` tokens."""
+        # Keys transposed, values not: each of the two products over them then reads numbers side by side (layers.py).
         width, slots = self._config.dim_per_head, (self._config.n_layer, n_slots, self._config.n_head)
         self._cache = Cache(
-            np.zeros((*slots, width, n_places), dtype=np.float32), np.zeros((*slots, n_places, width), dtype=np.float32)
+            np.zeros((*slots, width, n_positions), dtype=np.float32),
+            np.zeros((*slots, n_positions, width), dtype=np.float32),
         )
         # A new kernel id: threads that still wait for the old arrays must not take these for them.
         arguments = (self._config.n_head, self._weights, self._batch, self._cache, self._buffers)
@@ -76,15 +81,15 @@ class CompiledModel:
         return self._cache.keys_LSHKT.shape[1]
 
     @property
-    def n_places(self) -> int:
+    def n_positions(self) -> int:
         """Of each slot."""
         return self._cache.keys_LSHKT.shape[-1]
 
-    def copy_slot(self, source: int, targets: slice, n_places: int) -> None:
+    def copy_slot(self, source: int, targets: slice, n_positions: int) -> None:
         """Copy the beginning of one slot to others."""
         keys_LSHKT, values_LSHTK = self._cache
-        keys_LSHKT[:, targets, ..., :n_places] = keys_LSHKT[:, source : source + 1, ..., :n_places]
-        values_LSHTK[:, targets, :, :n_places] = values_LSHTK[:, source : source + 1, :, :n_places]
+        keys_LSHKT[:, targets, ..., :n_positions] = keys_LSHKT[:, source : source + 1, ..., :n_positions]
+        values_LSHTK[:, targets, :, :n_positions] = values_LSHTK[:, source : source + 1, :, :n_positions]
 
     def forward(self, rows: Sequence[tuple[int, int, int]], logits_rows: Sequence[int]) -> Array:
         """Take `rows`, each (token id, slot, position), through the model: logits (len(logits_rows), V) after some of
@@ -104,6 +109,7 @@ class CompiledModel:
             for number in numbers:
                 self.n_threads = number
                 start = time.perf_counter()
+                # Any token will do, and one row, as in most passes of one text.
                 self.forward([(0, 0, 0)], [0])
                 seconds[number] = min(seconds[number], time.perf_counter() - start)
         return min(numbers, key=lambda number: seconds[number])

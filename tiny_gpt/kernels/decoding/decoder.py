@@ -25,10 +25,10 @@ class CompiledDecoder:
         ids = ids[-block_size:]
         self._front, self._back = 0, self._n_texts
         self._position, self._needs_second = len(ids), len(ids) + n_ahead > block_size
-        # A text that stays within the block needs no second window and no more places than it will have tokens.
-        n_slots, n_places = self._n_texts * (2 if self._needs_second else 1), min(len(ids) + n_ahead, block_size)
-        if n_slots > self._model.n_slots or n_places > self._model.n_places:
-            self._model.make_cache(n_slots, n_places)
+        # A text that stays within block_size needs no second window and no more positions than it will have tokens.
+        n_slots, n_positions = self._n_texts * (2 if self._needs_second else 1), min(len(ids) + n_ahead, block_size)
+        if n_slots > self._model.n_slots or n_positions > self._model.n_positions:
+            self._model.make_cache(n_slots, n_positions)
         second_ids = ids[second_window_offset(block_size) :] if self._needs_second else ()
         rows = [(token, self._back, position) for position, token in enumerate(second_ids)]
         rows += [(token, self._front, position) for position, token in enumerate(ids)]
@@ -44,7 +44,7 @@ class CompiledDecoder:
     def step(self, ids: Sequence[int], texts: Sequence[int]) -> Array:
         """See `decoder.Decoder`."""
         offset = second_window_offset(self._config.block_size)
-        # The window is full: the second one, half a block behind, takes its place and becomes the first.
+        # The window is full: the second one, block_size / 2 behind, takes over as the first.
         if self._position == self._config.block_size:
             self._front, self._back = self._back, self._front
             self._position -= offset
@@ -54,8 +54,9 @@ class CompiledDecoder:
             position = self._position - offset
             rows += [(token, self._back + text, position) for token, text in zip(ids, texts, strict=True)]
         self._position += 1
+        # Logits after the first windows' rows only. A copy, since the next pass overwrites the array.
         return self._model.forward(rows, range(len(texts))).copy()
 
-    def _copy_to_other_texts(self, slot: int, n_places: int) -> None:
+    def _copy_to_other_texts(self, slot: int, n_positions: int) -> None:
         """Copy what the first text has in the cache to all others: they continue the same prompt."""
-        self._model.copy_slot(slot, slice(slot + 1, slot + self._n_texts), n_places)
+        self._model.copy_slot(slot, slice(slot + 1, slot + self._n_texts), n_positions)

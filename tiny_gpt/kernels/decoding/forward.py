@@ -3,16 +3,18 @@
 model/gpt.py defines the same in plain torch, and tests compare both. One program serves all architectures: an optional
 part is a field that is None (decoding/weights.py), and numba compiles a variant without it.
 
-A row is one token at one place of one slot of the cache. All rows go through a layer together, and each attends to its
-own slot up to its own place. So one token, a batch of texts, a whole prompt, and a second window that is read along are
-all just rows.
+A row is one token at one position of one slot of the cache. All rows go through a layer together, and each attends to
+its own slot up to its own position. So one token, a batch of texts, a whole prompt, and a second window that is read
+along are all just rows.
 
 Threads divide the outputs of a matrix product by tiles, and attention by heads. Before a step that needs what other
 threads have computed, all meet at a barrier: 5 per layer. Norms are cheap: each thread computes them for itself, into
 its own buffer, which spares a barrier.
 
-R rows, L layers, D model width, F feed-forward width, N outputs, H heads, K head width, S slots of the cache, T
-places of a slot, V vocabulary, M threads.
+R rows, L layers, D model width, A attention width (all heads), F feed-forward width, H heads, K head width (in a linear
+layer: inputs), N outputs, S slots of the cache, T positions of a slot, V vocabulary, M threads. LTKJ, the shape of
+weights, is L layers of T tiles of J outputs, K inputs each (matmul.tile_weights). SD and SK, of tables of positions,
+have S positions.
 """
 
 from typing import NamedTuple
@@ -35,7 +37,7 @@ class DecodeBatch(NamedTuple):
     sizes_2: NDArray[np.int64]
     """How many rows and how many rows of logits there are."""
     rows_R3: NDArray[np.int64]
-    """(token id, slot, position) of each row; the position is also its place in the slot."""
+    """(token id, slot, position in the slot) of each row."""
     logits_rows_R: NDArray[np.int64]
     """The rows after which logits are wanted."""
 
@@ -53,7 +55,7 @@ class Buffers(NamedTuple):
     normed_MRD: Array
     """One for each thread."""
     qkv_RN: Array
-    y_RD: Array
+    y_RA: Array
     gate_RF: Array | None
     hidden_RF: Array
     scores_MT: Array
@@ -82,7 +84,7 @@ def forward(thread, n_head, weights, batch, cache, buffers):
             _attend_head(weights.rope, layer, head, n_head, n_rows, batch.rows_R3, cache, scores_T, buffers)
         barrier(thread)
         # Each thread adds to columns of its own; the product reads all heads' results.
-        _add_linear(thread, weights.out, layer, buffers.y_RD, buffers.x_RD, n_rows)
+        _add_linear(thread, weights.out, layer, buffers.y_RA, buffers.x_RD, n_rows)
         barrier(thread)
         # All threads compute the whole norm, as each needs all of it.
         for r in range(n_rows):
@@ -190,9 +192,10 @@ def _attend_head(rope, layer, head, n_head, n_rows, rows_R3, cache, scores_T, bu
         _apply_rope(qkv_RN, r, q, k, rope, layer, rows_R3[r, 2])
         append_to_cache(qkv_RN, r, k, keys, values, layer, rows_R3[r, 1], head, rows_R3[r, 2])
     for r in range(n_rows):
-        # Up to and with the row's own place. Rows of a prompt further on are in the cache already, and not looked at.
-        slot, n_places = rows_R3[r, 1], rows_R3[r, 2] + 1
-        attend(qkv_RN, r, q, keys, values, layer, slot, head, n_places, scores_T, buffers.y_RD)
+        # Up to and with the row's own position: causal masking without a mask. Later rows of a prompt are in the cache
+        # already, but not read.
+        slot, n_positions = rows_R3[r, 1], rows_R3[r, 2] + 1
+        attend(qkv_RN, r, q, keys, values, layer, slot, head, n_positions, scores_T, buffers.y_RA)
 
 
 @compiled

@@ -8,7 +8,8 @@ How loops are written so that they are fast: the innermost one runs over numbers
 vectorizes to 4, 8 or 16 at a time. Indices are unsigned, or numba checks each for being negative. Whole arrays are
 passed with indices; a slice `x[row]` would be a new object whose references are counted, with atomic operations.
 
-R rows (tokens), N numbers of a row, L layers, S slots of the cache, H heads, K head width, T places of a slot.
+R rows (tokens), N numbers of a row, L layers, D numbers of a norm, S slots of the cache, H heads, K head width, T
+positions of a slot. SK, of tables of cosines and sines, has S positions.
 """
 
 import numpy as np
@@ -112,6 +113,7 @@ def _sum_of_squares(x_RN, row, start, n_numbers, mean):
 @compiled
 def rotate(x_RN, row, start, cos_SK, sin_SK, position):
     """Rotate each pair (k, k + K / 2) of a head's numbers by its position's angle, in place (RoPE)."""
+    # Halves, not neighbors (2k, 2k + 1), as in transformers: so the loop runs over numbers side by side.
     row, start, position = _U(row), _U(start), _U(position)
     half = _U(cos_SK.shape[1]) // _U(2)
     for k in range(half):
@@ -123,60 +125,61 @@ def rotate(x_RN, row, start, cos_SK, sin_SK, position):
 
 
 @compiled
-def append_to_cache(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, head, place):
+def append_to_cache(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, head, position):
     """Copy a row's key and value of one head into the cache; `start` is where its key begins in the row.
 
-    Keys lie transposed: `_scores` runs over places and `_weighted_sum` over a head's width, both over neighbours.
+    Keys lie transposed: `_scores` runs over positions and `_weighted_sum` over a head's width, both over neighbors.
     """
-    row, start, layer, slot, head, place = _U(row), _U(start), _U(layer), _U(slot), _U(head), _U(place)
+    row, start, layer, slot, head, position = _U(row), _U(start), _U(layer), _U(slot), _U(head), _U(position)
     width = _U(keys_LSHKT.shape[3])
     # A row holds all heads' keys, then all values.
     values = start + _U(keys_LSHKT.shape[2]) * width
     # Keys are written far apart, once, and read side by side for every later token.
     for k in range(width):
-        keys_LSHKT[layer, slot, head, k, place] = qkv_RN[row, start + k]
-        values_LSHTK[layer, slot, head, place, k] = qkv_RN[row, values + k]
+        keys_LSHKT[layer, slot, head, k, position] = qkv_RN[row, start + k]
+        values_LSHTK[layer, slot, head, position, k] = qkv_RN[row, values + k]
 
 
 @compiled
-def attend(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, head, n_places, scores_T, y_RN):
-    """y := the mean of the first `n_places` values, weighted by softmax(query . keys / sqrt(K)), for one head of one
+def attend(qkv_RN, row, start, keys_LSHKT, values_LSHTK, layer, slot, head, n_positions, scores_T, y_RN):
+    """y := the mean of the first `n_positions` values, weighted by softmax(query . keys / sqrt(K)), for one head of one
     row.
 
     Its query stands from `start` on in the row, and so will its result. `scores_T` is scratch memory.
     """
-    row, start, layer, slot, head, n_places = _U(row), _U(start), _U(layer), _U(slot), _U(head), _U(n_places)
-    _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_places, scores_T)
+    row, start, layer, slot, head, n_positions = _U(row), _U(start), _U(layer), _U(slot), _U(head), _U(n_positions)
+    _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_positions, scores_T)
     # Softmax in three passes over at most block_size scores, which stay in the first-level cache.
+    # The largest is subtracted so that no exponential overflows; then one of them is 1, and the total at least 1.
     largest = scores_T[_U(0)]
-    for t in range(n_places):
+    for t in range(n_positions):
         largest = max(largest, scores_T[t])
-    for t in range(n_places):
+    for t in range(n_positions):
         scores_T[t] = exp(scores_T[t] - largest)
     # One addition after the other, not vectorized, so that the total does not depend on the processor's vectors.
     total = _F(0.0)
-    for t in range(n_places):
+    for t in range(n_positions):
         total += scores_T[t]
-    _weighted_sum(scores_T, values_LSHTK, layer, slot, head, n_places, row, start, y_RN)
+    _weighted_sum(scores_T, values_LSHTK, layer, slot, head, n_positions, row, start, y_RN)
     # Dividing K results instead of up to T weights.
     for k in range(_U(keys_LSHKT.shape[3])):
         y_RN[row, start + k] = y_RN[row, start + k] / total
 
 
 @compiled
-def _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_places, scores_T):
+def _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_positions, scores_T):
     """scores := query . keys / sqrt(K). Four numbers of the query at a time: scores are read and written less often."""
     one, two, three, four, width = _U(1), _U(2), _U(3), _U(4), _U(keys_LSHKT.shape[3])
     # The scale goes into the query: K products instead of T.
     scale = _F(1.0 / np.sqrt(np.float64(width)))
-    for t in range(n_places):
+    for t in range(n_positions):
         scores_T[t] = _F(0.0)
     n_fours = width // four
     for i in range(n_fours):
         k = i * four
         q, q1 = qkv_RN[row, start + k] * scale, qkv_RN[row, start + k + one] * scale
         q2, q3 = qkv_RN[row, start + k + two] * scale, qkv_RN[row, start + k + three] * scale
-        for t in range(n_places):
+        for t in range(n_positions):
             scores_T[t] = (
                 scores_T[t]
                 + q * keys_LSHKT[layer, slot, head, k, t]
@@ -187,18 +190,18 @@ def _scores(qkv_RN, row, start, keys_LSHKT, layer, slot, head, n_places, scores_
     # What is left over if K is no multiple of four.
     for k in range(n_fours * four, width):
         q = qkv_RN[row, start + k] * scale
-        for t in range(n_places):
+        for t in range(n_positions):
             scores_T[t] = scores_T[t] + q * keys_LSHKT[layer, slot, head, k, t]
 
 
 @compiled
-def _weighted_sum(weights_T, values_LSHTK, layer, slot, head, n_places, row, start, y_RN):
-    """A head's part of a row of y := weights @ values, four places at a time."""
+def _weighted_sum(weights_T, values_LSHTK, layer, slot, head, n_positions, row, start, y_RN):
+    """A head's part of a row of y := weights @ values, four positions at a time."""
     one, two, three, four, width = _U(1), _U(2), _U(3), _U(4), _U(values_LSHTK.shape[4])
     for k in range(width):
         y_RN[row, start + k] = _F(0.0)
-    # Four places at a time: y is read and written a quarter as often.
-    n_fours = n_places // four
+    # Four positions at a time: y is read and written a quarter as often.
+    n_fours = n_positions // four
     for i in range(n_fours):
         t = i * four
         p, p1, p2, p3 = weights_T[t], weights_T[t + one], weights_T[t + two], weights_T[t + three]
@@ -210,6 +213,6 @@ def _weighted_sum(weights_T, values_LSHTK, layer, slot, head, n_places, row, sta
                 + p2 * values_LSHTK[layer, slot, head, t + two, k]
                 + p3 * values_LSHTK[layer, slot, head, t + three, k]
             )
-    for t in range(n_fours * four, n_places):
+    for t in range(n_fours * four, n_positions):
         for k in range(width):
             y_RN[row, start + k] = y_RN[row, start + k] + weights_T[t] * values_LSHTK[layer, slot, head, t, k]

@@ -1,4 +1,4 @@
-"""Causal attention with dropout, one head of one block at a time: the forward pass, and what the backward pass
+"""Causal attention with dropout, one head of one sequence at a time: the forward pass, and what the backward pass
 (attention_backward.py) shares with it.
 
 A head's matrices fit into a core's second-level cache (at 128 tokens of 64 numbers, 32 KiB each), so the T x T scores
@@ -13,7 +13,12 @@ belongs to a query (largest score, sum) is a column, and loops over 16 or 32 que
 layouts.py defines row-major, transposed and row pairs: which of them a matrix is in follows from the dimension that a
 product sums over.
 
-R tokens, B blocks of T tokens each, H heads of K numbers, N = 3 H K; `place` counts tokens within a block.
+Sequences of any length and heads of any width are padded with zeros to whole strips. Padding needs no mask of its own:
+padded keys come after all real queries, so causal masking hides them. What padded queries give is not stored, and in
+the backward pass their `logsum` is infinite, which makes their weights zero.
+
+R tokens of all sequences, B sequences of T tokens each, H heads of K numbers, A = H K numbers of all heads, N = 3 A
+numbers of a token's queries, keys and values.
 """
 
 import math
@@ -52,8 +57,9 @@ class Shape(NamedTuple):
 
     n_head: int
     block_size: int
-    """Tokens of a block, T."""
+    """Tokens of a sequence, T."""
     heads_per_task: int
+    """Heads that a thread takes at once; they are neighbors in `qkv` (network.ForwardBackward._run_heads)."""
 
 
 class Inputs(NamedTuple):
@@ -71,8 +77,9 @@ class Inputs(NamedTuple):
 class MatrixSizes(NamedTuple):
     """Sizes of a head's matrices, unsigned."""
 
-    n_places: np.uint64
-    n_places_padded: np.uint64
+    length: np.uint64
+    """Tokens of a sequence: rows of each matrix."""
+    length_padded: np.uint64
     width: np.uint64
     width_padded: np.uint64
     n_words: np.uint64
@@ -82,11 +89,11 @@ class MatrixSizes(NamedTuple):
 
 
 @compiled_reassoc
-def sizes_of(qkv_RN, width, n_places):
+def sizes_of(qkv_RN, width, length):
     """Padding is done with zeros, which add nothing to a sum, and its results are not stored."""
-    n_places, width, pair = _U(n_places), _U(width), numbers_per_word(qkv_RN)
+    length, width, pair = _U(length), _U(width), numbers_per_word(qkv_RN)
     width_padded = _padded(width)
-    return MatrixSizes(n_places, _padded(n_places), width, width_padded, width_padded // pair, pair)
+    return MatrixSizes(length, _padded(length), width, width_padded, width_padded // pair, pair)
 
 
 @compiled_reassoc
@@ -142,15 +149,15 @@ class _ForwardBuffers(NamedTuple):
 
 @compiled_reassoc
 def _forward_buffers(qkv_RN, sizes):
-    places, width, strip = sizes.n_places_padded, sizes.width_padded, _U(STRIP)
+    length, width, strip = sizes.length_padded, sizes.width_padded, _U(STRIP)
     return _ForwardBuffers(
-        zeros_row_major(qkv_RN, places, width),
-        zeros_row_major(qkv_RN, places, width),
-        zeros_row_major(qkv_RN, places, width),
-        as_words(zeros_row_major(qkv_RN, places, width)),
-        as_words(zeros_row_major(qkv_RN, places, width)),
-        np.empty(places * strip, np.float32),
-        as_words(zeros_row_major(qkv_RN, places, strip)),
+        zeros_row_major(qkv_RN, length, width),
+        zeros_row_major(qkv_RN, length, width),
+        zeros_row_major(qkv_RN, length, width),
+        as_words(zeros_row_major(qkv_RN, length, width)),
+        as_words(zeros_row_major(qkv_RN, length, width)),
+        np.empty(length * strip, np.float32),
+        as_words(zeros_row_major(qkv_RN, length, strip)),
         np.empty(strip * width, np.float32),
         np.empty(STRIP, np.float32),
         np.empty(STRIP, np.float32),
@@ -158,39 +165,39 @@ def _forward_buffers(qkv_RN, sizes):
 
 
 @compiled_reassoc
-def attention_forward(tasks, shape, inputs, dropout, y_RD, logsum_BHT):
+def attention_forward(tasks, shape, inputs, dropout, y_RA, logsum_BHT):
     """y := for each token the mean of the values up to it, weighted by softmax(query . keys / sqrt(K)), after dropout
     of the weights. logsum := log2 of each query's sum of weights."""
-    sizes = sizes_of(inputs.qkv_RN, y_RD.shape[1] // shape.n_head, shape.block_size)
+    sizes = sizes_of(inputs.qkv_RN, y_RA.shape[1] // shape.n_head, shape.block_size)
     buffers = _forward_buffers(inputs.qkv_RN, sizes)
     heads_per_task, query_scale = _U(shape.heads_per_task), query_scale_of(sizes.width)
     task = first_task(tasks)
     while task >= 0:
         # All loops of one head are done before the next head's begin: its matrices stay in the cache.
         for number in range(_U(task) * heads_per_task, (_U(task) + _U(1)) * heads_per_task):
-            head = head_of(number, _U(shape.n_head), sizes.n_places, sizes.width)
-            _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RD, logsum_BHT)
+            head = head_of(number, _U(shape.n_head), sizes.length, sizes.width)
+            _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RA, logsum_BHT)
         task = next_task(tasks)
 
 
 @inline_reassoc
-def _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RD, logsum_BHT):
-    zero, one, strip, places, width = _U(0), _U(1), _U(STRIP), sizes.n_places_padded, sizes.width_padded
+def _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RA, logsum_BHT):
+    zero, one, strip, length, width = _U(0), _U(1), _U(STRIP), sizes.length_padded, sizes.width_padded
     seeds, keep_scale = stream_seeds(dropout.seed, head.number), _F(dropout.keep_scale)
     load_qkv(inputs, head, query_scale, width, buffers.q, buffers.k, buffers.v)
-    transpose(as_words(buffers.q), places, sizes.n_words, buffers.q_transposed)
-    pack_row_pairs(buffers.v, places, width, buffers.v_pairs)
+    transpose(as_words(buffers.q), length, sizes.n_words, buffers.q_transposed)
+    pack_row_pairs(buffers.v, length, width, buffers.v_pairs)
     # A strip of queries at a time: its scores, softmax and result, before the next strip's scores take their place.
-    for first_query in range(zero, places, strip):
+    for first_query in range(zero, length, strip):
         n_keys = first_query + strip  # those that the strip's last query sees
         matmul(  # scores = k @ q.T
             Words(as_words(buffers.k), zero, sizes.n_words, one),
-            Words(buffers.q_transposed, first_query, places, one),
+            Words(buffers.q_transposed, first_query, length, one),
             Words(buffers.scores, zero, strip, one),
             n_keys, strip, sizes.n_words, False,
         )  # fmt: skip
         _softmax(
-            buffers.scores, buffers.weights, first_query, places, dropout.threshold, seeds, buffers.largest,
+            buffers.scores, buffers.weights, first_query, length, dropout.threshold, seeds, buffers.largest,
             buffers.total,
         )  # fmt: skip
         matmul(  # y = weights.T @ v: the left operand's rows are the queries, columns of `weights`
@@ -199,7 +206,7 @@ def _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RD, logs
             Words(buffers.y, zero, width, one),
             strip, width, n_keys // sizes.pair, False,
         )  # fmt: skip
-        _store_strip(buffers, first_query, head, width, keep_scale, y_RD, logsum_BHT)
+        _store_strip(buffers, first_query, head, width, keep_scale, y_RA, logsum_BHT)
 
 
 @compiled_reassoc
@@ -210,7 +217,8 @@ def _softmax(scores, weights, first_query, n_columns, threshold, seeds, largest,
     """
     strip, half, two = _U(STRIP), _U(HALF_STRIP), _U(2)
     n_keys = first_query + strip
-    # The last 32 keys are those of the strip's own tokens: here a query does not see all.
+    # The last 32 keys are those of the strip's own tokens: here a query does not see all. Each query sees at least
+    # itself, so no column is -inf throughout, which would make its softmax NaN.
     for key in range(strip):
         for query in range(strip):
             if key > query:
@@ -234,7 +242,8 @@ def _softmax(scores, weights, first_query, n_columns, threshold, seeds, largest,
             other = query + half
             a, b = exp2(scores[first + query] - largest[query]), exp2(scores[second + query] - largest[query])
             c, d = exp2(scores[first + other] - largest[other]), exp2(scores[second + other] - largest[other])
-            # Before dropout, as softmax normalizes over all keys.
+            # Before dropout, as softmax normalizes over all keys. In fp32: rounded to bf16, which has 8 bits, a sum
+            # would stop growing after some hundred terms.
             total[query] += a + b
             total[other] += c + d
             if threshold:
@@ -247,13 +256,13 @@ def _softmax(scores, weights, first_query, n_columns, threshold, seeds, largest,
 
 
 @inline_reassoc
-def _store_strip(buffers, first_query, head, width_padded, keep_scale, y_RD, logsum_BHT):
+def _store_strip(buffers, first_query, head, width_padded, keep_scale, y_RA, logsum_BHT):
     """Divide by the totals and store. Dropout's keep_scale is multiplied in here, K times per query, instead of into
     each of up to T weights."""
     y, largest, total, part = buffers.y, buffers.largest, buffers.total, head.queries
     for query in range(min(_U(STRIP), part.n_rows - first_query)):
-        place = first_query + query
-        factor = keep_scale / total[query]
+        position = first_query + query
+        factor = keep_scale / total[query]  # the total is at least 1, from the largest score
         for i in range(part.width):
-            y_RD[part.first_row + place, part.column + i] = cast_like(y_RD, y[query * width_padded + i] * factor)
-        logsum_BHT[head.block, head.head, place] = largest[query] + _F(math.log2(total[query]))
+            y_RA[part.first_row + position, part.column + i] = cast_like(y_RA, y[query * width_padded + i] * factor)
+        logsum_BHT[head.sequence, head.head, position] = largest[query] + _F(math.log2(total[query]))

@@ -7,7 +7,11 @@ With weights p = softmax(scores), scores s = q . k / sqrt(K) and y = p @ v (Flas
     grad_s = p * (grad_p - delta),  delta = the sum over keys of p * grad_p = y . grad_y
     grad_q = grad_s @ k / sqrt(K),  grad_k = grad_s.T @ q / sqrt(K)
 
-The weights are computed again from the scores and `logsum`, a strip of 32 keys at a time, with the same dropout.
+The weights are computed again from the scores and `logsum`, a strip of 32 keys at a time, with the same dropout. A
+strip's matrices have a row per key and a column per query; queries before the strip see none of its keys and are left
+out, so later strips are narrower.
+
+Shape letters and padding are those of attention.py; 2K is queries' and keys' norms side by side.
 """
 
 from typing import Any, NamedTuple
@@ -72,59 +76,59 @@ class _BackwardBuffers(NamedTuple):
 
 @compiled_reassoc
 def _backward_buffers(qkv_RN, sizes):
-    places, width, strip = sizes.n_places_padded, sizes.width_padded, _U(STRIP)
+    length, width, strip = sizes.length_padded, sizes.width_padded, _U(STRIP)
     return _BackwardBuffers(
-        zeros_row_major(qkv_RN, places, width),
-        zeros_row_major(qkv_RN, places, width),
-        zeros_row_major(qkv_RN, places, width),
-        zeros_row_major(qkv_RN, places, width),
-        as_words(zeros_row_major(qkv_RN, places, width)),
-        as_words(zeros_row_major(qkv_RN, places, width)),
-        as_words(zeros_row_major(qkv_RN, places, width)),
-        as_words(zeros_row_major(qkv_RN, places, width)),
-        as_words(zeros_row_major(qkv_RN, places, width)),
-        np.empty(strip * places, np.float32),
-        np.empty(strip * places, np.float32),
-        zeros_row_major(qkv_RN, strip, places),
-        zeros_row_major(qkv_RN, strip, places),
-        as_words(zeros_row_major(qkv_RN, strip, places)),
-        np.empty(places * width, np.float32),
-        np.empty(places * width, np.float32),
-        np.empty(places * width, np.float32),
-        np.empty(places, np.float32),
-        np.zeros(places, np.float32),
+        zeros_row_major(qkv_RN, length, width),
+        zeros_row_major(qkv_RN, length, width),
+        zeros_row_major(qkv_RN, length, width),
+        zeros_row_major(qkv_RN, length, width),
+        as_words(zeros_row_major(qkv_RN, length, width)),
+        as_words(zeros_row_major(qkv_RN, length, width)),
+        as_words(zeros_row_major(qkv_RN, length, width)),
+        as_words(zeros_row_major(qkv_RN, length, width)),
+        as_words(zeros_row_major(qkv_RN, length, width)),
+        np.empty(strip * length, np.float32),
+        np.empty(strip * length, np.float32),
+        zeros_row_major(qkv_RN, strip, length),
+        zeros_row_major(qkv_RN, strip, length),
+        as_words(zeros_row_major(qkv_RN, strip, length)),
+        np.empty(length * width, np.float32),
+        np.empty(length * width, np.float32),
+        np.empty(length * width, np.float32),
+        np.empty(length, np.float32),
+        np.zeros(length, np.float32),
     )
 
 
 @compiled_reassoc
-def attention_backward(tasks, shape, inputs, dropout, y_RD, logsum_BHT, grad_y_RD, gradients):
+def attention_backward(tasks, shape, inputs, dropout, y_RA, logsum_BHT, grad_y_RA, gradients):
     """gradients (heads.QkvGradients) := those of `qkv`, its bias and the norms of queries and keys, from that of y."""
-    sizes = sizes_of(inputs.qkv_RN, y_RD.shape[1] // shape.n_head, shape.block_size)
+    sizes = sizes_of(inputs.qkv_RN, y_RA.shape[1] // shape.n_head, shape.block_size)
     buffers = _backward_buffers(inputs.qkv_RN, sizes)
     heads_per_task, query_scale = _U(shape.heads_per_task), query_scale_of(sizes.width)
     task = first_task(tasks)
     while task >= 0:
         # Load a head in the layouts needed, compute, store: nothing else of it goes through memory.
         for number in range(_U(task) * heads_per_task, (_U(task) + _U(1)) * heads_per_task):
-            head = head_of(number, _U(shape.n_head), sizes.n_places, sizes.width)
-            _load_for_backward(inputs, head, query_scale, grad_y_RD, sizes, buffers)
-            load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, head, buffers.logsum, buffers.delta)
+            head = head_of(number, _U(shape.n_head), sizes.length, sizes.width)
+            _load_for_backward(inputs, head, query_scale, grad_y_RA, sizes, buffers)
+            load_softmax_statistics(y_RA, grad_y_RA, logsum_BHT, head, buffers.logsum, buffers.delta)
             _backward_head(head.number, sizes, dropout, buffers)
             _store_gradients(head, inputs, sizes.width_padded, query_scale, dropout, buffers, gradients)
         task = next_task(tasks)
 
 
 @inline_reassoc
-def _load_for_backward(inputs, head, query_scale, grad_y_RD, sizes, buffers):
+def _load_for_backward(inputs, head, query_scale, grad_y_RA, sizes, buffers):
     """Each matrix in all layouts that `_backward_head` needs: its sums run over the width, the queries and the keys."""
-    places, width = sizes.n_places_padded, sizes.width_padded
+    length, width = sizes.length_padded, sizes.width_padded
     load_qkv(inputs, head, query_scale, width, buffers.q, buffers.k, buffers.v)
-    load_head(grad_y_RD, None, head.queries, buffers.grad_y, width)
-    transpose(as_words(buffers.q), places, sizes.n_words, buffers.q_transposed)
-    transpose(as_words(buffers.grad_y), places, sizes.n_words, buffers.grad_y_transposed)
-    pack_row_pairs(buffers.q, places, width, buffers.q_pairs)
-    pack_row_pairs(buffers.k, places, width, buffers.k_pairs)
-    pack_row_pairs(buffers.grad_y, places, width, buffers.grad_y_pairs)
+    load_head(grad_y_RA, None, head.queries, buffers.grad_y, width)
+    transpose(as_words(buffers.q), length, sizes.n_words, buffers.q_transposed)
+    transpose(as_words(buffers.grad_y), length, sizes.n_words, buffers.grad_y_transposed)
+    pack_row_pairs(buffers.q, length, width, buffers.q_pairs)
+    pack_row_pairs(buffers.k, length, width, buffers.k_pairs)
+    pack_row_pairs(buffers.grad_y, length, width, buffers.grad_y_pairs)
 
 
 @compiled_reassoc
@@ -134,25 +138,26 @@ def _backward_head(number, sizes, dropout, buffers):
     A strip's rows of grad_k and grad_v are complete at once; to grad_q, which all keys contribute to, it is added.
     """
     zero, one, strip, n_words = _U(0), _U(1), _U(STRIP), sizes.n_words
-    places, width, pair = sizes.n_places_padded, sizes.width_padded, sizes.pair
+    length, width, pair = sizes.length_padded, sizes.width_padded, sizes.pair
     seeds, keep_scale = stream_seeds(dropout.seed, number), _F(dropout.keep_scale)
-    # Strips of keys, not of queries as in the forward pass: so two of the three gradients need no adding up.
-    for first_key in range(zero, places, strip):
-        n_queries = places - first_key  # those that see the strip's first key
+    # Strips of keys, not of queries as in the forward pass: so two of the three gradients need no adding up. A strip's
+    # buffers are used from their beginning with `n_queries` as row stride: rows follow each other without gaps.
+    for first_key in range(zero, length, strip):
+        n_queries = length - first_key  # those that see the strip's first key
         result = Words(buffers.scores, zero, n_queries, one)
         matmul(  # scores = k @ q.T
             Words(as_words(buffers.k), first_key * n_words, n_words, one),
-            Words(buffers.q_transposed, first_key, places, one),
+            Words(buffers.q_transposed, first_key, length, one),
             result, strip, n_queries, n_words, False,
         )  # fmt: skip
         result = Words(buffers.grad_weights, zero, n_queries, one)
         matmul(  # grad_weights = v @ grad_y.T
             Words(as_words(buffers.v), first_key * n_words, n_words, one),
-            Words(buffers.grad_y_transposed, first_key, places, one),
+            Words(buffers.grad_y_transposed, first_key, length, one),
             result, strip, n_queries, n_words, False,
         )  # fmt: skip
         _softmax_backward(
-            buffers.scores, buffers.grad_weights, buffers.logsum, buffers.delta, first_key, places,
+            buffers.scores, buffers.grad_weights, buffers.logsum, buffers.delta, first_key, length,
             dropout.threshold, keep_scale, seeds, buffers.weights, buffers.grad_scores,
         )  # fmt: skip
         # For the last product, which sums over the strip's keys, the rows of grad_scores.
@@ -192,10 +197,11 @@ def _softmax_backward(
             number = dropout_number(first_key + key, first_key + start, n_columns)
             for lane in range(half):
                 query, other = start + lane, start + lane + half
-                place, other_place = first_key + query, first_key + other
-                # The weight as the softmax gave it. No query sees a later key.
-                a = exp2(scores[row + query] - logsum[place]) if query >= key else _F(0.0)
-                b = exp2(scores[row + other] - logsum[other_place]) if other >= key else _F(0.0)
+                position, other_position = first_key + query, first_key + other
+                # The weight as the softmax gave it: exp2(score) / sum, with the division inside the exponent, where it
+                # cannot overflow. No query sees a later key.
+                a = exp2(scores[row + query] - logsum[position]) if query >= key else _F(0.0)
+                b = exp2(scores[row + other] - logsum[other_position]) if other >= key else _F(0.0)
                 # Through dropout: kept weights were multiplied by keep_scale, the others by zero.
                 grad_a, grad_b = grad_weights[row + query] * keep_scale, grad_weights[row + other] * keep_scale
                 kept_a, kept_b = a, b
@@ -205,8 +211,8 @@ def _softmax_backward(
                     grad_a, grad_b = grad_a if keeps_a else _F(0.0), grad_b if keeps_b else _F(0.0)
                 # grad_v needs the weights after dropout; the softmax's derivative those before.
                 weights[row + query], weights[row + other] = cast_like(weights, kept_a), cast_like(weights, kept_b)
-                grad_scores[row + query] = cast_like(grad_scores, a * (grad_a - delta[place]))
-                grad_scores[row + other] = cast_like(grad_scores, b * (grad_b - delta[other_place]))
+                grad_scores[row + query] = cast_like(grad_scores, a * (grad_a - delta[position]))
+                grad_scores[row + other] = cast_like(grad_scores, b * (grad_b - delta[other_position]))
 
 
 @inline_reassoc
@@ -219,6 +225,6 @@ def _store_gradients(head, inputs, width, query_scale, dropout, buffers, gradien
     q_scale, v_scale = query_scale * LN_2, _F(dropout.keep_scale)
     rope_backward(buffers.grad_q, width, q_scale, qkv_RN, norms_2K, rope, QUERIES, head, grad_norms_BH2K)
     rope_backward(buffers.grad_k, width, LN_2, qkv_RN, norms_2K, rope, KEYS, head, grad_norms_BH2K)
-    store_head_gradient(buffers.grad_q, width, q_scale, head.queries, head.block, grad_qkv_RN, grad_bias_BN)
-    store_head_gradient(buffers.grad_k, width, LN_2, head.keys, head.block, grad_qkv_RN, grad_bias_BN)
-    store_head_gradient(buffers.grad_v, width, v_scale, head.values, head.block, grad_qkv_RN, grad_bias_BN)
+    store_head_gradient(buffers.grad_q, width, q_scale, head.queries, head.sequence, grad_qkv_RN, grad_bias_BN)
+    store_head_gradient(buffers.grad_k, width, LN_2, head.keys, head.sequence, grad_qkv_RN, grad_bias_BN)
+    store_head_gradient(buffers.grad_v, width, v_scale, head.values, head.sequence, grad_qkv_RN, grad_bias_BN)

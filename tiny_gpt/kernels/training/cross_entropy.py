@@ -19,7 +19,9 @@ from tiny_gpt.kernels.arithmetic import LN_2, LOG2_E, cast_like, exp2, to_f32
 from tiny_gpt.kernels.compiled import compiled_reassoc
 from tiny_gpt.kernels.threads import first_task, next_task, task_rows
 
+# Rows of a task. A row of logits is long (the vocabulary), so few of them are enough work.
 LOGIT_ROWS = 16
+# fp32 numbers in a vector of 512 bits; narrower vectors take two or four steps for them.
 _LANES = 16
 
 _U = np.uint64
@@ -69,6 +71,7 @@ def soft_cross_entropy(tasks, logits_RV, ids_RN, weights_RN, first_target, losse
                     target_probabilities[n] = exp2(logit * LOG2_E - logsum)
                     loss -= weights_RN[first_target + row, n] * logit
             losses_R[first_target + row] = loss
+            # First all logits as if no token were a target, then the few targets again.
             for v in range(n_logits):
                 probability = exp2(to_f32(logits_RV[row, v]) * LOG2_E - logsum)
                 logits_RV[row, v] = cast_like(logits_RV, probability * _F(scale))
@@ -107,7 +110,10 @@ def _logsum(logits_RV, row, n_logits, lanes):
 @compiled_reassoc
 def _largest(logits_RV, row, n_logits, lanes):
     """The largest logit of a row. The fast-math flags do not let LLVM reorder comparisons, because of NaN; so 16
-    numbers side by side each keep a largest of their own, which is vectorized."""
+    numbers side by side each keep a largest of their own, which is vectorized.
+
+    A NaN among the logits may be missed here, but not in the sum of exponentials, so the loss is NaN.
+    """
     n_lanes = _U(_LANES)
     for lane in range(n_lanes):
         # A row may be shorter than the lanes.

@@ -17,7 +17,7 @@ _U = np.uint64
 
 
 class Dropout(NamedTuple):
-    """One use of dropout: in one place of the network, for one batch."""
+    """One use of dropout: after one layer, or in one attention, for one batch."""
 
     threshold: np.uint32
     """Of the 2^16 values of 16 bits, how many drop an element; 0 without dropout."""
@@ -35,7 +35,7 @@ def new_dropout(p: float) -> Dropout:
 @compiled
 def stream_seeds(seed, stream):
     """Two 32-bit seeds for one stream of random bits, for example one head's: splitmix64 (Steele et al. 2014)."""
-    # A counter times an odd constant, then mixed: neighbouring streams share no bits.
+    # A counter times an odd constant, then mixed: neighboring streams share no bits.
     x = _U(seed) + (_U(stream) + _U(1)) * _U(0x9E3779B97F4A7C15)
     x = (x ^ (x >> _U(30))) * _U(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> _U(27))) * _U(0x94D049BB133111EB)

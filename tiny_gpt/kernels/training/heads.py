@@ -4,7 +4,8 @@ In a row of `qkv` stand all heads' queries, then all keys, then all values, as o
 matrix has a row per token and is padded with zeros (layouts.COLUMNS). What differs between architectures happens while
 numbers are copied: biases are added, queries and keys are normalized and rotated by their position (RoPE).
 
-R tokens, N all numbers of a token's row, T tokens of a block, B blocks, H heads, K head width.
+R tokens of all sequences, N all numbers of a token's row of `qkv`, A those of a row of `y`, T tokens of a sequence, B
+sequences, H heads, K head width; 2K is queries' and keys' norms side by side.
 """
 
 import math
@@ -45,11 +46,11 @@ class HeadSlice(NamedTuple):
 
 
 class Head(NamedTuple):
-    """One head of one block, and where its numbers are in `qkv`."""
+    """One head of one sequence, and where its numbers are in `qkv`."""
 
     number: np.uint64
-    """Among all heads of all blocks; selects the stream of dropout's random bits."""
-    block: np.uint64
+    """Among all heads of all sequences; selects the stream of dropout's random bits."""
+    sequence: np.uint64
     head: np.uint64
     queries: HeadSlice
     """Also the head's slice of `y`."""
@@ -58,14 +59,14 @@ class Head(NamedTuple):
 
 
 @compiled_reassoc
-def head_of(number, n_head, n_places, width):
-    # Heads of one block follow each other: a task takes neighbours, whose numbers lie side by side.
-    block, head = number // n_head, number % n_head
-    first_row, column, across = block * n_places, head * width, n_head * width
-    queries = HeadSlice(first_row, n_places, column, width)
-    keys = HeadSlice(first_row, n_places, column + across, width)
-    values = HeadSlice(first_row, n_places, column + across + across, width)
-    return Head(number, block, head, queries, keys, values)
+def head_of(number, n_head, length, width):
+    # Heads of one sequence are numbered one after the other: a task takes neighbors, which lie side by side in `qkv`.
+    sequence, head = number // n_head, number % n_head
+    first_row, column, across = sequence * length, head * width, n_head * width
+    queries = HeadSlice(first_row, length, column, width)
+    keys = HeadSlice(first_row, length, column + across, width)
+    values = HeadSlice(first_row, length, column + across + across, width)
+    return Head(number, sequence, head, queries, keys, values)
 
 
 class QkvGradients(NamedTuple):
@@ -73,7 +74,7 @@ class QkvGradients(NamedTuple):
 
     qkv_RN: Any
     bias_BN: Any
-    """Each block's share, or None without biases."""
+    """Each sequence's share, or None without biases."""
     norms_BH2K: Any
     """Each head's share of the gradient of Inputs.norms_2K, queries' and keys' side by side; None without norms."""
 
@@ -99,8 +100,12 @@ def _prefetch(typing_context, array, row, column):
 
 @compiled_reassoc
 def _prefetch_next_head(array_RN, row, part):
-    """The next head's numbers stand right of this one's, and a thread takes heads of a block one after the other. The
-    processor prefetches by itself only along rows, but one head's numbers are short pieces of many rows."""
+    """Start to fetch a row's numbers of the next head, which are right of this one's; a thread computes it next.
+
+    The processor prefetches by itself only along rows, but one head's numbers are short pieces of many rows.
+    """
+    # One request per cache line of 64 bytes. Right of the last head there may be nothing of use, or the end of the
+    # array; a prefetch is only a hint and cannot fault.
     for i in range(_U(0), part.width, _U(64) // _U(array_RN.itemsize)):
         _prefetch(array_RN, row, part.column + part.width + i)
 
@@ -112,14 +117,14 @@ def _prefetch_next_head(array_RN, row, part):
 def load_head(source_RN, bias_N, part, matrix, padded):
     """matrix := one head's numbers plus their bias, if there is one. `padded`: its columns, a multiple of COLUMNS."""
     first_row, n_rows, column, width = part
-    for place in range(n_rows):
-        _prefetch_next_head(source_RN, first_row + place, part)
+    for position in range(n_rows):
+        _prefetch_next_head(source_RN, first_row + position, part)
         for i in range(width):
             if bias_N is None:
-                matrix[place * padded + i] = convert_like(matrix, source_RN[first_row + place, column + i])
+                matrix[position * padded + i] = convert_like(matrix, source_RN[first_row + position, column + i])
             else:
-                value = to_f32(source_RN[first_row + place, column + i]) + bias_N[column + i]
-                matrix[place * padded + i] = cast_like(matrix, value)
+                value = to_f32(source_RN[first_row + position, column + i]) + bias_N[column + i]
+                matrix[position * padded + i] = cast_like(matrix, value)
 
 
 @compiled_reassoc
@@ -128,21 +133,21 @@ def load_with_rope(qkv_RN, bias_N, norms_2K, rope, which, part, scale, matrix, p
     and rotated, if there is a `rope`."""
     first_row, n_rows, column, width = part
     if rope is None:
-        for place in range(n_rows):
-            _prefetch_next_head(qkv_RN, first_row + place, part)
+        for position in range(n_rows):
+            _prefetch_next_head(qkv_RN, first_row + position, part)
             for i in range(width):
-                value = to_f32(qkv_RN[first_row + place, column + i])
+                value = to_f32(qkv_RN[first_row + position, column + i])
                 if bias_N is not None:
                     value += bias_N[column + i]
-                matrix[place * padded + i] = cast_like(matrix, value * scale)
+                matrix[position * padded + i] = cast_like(matrix, value * scale)
     else:
         cos_TK, sin_TK, eps = rope
         # Two scratch rows, since a rotated number needs one that rotating would already have overwritten.
         row, rotated, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
-        for place in range(n_rows):
-            _prefetch_next_head(qkv_RN, first_row + place, part)
+        for position in range(n_rows):
+            _prefetch_next_head(qkv_RN, first_row + position, part)
             for i in range(width):
-                row[i] = to_f32(qkv_RN[first_row + place, column + i])
+                row[i] = to_f32(qkv_RN[first_row + position, column + i])
             # Scaling and normalizing are one factor per number; rotating comes last and is linear.
             if norms_2K is None:
                 for i in range(width):
@@ -151,12 +156,12 @@ def load_with_rope(qkv_RN, bias_N, norms_2K, rope, which, part, scale, matrix, p
                 factor = _inverse_rms(row, width, eps) * scale
                 for i in range(width):
                     row[i] *= factor * norms_2K[which, i]
-            # (a, b) -> (a cos - b sin, b cos + a sin): halves, not neighbours, so that the loop is vectorized.
+            # (a, b) -> (a cos - b sin, b cos + a sin): halves, not neighbors, so that the loop is vectorized.
             for i in range(half):
-                rotated[i] = row[i] * cos_TK[place, i] - row[half + i] * sin_TK[place, i]
-                rotated[half + i] = row[half + i] * cos_TK[place, i] + row[i] * sin_TK[place, i]
+                rotated[i] = row[i] * cos_TK[position, i] - row[half + i] * sin_TK[position, i]
+                rotated[half + i] = row[half + i] * cos_TK[position, i] + row[i] * sin_TK[position, i]
             for i in range(width):
-                matrix[place * padded + i] = cast_like(matrix, rotated[i])
+                matrix[position * padded + i] = cast_like(matrix, rotated[i])
 
 
 @compiled_reassoc
@@ -184,46 +189,46 @@ def _inverse_rms(row, width, eps):
 
 
 @compiled_reassoc
-def load_softmax_statistics(y_RD, grad_y_RD, logsum_BHT, head, logsum, delta):
+def load_softmax_statistics(y_RA, grad_y_RA, logsum_BHT, head, logsum, delta):
     """For each query the logarithm of its sum of weights, from the forward pass, and delta = y . grad_y.
 
     The softmax's backward pass needs sum_k(weight_k * grad_weight_k) over all keys of a query. As
     grad_weight_k = value_k . grad_y and y = sum_k(weight_k * value_k), that is y . grad_y (FlashAttention, appendix B).
     """
     first_row, n_rows, column, width = head.queries
-    for place in range(n_rows):
-        logsum[place] = logsum_BHT[head.block, head.head, place]
-        _prefetch_next_head(y_RD, first_row + place, head.queries)
+    for position in range(n_rows):
+        logsum[position] = logsum_BHT[head.sequence, head.head, position]
+        _prefetch_next_head(y_RA, first_row + position, head.queries)
         # y is what the forward pass stored, after dropout and division by the sum of weights.
         dot = _F(0.0)
         for i in range(width):
-            dot += to_f32(y_RD[first_row + place, column + i]) * to_f32(grad_y_RD[first_row + place, column + i])
-        delta[place] = dot
-    for place in range(n_rows, _U(logsum.shape[0])):
-        logsum[place] = _F(np.inf)  # padding gets weights of 2^-inf = 0
+            dot += to_f32(y_RA[first_row + position, column + i]) * to_f32(grad_y_RA[first_row + position, column + i])
+        delta[position] = dot
+    for position in range(n_rows, _U(logsum.shape[0])):
+        logsum[position] = _F(np.inf)  # padded queries get weights of 2^-inf = 0
 
 
 @compiled_reassoc
-def store_head_gradient(grad, padded, scale, part, block, grad_qkv_RN, grad_bias_BN):
+def store_head_gradient(grad, padded, scale, part, sequence, grad_qkv_RN, grad_bias_BN):
     """Backward pass of `load_head`: `grad`, that of a head's matrix, times `scale`, becomes that of `qkv`, and its sum
-    over the rows this block's share of that of the bias, if there is one."""
+    over the rows this sequence's share of that of the bias, if there is one."""
     first_row, n_rows, column, width = part
     if grad_bias_BN is not None:
         for i in range(width):
-            grad_bias_BN[block, column + i] = _F(0.0)
-    for place in range(n_rows):
-        _prefetch_next_head(grad_qkv_RN, first_row + place, part)
+            grad_bias_BN[sequence, column + i] = _F(0.0)
+    for position in range(n_rows):
+        _prefetch_next_head(grad_qkv_RN, first_row + position, part)
         # The bias is added to every row, so its gradient is the sum of theirs.
         for i in range(width):
-            value = grad[place * padded + i] * scale
-            grad_qkv_RN[first_row + place, column + i] = cast_like(grad_qkv_RN, value)
+            value = grad[position * padded + i] * scale
+            grad_qkv_RN[first_row + position, column + i] = cast_like(grad_qkv_RN, value)
             if grad_bias_BN is not None:
-                grad_bias_BN[block, column + i] += value
+                grad_bias_BN[sequence, column + i] += value
 
 
 @compiled_reassoc
 def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad_norms_BH2K):
-    """Backward pass of `load_with_rope`, in place: from the gradient of rotated numbers to that of those in `qkv`,
+    """Backward pass of `load_with_rope`, in position: from the gradient of rotated numbers to that of those in `qkv`,
     still without `scale`. Nothing without `rope`. The gradient of the norm's weight is stored, if there is one."""
     if rope is not None:
         cos_TK, sin_TK, eps = rope
@@ -231,20 +236,20 @@ def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad
         # `back` is the gradient before the rotation, `row` the numbers that were normalized.
         back, half = np.empty(width, np.float32), width // _U(2)
         row, grad_norm = np.empty(width, np.float32), np.zeros(width, np.float32)
-        for place in range(n_rows):
-            start = place * padded
+        for position in range(n_rows):
+            start = position * padded
             # Rotate by the negative angle: the transposed matrix.
             for i in range(half):
                 a, b = grad[start + i], grad[start + half + i]
-                back[i] = a * cos_TK[place, i] + b * sin_TK[place, i]
-                back[half + i] = b * cos_TK[place, i] - a * sin_TK[place, i]
+                back[i] = a * cos_TK[position, i] + b * sin_TK[position, i]
+                back[half + i] = b * cos_TK[position, i] - a * sin_TK[position, i]
             for i in range(width):
-                row[i] = to_f32(qkv_RN[first_row + place, column + i])
+                row[i] = to_f32(qkv_RN[first_row + position, column + i])
             _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start)
         # The scale was multiplied in after the norm, so the gradient of the norm's weight has it too.
         if grad_norms_BH2K is not None:
             for i in range(width):
-                grad_norms_BH2K[head.block, head.head, _U(which) * width + i] = grad_norm[i] * scale
+                grad_norms_BH2K[head.sequence, head.head, _U(which) * width + i] = grad_norm[i] * scale
 
 
 @inline_reassoc

@@ -3,7 +3,10 @@
 The logits of a batch may be larger than all other activations together. So they are computed for some rows at a time,
 turned into gradients in place, multiplied into the gradients of the head, and forgotten.
 
-R tokens of B blocks of T, D model width, V vocabulary.
+So the head's gradients are computed in the forward pass already, while the logits exist: for a loss whose own gradient
+is 1. The backward pass multiplies them by that gradient, which differs from 1 only with micro-batches.
+
+R tokens of B sequences of T, D model width, V vocabulary, N tokens with a weight in each row of soft targets.
 """
 
 from typing import Any
@@ -62,7 +65,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        network, ctx.network = ctx.network, None
+        network, ctx.network = ctx.network, None  # autograd keeps ctx; activations are freed with the network
         if (scale := grad.item()) != 1.0:  # the share of a micro-batch
             ctx.grad_normed_RD.mul_(scale)
             ctx.grad_head_VD.mul_(scale)
@@ -77,7 +80,7 @@ def _head(
     """Each token's loss, and the gradients of their mean: that of `normed` and that of the head's weight."""
     head_VD, n_rows = network.weight("head.weight"), len(normed_RD)
     losses_R, grad_normed_RD = torch.empty(n_rows), torch.empty_like(normed_RD)
-    grad_head_VD = torch.zeros(head_VD.shape)
+    grad_head_VD = torch.zeros(head_VD.shape)  # fp32, whatever the products' dtype: chunks are added up in it
     for rows in _row_slices(n_rows, len(head_VD)):
         logits_RV = normed_RD[rows] @ head_VD.t()
         if isinstance(targets, SoftTargets):

@@ -4,8 +4,8 @@ fewer passes over memory.
 Matrix products are torch's: one per weight in the forward pass, two in the backward pass. Between two of them runs one
 kernel, which reads and writes every number once:
 
-    forward, per block                        kernel
-      x += output of the block before; norm   residual.add_norm
+    forward, per transformer block            kernel
+      x += output of the one before; norm     residual.add_norm
       qkv = norm @ qkv.weight.T
       biases, norms, RoPE, attention          attention.attention_forward
       out = y @ out.weight.T
@@ -18,8 +18,8 @@ The backward pass runs the same in reverse. A product's bias is added, and dropo
 follows. Which parts a model has is said by the traits of its architecture (config/architectures.py): biases,
 LayerNorm or RMSNorm, learned positions or RoPE, norms of queries and keys, GELU or SwiGLU.
 
-R tokens of B blocks of T, D model width, N = 3 * attention width, F feed-forward width, H heads, K head width, V
-vocabulary, P tasks.
+R tokens of B sequences of T, D model width, H heads, K head width, A = H K attention width, N = 3 A, F feed-forward
+width, V vocabulary, P tasks; 2K is queries' and keys' norms side by side. Linear layers of all widths use D.
 """
 
 from collections.abc import Iterator
@@ -37,9 +37,10 @@ from tiny_gpt.kernels.training.heads import QkvGradients, Rope
 from tiny_gpt.kernels.training.residual import StreamState
 from tiny_gpt.kernels.training.tasks import run_rows, run_tasks
 
-# Tasks per thread in attention: enough that all threads end at nearly the same time.
+# Tasks per thread in attention: enough that all threads end at nearly the same time, also where a core is slower.
 TASKS_PER_THREAD = 8
-# Ranges of columns in which the embeddings' gradients are added up.
+# Ranges of columns in which the embeddings' gradients are added up (residual.embed_backward): the most threads that can
+# share this small part of a step. A fixed number, but the sums would be the same with any other.
 EMBEDDING_TASKS = 8
 
 
@@ -61,7 +62,7 @@ class _SavedAttention:
     """What attention's backward pass needs of its forward pass."""
 
     qkv_RN: torch.Tensor
-    y_RD: torch.Tensor
+    y_RA: torch.Tensor
     logsum_BHT: torch.Tensor
     dropout: Dropout
 
@@ -98,7 +99,7 @@ class ForwardBackward:
         self.parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.gradients: dict[str, torch.Tensor] = {}
         self.ids_R = ids_BT.flatten()
-        self.n_blocks, self.block_size = ids_BT.shape
+        self.n_sequences, self.block_size = ids_BT.shape
         self._streams: list[_SavedStream] = []
         self._attentions: list[_SavedAttention] = []
         self._feed_forwards: list[_SavedFeedForward] = []
@@ -119,8 +120,8 @@ class ForwardBackward:
         for i in range(self.config.n_layer):
             block = f"blocks.{i}"
             stream = self._add_norm(f"{block}.norm1", x_RD, output, product_RD, self.dropout_p)
-            y_RD = self._attention(f"{block}.attention", self._linear(f"{block}.attention.qkv", stream.normed_RD))
-            output, product_RD = f"{block}.attention.out", self._linear(f"{block}.attention.out", y_RD)
+            y_RA = self._attention(f"{block}.attention", self._linear(f"{block}.attention.qkv", stream.normed_RD))
+            output, product_RD = f"{block}.attention.out", self._linear(f"{block}.attention.out", y_RA)
             # Dropout in attention is that of its weights, so its output gets none.
             stream = self._add_norm(f"{block}.norm2", stream.sum_RD, output, product_RD, 0.0)
             hidden_RF = self._feed_forward(f"{block}.mlp", stream.normed_RD)
@@ -138,6 +139,7 @@ class ForwardBackward:
         sum_RD = torch.empty_like(x_RD) if output else x_RD
         normed_RD = torch.empty(x_RD.shape, dtype=self.model.compute_dtype)
         state = StreamState(sum_RD, normed_RD, torch.empty(len(x_RD), 2))
+        # Without an output this looks for "None.bias", which no model has.
         bias_D, parameters = self.parameters.get(f"{output}.bias"), self._norm(norm)
         run_rows(residual.add_norm, residual.STREAM_ROWS, x_RD, product_RD, bias_D, dropout, *parameters, state)
         if self.needs_gradients:
@@ -147,12 +149,12 @@ class ForwardBackward:
     def _attention(self, name: str, qkv_RN: torch.Tensor) -> torch.Tensor:
         # y is one row per token, heads side by side, as the next product wants it.
         config, dropout = self.config, new_dropout(self.dropout_p)
-        y_RD = qkv_RN.new_empty(len(qkv_RN), config.n_head * config.dim_per_head)
-        logsum_BHT = torch.empty(self.n_blocks, config.n_head, self.block_size)
-        self._run_heads(attention.attention_forward, self._attention_inputs(name, qkv_RN), dropout, y_RD, logsum_BHT)
+        y_RA = qkv_RN.new_empty(len(qkv_RN), config.n_head * config.dim_per_head)
+        logsum_BHT = torch.empty(self.n_sequences, config.n_head, self.block_size)
+        self._run_heads(attention.attention_forward, self._attention_inputs(name, qkv_RN), dropout, y_RA, logsum_BHT)
         if self.needs_gradients:
-            self._attentions.append(_SavedAttention(qkv_RN, y_RD, logsum_BHT, dropout))
-        return y_RD
+            self._attentions.append(_SavedAttention(qkv_RN, y_RA, logsum_BHT, dropout))
+        return y_RA
 
     def _feed_forward(self, name: str, normed_RD: torch.Tensor) -> torch.Tensor:
         up_RF = self._linear(f"{name}.up", normed_RD)
@@ -189,7 +191,8 @@ class ForwardBackward:
         norm, output, dropout, state = self._streams.pop()
         weight_D, norm_bias_D, _ = self._norm(norm)
         grad_product_RD = None if output is None else torch.empty_like(grad_normed_RD)
-        # Each task of the kernel has its own row for what it sums over its rows.
+        # Each task of the kernel has its own row for what it sums over its rows. Names of what does not exist, such as
+        # "None.bias", are dropped below.
         has_bias = f"{output}.bias" in self.parameters
         grad_weight_PD, grad_norm_bias_PD, grad_bias_PD = (
             self._partial_sums(grad_x_RD, residual.STREAM_ROWS) if exists else None
@@ -224,16 +227,16 @@ class ForwardBackward:
 
     def _attention_backward(self, name: str, grad_product_RD: torch.Tensor) -> torch.Tensor:
         config, saved, normed_RD = self.config, self._attentions.pop(), self._streams[-1].state.normed_RD
-        grad_y_RD = self._linear_backward(f"{name}.out", grad_product_RD, saved.y_RD)
-        # Partial sums of each block (biases) and of each head (norms of queries and keys, which all heads share).
+        grad_y_RA = self._linear_backward(f"{name}.out", grad_product_RD, saved.y_RA)
+        # Partial sums of each sequence (biases) and of each head (norms of queries and keys, which all heads share).
         gradients = QkvGradients(
             torch.empty_like(saved.qkv_RN),
-            torch.empty(self.n_blocks, saved.qkv_RN.shape[1]) if self.traits.bias else None,
-            torch.empty(self.n_blocks, config.n_head, 2 * config.dim_per_head) if self.traits.qk_norm else None,
+            torch.empty(self.n_sequences, saved.qkv_RN.shape[1]) if self.traits.bias else None,
+            torch.empty(self.n_sequences, config.n_head, 2 * config.dim_per_head) if self.traits.qk_norm else None,
         )
         self._run_heads(
-            attention_backward, self._attention_inputs(name, saved.qkv_RN), saved.dropout, saved.y_RD,
-            saved.logsum_BHT, grad_y_RD, gradients,
+            attention_backward, self._attention_inputs(name, saved.qkv_RN), saved.dropout, saved.y_RA,
+            saved.logsum_BHT, grad_y_RA, gradients,
         )  # fmt: skip
         if self.traits.bias:
             self.gradients[f"{name}.qkv.bias"] = gradients.bias_BN.sum(0)
@@ -248,9 +251,9 @@ class ForwardBackward:
         self.gradients["token_embedding.weight"] = grad_token_VD
         if self.traits.positions == "learned":
             gradients = {"position_embedding.weight": torch.zeros_like(self.parameters["position_embedding.weight"])}
-            # Only the positions of a block were used; the others keep zeros.
+            # Only the positions up to block_size were used; the others keep zeros.
             grad_position_TD = self._positions(gradients)
-            torch.sum(grad_x_RD.unflatten(0, (self.n_blocks, self.block_size)), dim=0, out=grad_position_TD)
+            torch.sum(grad_x_RD.unflatten(0, (self.n_sequences, self.block_size)), dim=0, out=grad_position_TD)
             self.gradients |= gradients
 
     # --- parameters and products ---
@@ -276,7 +279,7 @@ class ForwardBackward:
         return self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"), self.traits.norm_eps
 
     def _positions(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        """Learned positions of a block, or their gradients; None in a model with RoPE."""
+        """Learned positions of a sequence, or their gradients; None in a model with RoPE."""
         position_TD = tensors.get("position_embedding.weight")
         return None if position_TD is None else position_TD[: self.block_size]
 
@@ -289,13 +292,14 @@ class ForwardBackward:
         return attention.Inputs(qkv_RN, self.parameters.get(f"{name}.qkv.bias"), norms_2K, rope)
 
     def _run_heads(self, kernel: Any, *arguments: Any) -> None:
-        """Run a kernel over all heads of all blocks.
+        """Run a kernel over all heads of all sequences.
 
-        A task takes several heads of a block, as what is read of one lies beside what is read of the next; but no more
-        than leave TASKS_PER_THREAD tasks for each thread.
+        A task takes several heads of a sequence, as what is read of one lies beside what is read of the next; but no
+        more than leave TASKS_PER_THREAD tasks for each thread.
         """
-        n_heads, n_head = self.n_blocks * self.config.n_head, self.config.n_head
+        n_heads, n_head = self.n_sequences * self.config.n_head, self.config.n_head
         enough = TASKS_PER_THREAD * torch.get_num_threads()
+        # Divisors of n_head, so that all tasks are equal and none begins in one sequence and ends in another.
         divisors = (n for n in range(n_head, 1, -1) if n_head % n == 0)
         heads_per_task = next((n for n in divisors if n_heads // n >= enough), 1)
         shape = attention.Shape(n_head, self.block_size, heads_per_task)

@@ -13,7 +13,7 @@ as one partial sum per task, which torch adds up: so it does not depend on the n
 
 Optional arguments are None; numba compiles a variant for each combination, in which `is None` costs nothing.
 
-R tokens, D model width, P tasks, V vocabulary, T tokens of a block.
+R tokens, D model width, P tasks, V vocabulary, T tokens of a sequence.
 """
 
 import math
@@ -26,6 +26,9 @@ from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
 from tiny_gpt.kernels.threads import N_TASKS, first_task, next_task, task_rows
 from tiny_gpt.kernels.training.dropout import keeps_pair, stream_seeds
 
+# Rows of a task, 64 KiB at a width of 256: taking a task (one atomic addition) and clearing its partial sums cost
+# little beside that, and a batch still has many tasks for each thread. Another number would change the last bits of a
+# training, since partial sums are rounded.
 STREAM_ROWS = 64
 
 _U = np.uint64
@@ -50,7 +53,7 @@ def embed(tasks, ids_R, token_VD, position_TD, x_RD):
     while task >= 0:
         first, end = task_rows(task, STREAM_ROWS, n_rows)
         for row in range(first, end):
-            # Rows of all blocks follow each other, so a row's position is its number modulo the block's length.
+            # Rows of all sequences follow each other, so a row's position is its number modulo the length.
             token = _U(ids_R[row])
             if position_TD is None:
                 for i in range(width):
@@ -67,7 +70,7 @@ def embed_backward(tasks, ids_R, grad_x_RD, grad_token_VD):
     """Add each row's gradient to that of its token's embedding.
 
     Rows of the same token must not be added by two threads at once, nor in an order that depends on them: a task is a
-    range of columns, and all rows are added in order.
+    range of columns, and all rows are added in order. So the work is divided across the model width, not by tokens.
     """
     n_rows, width, n_tasks = _U(grad_x_RD.shape[0]), _U(grad_x_RD.shape[1]), _U(tasks[N_TASKS])
     task = first_task(tasks)
@@ -112,7 +115,7 @@ def add_norm(tasks, x_RD, product_RD, bias_D, dropout, norm_weight_D, norm_bias_
 @compiled_reassoc
 def _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD):
     """One hash decides about element i of the row's first half and element i of its second half: so both loads and both
-    stores run over neighbours, and the loop is vectorized. Of an odd width the middle element has a hash to itself."""
+    stores run over neighbors, and the loop is vectorized. Of an odd width the middle element has a hash to itself."""
     width, seeds = _U(x_RD.shape[1]), stream_seeds(dropout.seed, 0)
     half, threshold, keep_scale = (width + _U(1)) // _U(2), dropout.threshold, _F(dropout.keep_scale)
     for i in range(width - half):
@@ -137,7 +140,8 @@ def _add_dropped(x_RD, product_RD, bias_D, dropout, row, sum_RD):
 @inline_reassoc
 def _normalize(sum_RD, row, weight_D, bias_D, eps, normed_RD, statistics_R2):
     width = _U(sum_RD.shape[1])
-    # fp32 partial sums in vector lanes: more accurate than one running sum.
+    # In fp32: LLVM splits a sum into partial sums in vector lanes, which is more accurate than one running sum. (In
+    # decoding/layers.py the order is fixed, and the sums are fp64.)
     mean, squares = _F(0.0), _F(0.0)
     if bias_D is not None:
         for i in range(width):
