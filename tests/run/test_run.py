@@ -29,24 +29,25 @@ from tiny_gpt.host import monitor as host_monitor
 from tiny_gpt.host.battery import Battery
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run import clock
+from tiny_gpt.run import clock, trainer
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.events import (
     Checkpointed,
     Warned,
 )
 from tiny_gpt.run.run import run
+from tiny_gpt.training.optimizer import AdamW
 
 pytestmark = pytest.mark.usefixtures("save_at_every_step")
 
 
-def out_of_memory_above(monkeypatch, n_blocks, failure):
-    """From the 7th step on, more than `n_blocks` blocks do not fit."""
+def out_of_memory_above(monkeypatch, n_sequences, failure):
+    """From the 7th step on, more than `n_sequences` sequences do not fit."""
     losses, n_calls = GPT.losses, [0]
 
     def limited(self, ids_BT, targets_BT):
         n_calls[0] += torch.is_grad_enabled()
-        if n_calls[0] > 6 and len(ids_BT) > n_blocks:
+        if n_calls[0] > 6 and len(ids_BT) > n_sequences:
             raise failure
         return losses(self, ids_BT, targets_BT)
 
@@ -75,8 +76,8 @@ def test_out_of_memory_shrinks_the_micro_batches(config, tmp_path, monkeypatch):
     _, rows_again, finished, _ = finish(config)
     for row, again in zip(rows, rows_again, strict=True):
         assert row == pytest.approx(again, rel=1e-4, nan_ok=True)
-    assert sum("4 blocks are computed at once instead of 8" in line for line in finished.incidents) == 1
-    assert sum("2 blocks are computed at once instead of 4" in line for line in finished.incidents) == 1
+    assert sum("4 sequences are computed at once instead of 8" in line for line in finished.incidents) == 1
+    assert sum("2 sequences are computed at once instead of 4" in line for line in finished.incidents) == 1
     interrupt(with_train(config, out_dir=str(tmp_path / "third")), after=12)
     monkeypatch.undo()
     monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
@@ -84,11 +85,32 @@ def test_out_of_memory_shrinks_the_micro_batches(config, tmp_path, monkeypatch):
     assert json.loads(state.read_text())["run"]["n_micro_batches"] == 4, "a resumed run does not try in vain"
 
 
-def test_out_of_memory_with_one_block_ends_the_run(config, monkeypatch):
+def test_out_of_memory_with_one_sequence_ends_the_run(config, monkeypatch):
     out_of_memory_above(monkeypatch, 0, MemoryError())
     with pytest.raises(MemoryError):
         list(run(config))
     assert isinstance(process.to_known_error(MemoryError()), OutOfResourcesError)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_an_update_that_ran_out_of_memory_is_not_repeated(config, tmp_path, monkeypatch, is_watched):
+    """The run ends with the state of the last checkpoint, and continues from there to the bit."""
+    weights = finish(with_train(config, out_dir=str(tmp_path / "reference"))).weights
+    update, n_calls = AdamW.step, [0]
+
+    def fail_half_way(self, *args):
+        n_calls[0] += 1
+        if n_calls[0] == 7:
+            self.param_groups[0]["params"][0].data.add_(1.0)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return update(self, *args)
+
+    monkeypatch.setattr(AdamW, "step", fail_half_way)
+    monkeypatch.setattr(trainer, "is_watched", lambda: is_watched)
+    with pytest.raises(RestartRequestedError if is_watched else OutOfResourcesError) as ended:
+        list(run(config))
+    assert ended.value.code == "out-of-memory-in-update" and "step 7" in str(ended.value)
+    assert same_weights(weights, finish(config, resume=True).weights)
 
 
 def test_a_low_battery_pauses_the_run(config, tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import is_out_of_memory, memory_bytes
-from tiny_gpt.errors import BadInputError, RestartRequestedError
+from tiny_gpt.errors import BadInputError, OutOfResourcesError, RestartRequestedError, TinyGPTError
+from tiny_gpt.host.heartbeat import is_watched
 from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.run.checkpoint_manager import CheckpointManager
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore
@@ -41,7 +42,7 @@ from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.stages import StageRunner
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate
-from tiny_gpt.training.step import StepResult, train_step
+from tiny_gpt.training.step import StepResult, UpdateInterruptedError, train_step
 from tiny_gpt.training.timed_budget import TimedBudget
 
 Result = TypeVar("Result")
@@ -231,11 +232,16 @@ class Trainer:
         )
 
     def _retry_out_of_memory(self, compute: Callable[[], Result]) -> Result:
-        """What `compute` returns, with micro-batches of half the size each time that memory runs out."""
+        """What `compute` returns, with micro-batches of half the size each time that memory runs out.
+
+        Raises RestartRequestedError or OutOfResourcesError where it ran out while weights were updated.
+        """
         state = self.state
         while True:
             try:
                 return compute()
+            except UpdateInterruptedError as failure:
+                raise _cannot_repeat(state.step + 1) from failure
             except Exception as failure:
                 if not is_out_of_memory(failure) or state.micro_batch_size == 1:
                     raise
@@ -243,8 +249,8 @@ class Trainer:
             state.shrink_micro_batches()
             self.evaluator.fit_batch_size()
             state.warn(
-                f"out of memory: from now on {state.micro_batch_size} blocks are computed at once instead of {before}; "
-                "the loss is still that of the whole batch"
+                f"out of memory: from now on {state.micro_batch_size} sequences are computed at once instead of "
+                f"{before}; the loss is still that of the whole batch"
             )
 
     def _is_epoch_end(self, point: SchedulePoint) -> bool:
@@ -353,3 +359,16 @@ class Trainer:
         """The warnings since the last report, then those of `events` that are not None."""
         yield from self.state.take_warnings()
         yield from (event for event in events if event is not None)
+
+
+def _cannot_repeat(step: int) -> TinyGPTError:
+    """The end of this process: the weights are no longer those of any step, and are not saved."""
+    message = (
+        f"out of memory while the weights were updated in step {step:,}, which cannot be repeated. Everything up to "
+        "the last checkpoint is saved"
+    )
+    if is_watched():
+        return RestartRequestedError(f"{message}; training continues from there", code="out-of-memory-in-update")
+    return OutOfResourcesError(
+        f"{message}: close other programs and continue from there with tiny-gpt resume", code="out-of-memory-in-update"
+    )

@@ -9,7 +9,7 @@
 `train_step` calls `accumulate_gradients` and `update_weights` directly; cuda_graph.py records them as CUDA graphs and
 replays those.
 
-Shapes: B blocks in a micro-batch, T tokens in a block.
+Shapes: B sequences in a micro-batch, T tokens in a sequence.
 """
 
 import math
@@ -21,8 +21,10 @@ import torch
 from tiny_gpt.backends import Backend, get_backend
 from tiny_gpt.config import TrainConfig
 from tiny_gpt.data.dataloader import Batch
+from tiny_gpt.device import is_out_of_memory
 from tiny_gpt.distributed.gradients import GradientSum
 from tiny_gpt.distributed.ranks import ALONE, Ranks
+from tiny_gpt.errors import first_line
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.soft_targets import SoftTargets
 from tiny_gpt.training.guard import Guard
@@ -30,6 +32,10 @@ from tiny_gpt.training.micro_batches import micro_batches, n_own_micro_batches
 
 if TYPE_CHECKING:
     from tiny_gpt.distributed.shards import ShardedGradients  # imports FSDP, which takes a second
+
+
+class UpdateInterruptedError(MemoryError):
+    """Memory ran out in the optimizer. Some weights may be updated and others not, so the step cannot be repeated."""
 
 
 class StepResult(NamedTuple):
@@ -58,10 +64,9 @@ def train_step(
     """One optimizer update with the mean loss over `batch`.
 
     The batch is computed in at least `n_micro_batches` and at least `config.grad_accum_steps` micro-batches. Nothing
-    but gradients changes before the update, so a step that ran out of memory there can be repeated. Repeated after
-    it ran out in the update, which is rare, it may update some of the weights twice. A step that `guard`
-    rejects leaves weights and moments as they are. `cuda_graph` (cuda_graph.CudaGraphUpdate, made for the same model,
-    optimizer and guard) does the whole step instead.
+    but gradients changes before the update, so a step that ran out of memory there can be repeated; where it ran out
+    in the update, UpdateInterruptedError is raised. A step that `guard` rejects leaves weights and moments as they are.
+    `cuda_graph` (cuda_graph.CudaGraphUpdate, made for the same model, optimizer and guard) does the whole step instead.
 
     With several `ranks`, each computes some of the micro-batches, and `gradient_sum`, made for the same model, adds
     up their gradients over all ranks; then every rank makes the same update.
@@ -115,8 +120,8 @@ def update_weights(
     """Clip the gradients to the norm `grad_clip` (0: no clipping) and call the optimizer; returns the norm before
     clipping.
 
-    The optimizer changes nothing in a step that `guard` rejects. `clip` does the clipping where the gradients are
-    several ranks' (GradientSum.clip).
+    The optimizer changes nothing in a step that `guard` rejects. Raises UpdateInterruptedError. `clip` does the
+    clipping where the gradients are several ranks' (GradientSum.clip).
     """
     max_norm = grad_clip or math.inf
     grad_norm = clip(max_norm) if clip else torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
@@ -127,7 +132,12 @@ def update_weights(
         optimizer.found_inf = skips  # type: ignore[attr-defined]
         if model.device.type == "mps":
             freeze_next_step(optimizer, skips)
-    optimizer.step()
+    try:
+        optimizer.step()
+    except Exception as failure:
+        if is_out_of_memory(failure):
+            raise UpdateInterruptedError(first_line(failure)) from failure
+        raise
     return grad_norm
 
 
