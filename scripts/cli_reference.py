@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
+from tiny_gpt.cli import runs
 from tiny_gpt.cli.main import COMMANDS, main
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -19,7 +20,12 @@ WIDTH = 100
 
 def reference() -> str:
     """The whole page."""
-    sections = [section("tiny-gpt", "--help"), *(section(f"tiny-gpt {name}", name, "--help") for name in COMMANDS)]
+    commands: list[tuple[str, ...]] = []
+    for name in COMMANDS:
+        commands.append((name,))
+        if name == "runs":
+            commands += [(name, action) for action in runs.ACTIONS]
+    sections = [section(" ".join(["tiny-gpt", *command]), *command, "--help") for command in [(), *commands]]
     return "\n".join([INTRODUCTION, *sections])
 
 

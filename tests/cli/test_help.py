@@ -79,8 +79,19 @@ def test_defaults_are_shown_where_they_are_known(help_of):
     chosen, fixed = help_of("train", "--recipe", "auto"), help_of("train", "--recipe", "overnight")
     assert re.search(r"--n-layer INT[^-]*\(default: chosen\)", chosen) and "(default: qwen3)" in chosen
     assert re.search(r"--n-layer INT[^-]*\(default: 4\)", fixed) and "(default: chosen)" not in fixed
-    of_run = help_of("resume")
-    assert re.search(r"--n-layer INT[^-]*\(default: as in the run\)", of_run) and "(default: 4)" not in of_run
+
+
+def test_resume_lists_what_may_be_changed(help_of):
+    """Without the model's settings, and without defaults: those are the run's."""
+    text = help_of("resume")
+    assert "--for TIME" in text and "--learning-rate FLOAT" in text and "tiny-gpt train --help" in text
+    assert "--n-layer" not in text and "default:" not in text
+
+
+@pytest.mark.parametrize("action", ["compare", "remove"])
+def test_actions_have_help_of_their_own(help_of, action):
+    text = help_of("runs", action)
+    assert f"usage: tiny-gpt runs {action} [-h] RUN" in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_unused_budget_has_no_default(help_of):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import fields, make_dataclass, replace
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from tiny_gpt.cli.arguments import documentation, parse
 from tiny_gpt.config import BUDGETS, RunConfig, flag
@@ -39,18 +39,24 @@ def without_given_choices(config: RunConfig, args: Sequence[str]) -> RunConfig:
 
 
 def parse_run(
-    arguments: type[RunArguments], prog: str, args: Sequence[str], base: RunConfig, is_of_run: bool = False
+    arguments: type[RunArguments],
+    prog: str,
+    args: Sequence[str],
+    base: RunConfig,
+    listed: Collection[str] | None = None,
 ) -> RunArguments:
     """`base` with the settings that `args` give. Raises SystemExit after --help.
 
-    `is_of_run`: the defaults are the settings of a run. Help does not show them, because the run is not known yet.
+    `listed`: the defaults are the settings of a run. Help lists these ones only, without values, because the run is not
+    known yet.
     """
     description = documentation(arguments)
     if given_budget(args):
         base = replace(base, train=base.train.without_budget())
     shown = base  # with the defaults that --help and the hints after a misspelled flag show
-    if is_of_run:
-        shown = with_help_default(base, base.to_flat(), "as in the run")
+    if listed is not None:
+        names = set(base.to_flat())
+        shown = annotated(with_help_default(base, names, ""), names - set(listed), Suppress)
     elif base.train.auto:
         description += '\n\nSettings marked "chosen" depend on the text, the time and this machine.'
         shown = with_help_default(base, base.train.auto, "chosen")
@@ -100,16 +106,21 @@ def peek_flags(args: Sequence[str], *names: str) -> dict[str, str | None]:
 def with_help_default(config: RunConfig, names: Collection[str], text: str) -> RunConfig:
     """`config` for --help: the settings called `names` show "(default: `text`)" instead of their value,
     or nothing if `text` is empty."""
+    return annotated(config, names, arg(help_behavior_hint=f"(default: {text})" if text else ""))
+
+
+def annotated(config: RunConfig, names: Collection[str], annotation: Any) -> RunConfig:
+    """`config` with this `annotation` for the parser at the settings called `names`."""
     sections = {section.name: getattr(config, section.name) for section in fields(config)}
-    return replace(config, **{name: _with_help_default(part, names, text) for name, part in sections.items()})
+    return replace(config, **{name: _annotated(part, names, annotation) for name, part in sections.items()})
 
 
-def _with_help_default(section: Any, names: Collection[str], text: str) -> Any:
+def _annotated(section: Any, names: Collection[str], annotation: Any) -> Any:
     # A subclass with other annotations, which is what --help is generated from.
-    section_class, hint = type(section), arg(help_behavior_hint=f"(default: {text})" if text else "")
+    section_class = type(section)
     types = get_type_hints(section_class, include_extras=True)
     replaced = [
-        (setting.name, Annotated[types[setting.name], hint], setting.default)
+        (setting.name, Annotated[types[setting.name], annotation], setting.default)
         for setting in fields(section)
         if setting.name in names
     ]

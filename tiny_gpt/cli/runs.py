@@ -20,8 +20,6 @@ from tiny_gpt.ui.terminal import printable
 if TYPE_CHECKING:
     from tiny_gpt.run.comparison import Comparison
 
-ACTIONS = ("compare", "remove")
-
 
 @dataclass(frozen=True)
 class RunsCommand:
@@ -32,37 +30,106 @@ class RunsCommand:
     """
 
     action: Annotated[Positional[tuple[str, ...]], arg(metavar="[compare|remove RUN...]"), OPTIONAL] = ()
-    """What to do, and with which runs: their folders, or their names in runs/. Without it, list all runs."""
+    """What to do, and with which runs. Without it, list all runs."""
+    json: Annotated[bool, OPTIONAL] = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Show what differs between runs and which one is better.
+
+    For example: tiny-gpt runs compare diary diary-2
+    """
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN RUN..."), OPTIONAL] = ()
+    """Two or more runs: their folders, or their names in runs/."""
     json: Annotated[bool, OPTIONAL] = False
     """Print JSON."""
     html: Annotated[str, arg(metavar="FILE"), OPTIONAL] = ""
-    """Write the comparison as a page with a chart, one HTML file that needs no network."""
+    """Also write the comparison as a page with a chart, one HTML file that needs no network."""
+
+
+@dataclass(frozen=True)
+class RemoveCommand:
+    """Delete runs from the disk, with their models and checkpoints. Asks before each."""
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN..."), OPTIONAL] = ()
+    """Folders of runs, or their names in runs/."""
     yes: Annotated[bool, OPTIONAL] = False
     """Remove without asking."""
 
 
 def runs(args: Sequence[str]) -> int:
     """List, compare and remove runs."""
+    action = next((arg for arg in args if arg in ACTIONS), "")
+    if action:
+        at = args.index(action)
+        return ACTIONS[action]([*args[:at], *args[at + 1 :]])
     command = parse(RunsCommand, "tiny-gpt runs", args)
-    if not command.action:
-        return _list(command.json)
-    action, *names = command.action
-    if action not in ACTIONS:
+    if command.action:
         raise UsageError(
-            f"tiny-gpt runs {action}: the actions are {' and '.join(ACTIONS)}; without one, runs are listed",
+            f"tiny-gpt runs {command.action[0]}: the actions are {' and '.join(ACTIONS)}; without one, runs are listed",
             code="runs-action-unknown",
         )
-    n_needed = 2 if action == "compare" else 1
+    return _list(command.json)
+
+
+def _compare(args: Sequence[str]) -> int:
+    command = parse(CompareCommand, "tiny-gpt runs compare", args)
+    folders = _folders_of(command.names, "compare", 2)
+    if len(folders) < 2:
+        raise UsageError(f"runs compare: {', '.join(command.names)} are the same run; name two", code="runs-the-same")
+    from tiny_gpt.run.comparison import compare_runs
+    from tiny_gpt.ui.runs_report import comparison_lines
+
+    comparison = compare_runs(folders)
+    if command.json:
+        print(json.dumps(comparison.to_dict(), indent=2))
+    else:
+        print("\n".join(map(printable, comparison_lines(comparison))))
+    if command.html:
+        _write_page(comparison, user_path(command.html))
+    return 0
+
+
+def _remove(args: Sequence[str]) -> int:
+    command = parse(RemoveCommand, "tiny-gpt runs remove", args)
+    folders = _folders_of(command.names, "remove", 1)
+    from tiny_gpt.run.removal import plan_removal
+    from tiny_gpt.run.summary import summarize_run
+    from tiny_gpt.ui.runs_report import format_bytes
+
+    removals = [plan_removal(folder) for folder in folders]
+    if not command.yes and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("runs remove: nobody can be asked here; give --yes to remove", code="remove-unconfirmed")
+    for removal in removals:
+        run = summarize_run(removal.folder)
+        best = f", best {run.best_val_bits_per_byte:.3f} bits per byte" if run.best_val_bits_per_byte else ""
+        what = f"{removal.folder} ({run.state}{best}, {format_bytes(removal.disk_bytes)})"
+        if not command.yes and not _is_agreed(f"Remove {what}? It cannot be undone. [y/N]: "):
+            print(f"Kept {removal.folder}.")
+            continue
+        removal.carry_out()
+        print(printable(f"Removed {what}."))
+        if removal.others:
+            names = ", ".join(removal.others[:10]) + (", ..." if removal.others[10:] else "")
+            print(printable(f"Kept in {removal.folder}, because tiny_gpt did not write it: {names}"))
+    return 0
+
+
+ACTIONS = {"compare": _compare, "remove": _remove}
+
+
+def _folders_of(names: Sequence[str], action: str, n_needed: int) -> list[Path]:
+    """The folders of the runs called `names`, each once. Raises UsageError for fewer than `n_needed` names."""
     if len(names) < n_needed:
         raise UsageError(
             f"tiny-gpt runs {action} needs at least {'two runs' if n_needed == 2 else 'one run'}: folders, or names in "
             f"{RUNS_FOLDER}/ (tiny-gpt runs lists them)",
             code="runs-not-named",
         )
-    folders = list({existing_run(name).resolve(): existing_run(name) for name in names}.values())
-    if len(folders) < n_needed:
-        raise UsageError(f"runs compare: {', '.join(names)} are the same run; name two", code="runs-the-same")
-    return _compare(folders, command) if action == "compare" else _remove(folders, command.yes)
+    return list({existing_run(name).resolve(): existing_run(name) for name in names}.values())
 
 
 def _list(as_json: bool) -> int:
@@ -87,20 +154,6 @@ def _list(as_json: bool) -> int:
     return 0
 
 
-def _compare(folders: list[Path], command: RunsCommand) -> int:
-    from tiny_gpt.run.comparison import compare_runs
-    from tiny_gpt.ui.runs_report import comparison_lines
-
-    comparison = compare_runs(folders)
-    if command.json:
-        print(json.dumps(comparison.to_dict(), indent=2))
-    else:
-        print("\n".join(map(printable, comparison_lines(comparison))))
-    if command.html:
-        _write_page(comparison, user_path(command.html))
-    return 0
-
-
 def _write_page(comparison: "Comparison", path: Path) -> None:
     """Raises OutOfResourcesError if `path` cannot be written."""
     from tiny_gpt.ui import runs_report
@@ -116,29 +169,6 @@ def _write_page(comparison: "Comparison", path: Path) -> None:
     with atomic_write(path) as file:
         file.write(page.encode())
     print(printable(f"Page: {path}"), file=sys.stderr)
-
-
-def _remove(folders: list[Path], is_confirmed: bool) -> int:
-    from tiny_gpt.run.removal import plan_removal
-    from tiny_gpt.run.summary import summarize_run
-    from tiny_gpt.ui.runs_report import format_bytes
-
-    removals = [plan_removal(folder) for folder in folders]
-    if not is_confirmed and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("runs remove: nobody can be asked here; give --yes to remove", code="remove-unconfirmed")
-    for removal in removals:
-        run = summarize_run(removal.folder)
-        best = f", best {run.best_val_bits_per_byte:.3f} bits per byte" if run.best_val_bits_per_byte else ""
-        what = f"{removal.folder} ({run.state}{best}, {format_bytes(removal.disk_bytes)})"
-        if not is_confirmed and not _is_agreed(f"Remove {what}? It cannot be undone. [y/N]: "):
-            print(f"Kept {removal.folder}.")
-            continue
-        removal.carry_out()
-        print(printable(f"Removed {what}."))
-        if removal.others:
-            names = ", ".join(removal.others[:10]) + (", ..." if removal.others[10:] else "")
-            print(printable(f"Kept in {removal.folder}, because tiny_gpt did not write it: {names}"))
-    return 0
 
 
 def _is_agreed(question: str) -> bool:

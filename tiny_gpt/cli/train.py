@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -20,7 +20,7 @@ from tiny_gpt.cli.overrides import (
     without_given_choices,
 )
 from tiny_gpt.cli.process import run_command
-from tiny_gpt.config import RecipeName, ReportingConfig, RunConfig, load_config
+from tiny_gpt.config import RecipeName, ReliabilityConfig, ReportingConfig, RunConfig, load_config
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.errors import UsageError
@@ -59,12 +59,27 @@ class TrainCommand(RunConfig):
     reporting: ReportingConfig = field(default_factory=ReportingConfig)
 
 
+# What `tiny-gpt resume --help` lists: how long, how it learns, where its text is, what it runs on. Other settings are
+# accepted too, but not those of the model and the optimizer (run/saved_run.py).
+RESUME_SETTINGS = (
+    *("for_", "until", "steps", "tokens", "data_epochs", "epochs"),
+    *("learning_rate", "cooldown", "weight_decay", "batch_size"),
+    *("data", "val"),
+    *("device", "devices", "precision", "backend", "grad_accum_steps"),
+    *(setting.name for setting in fields(ReliabilityConfig)),
+)
+
+
 @dataclass(frozen=True)
 class ResumeCommand(RunConfig):
-    """Resume a stopped run or extend a finished one; flags override its settings.
+    """Resume a stopped run or extend a finished one.
 
     For example, to give a finished run three hours more:
         tiny-gpt resume book --for 3h
+
+    The run keeps its model, optimizer, tokenizer and text (--data if it moved).
+
+    Other settings may be changed: those below, and more of tiny-gpt train --help.
     """
 
     run: Annotated[Positional[str], arg(metavar="[RUN]"), OPTIONAL] = ""
@@ -108,7 +123,7 @@ def train(args: Sequence[str]) -> int:
 
 def resume(args: Sequence[str]) -> int:
     """Resume a stopped run or extend a finished one."""
-    anything = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), is_of_run=True)
+    anything = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), RESUME_SETTINGS)
     if is_follower():  # only rank 0 needs the run's folder
         return follow_rank_0(anything)
     name = anything.run
