@@ -113,7 +113,7 @@ def test_the_rank_is_chosen_without_a_planner_too(monkeypatch):
 def test_the_plan_compares_the_model_with_a_new_one(config):
     planned = finished(measure_run(config))
     text = "\n".join(plan_report(planned))
-    block = f"block {len(planned.dataset.val) - 1}"  # the model's own is 2,048
+    block = f"block size {len(planned.dataset.val) - 1}"  # the model's own is 2,048
     for words in ("start from this model", "a new model", "as it comes", "llama, ", block, "8 of 10 runs"):
         assert words in text, text
     assert 7 < planned.planner.text.pilot_bits_per_byte < 9  # it has learned nothing: 8 bits per byte

@@ -36,12 +36,16 @@ def test_a_long_run_on_a_small_text_names_its_saturation():
 def test_a_finished_run_stands_beside_its_plan():
     _, plan = make_planner().plan(FIVE_MINUTES)
     plan = replace(plan, tokens=2_000_000, memory_bytes=1 << 30, forecast=Forecast(0.87, 0.8, 0.95))
-    line = forecast_versus_actual(plan, 2_500_000, 0.89, 3 << 29)
+    line = forecast_versus_actual(plan, 2_500_000, 0.89, 3 << 29, is_timed=True)
     assert line == (
-        "predicted 0.870 bits per byte, actual 0.890 (within 0.80 to 0.95); 2 M tokens, actual 2.5 M; "
-        "1.0 GiB, actual 1.5"
+        "the model reached 0.89 bits per byte, as predicted (0.87; 8 of 10 runs end between 0.80 and 0.95); it was "
+        "trained on 2.5 M tokens, 25% more than planned because steps took less time than measured beforehand; it took "
+        "1.5 GiB of memory, 1.0 were planned"
     )
-    assert "outside 0.80 to 0.95" in forecast_versus_actual(plan, 2_500_000, 0.99, 3 << 29)
+    line = forecast_versus_actual(plan, 1_500_000, 0.99, 3 << 29, is_timed=True)
+    assert "worse than predicted" in line and "25% fewer than planned because steps took longer" in line
+    line = forecast_versus_actual(plan, 2_000_000, 0.79, 3 << 29, is_timed=False)
+    assert "better than predicted" in line and "2 M tokens, as planned;" in line
 
 
 def test_table_fits_80_columns():

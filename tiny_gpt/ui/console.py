@@ -237,7 +237,7 @@ class Console:
         )
         if not per_step:
             return steps
-        return f"{steps}, {per_step}: {n_tokens:,} tokens, {n_tokens / event.train_tokens:.1f} epochs over the text"
+        return f"{steps}, {per_step}: {n_tokens:,} tokens, {n_tokens / event.train_tokens:.1f} passes over the text"
 
     @property
     def _budget_flag(self) -> str:
@@ -264,11 +264,9 @@ class Console:
             early = "early" if event.left_s > 0 else "late"
             self._print_row("budget", f"{self._budget_flag}: ended {format_duration(abs(event.left_s))} {early}")
         if self._plan is not None and event.stopped_by is None and not self._is_brief:
-            n_tokens = event.last_step * self._tokens_per_step
-            self._print_row(
-                "plan",
-                forecast_versus_actual(self._plan, n_tokens, event.best_val_bits_per_byte, event.peak_memory_bytes),
-            )
+            n_tokens, reached = event.last_step * self._tokens_per_step, event.best_val_bits_per_byte
+            words = forecast_versus_actual(self._plan, n_tokens, reached, event.peak_memory_bytes, is_timed)
+            self._print_row("plan", words)
         for index, incident in enumerate(event.incidents[-MAX_PRINTED_INCIDENTS:]):
             self._print_row("" if index else "incidents", incident)
         if len(event.incidents) > MAX_PRINTED_INCIDENTS:

@@ -27,30 +27,32 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architectu
 SCALE = "8 is guessing, about 2 is words and broken sentences, below 1.3 is fluent"
 # English has 3.5 to 4.5 bytes in a token of a large vocabulary; a text with fewer than this is cut into letters.
 FEW_BYTES_PER_TOKEN = 2.0
+# A run that trained on this much more or less text than planned is told why.
+NOTEWORTHY_CHANGE = 0.05
 # Together at most 80 columns.
 LABEL_WIDTH, COLUMN_WIDTH = 28, 13
 
 
 def describe_model(model: ModelConfig, n_parameters: str) -> str:
-    """qwen3, 1.2 M parameters: 4 layers, 3 heads, width 192, block 256"""
+    """qwen3, 1.2 M parameters: 4 layers, 3 heads, width 192, block size 256"""
     layers, heads = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((model.n_layer, "layer"), (model.n_head, "head")))
-    width = f"width {model.d_model}, block {model.block_size}"
+    width = f"width {model.d_model}, block size {model.block_size}"
     return f"{model.architecture}, {n_parameters} parameters: {layers}, {heads}, {width}"
 
 
 def describe_training(model: ModelConfig, train: TrainConfig) -> str:
-    """muon, 8 blocks per step, learning rate 0.0025, dropout 0.1, weight decay 0.3, token noise 0"""
+    """muon, 8 sequences per step, learning rate 0.0025, dropout 0.1, weight decay 0.3, token noise 0"""
     optimizer = f"LoRA of rank {train.lora_rank}, {train.optimizer}" if train.lora_rank else train.optimizer
     return (
-        f"{optimizer}, {train.batch_size} blocks per step, learning rate {train.learning_rate:g}, dropout "
+        f"{optimizer}, {train.batch_size} sequences per step, learning rate {train.learning_rate:g}, dropout "
         f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}"
     )
 
 
 def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """Labels and texts: steps, memory and expected loss."""
-    epochs = plan.data_epochs
-    passes = f"{epochs:,.1f} epochs over the text" if epochs >= 0.95 else f"{epochs:.0%} of the text"
+    n_passes = plan.data_epochs
+    passes = f"{n_passes:,.1f} passes over the text" if n_passes >= 0.95 else f"{n_passes:.0%} of the text"
     yield "plan", f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {passes}"
     if plan.first_share:
         yield "", f"{plan.first_share:.0%} of the time on other text first: {', '.join(plan.first)}"
@@ -74,15 +76,26 @@ def forecast_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "", f"{after}more time hardly helps; more text would, also other text (--first)"
 
 
-def forecast_versus_actual(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int) -> str:
-    """The plan's predictions beside the figures of the finished run."""
+def forecast_versus_actual(plan: Plan, n_tokens: int, bits_per_byte: float, memory_bytes: int, is_timed: bool) -> str:
+    """The finished run's figures beside the plan's predictions, with the reason where a run in time trained on more or
+    less text than planned."""
     forecast = plan.forecast
-    within = "within" if forecast.low <= bits_per_byte <= forecast.high else "outside"
-    return (
-        f"predicted {forecast.bits_per_byte:.3f} bits per byte, actual {bits_per_byte:.3f} ({within} "
-        f"{forecast.low:.2f} to {forecast.high:.2f}); {_count(plan.tokens)} tokens, actual {_count(n_tokens)}; "
-        f"{plan.memory_bytes / 2**30:.1f} GiB, actual {memory_bytes / 2**30:.1f}"
+    better = "better" if bits_per_byte < forecast.low else "worse"
+    how = "as predicted" if forecast.low <= bits_per_byte <= forecast.high else f"{better} than predicted"
+    loss = (
+        f"the model reached {bits_per_byte:.2f} bits per byte, {how} ({forecast.bits_per_byte:.2f}; 8 of 10 runs end "
+        f"between {forecast.low:.2f} and {forecast.high:.2f})"
     )
+    change = n_tokens / plan.tokens - 1
+    tokens = f"it was trained on {_count(n_tokens)} tokens, "
+    if abs(change) < NOTEWORTHY_CHANGE:
+        tokens += "as planned"
+    else:
+        tokens += f"{abs(change):.0%} {'more' if change > 0 else 'fewer'} than planned"
+        if is_timed:
+            tokens += f" because steps took {'less time' if change > 0 else 'longer'} than measured beforehand"
+    memory = f"it took {memory_bytes / 2**30:.1f} GiB of memory, {plan.memory_bytes / 2**30:.1f} were planned"
+    return f"{loss}; {tokens}; {memory}"
 
 
 def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
@@ -143,7 +156,7 @@ def start_from_table(config: RunConfig, planner: Planner, new: RunConfig, new_pl
     yield _table_row("bits per byte after", COMPARED_BUDGETS)
     yield _table_row("start from this model", _two_digits([plan.forecast.bits_per_byte for plan in plans]))
     yield _table_row("  8 of 10 runs between", [f"{plan.forecast.low:.2f}-{plan.forecast.high:.2f}" for plan in plans])
-    yield _table_row("  epochs over the text", [f"{plan.data_epochs:,.1f}" for plan in plans])
+    yield _table_row("  passes over the text", [f"{plan.data_epochs:,.1f}" for plan in plans])
     yield _table_row("  as it comes", _two_digits([as_it_comes] * len(plans)))
     others = [new_planner.plan(with_duration(new, time))[1] for time in COMPARED_BUDGETS]
     yield _table_row("a new model", _two_digits([plan.forecast.bits_per_byte for plan in others]))
@@ -170,7 +183,7 @@ def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[
     if any(plan.first for _, plan in plans):
         yield _table_row("  other text first", [", ".join(plan.first) or "none" for _, plan in plans])
     yield _table_row("  teachers trained first", [str(plan.teachers) for _, plan in plans])
-    yield _table_row("  epochs over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
+    yield _table_row("  passes over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
     if is_bpe:
         factor = math.exp(load_scaling_law().penalties[CHAR_PENALTY])
         yield _table_row("with --tokenizer char", _two_digits([factor * loss for loss in losses]))

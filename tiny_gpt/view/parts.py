@@ -216,9 +216,8 @@ def plan_part(view: RunView) -> Markup:
     comment = ""
     if view.state == "finished" and math.isfinite(final or best):
         inside = forecast.low <= (final or best) <= forecast.high
-        comment = (
-            "The loss is within the forecast’s interval." if inside else "The loss is outside the forecast’s interval."
-        )
+        comment = f"The loss is {'as predicted: within' if inside else 'not as predicted: outside'} the interval"
+        comment += " in which 8 of 10 runs were expected to end."
         if final:
             comment += (
                 f" At the end, the best model was scored over {view.fact('scored_tokens'):,.0f} validation tokens."
