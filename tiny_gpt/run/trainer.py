@@ -363,12 +363,12 @@ class Trainer:
 
 def _cannot_repeat(step: int) -> TinyGPTError:
     """The end of this process: the weights are no longer those of any step, and are not saved."""
-    message = (
-        f"out of memory while the weights were updated in step {step:,}, which cannot be repeated. Everything up to "
-        "the last checkpoint is saved"
-    )
+    kind: type[TinyGPTError] = OutOfResourcesError
+    remedy = "close other programs and continue from there with tiny-gpt resume"
     if is_watched():
-        return RestartRequestedError(f"{message}; training continues from there", code="out-of-memory-in-update")
-    return OutOfResourcesError(
-        f"{message}: close other programs and continue from there with tiny-gpt resume", code="out-of-memory-in-update"
+        kind, remedy = RestartRequestedError, "training continues from there"
+    return kind(
+        f"out of memory while the weights were updated in step {step:,}, which cannot be repeated. Everything up to "
+        f"the last checkpoint is saved; {remedy}",
+        code="out-of-memory-in-update",
     )
