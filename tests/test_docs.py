@@ -11,6 +11,7 @@ import pytest
 
 from tests.test_architecture import LAYERS
 from tiny_gpt import bootstrap
+from tiny_gpt.cli import runs
 from tiny_gpt.cli.main import COMMANDS, main
 
 ROOT = Path(bootstrap.ROOT)
@@ -38,9 +39,12 @@ def code_spans(text):
 
 @cache
 def flags_of(command):
-    """The flags in the --help of a command."""
+    """The flags in the --help of a command and of its actions. `resume` takes those of `train` too."""
+    shown = [[command], *([command, action] for action in runs.ACTIONS if command == "runs")]
+    shown += [["train"]] if command == "resume" else []
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main([command, "--help"])
+        for names in shown:
+            main([*names, "--help"])
     return set(FLAG.findall(printed.getvalue()))
 
 
