@@ -72,7 +72,8 @@ def timed(for_, shape=LARGE, step_s=10.0):
 
 def test_scarce_memory_is_met_with_micro_batches(monkeypatch):
     fits = []
-    for available in (1 << 50, 8 << 30, 1 << 20):
+    whole = timed("1h")[1].memory_bytes
+    for available in (whole, whole - 1, 1 << 20):
         monkeypatch.setattr("tiny_gpt.planning.planner.available_memory_bytes", lambda _, n=available: n)
         chosen, plan = timed("1h")
         fits.append((chosen.train.grad_accum_steps, plan.memory_bytes))
@@ -86,12 +87,14 @@ def test_adapters_are_trained_where_memory_does_not_suffice_for_all_weights(monk
         monkeypatch.setattr("tiny_gpt.planning.planner.available_memory_bytes", lambda _, n=available: n)
         chosen, plan = timed("1h")
         if plan.memory_bytes <= available:
-            plans.append((int(chosen.train.lora), chosen.train.learning_rate))
+            plans.append((int(chosen.train.lora), chosen.train.learning_rate, chosen.train.recompute))
             note = "".join(unasked_changes(AUTO, chosen))
             assert ("--lora" in note) == chosen.train.uses_lora
-    ranks, rates = zip(*plans, strict=True)
+    ranks, rates, recomputes = zip(*plans, strict=True)
     first = ranks.index(32)
-    assert set(ranks[:first]) == {0} and list(ranks[first:]) == sorted(ranks[first:], reverse=True)
+    # Smaller ranks come before --recompute, with which a larger one fits again.
+    order = [(recompute, -rank) for recompute, rank in zip(recomputes[first:], ranks[first:], strict=True)]
+    assert set(ranks[:first]) == {0} and order == sorted(order)
     assert rates[0] == FINE_TUNING_RATE and set(rates[first:]) == {LORA_RATE}
     assert len(ranks) - first > 2
 
@@ -105,7 +108,7 @@ def test_the_rank_is_chosen_without_a_planner_too(monkeypatch):
     ranked, whole = with_rank(config, 512, CPU), replace(config, train=replace(config.train, lora="0"))
     assert with_rank(whole, 512, CPU) == whole
     saved = estimate_memory_bytes(whole, 512, CPU) - estimate_memory_bytes(ranked, 512, CPU)
-    assert 0.5 < saved / (24 * n_parameters(LARGE, 512)) < 0.6
+    assert 0.4 < saved / (24 * n_parameters(LARGE, 512)) < 0.5
     assert 0.66 < step_flops(ranked, 512) / step_flops(whole, 512) < 0.75
 
 

@@ -28,12 +28,14 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 class _MaskedDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
-        ctx.mask, ctx.scale = keep_mask(x.shape, p, x.dtype)
-        return apply_mask(x, ctx.mask).mul_(ctx.scale)
+        mask, ctx.scale = keep_mask(x.shape, p, x.dtype)
+        ctx.save_for_backward(mask)  # not as an attribute, which a block that is recomputed would keep
+        return apply_mask(x, mask).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return apply_mask(grad, ctx.mask).mul_(ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return apply_mask(grad, mask).mul_(ctx.scale), None
 
 
 def keep_mask(shape: torch.Size, p: float, dtype: torch.dtype) -> tuple[torch.Tensor, float]:

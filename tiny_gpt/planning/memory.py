@@ -1,11 +1,19 @@
 """How much memory a training run needs, estimated from its config, and whether that is available.
 
-    bytes = program + bytes per parameter * parameters
+On a CPU, where the memory of the whole process counts:
+
+    bytes = program + weights and moments
+          + the larger of: the largest pass (activations.py), in glibc's heap
+                           gradients, and the models that are read to be scored and to write a sample
+
+On a GPU, whose allocator wastes little:
+
+    bytes = context + bytes per parameter * parameters
           + tokens per micro-batch * (layers + 1) * bytes per token and layer    activations kept for the backward pass
           + tokens per micro-batch * vocabulary * bytes per logit                logits and their gradients
 
-The constants are counted from the tensors that each backend keeps and checked against measured peaks: on an H200, 8.8
-GB measured for 10.0 estimated (12 x 768, 16,384 tokens), and 28.5 for 30.6 (16 x 1024, 32,768 tokens; docs/log/gpu.md).
+docs/log/devices.md has the measurements on a CPU. On an H200, 8.8 GB were measured for 10.0 estimated (12 x 768, 16,384
+tokens), and 28.5 for 30.6 (16 x 1024, 32,768 tokens; docs/log/gpu.md).
 """
 
 from dataclasses import replace
@@ -16,11 +24,24 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.device import available_memory_bytes, require_memory
-from tiny_gpt.model.shapes import n_adapter_parameters, n_parameters
+from tiny_gpt.model.shapes import n_adapter_parameters, n_multiplied, n_parameters
+from tiny_gpt.planning.activations import FUSED_LOGITS, PassShape, n_block_parameters, pass_bytes, scoring_bytes
 from tiny_gpt.training.micro_batches import micro_batch_size
 
-# Python, torch, the compiled kernels and the text during preparation; on a GPU, the CUDA context and its libraries.
-PROCESS_BYTES, CUDA_BYTES = 550 << 20, 400 << 20
+# Of a process on a CPU, beside weights, moments and activations: Python, torch and its libraries, and the compiled
+# decoder, which writes samples; measured 410 MiB (12 x 768). The kernels of the backend `fused`: 70 MiB.
+PROCESS_BYTES, FUSED_BYTES = 410 << 20, 70 << 20
+# glibc's heap beside what is used in it at most. Autograd frees tensors between others that stay, and glibc before 2.38
+# does not give the room of an aligned tensor to another of the same size. Measured with glibc 2.36: 1.27 (12 x 768),
+# 1.31 (the guide's model), 1.35 (4 x 256), 1.44 (qwen3, 6 x 384). The fused backend frees fewer tensors between those
+# that it keeps: 1.07 (the guide's model), 1.21 (qwen3).
+AUTOGRAD_HEAP, FUSED_HEAP = 1.38, 1.14
+# Per parameter: weight and AdamW's two moments, in fp32.
+STATE_BYTES = 4 + 8
+# Per parameter of a model that is read to be scored: its weights. To write a sample, they are also packed.
+SCORED_BYTES, SAMPLED_BYTES = 4, 4 + 4
+# On a GPU: the CUDA context and its libraries; on MPS the process.
+CUDA_BYTES, MPS_BYTES = 400 << 20, 550 << 20
 # Per parameter: weight, gradient and AdamW's two moments in fp32, a copy in the compute dtype, and the copy of the best
 # model that is scored at the end. On CUDA also weights and gradients in the compute dtype and accumulated gradients.
 BYTES_PER_PARAMETER = 4 + 4 + 8 + 2 + 6
@@ -36,11 +57,9 @@ LORA_RANKS = (32, 16, 8, 4)
 FP32_WIDTHS, COMPUTE_WIDTHS = 2, 6
 FEED_FORWARD_WIDTHS = {"gelu": 2, "swiglu": 3}
 # Autograd keeps more activations than the hand-written backward pass of the `fused` backend, by this factor.
-AUTOGRAD_FACTOR = {"cpu": 2.5, "mps": 2.5, "cuda": 1.15}
+AUTOGRAD_FACTOR = {"mps": 2.5, "cuda": 1.15}
 # The sizes of the smallest model, where they are left open.
 SMALLEST = {"n_layer": 1, "d_model": 64, "d_ff": 32}
-# The `fused` backend computes at most this many logits at once, the others those of the whole micro-batch.
-FUSED_LOGITS = 1 << 22
 
 
 def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None:
@@ -56,7 +75,7 @@ def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None
     batch_size = config.train.grad_accum_steps if "batch_size" in config.train.auto else config.train.batch_size
     lora = str(LORA_RANKS[-1]) if may_use_lora(config) else config.train.lora
     train = replace(config.train, batch_size=batch_size, backend="fused", precision="bf16", lora=lora)
-    needed = estimate_memory_bytes(replace(config, model=model, train=train), 1, device) - PROCESS_BYTES
+    needed = estimate_memory_bytes(replace(config, model=model, train=train), 1, device) - PROCESS_BYTES - FUSED_BYTES
     require_memory(
         needed,
         f"training with --n-layer {model.n_layer}, --n-head {n_head}, --d-model {model.d_model}, --d-ff {model.d_ff} "
@@ -84,6 +103,38 @@ def with_rank(config: RunConfig, vocab_size: int, device: torch.device) -> RunCo
 
 def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devices: int = 1) -> int:
     """Peak memory of a training run: the GPU's on cuda, elsewhere the process's; of one of `n_devices`."""
+    estimate = _cpu_bytes if device.type == "cpu" else _gpu_bytes
+    return int(estimate(config, vocab_size, device, n_devices))
+
+
+def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devices: int) -> float:
+    """Of the process of rank 0, which alone reads and saves whole models."""
+    model, train = config.model, config.train
+    n_parts = max(n_devices, train.grad_accum_steps)
+    n_tokens = micro_batch_size(train.batch_size, n_parts, model.block_size, device) * model.block_size
+    n_all, is_sharded = n_parameters(model, vocab_size), train.shard and n_devices > 1
+    shape = PassShape(model, train, vocab_size, n_tokens, is_sharded)
+    if is_sharded:
+        state_bytes = sharded_bytes(config, vocab_size, n_devices)
+        gradient_bytes = 0.0
+    elif rank := train.lora_rank:
+        n_adapted = n_adapter_parameters(model, rank)
+        state_bytes, gradient_bytes = STATE_BYTES * n_adapted + frozen_bytes(shape), 4 * n_adapted
+    else:
+        state_bytes, gradient_bytes = STATE_BYTES * n_all, 4 * n_all
+    if train.is_timed:  # the best model waits in memory until saving it costs little of the time
+        state_bytes += 4 * n_all
+    # From the second micro-batch of a rank on, and where ranks add them up, gradients are there from the beginning.
+    holds_gradients = not is_sharded and (n_devices > 1 or n_parts > 1)
+    # With --recompute and --shard, freed memory is returned at once (training/sharing.py).
+    is_returned = train.recompute or is_sharded
+    heap = 1.0 if is_returned else FUSED_HEAP if shape.is_fused else AUTOGRAD_HEAP
+    program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else 0)
+    at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape))
+    return program_bytes + state_bytes + max(heap * pass_bytes(shape, holds_gradients), gradient_bytes + at_ends)
+
+
+def _gpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devices: int) -> float:
     model, train = config.model, config.train
     n_parts = max(n_devices, train.grad_accum_steps)
     n_sequences = micro_batch_size(train.batch_size, n_parts, model.block_size, device)
@@ -95,9 +146,9 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
         n_logits = min(n_logits, FUSED_LOGITS)
     else:
         layer_bytes = AUTOGRAD_FACTOR[device.type] * layer_bytes
-        if device.type != "cuda":  # attention weights, (B, H, T, T): only CUDA's kernels do without them
+        if device.type == "mps":  # attention weights, (B, H, T, T): CUDA's kernels do without them
             layer_bytes += 3 * itemsize * model.n_head * model.block_size
-    base_bytes, parameter_bytes = PROCESS_BYTES, BYTES_PER_PARAMETER
+    base_bytes, parameter_bytes = MPS_BYTES, BYTES_PER_PARAMETER
     if device.type == "cuda":
         base_bytes, parameter_bytes = CUDA_BYTES, CUDA_BYTES_PER_PARAMETER
     # With --recompute, each layer keeps its input, and one of them at a time all that its backward pass needs.
@@ -110,9 +161,14 @@ def estimate_memory_bytes(config: RunConfig, vocab_size: int, device: torch.devi
         state_bytes = FROZEN_BYTES_PER_PARAMETER * n_parameters(model, vocab_size) + trained_bytes
     if train.shard and n_devices > 1:
         state_bytes = sharded_bytes(config, vocab_size, n_devices)
-        if device.type == "cpu":  # rank 0 has all weights once, at the beginning and to save a model file
-            state_bytes += 4 * n_parameters(model, vocab_size)
-    return int(base_bytes + state_bytes + activation_bytes + logit_bytes)
+    return base_bytes + state_bytes + activation_bytes + logit_bytes
+
+
+def frozen_bytes(shape: PassShape) -> float:
+    """Of the weights that stay as they are with LoRA: matrices in the compute dtype, embeddings in fp32."""
+    model = shape.model
+    n_matrices = n_multiplied(model, shape.vocab_size)
+    return shape.itemsize * n_matrices + 4 * (n_parameters(model, shape.vocab_size) - n_matrices)
 
 
 def sharded_bytes(config: RunConfig, vocab_size: int, n_devices: int) -> float:
@@ -122,8 +178,6 @@ def sharded_bytes(config: RunConfig, vocab_size: int, n_devices: int) -> float:
     a block, or the embeddings with the head.
     """
     n_all = n_parameters(config.model, vocab_size)
-    n_outside = n_parameters(replace(config.model, n_layer=1), vocab_size) * 2 - n_parameters(
-        replace(config.model, n_layer=2), vocab_size
-    )
-    n_block = (n_all - n_outside) / config.model.n_layer
+    n_block = n_block_parameters(config.model)
+    n_outside = n_all - config.model.n_layer * n_block
     return SHARDED_BYTES_PER_PARAMETER * n_all / n_devices + 4 * 4 * max(n_block, n_outside)

@@ -31,12 +31,13 @@ def own_part(model: GPT, config: TrainConfig, ranks: Ranks, device: torch.device
 
     A sharded one has no values yet: run/sharded_state.py sets them. `model` may then be on the meta device.
     """
+    is_sparing = config.recompute or is_sharded(config, ranks)
+    if device.type == "cpu" and is_sparing:
+        return_freed_memory()
     if not is_sharded(config, ranks):
         return OwnPart(model, make_optimizer(model, config, ranks), make_gradient_sum(model, ranks, config.exact))
     from tiny_gpt.distributed.shards import ShardedGradients, Shards
 
-    if device.type == "cpu":
-        return_freed_memory()
     part = empty_model(model)
     part.is_sharded = True
     shards = Shards(part, part.blocks, ranks, device, part.compute_dtype)
