@@ -88,7 +88,7 @@ def examine(device_name: str = EVERY_DEVICE, as_json: bool = False, again: bool 
     took = f"All checks took {elapsed_s:.0f} s."
     if kept_s:
         took = f"Checked {format_duration(max(kept_s))} ago; --again checks anew."
-    show(f"Percentages: error as a share of what rounding explains. {took}")
+    show(f"Percentages: error / largest error due to rounding. {took}")
     show("")
     for line in verdict(reports, auto):
         show(line)

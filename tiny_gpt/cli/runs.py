@@ -79,7 +79,10 @@ def _compare(args: Sequence[str]) -> int:
     command = parse(CompareCommand, "tiny-gpt runs compare", args)
     folders = _folders_of(command.names, "compare", 2)
     if len(folders) < 2:
-        raise UsageError(f"runs compare: {', '.join(command.names)} are the same run; name two", code="runs-the-same")
+        raise UsageError(
+            f"runs compare: {' and '.join(command.names)} are the same run; name two different ones",
+            code="runs-the-same",
+        )
     from tiny_gpt.run.comparison import compare_runs
     from tiny_gpt.ui.runs_report import comparison_lines
 

@@ -111,11 +111,11 @@ def _fraction(fraction: float | None, of_what: str) -> str:
 def _advice(summary: CorpusSummary, sources: tuple[str, ...]) -> Iterator[str]:
     if auto_tokenizer(summary.train_bytes) == "bpe":
         yield "bpe suits this text: with subword tokens a model reads more of it in the same time."
-        yield "  tiny-gpt train uses it by default; train.py: --tokenizer bpe"
+        yield "  tiny-gpt train uses it by default; with train.py, give --tokenizer bpe"
     else:
         yield "char suits this text: in a small text each subword token is too rare to be learned."
         yield "  tiny-gpt train and train.py use it by default"
-    yield f"To estimate a training on it on this machine: tiny-gpt plan {' '.join(map(quoted, sources))}"
+    yield f"To predict a training on it: tiny-gpt plan {' '.join(map(quoted, sources))}"
 
 
 def _row(label: str, text: str) -> str:
