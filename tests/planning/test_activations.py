@@ -46,13 +46,13 @@ class LiveTensors(TorchDispatchMode):
         self.now -= self._sizes.pop(key, 0)
 
 
-def live_bytes(shape: PassShape, n_blocks: int) -> int:
-    """The most that a forward and a backward pass of `n_blocks` hold beside the weights."""
+def live_bytes(shape: PassShape, n_sequences: int) -> int:
+    """The most that a forward and a backward pass of `n_sequences` hold beside the weights."""
     model = GPT(shape.model, shape.vocab_size, PRECISIONS[shape.train.precision]).train()
     model.recomputes = shape.train.recompute
     if rank := shape.train.lora_rank:
         add_adapters(model, rank)
-    ids_BT, targets_BT = torch.randint(shape.vocab_size, (2, n_blocks, shape.model.block_size))
+    ids_BT, targets_BT = torch.randint(shape.vocab_size, (2, n_sequences, shape.model.block_size))
     live = LiveTensors([*model.parameters(), *model.buffers(), ids_BT])
     with live:
         get_backend(shape.train.backend).loss(model, ids_BT, targets_BT).backward()
@@ -64,8 +64,8 @@ def live_bytes(shape: PassShape, n_blocks: int) -> int:
 @pytest.mark.parametrize("model", [WIDE, LONG, replace(WIDE, dropout=0.0)])
 @pytest.mark.parametrize("train", [TRAIN, replace(TRAIN, recompute=True), ADAPTED, replace(TRAIN, backend="fused")])
 def test_the_count_is_what_is_alive(architecture: Any, precision: Any, model: ModelConfig, train: TrainConfig) -> None:
-    n_blocks = 512 // model.block_size
+    n_sequences = 512 // model.block_size
     shape = PassShape(
-        replace(model, architecture=architecture), replace(train, precision=precision), 40, n_blocks * model.block_size
+        replace(model, architecture=architecture), replace(train, precision=precision), 40, n_sequences * model.block_size
     )
-    assert pass_bytes(shape, holds_gradients=False) == pytest.approx(live_bytes(shape, n_blocks), rel=0.07)
+    assert pass_bytes(shape, holds_gradients=False) == pytest.approx(live_bytes(shape, n_sequences), rel=0.07)
