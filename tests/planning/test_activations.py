@@ -66,6 +66,9 @@ def live_bytes(shape: PassShape, n_sequences: int) -> int:
 def test_the_count_is_what_is_alive(architecture: Any, precision: Any, model: ModelConfig, train: TrainConfig) -> None:
     n_sequences = 512 // model.block_size
     shape = PassShape(
-        replace(model, architecture=architecture), replace(train, precision=precision), 40, n_sequences * model.block_size
+        replace(model, architecture=architecture),
+        replace(train, precision=precision),
+        40,
+        n_sequences * model.block_size,
     )
     assert pass_bytes(shape, holds_gradients=False) == pytest.approx(live_bytes(shape, n_sequences), rel=0.07)

@@ -44,6 +44,8 @@ def micro_batches(
     """
     batch_size, block_size = batch.inputs_BT.shape
     parts = _split(batch_size, max(n_micro_batches, config.grad_accum_steps), block_size, device)
+    # Rank r computes parts r, r + size, and so on. Where all take turns, a rank for which no part is left in the last
+    # round computes the first one again, with a share of 0: sharded weights are collected by all ranks together.
     n_rounds = math.ceil(len(parts) / ranks.size)
     for index in range(ranks.rank, n_rounds * ranks.size if takes_turns else len(parts), ranks.size):
         is_part = index < len(parts)
@@ -67,6 +69,7 @@ def _split(batch_size: int, n_micro_batches: int, block_size: int, device: torch
     """The rows of each micro-batch. Their numbers differ by one at most, the larger ones first."""
     size = micro_batch_size(batch_size, n_micro_batches, block_size, device)
     n_parts = math.ceil(batch_size / size)
+    # `size` is rounded up, which may leave fewer parts than were asked for: 8 sequences in 5 parts of at most 2 are 4.
     if max_sequences_at_once(block_size, device) is None:
         n_parts = max(n_parts, min(n_micro_batches, batch_size))
     sizes = [batch_size // n_parts + (index < batch_size % n_parts) for index in range(n_parts)]
