@@ -134,7 +134,7 @@ def test_an_unplugged_cable_ends_both_soon_and_the_run_goes_on(cable: Cable, tmp
         for rank in ranks:
             rank.kill()
             rank.wait()
-    assert all(codes) and seconds < ENDED_WITHIN_S
+    assert all(codes) and seconds < ENDED_WITHIN_S, (codes, seconds)
     assert 15 <= newest_step(Path(together.train.out_dir)) < 200
     cable.set("up")
     train_in_group(tmp_path / "jobs", 2, [Job(together, resume=True)], cable.prefixes, ADDRESSES[0])

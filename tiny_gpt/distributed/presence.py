@@ -8,10 +8,13 @@ which rank it was.
 """
 
 import _thread
+import atexit
 import contextlib
 import json
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -171,7 +174,7 @@ class Presence:
 
     def _exchanged_within(self, timeout_s: float) -> bool:
         """Whether the records are exchanged, or need not be any more."""
-        if not self._exchanging.acquire(timeout=PATIENCE * timeout_s):
+        if not self._exchanging.acquire(timeout=timeout_s):
             return self.leader_has_ended
         try:
             if self._is_stuck:  # TCP goes on trying for hours, and later messages wait for the one that is stuck
@@ -245,12 +248,34 @@ def answered_within(timeout_s: float, ask: Callable[[], Answer]) -> Answer:
             answer.set_result(ask())
         except BaseException as failure:
             answer.set_exception(failure)
+        finally:
+            _asking.discard(threading.current_thread())
 
-    threading.Thread(target=work, daemon=True, name="meeting other ranks").start()
+    thread = threading.Thread(target=work, daemon=True, name="meeting other ranks")
+    _asking.add(thread)
+    thread.start()
     try:
         return answer.result(PATIENCE * timeout_s)
     except TimeoutError:
         raise LostRankError("the process where all ranks meet does not answer", code="meeting-silent") from None
+
+
+_asking: set[threading.Thread] = set()
+
+
+@atexit.register
+def _leave_behind() -> None:
+    """End this process without a thread that is stuck in torch.
+
+    The interpreter, which is about to end, would end the thread in a way that C++ takes for a failure: it would abort.
+    """
+    end = time.monotonic() + SIGN_INTERVAL_S
+    for thread in list(_asking):
+        thread.join(max(0.0, end - time.monotonic()))
+    if _asking:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(LostRankError.exit_code)
 
 
 @contextlib.contextmanager
