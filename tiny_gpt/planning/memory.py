@@ -29,8 +29,9 @@ from tiny_gpt.planning.activations import FUSED_LOGITS, PassShape, n_block_param
 from tiny_gpt.training.micro_batches import micro_batch_size
 
 # Of a process on a CPU, beside weights, moments and activations: Python, torch and its libraries, and the compiled
-# decoder, which writes samples; measured 410 MiB (12 x 768). The kernels of the backend `fused`: 70 MiB.
-PROCESS_BYTES, FUSED_BYTES = 410 << 20, 70 << 20
+# decoder, which writes samples; measured 410 MiB (12 x 768). More for the kernels of the backend `fused`: 70 MiB; for
+# FSDP, with --shard: 34 and 54 MiB (the guide's model).
+PROCESS_BYTES, FUSED_BYTES, FSDP_BYTES = 410 << 20, 70 << 20, 50 << 20
 # glibc's heap beside what is used in it at most. Autograd frees tensors between others that stay, and glibc before 2.38
 # does not give the room of an aligned tensor to another of the same size. Measured with glibc 2.36: 1.27 (12 x 768),
 # 1.31 (the guide's model), 1.35 (4 x 256), 1.44 (qwen3, 6 x 384). The fused backend frees fewer tensors between those
@@ -116,7 +117,9 @@ def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     shape = PassShape(model, train, vocab_size, n_tokens, is_sharded)
     if is_sharded:
         state_bytes = sharded_bytes(config, vocab_size, n_devices)
-        gradient_bytes = 0.0
+        # Gradients are in it. Instead, the whole model that rank 0 has just saved: it is there when a sample is written
+        # (12 x 768: 2,105 MiB, 280 more than without it).
+        gradient_bytes = 4 * n_all
     elif rank := train.lora_rank:
         n_adapted = n_adapter_parameters(model, rank)
         state_bytes, gradient_bytes = STATE_BYTES * n_adapted + frozen_bytes(shape), 4 * n_adapted
@@ -129,7 +132,7 @@ def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     # With --recompute and --shard, freed memory is returned at once (training/sharing.py).
     is_returned = train.recompute or is_sharded
     heap = 1.0 if is_returned else FUSED_HEAP if shape.is_fused else AUTOGRAD_HEAP
-    program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else 0)
+    program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else FSDP_BYTES if is_sharded else 0)
     at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape))
     return program_bytes + state_bytes + max(heap * pass_bytes(shape, holds_gradients), gradient_bytes + at_ends)
 
