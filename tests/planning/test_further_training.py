@@ -108,7 +108,7 @@ def test_the_rank_is_chosen_without_a_planner_too(monkeypatch):
     ranked, whole = with_rank(config, 512, CPU), replace(config, train=replace(config.train, lora="0"))
     assert with_rank(whole, 512, CPU) == whole
     saved = estimate_memory_bytes(whole, 512, CPU) - estimate_memory_bytes(ranked, 512, CPU)
-    assert 0.4 < saved / (24 * n_parameters(LARGE, 512)) < 0.5
+    assert 0.2 < saved / (24 * n_parameters(LARGE, 512)) < 0.4
     assert 0.66 < step_flops(ranked, 512) / step_flops(whole, 512) < 0.75
 
 
