@@ -207,7 +207,7 @@ def transformers_server(path: Path, size: str) -> Iterator[str]:
 
 
 OTHER_SERVERS = {"llama.cpp": llama_server, "transformers": transformers_server}
-PACKAGES = {"llama.cpp": ("llama_cpp", "fastapi"), "transformers": ("transformers", "fastapi")}
+PACKAGES = {"llama.cpp": ("llama_cpp", "fastapi"), "transformers": ("transformers", "fastapi", "accelerate")}
 
 
 def missing_packages(server: str) -> list[str]:
@@ -243,7 +243,7 @@ async def stream(
         while line := await reader.readline():
             if line.startswith(b"data: {"):
                 first_s = first_s or time.perf_counter() - start
-                if b'"choices":[]' in line:
+                if b'"usage":{' in line:
                     n_found = json.loads(line[6:])["usage"]["completion_tokens"]
             is_complete = is_complete or line.startswith(b"data: [DONE]")
             if time.perf_counter() - start > leave_after_s:
