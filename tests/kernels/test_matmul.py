@@ -41,15 +41,15 @@ def test_transpose():
 @pytest.mark.parametrize("storage", ["fp32", "fp16"])
 @pytest.mark.parametrize("n_inputs", [1, 8, 11])
 def test_few_rows_equal_numpy_and_one_row_alone(storage, n_inputs):
-    """Rows are computed four, two or one at a time; the bits are the same."""
-    weight_NK, x_RK = random_matrix(TILE + 5, n_inputs), random_matrix(7, n_inputs)
+    """Rows are computed eight, four, two or one at a time; the bits are the same."""
+    weight_NK, x_RK = random_matrix(TILE + 5, n_inputs), random_matrix(15, n_inputs)
     tiles = tile_weights(weight_NK)[None]
     if storage == "fp16":
         weight_NK, tiles = weight_NK.astype(np.float16).astype(np.float32), tiles.astype(np.float16).view(np.int16)
-    y_RN, alone_RN = np.zeros((2, 7, 2 * TILE), np.float32)
-    matmul_few_rows(tiles, 0, x_RK, y_RN, 7, 0, 2)
+    y_RN, alone_RN = np.zeros((2, 15, 2 * TILE), np.float32)
+    matmul_few_rows(tiles, 0, x_RK, y_RN, 15, 0, 2)
     np.testing.assert_allclose(y_RN[:, : TILE + 5], x_RK @ weight_NK.T, rtol=1e-4, atol=1e-5)
     assert not y_RN[:, TILE + 5 :].any(), "padding is zero"
-    for row in range(7):
+    for row in range(15):
         matmul_few_rows(tiles, 0, x_RK[row : row + 1].copy(), alone_RN[row : row + 1], 1, 0, 2)
     assert (y_RN == alone_RN).all()

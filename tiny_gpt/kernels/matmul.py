@@ -3,9 +3,9 @@
 `matmul` is for training's attention: small matrices that lie in a core's own cache, so that arithmetic is the limit. It
 keeps a tile of the result in registers and uses the bf16 instruction where there is one.
 
-`matmul_few_rows` is for decoding: one or a few rows times a large weight matrix, each weight of which is used once per
-row, so that reading the weights is the limit. They are stored in exactly the order in which they are read, in 16 bits
-where wanted, and each result is added up in the same order however many rows there are.
+`matmul_few_rows` is for decoding: one or a few rows times a large weight matrix. With one row, reading the weights is
+the limit. They are stored in exactly the order in which they are read, in 16 bits where wanted, and each result is
+added up in the same order however many rows there are.
 
 R rows of the left operand, K inputs (the numbers of a row, which the sum runs over), N outputs; a weight is stored as L
 layers, T tiles of J outputs each.
@@ -159,9 +159,13 @@ def _multiply_add(builder: ir.IRBuilder, sums: ir.Value, left: ir.Value, right: 
 
 # --- matmul_few_rows: weights in the order in which they are read ---
 
-# Columns of the result that are added up together, 256 bytes in fp32. Sums of four rows, four rows of weights and the
-# inputs stay in the first-level cache (32 KiB or more), where a tile's sums are read and written for every four inputs.
+# Columns of the result that are added up together, 256 bytes in fp32. Sums of one or two rows, four rows of weights and
+# the inputs stay in the first-level cache (32 KiB or more), where sums are read and written for every four inputs.
 TILE = 64
+# Sums in registers, as above: 8 rows of 2 vectors, or 4 rows of all 4 vectors of a tile, which converts weights more
+# often; where registers have 256 bits, 4 rows of 1 vector for both.
+_MANY_ROWS, _FEW_VECTORS = _TILE_ROWS, _TILE_VECTORS
+_SOME_ROWS, _SOME_VECTORS = (4, 4) if HAS_512_BITS else (4, 1)
 
 
 def tile_weights(weight_NK: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -180,18 +184,23 @@ def tile_weights(weight_NK: NDArray[np.float32]) -> NDArray[np.float32]:
 def matmul_few_rows(weight_LTKJ, layer, x_RK, y_RN, n_rows, first_tile, end_tile):
     """y += x @ weight.T for the outputs of some tiles of one layer. L layers, T tiles of J = TILE outputs, K inputs.
 
-    The innermost loop runs over a tile's outputs, neighbors in `weight` and `y`: it is vectorized. Four inputs are
-    taken at a time, so that y is read and written a quarter as often, and up to four rows, so that a weight is read
-    and converted once for them. Each output is added up input by input in the same order whichever of the three loops
-    computes its row: a text is the same to the bit, whatever is generated beside it.
+    Several rows are taken at a time, so that a weight is read and converted once for them. Each output is added up
+    input by input in the same order whichever of the functions below computes its row: a text is the same to the bit,
+    whatever is generated beside it.
     """
     layer, n_rows = _U(layer), _U(n_rows)
     # A tile of weights at a time, all rows with it: it is read from memory once and then from the cache.
     for t in range(_U(first_tile), _U(end_tile)):
         row = _U(0)
-        while row + _U(4) <= n_rows:
-            _add_four_rows(weight_LTKJ, layer, t, x_RK, y_RN, row)
-            row += _U(4)
+        n_inputs = _U(weight_LTKJ.shape[2]) // _U(4) * _U(4)
+        while row + _U(_MANY_ROWS) <= n_rows:
+            for column in range(_U(0), _U(TILE), _U(_FEW_VECTORS * _LANES)):
+                _add_many_rows(weight_LTKJ, layer, t, column, x_RK, y_RN, row, n_inputs)
+            row += _U(_MANY_ROWS)
+        while row + _U(_SOME_ROWS) <= n_rows:
+            for column in range(_U(0), _U(TILE), _U(_SOME_VECTORS * _LANES)):
+                _add_some_rows(weight_LTKJ, layer, t, column, x_RK, y_RN, row, n_inputs)
+            row += _U(_SOME_ROWS)
         while row + _U(2) <= n_rows:
             _add_two_rows(weight_LTKJ, layer, t, x_RK, y_RN, row)
             row += _U(2)
@@ -200,31 +209,67 @@ def matmul_few_rows(weight_LTKJ, layer, x_RK, y_RN, n_rows, first_tile, end_tile
         _add_last_inputs(weight_LTKJ, layer, t, x_RK, y_RN, n_rows)
 
 
-# The three functions below are one loop, written out for 4, 2 and 1 rows: the inputs then are variables, which LLVM
-# keeps in registers; a small array of them would live in memory. Each line is four fused multiply-adds from left to
-# right, starting from y, the same order in all three; with `y += ...` the four products would be added up first.
+def _register_tile(n_rows: int, n_vectors: int) -> Any:
+    """A function that adds to `n_rows` rows and `n_vectors` vectors of columns of a tile, from `column` of tile `t` on.
+
+    Sums stay in registers over all inputs, and a vector of weights is read and converted once for all rows. In LLVM's
+    own instructions, like `_multiply_tile`. Each sum is y, then one fused multiply-add for each input, in their order.
+    """
+
+    @intrinsic
+    def add(typing_context, weight_LTKJ, layer, t, column, x_RK, y_RN, row, n_inputs):
+        def generate(context, builder, signature, arguments):
+            layer, t, column, row, n_inputs = (arguments[i] for i in (1, 2, 3, 6, 7))
+
+            def pointer(argument, *indices):
+                array_type = signature.args[argument]
+                array = context.make_array(array_type)(context, builder, arguments[argument])
+                return cgutils.get_item_pointer(context, builder, array_type, array, indices)
+
+            def vector(start, vector_type, number):
+                return builder.bitcast(builder.gep(start, [_I64(number * _LANES)]), vector_type.as_pointer())
+
+            def weights(start, number):
+                if signature.args[0].dtype == types.int16:
+                    halves = builder.load(vector(start, ir.VectorType(ir.HalfType(), _LANES), number), align=2)
+                    return builder.fpext(halves, _SUMS)
+                return builder.load(vector(start, _SUMS, number), align=4)
+
+            rows, vectors, zero = range(n_rows), range(n_vectors), _I64(0)
+            row_numbers = [builder.add(row, _I64(r)) for r in rows]
+            first_output = builder.add(builder.mul(t, _I64(TILE)), column)
+            sums = [[cgutils.alloca_once(builder, _SUMS) for _ in vectors] for _ in rows]
+            results = [pointer(5, number, first_output) for number in row_numbers]
+            inputs = [pointer(4, number, zero) for number in row_numbers]
+            for r in rows:
+                for v in vectors:
+                    builder.store(builder.load(vector(results[r], _SUMS, v), align=4), sums[r][v])
+            tile = pointer(0, layer, t, zero, column)
+            with cgutils.for_range(builder, n_inputs, intp=_I64) as loop:
+                start = builder.gep(tile, [builder.mul(loop.index, _I64(TILE))])
+                right = [weights(start, v) for v in vectors]
+                for r in rows:
+                    left = _broadcast(builder, _SUMS, builder.load(builder.gep(inputs[r], [loop.index])))
+                    for v in vectors:
+                        builder.store(_multiply_add(builder, builder.load(sums[r][v]), left, right[v]), sums[r][v])
+            for r in rows:
+                for v in vectors:
+                    builder.store(builder.load(sums[r][v]), vector(results[r], _SUMS, v), align=4)
+            return context.get_dummy_value()
+
+        numbers = [types.uint64] * 3
+        return types.void(weight_LTKJ, *numbers, x_RK, y_RN, types.uint64, types.uint64), generate
+
+    return add
 
 
-@compiled
-def _add_four_rows(weight_LTKJ, layer, t, x_RK, y_RN, r):
-    one, two, three, four, tile = _U(1), _U(2), _U(3), _U(4), _U(TILE)
-    r1, r2, r3, start = r + one, r + two, r + three, t * tile
-    for i in range(_U(weight_LTKJ.shape[2]) // four):
-        k = i * four
-        k1, k2, k3 = k + one, k + two, k + three
-        # 16 inputs in registers; each weight below is used for four rows.
-        a, a1, a2, a3 = x_RK[r, k], x_RK[r, k1], x_RK[r, k2], x_RK[r, k3]
-        b, b1, b2, b3 = x_RK[r1, k], x_RK[r1, k1], x_RK[r1, k2], x_RK[r1, k3]
-        c, c1, c2, c3 = x_RK[r2, k], x_RK[r2, k1], x_RK[r2, k2], x_RK[r2, k3]
-        d, d1, d2, d3 = x_RK[r3, k], x_RK[r3, k1], x_RK[r3, k2], x_RK[r3, k3]
-        for j in range(tile):
-            n = start + j
-            w, w1 = to_f32(weight_LTKJ[layer, t, k, j]), to_f32(weight_LTKJ[layer, t, k1, j])
-            w2, w3 = to_f32(weight_LTKJ[layer, t, k2, j]), to_f32(weight_LTKJ[layer, t, k3, j])
-            y_RN[r, n] = y_RN[r, n] + a * w + a1 * w1 + a2 * w2 + a3 * w3
-            y_RN[r1, n] = y_RN[r1, n] + b * w + b1 * w1 + b2 * w2 + b3 * w3
-            y_RN[r2, n] = y_RN[r2, n] + c * w + c1 * w1 + c2 * w2 + c3 * w3
-            y_RN[r3, n] = y_RN[r3, n] + d * w + d1 * w1 + d2 * w2 + d3 * w3
+_add_many_rows, _add_some_rows = _register_tile(_MANY_ROWS, _FEW_VECTORS), _register_tile(_SOME_ROWS, _SOME_VECTORS)
+
+
+# The two functions below are one loop, written out for 2 and 1 rows, whose innermost loop runs over a tile's outputs.
+# Four inputs are taken at a time, so that y is read and written a quarter as often. The inputs are variables, which
+# LLVM keeps in registers; a small array of them would live in memory. Each line is four fused multiply-adds from left
+# to right, starting from y, the same order in both; with `y += ...` the four products would be added up first.
 
 
 @compiled
