@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from tiny_gpt.config import ServeConfig
 from tiny_gpt.inference.prompts import START
+from tiny_gpt.serve.jobs import Submission
 from tiny_gpt.serve.metrics import CONTENT_TYPE, Metrics
 from tiny_gpt.serve.models import ServedModel, ServedModels
 from tiny_gpt.serve.parameters import (
@@ -96,6 +97,7 @@ class _Api:
             model, waker = self._models.find(ask.model), _Waker()
             # In another thread: a long prompt takes a while.
             answer = await run_in_threadpool(begin_answer, ask, model, waker, self._config.request_timeout)
+            waker.submission = answer.submission
             model.scheduler.submit(answer.submission)
         except RefusedError as error:
             self._count(error.status)
@@ -141,7 +143,7 @@ class _Api:
                     is_first = False
                 yield events
             if not is_over:
-                await asyncio.sleep(SEND_INTERVAL_S)
+                await waker.pause(SEND_INTERVAL_S)
         if submission.error is not None:
             yield to_event(submission.error.body())
         else:
@@ -175,22 +177,36 @@ class _EventStream(StreamingResponse):
 
 
 class _Waker:
-    """Wakes a coroutine from another thread; many calls before it has run cost no more than one."""
+    """Wakes a coroutine from another thread when a submission has grown or is over; many calls before it has run cost
+    no more than one."""
 
     def __init__(self) -> None:
-        self._loop, self._event, self._is_called = asyncio.get_running_loop(), asyncio.Event(), False
+        self.submission: Submission | None = None
+        self._loop, self._is_called = asyncio.get_running_loop(), False
+        self._event, self._end = asyncio.Event(), asyncio.Event()
 
     def __call__(self) -> None:
+        if self.submission and self.submission.is_over:
+            self._soon(self._end.set)
         if not self._is_called:
             self._is_called = True
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._event.set)
+            self._soon(self._event.set)
 
     async def wait(self) -> None:
         await self._event.wait()
         self._event.clear()
         # Before the caller looks at what has changed: a later change then calls again.
         self._is_called = False
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of the submission."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._end.wait()
+
+    def _soon(self, action: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(action)
 
 
 async def _wait_for_disconnect(request: Request) -> None:
