@@ -111,7 +111,8 @@ class TrainConfig:
     It is a run, a model file, an exported folder, a GGUF file, or hf:OWNER/NAME of the Hugging Face hub."""
     lora: Annotated[str, arg(metavar="{0,auto,RANK}"), OPTIONAL] = NO_LORA
     """With --start-from, train matrices of this rank beside the model's own weights, which stay as they are (LoRA).
-    It needs no memory for gradients and moments of those. The model files are ordinary ones, with these matrices merged into the weights.
+    It needs no memory for gradients and moments of those.
+    The model files are ordinary ones, with these matrices merged into the weights.
     auto: the largest rank that fits into memory, up to 32. 0: train all weights."""
     out_dir: Annotated[str, arg(metavar="FOLDER"), OPTIONAL] = ""
     """Folder for models, checkpoints and metrics. Without it, runs/NAME, named after the text."""
