@@ -90,7 +90,7 @@ def test_a_mac_computes_equal_micro_batches_within_its_limit(
 def test_the_cuda_graph_form_equals_the_eager_one(
     monkeypatch: pytest.MonkeyPatch, optimizer_name: Any, n_micro_batches: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """The work that a GPU records, run eagerly on the CPU. AdamW's first steps go by the sign of a gradient, so that
+    """The work that a GPU records, run eagerly on the CPU. AdamW's first steps follow the sign of a gradient, so that
     rounding in bf16 moves the norm of a bias by up to 6%, depending on the processor."""
     monkeypatch.setattr(cuda_graph.CudaGraph, "__call__", lambda graph: graph._work())
     train = replace(PLAIN, optimizer=optimizer_name, learning_rate=1e-2, min_learning_rate=0.0, grad_clip=1.0)
