@@ -47,8 +47,8 @@ def parse_run(
 ) -> RunArguments:
     """`base` with the settings that `args` give. Raises SystemExit after --help.
 
-    `listed`: the defaults are the settings of a run. Help lists these ones only, without values, because the run is not
-    known yet.
+    `listed`: the defaults are the settings of a run, which is not known yet, so their values are not shown. All are
+    accepted; help lists these ones only.
     """
     description = documentation(arguments)
     if given_budget(args):
@@ -56,7 +56,10 @@ def parse_run(
     shown = base  # with the defaults that --help and the hints after a misspelled flag show
     if listed is not None:
         names = set(base.to_flat())
-        shown = annotated(with_help_default(base, names, ""), names - set(listed), Suppress)
+        if {"-h", "--help"} & set(args):  # the parser knows no flag that it does not list
+            shown = annotated(with_help_default(base, names, ""), names - set(listed), Suppress)
+        else:
+            shown = with_help_default(base, names, "as in the run")
     elif base.train.auto:
         description += '\n\nSettings marked "chosen" depend on the text, the time and this machine.'
         shown = with_help_default(base, base.train.auto, "chosen")
