@@ -264,7 +264,7 @@ def as_dict(
                 "device": report.device,
                 "precision": report.precision,
                 "safe": report.is_safe,
-                "age_s": round(report.age_s, 2),
+                "age_s": report.age_s,
                 "checks": [
                     asdict(result) | {"error": result.error if math.isfinite(result.error) else None}
                     for result in report.results
