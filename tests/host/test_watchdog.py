@@ -409,7 +409,7 @@ class TestStopping:
         assert notes() == ["ready", "SIGINT"]
 
     def test_a_second_signal_reaches_the_child_too(self, start, wait_for, notes):
-        parent = start(child("beat(); count_signals(); time.sleep(0.7); sys.exit(130)"), poll_s=self.POLL_S)
+        parent = start(child("beat(); count_signals(); time.sleep(2); sys.exit(130)"), poll_s=self.POLL_S)
         wait_for("ready")
         os.killpg(parent.pid, signal.SIGINT)
         wait_for("ready", "SIGINT")
