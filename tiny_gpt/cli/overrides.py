@@ -47,8 +47,8 @@ def parse_run(
 ) -> RunArguments:
     """`base` with the settings that `args` give. Raises SystemExit after --help.
 
-    `listed`: the defaults are the settings of a run, which is not known yet, so their values are not shown. All are
-    accepted; help lists these ones only.
+    `listed`: the only settings that --help lists, for a command that takes its defaults from a run, whose values are
+    not known yet. The command accepts all settings.
     """
     description = documentation(arguments)
     if given_budget(args):

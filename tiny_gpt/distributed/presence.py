@@ -237,9 +237,9 @@ def meeting_store(address: str, port: str, timeout_s: float) -> Store:
 def answered_within(timeout_s: float, ask: Callable[[], Answer]) -> Answer:
     """What `ask` returns, or raises; LostRankError if that takes far longer than `timeout_s`.
 
-    torch has timeouts of its own, and its errors say more. But a store whose process was stopped (SIGSTOP) while it
-    answered is waited for without end: torch gives up, tells the store so, and waits for the store to confirm that. So
-    a thread asks, which is left behind if it is stuck.
+    torch has its own timeouts, whose errors are more specific. But if the process of the store is stopped (SIGSTOP),
+    torch can block forever: after its timeout it cancels the request and waits for the store to confirm. So a thread
+    asks, and is abandoned if it is stuck.
     """
     answer: Future[Answer] = Future()
 
@@ -265,10 +265,7 @@ _asking: set[threading.Thread] = set()
 
 @atexit.register
 def _leave_behind() -> None:
-    """End this process without a thread that is stuck in torch.
-
-    The interpreter, which is about to end, would end the thread in a way that C++ takes for a failure: it would abort.
-    """
+    """Exit now if a thread is stuck in torch: when the interpreter shuts down, C++ code in that thread would abort."""
     end = time.monotonic() + SIGN_INTERVAL_S
     for thread in list(_asking):
         thread.join(max(0.0, end - time.monotonic()))

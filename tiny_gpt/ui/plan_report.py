@@ -27,7 +27,7 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {"optimizer": ("adamw",), "architectu
 SCALE = "8 is guessing, about 2 is words and broken sentences, below 1.3 is fluent"
 # English has 3.5 to 4.5 bytes in a token of a large vocabulary; a text with fewer than this is cut into letters.
 FEW_BYTES_PER_TOKEN = 2.0
-# A run that trained on this much more or less text than planned is told why.
+# The report gives a reason if a run trained on this much more or less text than planned.
 NOTEWORTHY_CHANGE = 0.05
 # Together at most 80 columns.
 LABEL_WIDTH, COLUMN_WIDTH = 28, 13
