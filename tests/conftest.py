@@ -52,6 +52,12 @@ def _no_network(self, address):
     raise AssertionError(f"a test asked the network for {address}")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in every test, whichever tests the process has run before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def fill_disk(monkeypatch):
     """`fill_disk(module, n_bytes)`: files that `module` opens for writing from now on find room for so much."""

