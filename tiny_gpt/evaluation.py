@@ -17,6 +17,7 @@ from tiny_gpt.backends import get_backend
 from tiny_gpt.device import to_device
 from tiny_gpt.distributed.ranks import ALONE, Ranks
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.token_losses import IGNORED
 
 # Fractions of the time that evaluations may take during a run.
 VAL_SHARE = 0.05
@@ -26,8 +27,6 @@ TRAIN_SHARE = 0.0125
 LONGEST_BLOCK = 512
 # The most logits that `tiny-gpt eval` computes at once: 0.5 GiB.
 MAX_LOGITS_AT_ONCE = 1 << 27
-# cross_entropy skips this target. The last window and the last batch are padded with it.
-IGNORED = -100
 
 
 class FixedWindows:

@@ -12,8 +12,10 @@ from torch.utils._pytree import tree_leaves
 from tiny_gpt.backends import get_backend
 from tiny_gpt.config import ModelConfig, TrainConfig
 from tiny_gpt.device import PRECISIONS
+from tiny_gpt.model import token_losses
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.lora import add_adapters
+from tiny_gpt.planning import activations
 from tiny_gpt.planning.activations import PassShape, pass_bytes
 
 WIDE = ModelConfig(n_layer=4, n_head=4, d_model=64, d_ff=256, block_size=32, dropout=0.1)
@@ -72,3 +74,12 @@ def test_the_count_is_what_is_alive(architecture: Any, precision: Any, model: Mo
         n_sequences * model.block_size,
     )
     assert pass_bytes(shape, holds_gradients=False) == pytest.approx(live_bytes(shape, n_sequences), rel=0.07)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("train", [TRAIN, ADAPTED])
+def test_logits_in_chunks(monkeypatch: Any, precision: Any, train: TrainConfig) -> None:
+    for module in (activations, token_losses):
+        monkeypatch.setattr(module, "LOGITS_PER_PRODUCT", 1 << 17)
+    shape = PassShape(replace(WIDE, dropout=0.0), replace(train, precision=precision), 5000, 512)
+    assert pass_bytes(shape, holds_gradients=False) == pytest.approx(live_bytes(shape, 16), rel=0.07)

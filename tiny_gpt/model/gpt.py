@@ -32,6 +32,7 @@ from tiny_gpt.model.attention import causal_attention
 from tiny_gpt.model.dropout import dropout
 from tiny_gpt.model.kv_cache import KVCache
 from tiny_gpt.model.layers import LayerNorm, Linear, RMSNorm, embed
+from tiny_gpt.model.token_losses import token_losses
 
 INIT_STD = 0.02  # of GPT-2
 
@@ -98,8 +99,10 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=INIT_STD)
             # What is left are the norms' weights, which start as ones.
 
-    def forward(self, ids_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """Logits (B, T, V): at each position, of the token after it.
+    def forward(
+        self, ids_BT: torch.Tensor, cache: KVCache | None = None, targets_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (B, T, V): at each position, of the token after it. With targets: `losses`.
 
         With a cache, `ids_BT` continues the positions that it holds: several at once if it is empty, else one at a
         time. The length of the cache plus T is at most block_size.
@@ -122,12 +125,13 @@ class GPT(nn.Module):
                 x_BTD = block(x_BTD, rope, cache)
         if cache:
             cache.advance(ids_BT.shape[1])
-        return self.head(self.norm(x_BTD))
+        x_BTD = self.norm(x_BTD)
+        return self.head(x_BTD) if targets_BT is None else token_losses(x_BTD, self.head, targets_BT)
 
     def losses(self, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each target in nats, (B, T) fp32. In training, targets are the ids one position later."""
-        logits_BTV = self(ids_BT).float()
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+        losses_BT: torch.Tensor = self(ids_BT, targets_BT=targets_BT)
+        return losses_BT
 
     def set_dropout(self, p: float) -> None:
         """Train with another dropout probability from now on."""

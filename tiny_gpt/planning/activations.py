@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from tiny_gpt.config import ModelConfig, TrainConfig
 from tiny_gpt.model.shapes import block_product_shapes, n_adapter_parameters, n_parameters
+from tiny_gpt.model.token_losses import LOGITS_PER_PRODUCT
 
 FP32 = 4
-# The `fused` backend computes at most this many logits at once, the others those of the whole micro-batch.
+# The `fused` backend computes at most this many logits at once.
 FUSED_LOGITS = 1 << 22
 
 
@@ -81,7 +82,8 @@ def scoring_bytes(shape: PassShape) -> float:
     width = model.n_head * model.dim_per_head
     in_attention = item * (model.d_model + 7 * width)  # the norm's result; q, k, v twice, output
     in_feed_forward = item * (model.d_model + _n_hidden(model) * model.d_ff)
-    n_logits = min(shape.vocab_size, FUSED_LOGITS / shape.n_tokens) if shape.is_fused else shape.vocab_size
+    most_logits = FUSED_LOGITS if shape.is_fused else LOGITS_PER_PRODUCT
+    n_logits = min(shape.vocab_size, most_logits / shape.n_tokens)
     in_head = (2 * FP32 + item) * n_logits
     stream = FP32 * model.d_model
     return shape.n_tokens * (stream + max(in_attention, in_feed_forward, in_head)) + sum(_weight_copies(shape))
@@ -138,8 +140,13 @@ def _head_bytes(shape: PassShape) -> float:
     if shape.is_fused:
         n_logits = min(shape.vocab_size, FUSED_LOGITS / shape.n_tokens)
         return (FP32 + 3 * item) * D + item * n_logits
-    # In fp32: log-probabilities, their gradients, and the gradients of the logits.
-    return _norm_bytes(shape) + 3 * FP32 * shape.vocab_size
+    if shape.n_tokens * shape.vocab_size <= LOGITS_PER_PRODUCT:
+        # In fp32: log-probabilities, their gradients, and the gradients of the logits.
+        return _norm_bytes(shape) + 3 * FP32 * shape.vocab_size
+    # In chunks: the logits or their gradients in both dtypes, or the chunk's gradients of the head.
+    of_weight = 0 if shape.train.lora_rank else item * D * shape.vocab_size
+    chunk = LOGITS_PER_PRODUCT * (FP32 + item) + of_weight
+    return _norm_bytes(shape) + item * D + chunk / shape.n_tokens
 
 
 def _weight_copies(shape: PassShape) -> tuple[float, float]:

@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from tiny_gpt.config import SampleConfig
-from tiny_gpt.evaluation import IGNORED, FixedWindows, bits_per_byte
+from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.inference.decoder import Decoder
 from tiny_gpt.inference.engine import Engine
 from tiny_gpt.inference.generate import continue_ids
 from tiny_gpt.inference.prompts import START, as_text
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.token_losses import IGNORED
 from tiny_gpt.model_io.model_file import LoadedModel
 from tiny_gpt.play.next_token import summarize_logits, surprise_bits
 from tiny_gpt.tokenizer.base import Tokenizer
