@@ -67,8 +67,9 @@ REGULARIZATION = (
 PEAK_RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
 REFERENCE_STEPS, RATE_EXPONENT = 1000, 0.4
 MIN_PEAK_RATE, MAX_PEAK_RATE = 2e-4, 5e-3
-# For a pretrained model (--start-from), which a high rate would make forget.
-FINE_TUNING_RATE = 2e-4
+# For a pretrained model (--start-from), which a high rate would make forget. Of 1.5e-4, 3e-4 and 5e-4, the second was
+# best for SmolLM2-135M (docs/log/start-from.md).
+FINE_TUNING_RATE = 3e-4
 # For the adapters beside one. The best rate of LoRA is about ten times that of training all weights (model/lora.py);
 # half of that.
 LORA_RATE = 1e-3

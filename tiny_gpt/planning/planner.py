@@ -49,6 +49,9 @@ MIN_ENGLISH_SHARE = 0.4
 # The passes over the own text that are best for a model that has been pretrained on other text: more of them undo what
 # it has learned there.
 MAX_FINE_TUNING_EPOCHS = 8
+# The same for a known model (--start-from) that is large for the text, which memorizes it sooner: SmolLM2-135M was best
+# after two passes over 117 kB (docs/log/start-from.md).
+MAX_KNOWN_MODEL_EPOCHS = 2
 # The share of a timed budget that training steps get; evaluations and the end of the run take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
 
@@ -153,11 +156,11 @@ class Planner(NamedTuple):
         return self._complete(_with_train(config, teachers=0, students=1, first_share=1 - own_share))
 
     def _shortened(self, config: RunConfig) -> RunConfig:
-        """`config`, with time for MAX_FINE_TUNING_EPOCHS at most if its initial model is large for the text."""
+        """`config`, with time for MAX_KNOWN_MODEL_EPOCHS at most if its initial model is large for the text."""
         epochs, seconds = self._stage_epochs(config), self.requested_seconds(config.train)
-        if seconds is None or epochs <= MAX_FINE_TUNING_EPOCHS or not knows_more_than(config, self.text):
+        if seconds is None or epochs <= MAX_KNOWN_MODEL_EPOCHS or not knows_more_than(config, self.text):
             return config
-        useful_s = math.ceil(seconds * MAX_FINE_TUNING_EPOCHS / epochs)
+        useful_s = math.ceil(seconds * MAX_KNOWN_MODEL_EPOCHS / epochs)
         return _with_train(config, for_=f"{useful_s}s", until="")
 
     def _with_teachers(self, config: RunConfig) -> RunConfig:
@@ -234,17 +237,19 @@ class Planner(NamedTuple):
             seconds=steps * step_s / STEPS_SHARE if timed_s is None else timed_s,
             memory_bytes=self._memory_bytes(config),
             forecast=expected,
-            saturation_s=self._saturation_tokens(config.train) / step_tokens * step_s / STEPS_SHARE,
+            saturation_s=self._saturation_tokens(config) / step_tokens * step_s / STEPS_SHARE,
             teachers=config.train.teachers,
             students=config.train.students,
             first=config.data.first,
             first_share=config.train.first_share,
         )
 
-    def _saturation_tokens(self, train: TrainConfig) -> float:
+    def _saturation_tokens(self, config: RunConfig) -> float:
         """Tokens after which more hardly help; a timed run has stages, until its teachers are as many as are useful."""
+        train = config.train
         if train.start_from:
-            return MAX_FINE_TUNING_EPOCHS * self.text.train_tokens
+            is_large = knows_more_than(config, self.text)
+            return (MAX_KNOWN_MODEL_EPOCHS if is_large else MAX_FINE_TUNING_EPOCHS) * self.text.train_tokens
         tokens = saturation_tokens(self.text)
         if not train.is_timed:
             return tokens
