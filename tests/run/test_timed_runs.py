@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.run.support import CPU, of, with_train
-from tiny_gpt.config import BUDGETS, FINAL_FILE, TrainConfig
+from tests.run.support import CPU, FRENCH, of, with_data, with_train
+from tiny_gpt.config import BUDGETS, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER, TrainConfig
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run import clock
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.evaluator import Evaluator
-from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StepDone
+from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StageBegun, StepDone, Warned
 from tiny_gpt.run.run import run
 from tiny_gpt.training import timed_budget
 from tiny_gpt.training.budget import RunRequest
@@ -110,6 +110,44 @@ def test_slow_saving_postpones_the_best_model_to_the_end(config, machine, monkey
     assert len(saved_best(1e-8, for_="", epochs=4, iters_per_epoch=20)[0]) > 2, (
         "a budget of steps does not depend on the time that saving takes"
     )
+
+
+def staged_events(config, machine, slept_after, sleep_s):
+    """All events of a run; once its progress is `slept_after`, the machine sleeps for `sleep_s`."""
+    found = []
+    for event in run(config):
+        found.append(event)
+        if isinstance(event, StepDone):
+            machine.pass_time(0.1)
+            if slept_after is not None and event.progress >= slept_after:
+                machine.now, slept_after = machine.now + sleep_s, None
+    return found
+
+
+@pytest.mark.parametrize(("slept_after", "kept"), [(0.15, ["2.pt"]), (None, ["1.pt", "2.pt"])])
+def test_a_teacher_that_a_sleep_cut_short_is_not_used(config, machine, slept_after, kept):
+    config = with_train(config, for_="20s", teachers=2, schedule="wsd", min_learning_rate=0.0)
+    events = staged_events(config, machine, slept_after, sleep_s=12)
+    begun = of(StageBegun, events)
+    assert [event.name for event in begun] == ["teacher 1 of 2", "teacher 2 of 2", "student"]
+    assert sorted(path.name for path in (Path(config.train.out_dir) / TEACHERS_FOLDER).iterdir()) == kept
+    assert ("a teacher," in begun[-1].description) == (slept_after is not None)
+    assert sum("cut short" in event.text for event in of(Warned, events)) == (slept_after is not None)
+
+
+@pytest.mark.parametrize(("slept_after", "sleep_s", "is_kept"), [(0.2, 12, True), (0.0, 30, False)])
+def test_a_pretraining_that_a_sleep_cut_short_is_used_once_it_was_evaluated(
+    config, machine, tmp_path, monkeypatch, slept_after, sleep_s, is_kept
+):
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Evaluator, "eval_s", lambda _: 0.0)  # so it is evaluated as often as it may be
+    (tmp_path / "french.txt").write_text(FRENCH)
+    config = with_train(config, for_="20s", first_share=0.4, schedule="wsd", min_learning_rate=0.0)
+    config = with_data(config, first=(str(tmp_path / "french.txt"),))
+    events = staged_events(config, machine, slept_after, sleep_s)
+    assert [event.name for event in of(StageBegun, events)] == ["pretraining", "only"]
+    assert (Path(config.train.out_dir) / PRETRAINED_FILE).exists() == is_kept
+    assert any("the pretraining was cut short" in event.text for event in of(Warned, events))
 
 
 def test_more_time_survives_a_crash_and_counts_once(config, machine):

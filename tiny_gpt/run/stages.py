@@ -3,7 +3,8 @@
 Where a stage ends, its model is kept in the run's folder: of a pretraining as PRETRAINED_FILE, of a teacher in
 TEACHERS_FOLDER. Then the model gets the next stage's initial weights, moments of zero and its regularization. Which
 stage a state is in is part of every checkpoint, and what a stage needs besides (the teachers' models and predictions)
-is in those files, so a run resumes in any stage. A teacher whose stage was cut short is not used.
+is in those files, so a run resumes in any stage. A teacher whose stage was cut short, by a sleep of the machine for
+example, is not used.
 """
 
 import contextlib
@@ -77,9 +78,10 @@ class StageRunner:
         counters.stage_start = min(counters.stage_start, point.progress)  # a run that is extended begins again at 0
         return stage_point(point, self.stage, counters.stage_start, self._settings.rate_factor)
 
-    def begin(self, point: SchedulePoint, beat: Callable[[], None]) -> None:
+    def begin(self, point: SchedulePoint, trained: float, beat: Callable[[], None]) -> None:
         """Set up the stage that `point` is in, after keeping the model of one that ended.
 
+        `trained` is the run's progress (0 to 1) at its last step: time may have passed without training since.
         Raises OutOfResourcesError if the model cannot be written.
         """
         counters, ended = self.state.counters, self.stage
@@ -87,8 +89,10 @@ class StageRunner:
         if index == counters.stage:  # the first one has its weights from the start of the run
             return
         length = ended.end - counters.stage_start
-        is_complete = point.progress - counters.stage_start >= MIN_COMPLETE * length > 0
-        if is_complete:
+        reached = trained + self.state.budget.progress_per_step() - counters.stage_start
+        is_complete = reached >= MIN_COMPLETE * length > 0
+        # Half a pretraining is still a better start than none.
+        if self.state.history and (is_complete or ended.kind == "pretraining"):
             self._save(ended)
         if index > counters.stage + 1 or not is_complete:
             self.state.warn(f"the {ended} was cut short: time has passed without training")

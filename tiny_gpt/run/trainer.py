@@ -107,8 +107,9 @@ class Trainer:
         first_step = state.step
         state.clock.start_lap(first_step)
         while not budget.is_over(state.step):
+            trained = budget.progress(state.step)
             point = budget.begin_step(state.step, self._reserved_s())
-            point = yield from self._enter_stage(point, monitor.beat)
+            point = yield from self._enter_stage(point, trained, monitor.beat)
             yield from self._checkpoint_before_cooldown(point)
             if not (yield from self._wait_for_text(monitor)):
                 yield from self._stop_waiting(monitor)
@@ -152,11 +153,14 @@ class Trainer:
 
     # --- stages ---
 
-    def _enter_stage(self, point: SchedulePoint, beat: Callable[[], None]) -> Generator[Event, None, SchedulePoint]:
-        """Begin another stage if `point` is in one; returns `point` as seen from its stage."""
+    def _enter_stage(
+        self, point: SchedulePoint, trained: float, beat: Callable[[], None]
+    ) -> Generator[Event, None, SchedulePoint]:
+        """Begin another stage if `point` is in one; returns `point` as seen from its stage. `trained`: see
+        StageRunner.begin."""
         stages = self.stages
         if stages.must_begin(point):
-            stages.begin(point, beat)
+            stages.begin(point, trained, beat)
             yield from self._report(StageBegun(self.state.step, stages.describe(), str(stages.stage)))
         stages.prepare(beat)
         return stages.point(point)
