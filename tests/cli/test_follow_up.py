@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ from tiny_gpt.cli import follow_up, trackers
 from tiny_gpt.cli.follow_up import FollowUp
 from tiny_gpt.config import ReportingConfig
 from tiny_gpt.errors import DivergedError, UsageError
+from tiny_gpt.host.signals import Stopped
 from tiny_gpt.run.held_folder import FollowedFolder
 from tiny_gpt.run.status import read_status, write_status
 
@@ -108,6 +110,13 @@ def test_a_failure_in_this_process_is_posted_and_raised(ended, posted):
     with pytest.raises(DivergedError):
         ended(NOTIFY, DivergedError("the loss became NaN", code="diverged"))
     assert posted[0][1].text.startswith("the loss became NaN") and posted[0][1].facts["exit_code"] == 4
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Stopped(signal.SIGTERM), 143)])
+def test_a_signal_that_ends_the_training_in_this_process_is_posted_and_raised(ended, posted, stop, code):
+    with pytest.raises(KeyboardInterrupt):
+        ended(NOTIFY, stop)
+    assert posted[0][1].facts["exit_code"] == code and posted[0][1].facts["status"] == "stopped"
 
 
 def test_a_training_that_fails_before_its_users_eyes_is_not_reported(ended, posted, tmp_path, monkeypatch):

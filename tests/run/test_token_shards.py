@@ -16,7 +16,7 @@ from tiny_gpt.data.token_shards.order import SHARDS_PER_GROUP, ShardSampler
 from tiny_gpt.data.token_shards.writer import write_shards
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.host.monitor import HostMonitor
-from tiny_gpt.host.signals import StopRequest
+from tiny_gpt.host.signals import Stopped, StopRequest
 from tiny_gpt.model_io.model_file import load_model
 from tiny_gpt.run import trainer
 from tiny_gpt.run.events import Checkpointed, Evaluated, Prepared, Warned
@@ -88,8 +88,9 @@ def test_a_stop_while_the_server_is_away_ends_the_run(config, corpus, tmp_path, 
                     server.statuses = away
                 if isinstance(event, Warned) and "waits for shards" in event.text and server.statuses:
                     stop.signal_number = 15
-        except KeyboardInterrupt:
+        except Stopped as stopped:
             assert is_away_from == "the start", "there is no model yet"
+            assert stopped.signal_number == 15
         server.shutdown()
     if is_away_from == "the start":
         assert training.state.step == 0 and of(Checkpointed, events)

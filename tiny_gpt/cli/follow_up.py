@@ -6,11 +6,10 @@ crash of the training, and nothing here can slow or end one.
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
-from tiny_gpt.cli.process import to_known_error
+from tiny_gpt.cli.process import discard_output, stopped_code, to_known_error
 from tiny_gpt.cli.trackers import TrackerProcesses
 from tiny_gpt.config import ReportingConfig
 from tiny_gpt.errors import UsageError
@@ -44,7 +43,7 @@ class FollowUp:
             code = train()
         except BaseException as failure:
             known = to_known_error(failure) if isinstance(failure, Exception) else None
-            self._report(known.exit_code if known else 130, started_at, str(known or ""))
+            self._report(known.exit_code if known else stopped_code(failure), started_at, str(known or ""))
             raise
         self._report(code, started_at)
         return code
@@ -78,4 +77,4 @@ def _say(*lines: str) -> None:
         for line in lines:
             print(printable(line), flush=True)
     except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        discard_output()

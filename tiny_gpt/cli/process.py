@@ -1,4 +1,4 @@
-"""What every command runs in: errors become messages and exit codes, and torch's threads wait politely.
+"""What every command runs in: errors become messages and exit codes, and waiting threads leave the cores free.
 
 | exit code | meaning                                        |
 |-----------|------------------------------------------------|
@@ -62,7 +62,7 @@ def _run_command(command: Command, args: Sequence[str], needs_output: bool) -> i
         return leaving.code if isinstance(leaving.code, int) else UsageError.exit_code
     except KeyboardInterrupt as stop:
         error("\nInterrupted. Everything already saved is intact.")
-        return 128 + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
+        return stopped_code(stop)
     except BrokenPipeError:  # the reader has closed, as `| head` does
         discard_output()
         return 0
@@ -76,6 +76,11 @@ def _run_command(command: Command, args: Sequence[str], needs_output: bool) -> i
             print(json.dumps({"error": {"code": known.code, "message": str(known), "exit_code": known.exit_code}}))
         error(f"error [{known.code}]: {known}" if debug else f"error: {known}")
         return known.exit_code
+
+
+def stopped_code(stop: BaseException) -> int:
+    """The exit code of a program that `stop` ended: 128 + the signal, Ctrl+C's where that is not known."""
+    return 128 + (stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
 def to_known_error(failure: Exception) -> TinyGPTError:

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from tiny_gpt.config import BEST_FILE, STATUS_FILE
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.host.signals import STOPPED_CODES
 from tiny_gpt.run.status import read_status
 from tiny_gpt.run.summary import RunSummary, summarize_run
-
-STOPPED_EXIT_CODES = (130, 143)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def ending_of(run_dir: Path, exit_code: int, started_at: float, reason: str = ""
     outcome: Literal["finished", "stopped", "failed"] = "failed"
     if exit_code == 0:
         outcome = "finished"
-    elif exit_code in STOPPED_EXIT_CODES:
+    elif exit_code in STOPPED_CODES:
         outcome = "stopped"
     known = status.error if status and has_begun and outcome == "failed" else ""
     name = run_dir.resolve().name

@@ -19,6 +19,7 @@ from tiny_gpt.device import is_out_of_memory, memory_bytes
 from tiny_gpt.errors import BadInputError, OutOfResourcesError, RestartRequestedError, TinyGPTError
 from tiny_gpt.host.heartbeat import is_watched
 from tiny_gpt.host.monitor import HostMonitor
+from tiny_gpt.host.signals import Stopped
 from tiny_gpt.run.checkpoint_manager import CheckpointManager
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore
 from tiny_gpt.run.description import RunDescription
@@ -98,8 +99,9 @@ class Trainer:
     def train(self, monitor: HostMonitor) -> Iterator[Event]:
         """Train to the last step, or to the end of the step in which `monitor` is asked to stop.
 
-        Raises DivergedError when rolling back no longer helps, OutOfResourcesError when the final model cannot be
-        saved, RestartRequestedError when the watchdog wants a fresh process.
+        Raises DivergedError when rolling back no longer helps, OutOfResourcesError when the first checkpoint or the
+        final model cannot be saved, or memory ran out in an update; RestartRequestedError when the watchdog wants a
+        fresh process; Stopped or BadInputError when the first shards of the text do not come.
         """
         state, budget = self.state, self.state.budget
         state.model.train()
@@ -187,11 +189,11 @@ class Trainer:
         return True
 
     def _stop_waiting(self, monitor: HostMonitor) -> Iterator[Event]:
-        """Save what there is. Raises KeyboardInterrupt or BadInputError where there is no model yet."""
+        """Save what there is. Raises Stopped or BadInputError where there is no model yet."""
         yield from self._report(self.checkpoints.save())
         if not self.state.history:
             if monitor.stop.signal_number is not None:
-                raise KeyboardInterrupt
+                raise Stopped(monitor.stop.signal_number)
             raise BadInputError(
                 "the first shards of the text did not come within the time of the run; give more time, or smaller "
                 "shards (--shard-size)",
