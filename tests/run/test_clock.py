@@ -50,7 +50,17 @@ def test_a_step_is_measured_once_after_the_warmup(now):
     found, seconds = RunClock(), []
     for step in range(1, 20):
         now[0] += 10 if step <= N_WARMUP_STEPS else MEASURED_S / 4
-        seconds.append(found.measure_step_once(step, CPU))
+        seconds.append(found.measure_step_once(CPU))
+    assert [s for s in seconds if s is not None] == [pytest.approx(MEASURED_S / 4)]
+
+
+def test_a_rollback_begins_the_measurement_of_a_step_anew(now):
+    found, seconds = RunClock(), []
+    for n_done in range(1, 20):
+        now[0] += 10 if n_done <= N_WARMUP_STEPS + 1 else MEASURED_S / 4
+        if n_done == N_WARMUP_STEPS + 1:
+            found.roll_back(step=0)
+        seconds.append(found.measure_step_once(CPU))
     assert [s for s in seconds if s is not None] == [pytest.approx(MEASURED_S / 4)]
 
 

@@ -28,6 +28,8 @@ class RunClock:
         self._earlier_s = 0.0
         self._start = time.perf_counter()
         self._lap_step, self._lap_train_s, self._lap_wait_s = 0, 0.0, 0.0
+        self._n_steps = 0
+        """Steps of this process, up to the first measurement."""
         self._warm_at: tuple[int, float] | None = None
         self._is_measured = False
 
@@ -78,24 +80,30 @@ class RunClock:
         self.start_lap(step)
         return n_steps, lap_s, wait_s
 
-    def measure_step_once(self, n_steps: int, device: torch.device) -> float | None:
+    def roll_back(self, step: int) -> None:
+        """Begin a lap at the `step` that the run returns to, and the measurement of a step anew."""
+        self.start_lap(step)
+        self._warm_at = None
+
+    def measure_step_once(self, device: torch.device) -> float | None:
         """Seconds per step, once, as soon as enough steps after the warm-up have been timed; else None.
 
-        `n_steps` counts the steps of this process.
+        Call it after every step of this process.
         """
         if self._is_measured:
             return None
+        self._n_steps += 1
         if self._warm_at is None:
-            if n_steps >= N_WARMUP_STEPS:
+            if self._n_steps >= N_WARMUP_STEPS:
                 synchronize(device)
-                self._warm_at = n_steps, self.train_s
+                self._warm_at = self._n_steps, self.train_s
             return None
         first_step, first_s = self._warm_at
         if self.train_s - first_s < MEASURED_S:
             return None
         synchronize(device)
         self._is_measured = True
-        return (self.train_s - first_s) / (n_steps - first_step)
+        return (self.train_s - first_s) / (self._n_steps - first_step)
 
 
 class Throttle:

@@ -296,7 +296,7 @@ class TrainState:
         after.lowest_val_loss, after.incidents = before.lowest_val_loss, before.incidents
         after.n_micro_batches = before.n_micro_batches
         self.guard.reset_counts()
-        self.clock.start_lap(checkpoint.step)
+        self.clock.roll_back(checkpoint.step)
 
     # --- budgets ---
 

@@ -106,8 +106,7 @@ class Trainer:
         state, budget = self.state, self.state.budget
         state.model.train()
         yield from self._save_first_checkpoint()
-        first_step = state.step
-        state.clock.start_lap(first_step)
+        state.clock.start_lap(state.step)
         while not budget.is_over(state.step):
             trained = budget.progress(state.step)
             point = budget.begin_step(state.step, self._reserved_s())
@@ -134,7 +133,7 @@ class Trainer:
             # Reading the loss waits for a GPU's queue of steps, so most steps are reported without it.
             batch_loss = done.result.loss.item() if evaluates or state.step == 1 else None
             yield StepDone(state.step, batch_loss, done.learning_rate, point.progress, budget.remaining_s())
-            yield from self._measure_throughput(state.step - first_step, monitor)
+            yield from self._measure_throughput(monitor)
             if evaluates:
                 evaluated = self._evaluate(done, monitor)
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
@@ -263,10 +262,10 @@ class Trainer:
         train = self.config.train
         return not train.is_timed and (self.state.step % train.iters_per_epoch == 0 or point.is_last)
 
-    def _measure_throughput(self, n_steps: int, monitor: HostMonitor) -> Iterator[Event]:
-        """Once, after the first few of this process's `n_steps`: tokens per second, and what may slow the run down."""
+    def _measure_throughput(self, monitor: HostMonitor) -> Iterator[Event]:
+        """Once, after the first few steps of this process: tokens per second, and what may slow the run down."""
         state = self.state
-        step_s = state.clock.measure_step_once(n_steps, state.model.device)
+        step_s = state.clock.measure_step_once(state.model.device)
         if step_s is None:
             return
         remaining_s = state.budget.remaining_s()
