@@ -259,8 +259,8 @@ class TrainState:
         else:
             self.leader.lead_shards(self.sharded, self.sharded.in_checkpoint(checkpoint))
         try:
-            self.guard.load_dict(counters.guard)
             best = Evaluated.from_json_line(saved["best"]) if saved["best"] else None
+            self.guard.load_dict(counters.guard)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedError("its state has unknown fields") from error
         self.counters, self.history, self.best = counters, history, best
