@@ -12,6 +12,7 @@ from tiny_gpt.cli.session import NextCommands
 from tiny_gpt.config import ReliabilityConfig, ReportingConfig, RunConfig, TrainConfig
 from tiny_gpt.errors import UsageError
 from tiny_gpt.host import watchdog
+from tiny_gpt.run.folders import Unfinished
 from tiny_gpt.run.held_folder import FollowedFolder
 
 LAUNCH = Launch("runs/text", is_resumed=False, extends=True, requested_at=1234.5, elapsed=67.8, program="tiny-gpt")
@@ -73,6 +74,23 @@ def test_resume_without_a_checkpoint_is_an_error(config):
     with pytest.raises(UsageError, match=config.train.out_dir) as error:
         resolve_run_dir(config, ResumeMode(resume=True))
     assert error.value.code == "not-resumable" and "--resume" in str(error.value)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_unfinished_run_needs_an_answer(config, monkeypatch, is_terminal):
+    """Ctrl+D at the question is none."""
+
+    def end_of_input(question):
+        raise EOFError
+
+    found = Unfinished(Path(config.train.out_dir), step=1, total_steps=2, iters_per_epoch=1)
+    monkeypatch.setattr(launch, "unfinished", lambda *_: found)
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr("builtins.input", end_of_input)
+    with pytest.raises(UsageError) as error:
+        resolve_run_dir(config, ResumeMode())
+    assert error.value.code == "run-unfinished"
 
 
 def test_resume_and_new_exclude_each_other():

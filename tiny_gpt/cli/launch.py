@@ -5,6 +5,7 @@ goes, asking the user if need be, and becomes the watchdog. It starts the same c
 finds the decision in an environment variable and trains.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -180,8 +181,8 @@ def _train(config: RunConfig, launch: Launch) -> int:
 def resolve_run_dir(config: RunConfig, mode: ResumeMode) -> tuple[Path, bool]:
     """The folder of the run, and whether the run in it is to be resumed. Asks the user where flags leave it open.
 
-    Raises UsageError if there is nothing to resume, a run that is still training, or an unfinished one and no user to
-    ask.
+    Raises UsageError if there is nothing to resume, a run that is still training, or an unfinished one and no user who
+    answers.
     """
     folder = folder_for(config, is_new=mode.new)
     require_not_training(folder)
@@ -194,14 +195,14 @@ def resolve_run_dir(config: RunConfig, mode: ResumeMode) -> tuple[Path, bool]:
         return folder, True
     if found is None or mode.new:
         return folder, False
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError(f"{found}; give --resume to resume it, or --new to start a new run", code="run-unfinished")
-    while True:
-        answer = input(f"{found}.\nResume it? [Y]es, [n]ew run: ").strip().lower()
-        if answer in ("", "y", "yes"):
-            return folder, True
-        if answer in ("n", "new", "no"):
-            return folder_for(config, is_new=True), False
+    with contextlib.suppress(EOFError):  # Ctrl+D: there is no answer
+        while sys.stdin.isatty() and sys.stdout.isatty():
+            answer = input(f"{found}.\nResume it? [Y]es, [n]ew run: ").strip().lower()
+            if answer in ("", "y", "yes"):
+                return folder, True
+            if answer in ("n", "new", "no"):
+                return folder_for(config, is_new=True), False
+    raise UsageError(f"{found}; give --resume to resume it, or --new to start a new run", code="run-unfinished")
 
 
 def require_not_training(folder: Path) -> None:
