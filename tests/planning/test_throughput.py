@@ -10,7 +10,7 @@ from tests.planning.support import AUTO, CPU, auto_with
 from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.measurement import TIMED_SIZES_GPU, benchmark_config
-from tiny_gpt.planning.throughput import StepTimeModel, measure_step_s, step_flops
+from tiny_gpt.planning.throughput import StepTimeModel, measure_step_s, step_flops, step_number
 
 TINY = RunConfig(
     ModelConfig(n_layer=1, n_head=1, d_model=8, d_ff=8, block_size=8),
@@ -89,3 +89,10 @@ def test_gpu_step_times_are_fitted_from_three_models():
         assert fitted(config) == pytest.approx(true(config), rel=1e-3)
     noisy = StepTimeModel.fit_gpu(dict(zip(timed, (3e-3, 1e-3, 2e-3), strict=True)), 512)
     assert min(noisy.s_per_flop, noisy.s_per_layer, noisy.s_per_element) >= 0 and noisy(timed[0]) > 0
+
+
+@pytest.mark.parametrize("setting", [{"recompute": True}, {"exact": True}, {"lora": "8", "start_from": "model.pt"}])
+def test_a_measured_step_is_not_that_of_a_run_that_computes_otherwise(setting):
+    step_number(TINY, 100, CPU).write(0.5)
+    assert step_number(TINY, 100, CPU).read() == 0.5
+    assert step_number(replace(TINY, train=replace(TINY.train, **setting)), 100, CPU).read() is None

@@ -155,7 +155,8 @@ def known_step_s(config: RunConfig, vocab_size: int, device: torch.device, limit
 def step_number(config: RunConfig, vocab_size: int, device: torch.device) -> MeasuredNumber:
     """Where the seconds of a step of `config` are kept."""
     train = config.train
-    names = ("batch_size", "grad_accum_steps", "optimizer", "backend", "precision")
+    names = ["batch_size", "grad_accum_steps", "optimizer", "backend", "precision"]
+    names += ["recompute", "exact", "deterministic", "lora"]
     about = [asdict(config.model), [getattr(train, name) for name in names], vocab_size, torch.get_num_threads()]
     return MeasuredNumber(device, "seconds of a step", about, expires=True)
 
