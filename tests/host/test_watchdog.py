@@ -179,6 +179,15 @@ class TestRestarts:
             "It is not restarted. Everything already saved is intact; continue with: tiny-gpt resume",
         ]
 
+    def test_without_restarts_one_failure_is_reported_as_such(self):
+        assert run(CRASH, max_restarts=0) == (
+            1,
+            [
+                "The training process failed with an unexpected error.",
+                "It is not restarted. Everything already saved is intact; continue with: tiny-gpt resume",
+            ],
+        )
+
     @posix_only
     def test_giving_up_after_a_signal_exits_with_its_code(self):
         killed = child("beat(); os.kill(os.getpid(), signal.SIGKILL)")

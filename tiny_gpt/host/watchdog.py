@@ -131,9 +131,12 @@ def _failed_code(ended: _Exit) -> int:
 
 
 def _report_giving_up(report: Callable[[str], None], failures: list[str]) -> None:
-    _report(report, f"The training process failed {len(failures)} times without a new checkpoint:")
-    for failure in failures:
-        _report(report, f"  it {failure}")
+    if len(failures) == 1:  # restarts were not wanted
+        _report(report, f"The training process {failures[0]}.")
+    else:
+        _report(report, f"The training process failed {len(failures)} times without a new checkpoint:")
+        for failure in failures:
+            _report(report, f"  it {failure}")
     _report(report, "It is not restarted. Everything already saved is intact; continue with: tiny-gpt resume")
 
 
@@ -252,7 +255,7 @@ class _Child:
         if beats > self._beats:
             if self._beats:
                 self._intervals_s.append(self._silence_s / (beats - self._beats))
-            else:
+            else:  # the run's folder is there: from now on it is followed where it is moved
                 _progress_or(self._progress, 0)
             self._beats, self._silence_s = beats, 0.0
 
