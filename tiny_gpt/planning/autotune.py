@@ -20,7 +20,7 @@ from tiny_gpt.backends import BACKENDS
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.device import PRECISIONS, candidate_precisions, is_out_of_memory, release_memory, synchronize
 from tiny_gpt.distributed.ranks import current_ranks
-from tiny_gpt.errors import UsageError
+from tiny_gpt.errors import UsageError, first_line
 from tiny_gpt.host.cpu_time import waited_for_cores_s
 from tiny_gpt.model import gpt
 from tiny_gpt.model.shapes import n_multiplied
@@ -273,7 +273,7 @@ def _decide(
     reported = failures
     if seconds:  # all models were in memory together, so running out says nothing about one alone
         reported = {candidate: failure for candidate, failure in failures.items() if not is_out_of_memory(failure)}
-    reasons = {str(candidate): _first_line(failure) for candidate, failure in reported.items()}
+    reasons = {str(candidate): first_line(failure)[:200] for candidate, failure in reported.items()}
     if not seconds:
         if train.backend != "auto":
             raise UsageError(
@@ -293,8 +293,3 @@ def _works(trials: Trials) -> bool:
     except Exception:  # as in time_candidates
         return False
     return True
-
-
-def _first_line(failure: Exception) -> str:
-    lines = str(failure).strip().splitlines()
-    return lines[0][:200] if lines else type(failure).__name__

@@ -87,13 +87,10 @@ class CheckpointManager:
 
     def newest_healthy(self, before: int) -> Checkpoint | None:
         """The newest checkpoint before step `before` that verifies and whose last step was not skipped."""
-        while True:
-            found, notes = self.store.newest(before=before)
-            for note in notes:
-                self.state.warn(note)
-            if found is None or found.about.get("is_calm"):
-                return found
-            before = found.step
+        found, notes = self.store.newest(before, is_wanted=lambda about: bool(about.get("is_calm")))
+        for note in notes:
+            self.state.warn(note)
+        return found
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
         """Have the state return to `checkpoint`; later ones are set aside. Raises DamagedError."""

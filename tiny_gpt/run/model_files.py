@@ -24,6 +24,7 @@ from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.optimizer import make_optimizer
+from tiny_gpt.training.sharing import empty_model
 
 
 class ModelFiles:
@@ -146,8 +147,7 @@ class ModelFiles:
 
 def _copy_to_cpu(model: GPT) -> GPT:
     """A copy of the weights for saving them later."""
-    with torch.device("meta"):  # takes neither memory nor random numbers
-        copy = GPT(model.config, model.vocab_size)
+    copy = empty_model(model)
     weights = {name: weight.detach().to("cpu", copy=True) for name, weight in model.state_dict().items()}
     copy.load_state_dict(weights, assign=True)
     return copy

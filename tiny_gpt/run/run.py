@@ -37,6 +37,6 @@ def run(
         stop.listen()
         with HostMonitor(stop, prepared.config.reliability.keep_awake) as monitor:
             guard = FolderGuard(folder, prepared)
-            for event in prepared.trainer.train(monitor):
+            for event in trainer.train(monitor):
                 guard.check()  # before anything about this event is written
                 yield event
