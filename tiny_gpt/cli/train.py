@@ -123,10 +123,11 @@ def train(args: Sequence[str]) -> int:
 
 def resume(args: Sequence[str]) -> int:
     """Resume a stopped run or extend a finished one."""
-    anything = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), RESUME_SETTINGS)
+    # Parsed twice: the flags say which run, and that run's settings are the defaults of the flags.
+    preliminary = parse_run(ResumeCommand, "tiny-gpt resume", args, RunConfig(), RESUME_SETTINGS)
     if is_follower():  # only rank 0 needs the run's folder
-        return follow_rank_0(anything)
-    name = anything.run
+        return follow_rank_0(preliminary)
+    name = preliminary.run
     folder = launched_folder() or find_run(name)
     if launched_folder() is None:
         require_not_training(folder)

@@ -192,11 +192,11 @@ class _Child:
         self,
         process: subprocess.Popen[bytes],
         words: memoryview,
-        log: BinaryIO,
+        signal_log: BinaryIO,
         surroundings: _Surroundings,
         is_restart: bool,
     ) -> None:
-        self._process, self._words, self._signal_log = process, words, log
+        self._process, self._words, self._signal_log = process, words, signal_log
         self._limits = limits = surroundings.limits
         self._progress, self._is_restart, self._is_group = surroundings.progress, is_restart, surroundings.is_group
         self._beats, self._silence_s, self._intervention = 0, 0.0, ""

@@ -231,7 +231,8 @@ def knows_more_than(config: RunConfig, text: TextStats) -> bool:
 
 
 def with_batch(config: RunConfig, shortest: int, batch_tokens: int = BASE_BATCH_TOKENS) -> RunConfig:
-    """`config` with an optimizer, a block size below `shortest` tokens, and at least `batch_tokens` per step."""
+    """`config` with an optimizer, a block size below `shortest` tokens, and batches of about `batch_tokens` tokens,
+    or of more where Muon needs them."""
     config = _with_open(config, optimizer="adamw" if config.train.start_from else "muon")
     longest = config.model.block_size if config.train.start_from else BLOCK_SIZE
     config = _with_open(config, block_size=min(longest, max(1, shortest - 1)))  # targets are one token further

@@ -26,6 +26,7 @@ from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.device import available_memory_bytes, require_memory
 from tiny_gpt.model.shapes import n_adapter_parameters, n_multiplied, n_parameters
 from tiny_gpt.planning.activations import FUSED_LOGITS, PassShape, n_block_parameters, pass_bytes, scoring_bytes
+from tiny_gpt.planning.heuristics import MIN_BLOCK_SIZE
 from tiny_gpt.training.micro_batches import micro_batch_size
 
 # Of a process on a CPU, beside weights, moments and activations: Python, torch and its libraries, and the compiled
@@ -71,7 +72,7 @@ def require_memory_for_smallest(config: RunConfig, device: torch.device) -> None
     if "d_model" in open_sizes:
         open_sizes["d_model"] = n_head * max(2, SMALLEST["d_model"] // n_head)
     # A block size that is too large for the text is refused with the text's length.
-    block_size = min(16, config.model.block_size)
+    block_size = min(MIN_BLOCK_SIZE, config.model.block_size)
     model = replace(config.model, n_head=n_head, block_size=block_size, **open_sizes)
     batch_size = config.train.grad_accum_steps if "batch_size" in config.train.auto else config.train.batch_size
     lora = str(LORA_RANKS[-1]) if may_use_lora(config) else config.train.lora

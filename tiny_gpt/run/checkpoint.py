@@ -38,7 +38,7 @@ class StateTensors(NamedTuple):
     weights: Mapping[str, torch.Tensor]
     moments: Mapping[str, torch.Tensor]
     read: Callable[[str], torch.Tensor] | None = None
-    """Returns the values of one; None where they have values already."""
+    """Returns the values of the tensor of this name, whole; None where all of them have their values already."""
 
 
 def checkpoint_files(tensors: StateTensors, state: Mapping[str, Any], history: list[Evaluated]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def finished(
 ) -> Finished:
     """The last event of a run, whose model files are written. A run that was stopped is not scored again.
 
-    `known` is what the model that the run started from knew of the reference text.
+    `known` is what the model that the run started from knew of the reference text. Raises BadInputError where the best
+    model's file cannot be read back.
     """
     last = state.history[-1]
     best, path = (state.best, files.best_path) if state.best else (last, files.final_path)

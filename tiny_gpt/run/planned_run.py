@@ -33,7 +33,10 @@ class PlannedRun(NamedTuple):
 
 
 def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, PlannedRun]:
-    """Prepare the text and measure the machine for a run of `requested`. Raises UsageError and BadInputError."""
+    """Prepare the text and measure the machine for a run of `requested`.
+
+    Raises UsageError, BadInputError, and OutOfResourcesError where not even the smallest model fits into memory.
+    """
     device = pick_device(requested.train.device)
     configure_torch(device, requested.train.deterministic)
     initial = open_initial_model(requested.train.start_from)

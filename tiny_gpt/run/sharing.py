@@ -74,7 +74,8 @@ def compare_with_one(config: RunConfig, vocab_size: int, device: torch.device) -
 
 
 def share_again(config: RunConfig, requested: RunConfig) -> RunConfig:
-    """The same for a run that continues with the settings of `config`. A choice of one device stays."""
+    """What `share_batches` returns, for a run that continues with the settings of `config`: nothing is measured again,
+    and a choice of one device stays."""
     ranks = current_ranks()
     if ranks.is_alone:
         return config

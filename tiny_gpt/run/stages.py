@@ -101,8 +101,11 @@ class StageRunner:
         self._prepared = None
         self.prepare(beat)
 
-    def prepare(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Set regularization and batches to those of the present stage; nothing if they are already."""
+    def prepare(self, beat: Callable[[], None]) -> None:
+        """Set regularization and batches to those of the present stage; nothing if they are already.
+
+        `beat` is called often meanwhile: a student's teachers predict the whole text first.
+        """
         if self._prepared == self.state.counters.stage:
             return
         stage, train, model = self.stage, self.config.train, self.state.model

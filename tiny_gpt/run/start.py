@@ -53,7 +53,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     The settings become complete in three steps: `shaped` has the shape of --start-from's model, `planned` what the
     planner chose for the recipe `auto`, `config` the measured backend and precision too.
 
-    Raises UsageError and BadInputError before anything in the folder is changed.
+    Raises UsageError, BadInputError and OutOfResourcesError before anything in the folder is changed.
     """
     initial = open_initial_model(requested.train.start_from)
     shaped = take_shape(requested, initial) if initial else requested
