@@ -57,3 +57,22 @@ def test_what_is_not_found_is_named(tmp_path, monkeypatch):
     with pytest.raises(BadInputError) as error:
         config_of(tmp_path / "runs" / "text")
     assert error.value.code == "no-intact-checkpoint"
+
+
+def test_a_run_that_is_not_there_leads_to_those_that_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match="there are no runs here"):
+        find_run("nosuch")
+    run = tmp_path / "runs" / "text"
+    run.mkdir(parents=True)
+    (run / BEST_FILE).touch()
+    with pytest.raises(BadInputError, match=r"did you mean text\?"):
+        find_run("txet")
+    with pytest.raises(BadInputError, match=r"runs here: runs.text"):
+        find_run("nosuch")
+    with pytest.raises(BadInputError) as error:
+        find_run("")
+    assert "resume" not in str(error.value), "a model alone cannot be trained further"
+    (run / "checkpoints" / "step-00000004").mkdir(parents=True)
+    with pytest.raises(BadInputError, match="tiny-gpt resume text --for 1h"):
+        find_run("")

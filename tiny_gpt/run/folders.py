@@ -1,5 +1,6 @@
 """Run folders: which one a new run gets, which run is unfinished, which model is the newest. Does not import torch."""
 
+import difflib
 import json
 import math
 import re
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, LOG_FILE, METRICS_FILE, STATUS_FILE, RunConfig
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.files import user_path
+from tiny_gpt.files import quoted, user_path
 from tiny_gpt.hub import HUB_PREFIX, fetch_model
 from tiny_gpt.run.checkpoint_store import (
     CHECKPOINTS_FOLDER,
@@ -106,9 +107,11 @@ def find_run(name: str) -> Path:
     found = [folder for folder in run_folders() if unfinished(folder)]
     candidates = [folder for folder in found if not is_in_use(folder)]
     if not candidates:
-        in_use = f"; {', '.join(map(str, found))} is being trained right now" if found else ""
+        remedy = f"; {', '.join(map(str, found))} is being trained right now" if found else ""
+        if not found and (model := newest_model()) and newest_step(model.parent) >= 0:
+            remedy = f"; to train a finished one further: tiny-gpt resume {_typed(model.parent)} --for 1h"
         raise BadInputError(
-            f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){in_use}",
+            f"no unfinished run here (looked in {Path.cwd()} and its folder {RUNS_FOLDER}){remedy}",
             code="no-unfinished-run",
         )
     return max(candidates, key=lambda folder: CheckpointStore(folder).folder.stat().st_mtime)
@@ -120,7 +123,7 @@ def existing_run(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise BadInputError(
-        f"no run {name}: neither that folder nor {Path(RUNS_FOLDER) / name} exists{_known()}", code="run-not-found"
+        f"no run {name}: neither that folder nor {Path(RUNS_FOLDER) / name} exists{_meant(name)}", code="run-not-found"
     )
 
 
@@ -207,11 +210,23 @@ def _is_taken(folder: Path) -> bool:
     return CheckpointStore(folder).folder.exists() or (folder / BEST_FILE).exists() or (folder / FINAL_FILE).exists()
 
 
+def _typed(folder: Path) -> str:
+    """`folder` as it has to be typed to name its run."""
+    return quoted(folder.name if folder.parent == Path(RUNS_FOLDER) else str(folder))
+
+
 def _all_known() -> str:
     names = [str(folder) for folder in run_folders() if (folder / CONFIG_FILE).is_file()]
     return f", such as {', '.join(names[-5:])}" if names else ""
 
 
-def _known() -> str:
-    names = [str(folder) for folder in run_folders() if unfinished(folder) and not is_in_use(folder)]
-    return f"; unfinished: {', '.join(names[:5])}" if names else ""
+def _meant(name: str) -> str:
+    """The run that the user may have meant by `name`, or the runs to choose from."""
+    folders = [folder for folder in run_folders() if any((folder / file).exists() for file in FILES_OF_A_RUN)]
+    if similar := difflib.get_close_matches(Path(name).name, [folder.name for folder in folders], 1, 0.7):
+        return f"; did you mean {quoted(similar[0])}?"
+    if names := [str(folder) for folder in folders if unfinished(folder) and not is_in_use(folder)]:
+        return f"; unfinished: {', '.join(names[:5])}"
+    if names := [str(folder) for folder in folders]:
+        return f"; runs here: {', '.join(names[-5:])}"
+    return f"; there are no runs here (looked in {Path.cwd()} and its folder {RUNS_FOLDER})"
