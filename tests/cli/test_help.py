@@ -12,7 +12,7 @@ import pytest
 
 from tiny_gpt.bootstrap import ROOT
 from tiny_gpt.cli.arguments import documentation
-from tiny_gpt.cli.main import COMMANDS
+from tiny_gpt.cli.main import COMMANDS, main
 
 # How the declaration of a section ends, whose fields are flags of their own.
 SECTION_ENDS = (")", ": DataConfig", ": EvalConfig")
@@ -92,6 +92,11 @@ def test_resume_lists_what_may_be_changed(help_of):
 def test_actions_have_help_of_their_own(help_of, action):
     text = help_of("runs", action)
     assert f"usage: tiny-gpt runs {action} [-h] RUN" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_a_misspelled_command_is_recognized(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
 
 
 def test_unused_budget_has_no_default(help_of):

@@ -3,6 +3,7 @@
 Neither this nor `--help` imports torch or numpy.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         entry = COMMANDS[args[0]]
         return run_command(entry.load(), args[1:], needs_output=not entry.is_unattended)
     if args and args[0] not in ("-h", "--help"):
-        error(f"tiny-gpt: unknown command {args[0]!r}; see tiny-gpt --help")
+        similar = difflib.get_close_matches(args[0], COMMANDS, 1)
+        meant = f"did you mean {similar[0]}? See" if similar else "see"
+        error(f"tiny-gpt: unknown command {args[0]!r}; {meant} tiny-gpt --help")
         return UsageError.exit_code
     print(help_text())
     return 0
