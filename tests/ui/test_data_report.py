@@ -13,6 +13,7 @@ from tiny_gpt.ui.data_report import dataset_lines, summary_lines
 
 def test_every_dataset_and_its_url_is_listed():
     lines = list(dataset_lines())
+    assert all(len(line) <= 80 for line in lines if "://" not in line)
     for name, dataset in DATASETS.items():
         assert any(line.startswith(name) and dataset.license in line for line in lines)
         assert all(f"    {remote.urls[0]}" in lines for remote in dataset.files)

@@ -15,8 +15,8 @@ from tiny_gpt.files import quoted
 # A script with fewer of the letters is left out: 0.1% would be shown as more than there is.
 MIN_SCRIPT_SHARE = 0.001
 MAX_KINDS = 8
-# Columns of the list of formats.
-MAX_WIDTH = 100
+# Columns of the list of datasets and formats.
+MAX_WIDTH = 80
 
 
 def summary_lines(summary: CorpusSummary, sources: tuple[str, ...]) -> Iterator[str]:
@@ -55,7 +55,7 @@ def dataset_lines() -> Iterator[str]:
         size = f"{sum(n for n in sizes if n) / 1e6:,.0f} MB to download" if all(sizes) else "to download"
         where = "on this machine" if is_downloaded(name) else size
         yield f"{name:<16}{dataset.text_size:>7}  {dataset.license:<26}{where}"
-        yield f"    {dataset.description}"
+        yield from textwrap.wrap(dataset.description, MAX_WIDTH, initial_indent="    ", subsequent_indent="    ")
         yield from (f"    {remote.urls[0]}" for remote in dataset.files)
     yield ""
     yield "Train on one with: tiny-gpt train wikitext-2"
