@@ -76,7 +76,9 @@ def _resolve_one(spec: str, sources: Sources) -> Preparation[str]:
         if not found:
             counts = ", ".join(f"{n:,} {reason}" for reason, n in sources.skipped.items())
             detail = f"; skipped: {counts}" if counts else ""
-            raise BadInputError(f"{spec}: no file found in this folder{detail}", code="folder-has-no-files")
+            raise BadInputError(
+                f"{spec}: no text found in this folder{detail}; name the files themselves", code="folder-has-no-files"
+            )
         sources.files += found
     elif os.path.exists(path):
         sources.files.append(SourceFile(path))
