@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class RunsCommand:
     """List the runs here: state, loss, time and disk space.
 
-    `tiny-gpt runs compare RUN RUN ...` shows what differs and which run is better.
-    `tiny-gpt runs remove RUN ...` deletes runs from the disk.
+    Use `tiny-gpt runs compare RUN RUN ...` to see what differs and which is better.
+
+    Use `tiny-gpt runs remove RUN ...` to delete runs from the disk.
     """
 
     action: Annotated[Positional[tuple[str, ...]], arg(metavar="[compare|remove RUN...]"), OPTIONAL] = ()

@@ -23,7 +23,7 @@ class ReportingConfig:
     notify: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="URL"), OPTIONAL] = ()
     """Post a message when the training has ended, was stopped or failed; give the flag again for another address.
     ntfy.sh topics, Slack and Discord webhooks, or any address that takes JSON.
-    The environment variable TINY_GPT_NOTIFY can hold it too."""
+    TINY_GPT_NOTIFY in the environment can hold it too."""
     then: Annotated[str, arg(metavar="COMMAND"), OPTIONAL] = ""
     """Run this shell command when the training has ended or failed, but not when you stop it.
     The environment variables TINY_GPT_STATUS, TINY_GPT_RUN and others describe the run."""

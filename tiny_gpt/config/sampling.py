@@ -103,7 +103,7 @@ class EvalConfig:
     max_unpacked: Annotated[str, arg(metavar="SIZE"), OPTIONAL] = DataConfig.max_unpacked
     """Most that one compressed file may unpack to, such as 80GB."""
     batch_size: int = 32
-    """Blocks scored at once."""
+    """Sequences scored at once."""
     device: Annotated[str, arg(metavar="{auto,cpu,mps,cuda,cuda:N}")] = "auto"
     """Device to compute on. auto: cuda, else mps, else cpu."""
 

@@ -14,7 +14,7 @@ class ServeConfig:
     """How requests share the machine, and what is refused."""
 
     max_batch: int = 32
-    """Texts written at the same time. Others wait; more of them where memory is short."""
+    """Texts written at the same time; fewer where memory is short. Others wait."""
     max_queue: int = 128
     """Requests that may wait for their turn. More are refused with status 429."""
     max_request_tokens: int = 16384

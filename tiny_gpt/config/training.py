@@ -72,7 +72,7 @@ class TrainConfig:
     teacher_weight: Annotated[float, OPTIONAL] = 0.7
     """How much the final model's targets follow its teachers; the rest is the text itself."""
     first_share: Annotated[float, OPTIONAL] = 0.0
-    """Fraction of the run that is trained on the text of --first; half of it if you don't say."""
+    """Fraction of the run that is trained on the text of --first. Without it, half of the run."""
     beta2: float = 0.999
     """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
     grad_clip: float = 1.0
