@@ -20,7 +20,7 @@ from tiny_gpt.config.training import NO_LORA
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.device import PRECISIONS, available_memory_bytes
-from tiny_gpt.evaluation import FixedWindows, bits_per_byte
+from tiny_gpt.evaluation import LONGEST_BLOCK, FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.planning.heuristics import tokens_per_step, with_batch
@@ -38,7 +38,7 @@ STEP_COST = 3.2
 # A small model that has learned from much more English than a person's own text (2 T tokens; its model card), of the
 # size that a laptop can train further, and the bytes of English in one of its tokens.
 KNOWN_MODEL, KNOWN_TOKEN_BYTES = "hf:HuggingFaceTB/SmolLM2-135M", 3.6
-KNOWN_SHAPE = ModelConfig("llama", n_layer=30, n_head=9, d_model=576, d_ff=1536, block_size=512, dropout=0.0)
+KNOWN_SHAPE = ModelConfig("llama", n_layer=30, n_head=9, d_model=576, d_ff=1536, block_size=LONGEST_BLOCK, dropout=0.0)
 KNOWN_VOCAB_SIZE = 49_152
 # Passes over the text that must be possible for it to be worth its download.
 MIN_KNOWN_EPOCHS = 0.5
@@ -51,10 +51,10 @@ def known_model_helps(config: RunConfig, planner: Planner) -> bool:
     seconds = planner.requested_seconds(train)
     if train.start_from or "batch_size" not in train.auto or text.english_share < MIN_ENGLISH_SHARE or seconds is None:
         return False
-    config = replace(config, model=KNOWN_SHAPE, train=replace(train, batch_size=4, optimizer="adamw"))
+    config = replace(config, model=KNOWN_SHAPE, train=replace(train, batch_size=2, optimizer="adamw"))
     token_s = planner.step_time.with_vocab_size(KNOWN_VOCAB_SIZE)(config) / tokens_per_step(config)
     n_epochs = seconds / token_s / (text.train_bytes / KNOWN_TOKEN_BYTES)
-    least = replace(config, train=replace(config.train, grad_accum_steps=4, start_from=KNOWN_MODEL))
+    least = replace(config, train=replace(config.train, grad_accum_steps=2, start_from=KNOWN_MODEL))
     if may_use_lora(least):
         least = replace(least, train=replace(least.train, lora=str(LORA_RANKS[-1])))
     needed = estimate_memory_bytes(least, KNOWN_VOCAB_SIZE, planner.device)
