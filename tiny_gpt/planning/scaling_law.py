@@ -52,9 +52,9 @@ PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.025, 18.0, 0.5
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
 GUESSING = 8.0
-# A trained model that learns a further text (--start-from): the part of its loss that it can lose, the passes over the
-# text for most of that, from runs of SmolLM2 on documentation (docs/log/start-from.md); and the interval of that part, an
-# assumption, since a text that is less new to the model gains less.
+# A trained model that learns a further text (--start-from): the part of its loss that it can lose, and the passes over
+# the text for most of that, from runs of SmolLM2 on documentation (docs/log/start-from.md); and the interval of that
+# part, which is assumed: a text that is less new to the model gains less.
 FURTHER_GAIN, FURTHER_EPOCHS, FURTHER_GAIN_80 = 0.22, 0.7, (0.05, 0.35)
 # 80% of a normal distribution lies within this many standard deviations of its mean.
 Z_80 = 1.2816
