@@ -38,6 +38,17 @@ def test_a_given_folder_is_used_as_it_is(tmp_path):
     assert folder_for(config) == folder_for(config, is_new=True) == tmp_path
 
 
+def test_resume_takes_the_last_run_where_all_are_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig().with_flat({"data": "book.txt"}, "test")
+    assert folder_for(config, is_resumed=True).name == "book"
+    for name in ("book", "book-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / BEST_FILE).touch()
+    assert folder_for(config).name == "book-3"
+    assert folder_for(config, is_resumed=True).name == "book-2"
+
+
 def test_what_is_not_found_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for find, name, code in (

@@ -184,7 +184,7 @@ def resolve_run_dir(config: RunConfig, mode: ResumeMode) -> tuple[Path, bool]:
     Raises UsageError if there is nothing to resume, a run that is still training, or an unfinished one and no user who
     answers.
     """
-    folder = folder_for(config, is_new=mode.new)
+    folder = folder_for(config, is_new=mode.new, is_resumed=mode.resume)
     require_not_training(folder)
     found = unfinished(folder, config.train.total_steps if mode.resume else 0)
     if mode.resume:

@@ -69,19 +69,20 @@ def newest_step(folder: Path) -> int:
     return next(iter(CheckpointStore(folder).steps()), -1)
 
 
-def folder_for(config: RunConfig, is_new: bool = False) -> Path:
+def folder_for(config: RunConfig, is_new: bool = False, is_resumed: bool = False) -> Path:
     """The folder for a run of `config`: its out_dir, else runs/NAME, named after the text.
 
-    A number is appended while a finished run has that name, or with `is_new` while any run has it.
+    A number is appended while a finished run has that name, or with `is_new` while any run has it. With `is_resumed`:
+    where all are finished, the last of them.
     """
     if config.train.out_dir:
         return user_path(config.train.out_dir)
     base = Path(RUNS_FOLDER) / name_for(config.data.data)
-    number, folder = 1, base
+    number, folder, last = 1, base, base
     while _is_taken(folder) and (is_new or not unfinished(folder)):
-        number += 1
+        number, last = number + 1, folder
         folder = base.with_name(f"{base.name}-{number}")
-    return folder
+    return last if is_resumed and not _is_taken(folder) else folder
 
 
 def name_for(sources: tuple[str, ...]) -> str:
