@@ -1,6 +1,7 @@
 """Whole runs that meet trouble: too little memory, a low battery, a watchdog that wants a restart."""
 
 import json
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +134,17 @@ def test_a_low_battery_pauses_the_run(config, tmp_path, monkeypatch):
     assert "training continues" in lines
     assert any(line.startswith("paused once on a low battery") for line in events[-1].incidents)
     assert same_weights(weights, load_model(out_dir(config) / FINAL_FILE, CPU).model.state_dict())
+
+
+def test_a_run_that_is_stopped_in_a_pause_does_not_say_that_it_continues(config, monkeypatch):
+    battery = SimpleNamespace(power_plugged=False, percent=15)
+    monkeypatch.setattr(host_monitor, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(host_monitor, "BATTERY_INTERVAL_S", 0.0)
+    monkeypatch.setattr(host_monitor, "Battery", lambda _: Battery(lambda: battery))
+    monkeypatch.setattr(host_monitor.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    events = list(run(config))
+    assert events[-1].stopped_by == signal.SIGTERM
+    assert any("paused" in line for line in warnings_in(events)) and "training continues" not in warnings_in(events)
 
 
 def test_a_restart_request_saves_and_exits(config, tmp_path, monkeypatch):

@@ -343,7 +343,8 @@ class Trainer:
             yield Warned(state.step, f"paused: {pause_reason}")
             with state.clock.count_as("pause"):
                 monitor.wait_out_pause()
-            yield Warned(state.step, "training continues")
+            if not (monitor.stop.signal_number or monitor.restart_requested):
+                yield Warned(state.step, "training continues")
 
     def _reserved_s(self) -> float:
         """Seconds that a timed run needs after its last step: to evaluate, save, score the best model and sample."""
