@@ -100,3 +100,13 @@ def test_a_process_that_is_led_records_signals_until_its_work_is_over():
     stop.is_over = True
     with pytest.raises(Stopped):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_terminal_may_also_be_closed_while_the_report_is_written():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with StopRequest(to_the_end=True):
+            pass
+        signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

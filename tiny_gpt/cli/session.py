@@ -12,6 +12,7 @@ from tiny_gpt.cli.process import discard_output
 from tiny_gpt.config import BEST_FILE, RunConfig, SampleConfig
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.files import quoted
+from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import Finished, Prepared
 from tiny_gpt.training.budget import RunRequest
@@ -52,7 +53,7 @@ def train_and_sample(config: RunConfig, resume: bool, request: RunRequest, comma
     with contextlib.closing(Console(config, sys.stdout)) as console:
         recorded = RecordedRun(config, [console])
         recorded.samples.show = console.show_sample
-        for event in recorded.train(resume, request):
+        for event in recorded.train(resume, request, StopRequest(to_the_end=True)):
             if isinstance(event, Prepared):
                 plan = event.plan
             if isinstance(event, Finished):

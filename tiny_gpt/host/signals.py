@@ -67,10 +67,12 @@ def _handle_stops(handler: Callable[[int, FrameType | None], None]) -> None:
 class StopRequest:
     """A context in which SIGHUP only sets `hung_up`; after `listen` the first INT or TERM only sets `signal_number`.
 
-    The next INT raises KeyboardInterrupt, as does a TERM that is not a duplicate of the first.
+    The next INT raises KeyboardInterrupt, as does a TERM that is not a duplicate of the first. With `to_the_end`,
+    SIGHUP stops nothing after the context either: the process has a report and a sample to write.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, to_the_end: bool = False) -> None:
+        self._to_the_end = to_the_end
         self.signal_number: int | None = None
         self.hung_up = False
         self._requested_at = 0.0
@@ -83,7 +85,8 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+            is_kept = self._to_the_end and number not in (signal.SIGINT, signal.SIGTERM)
+            signal.signal(number, signal.SIG_IGN if is_kept else handler)
 
     def hear(self, number: int) -> None:
         """Take a signal that another process of the training received as one of this process's own; 0 is none."""
