@@ -102,7 +102,7 @@ class GPT(nn.Module):
     def forward(
         self, ids_BT: torch.Tensor, cache: KVCache | None = None, targets_BT: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, T, V): at each position, of the token after it. With targets: `losses`.
+        """Logits (B, T, V): at each position, of the token after it. With `targets_BT`: their losses, as from `losses`.
 
         With a cache, `ids_BT` continues the positions that it holds: several at once if it is empty, else one at a
         time. The length of the cache plus T is at most block_size.
