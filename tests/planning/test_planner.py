@@ -11,8 +11,15 @@ from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.choose_tokenizer import auto_tokenizer
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
+from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning import planner as planner_module
 from tiny_gpt.planning.throughput import StepTimeModel
+from tiny_gpt.planning.types import OtherText
+
+
+def for_time(time):
+    """The recipe `auto` with this time budget."""
+    return replace(RECIPES["auto"], train=replace(RECIPES["auto"].train, for_=time))
 
 
 @pytest.fixture
@@ -53,17 +60,31 @@ def test_auto_uses_characters_for_tiny_texts_only(tmp_path):
 def test_a_night_has_teachers_and_students_and_given_numbers_stay():
     planner, night = make_planner(), replace(RECIPES["auto"], train=replace(RECIPES["auto"].train, for_="6h"))
     train = planner.plan(night)[0].train
-    assert train.teachers > 1 and train.students > 1 and train.first_share > 0
+    assert train.teachers > 1 and train.students > 1 and train.first_share == 0
     auto = tuple(name for name in night.train.auto if name != "students")
     given = replace(night, train=replace(night.train, students=2, auto=auto))
     assert planner.plan(given)[0].train.students == 2
-    alone = replace(night, data=replace(night.data, first=("none",)))
-    assert planner.plan(alone)[0].train.first_share == 0
     five_minutes = replace(night, train=replace(night.train, for_="5m"))
     assert planner.plan(five_minutes)[0].train.teachers == 0
-    german = planner._replace(text=replace(planner.text, english_share=0.2))
-    train = german.plan(night)[0].train
-    assert train.first_share == 0 and train.teachers > 1
+
+
+def test_a_long_run_begins_with_related_text_where_it_is_at_hand():
+    alone = make_planner()
+    related = alone._replace(other=OtherText(("package-docs",), 400_000, 50_000, 2048, 6_000_000))
+    chosen, plan = related.plan(for_time("2h"))
+    assert chosen.data.first == plan.first == ("package-docs",) and chosen.train.first_share == plan.first_share > 0
+    assert chosen.train.teachers > 1
+    assert plan.forecast.bits_per_byte < alone.plan(for_time("2h"))[1].forecast.bits_per_byte
+    for without in (for_time("9m"), replace(for_time("2h"), data=DataConfig(first=("none",)))):
+        assert related.plan(without)[0].train.first_share == 0
+
+
+def test_the_model_of_a_pretraining_suits_the_other_text_and_its_time():
+    tiny = make_planner()._replace(text=replace(make_planner().text, train_bytes=36_000, train_tokens=15_000))
+    related = tiny._replace(other=OtherText(("package-docs",), 12_000, 1_500, 2048, 6_000_000))
+    alone, pretrained = (planner.plan(for_time("6h"))[0] for planner in (tiny, related))
+    assert n_parameters(pretrained.model, 2048) > 2 * n_parameters(alone.model, 512)
+    assert pretrained.model.dropout > 0 and pretrained.train.auto == ()
 
 
 def test_a_teacher_has_time_for_some_hundred_steps():
@@ -79,10 +100,11 @@ def test_a_teacher_has_time_for_some_hundred_steps():
 def test_more_time_is_expected_to_give_a_better_model(n_bytes, slowness):
     planner, night = make_planner(), RECIPES["auto"]
     text = replace(planner.text, train_bytes=n_bytes, train_tokens=n_bytes // 2)
-    planner = planner._replace(text=text, step_time=planner.step_time.scaled(slowness))
+    other = OtherText(("package-docs",), 2 * n_bytes // 5, n_bytes // 25, 2048, 6_000_000)
+    planner = planner._replace(text=text, step_time=planner.step_time.scaled(slowness), other=other)
     times = ("2m", "20m", "1h", "2h", "6h", "24h")
     plans = [planner.plan(replace(night, train=replace(night.train, for_=time)))[1] for time in times]
     losses = [plan.forecast.bits_per_byte for plan in plans]
-    # On a fast machine the smallest text has given all that it can before the night is over.
-    assert all(longer < shorter * (1 + 1e-4) for shorter, longer in itertools.pairwise(losses)), losses
+    # Sizes and stages change in jumps; and on a fast machine the smallest text has given all before the night is over.
+    assert all(longer < shorter * 1.003 for shorter, longer in itertools.pairwise(losses)), losses
     assert losses[-1] < 0.98 * losses[0]

@@ -2,17 +2,22 @@
 
 import dataclasses
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.run.support import CPU, FRENCH, finish, first, interrupt, of, out_dir, same_weights, with_data, with_train
-from tiny_gpt.config import BEST_FILE, FINAL_FILE, NO_FIRST, PRETRAINED_FILE, TEACHERS_FOLDER
+from tiny_gpt.config import BEST_FILE, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER
+from tiny_gpt.data.overlap import overlap_of_tokens
+from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import Notice
+from tiny_gpt.data.progress import finish as prepared
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model_io.model_file import load_model, save_model
-from tiny_gpt.run import start
+from tiny_gpt.run import other_text
 from tiny_gpt.run.events import Evaluated, Prepared, StageBegun
+from tiny_gpt.run.other_text import prepare_other, prepare_texts
 from tiny_gpt.run.run import run
 
 pytestmark = pytest.mark.usefixtures("save_at_every_step")
@@ -142,18 +147,52 @@ def test_a_first_text_with_the_validation_text_in_it_is_told(long_lines):
     assert any("of the validation text also occurs in the text of --first" in text for text in own)
 
 
-def test_a_plan_does_not_begin_with_the_validation_text(long_lines, monkeypatch):
-    class AlwaysBegins:
-        def plan(self, config):
-            if config.data.first == ():
-                config = with_data(config, first=config.data.data)
-            return with_train(config, auto=(), first_share=0.3 * (config.data.first != (NO_FIRST,))), None
+def test_copies_of_validation_documents_are_left_out_of_other_text(long_lines, tmp_path):
+    """Of a folder of which one file is the end of the run's own text, which is held out."""
+    own, folder = tmp_path / "own.txt", tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text(FRENCH)
+    (folder / "b.txt").write_text("\n".join(own.read_text().splitlines()[-30:]))
+    config = with_data(long_lines, first=(str(folder),))
+    dataset = prepared(prepare(config.data, 8))
+    other = prepared(prepare_other(config, dataset))
+    assert overlap_of_tokens(dataset.tokenizer, other.train, dataset.val) == 0
+    assert any("1: holds only the validation text" in note for note in other.notes)
+    with pytest.raises(BadInputError) as error:
+        prepared(prepare_other(with_data(config, first=(str(folder / "b.txt"),)), dataset))
+    assert error.value.code == "first-is-held-out"
 
-    def measure(*_):
-        yield from ()
-        return AlwaysBegins()
 
-    monkeypatch.setattr(start, "measure_machine_and_text", measure)
-    monkeypatch.setattr(start, "expected_plan", lambda *_: None)
-    begun = [event.name for event in of(StageBegun, run(with_data(with_train(long_lines, auto=("seed",)), first=())))]
-    assert begun == ["teacher 1 of 2", "teacher 2 of 2", "student"]
+def test_a_plan_is_not_offered_related_text_that_holds_the_validation_text(long_lines, monkeypatch):
+    monkeypatch.setattr(other_text, "related_text", lambda sample: long_lines.data.data[0])
+    config = with_data(with_train(long_lines, steps=0, for_="1h", auto=("teachers",)), first=())
+    assert prepared(prepare_texts(config, prepared(prepare(config.data, 8)))).shared is None
+
+
+@pytest.fixture
+def shared_tokenizer(long_lines, tmp_path):
+    """Own and other text with a tokenizer that is trained on both."""
+    config = with_data(long_lines, tokenizer="bpe", first=(str(tmp_path / "french.txt"),))
+    return with_train(config, steps=34)
+
+
+def test_a_run_with_a_tokenizer_for_both_texts_resumes_without_its_stored_tokens(shared_tokenizer, tmp_path):
+    expected = finish(with_train(shared_tokenizer, out_dir=str(tmp_path / "twin")))
+    interrupt(shared_tokenizer, after=20)
+    shutil.rmtree(tmp_path / "cache" / "tokens")
+    outcome = finish(shared_tokenizer, resume=True)
+    assert same_weights(outcome.weights, expected.weights) and outcome.rows == expected.rows
+    tokenizer = load_model(out_dir(shared_tokenizer) / FINAL_FILE, CPU).tokenizer
+    own, french = shared_tokenizer.data, with_data(shared_tokenizer, data=shared_tokenizer.data.first).data
+    alone = [prepared(prepare(replace(data, first=()), 8)).tokenizer for data in (own, french)]
+    text = FRENCH[:2000]
+    assert len(tokenizer.encode(text)) < 0.8 * len(alone[0].encode(text))
+
+
+def test_a_damaged_pretraining_is_set_aside_and_told(staged):
+    interrupt(staged, after=14)
+    (out_dir(staged) / PRETRAINED_FILE).write_bytes(b"damaged")
+    events = list(run(staged, resume=True))
+    (student,) = (event for event in of(StageBegun, events) if event.name == "student")
+    assert "from random weights" in student.description
+    assert (out_dir(staged) / "pretrained.damaged").read_bytes() == b"damaged"

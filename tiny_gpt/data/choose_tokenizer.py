@@ -1,5 +1,7 @@
 """Which tokenizer a text gets, and the hashes that tell tokenizers apart."""
 
+from itertools import chain
+
 from tiny_gpt.config import TOKENIZER_SETTINGS, DataConfig
 from tiny_gpt.data.text_file import TextSplit
 from tiny_gpt.errors import BadInputError
@@ -11,6 +13,8 @@ from tiny_gpt.tokenizer.bpe import BpeTokenizer
 TRAINING_SAMPLE_BYTES = 32_000_000
 # From this size of the training text on, bpe gives a lower loss than char (docs/log/recipe.md, "the recipe auto").
 MIN_BPE_BYTES = 100_000
+# The vocabulary for a text of any size where other text is read first: that has megabytes to learn the tokens from.
+MIN_SHARED_VOCAB_SIZE = 2048
 
 
 def build_tokenizer(config: DataConfig, train: TextSplit) -> Tokenizer:
@@ -23,6 +27,13 @@ def build_tokenizer(config: DataConfig, train: TextSplit) -> Tokenizer:
     name = auto_tokenizer(train.n_bytes) if config.tokenizer == "auto" else config.tokenizer
     vocab_size = config.vocab_size or default_vocab_size(train.n_bytes)
     return TOKENIZERS[name].train(train.sample(TRAINING_SAMPLE_BYTES), vocab_size)
+
+
+def shared_tokenizer(config: DataConfig, own: TextSplit, other: TextSplit) -> Tokenizer:
+    """The tokenizer of a run that learns from `other` text first: bpe, trained on as much of it as of the run's own."""
+    n_bytes = min(own.n_bytes, TRAINING_SAMPLE_BYTES // 2)
+    vocab_size = config.vocab_size or max(MIN_SHARED_VOCAB_SIZE, default_vocab_size(own.n_bytes))
+    return BpeTokenizer.train(chain(own.sample(n_bytes), other.sample(n_bytes)), vocab_size)
 
 
 def auto_tokenizer(n_bytes: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tiny_gpt.config import DataConfig
 from tiny_gpt.data.kinds import LOOKED_AT, Kinds
+from tiny_gpt.data.overlap import HeldOut
 from tiny_gpt.data.progress import Preparation, StageProgress
 from tiny_gpt.data.readers.base import ReadContext, ReadOptions, UnreadableError
 from tiny_gpt.data.readers.compression import DAMAGE_ERRORS
@@ -21,6 +22,9 @@ from tiny_gpt.files import write_error
 
 # Bytes of a file between two progress events.
 PROGRESS_BYTES = 4 << 20
+# Of a document, the first characters that are compared with what is held out.
+COMPARED_CHARACTERS = 1 << 20
+REPEATS_HELD_OUT = "repeats the validation text"
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,16 @@ class Corpus:
 
 
 def read_splits(
-    config: DataConfig, sources: Sources, folder: Path
+    config: DataConfig, sources: Sources, folder: Path, held_out: HeldOut | None = None
 ) -> Preparation[tuple[list[Corpus], TextSplit, TextSplit]]:
     """Read all text of `sources` into files in `folder`. Returns what was read, and its training and validation split.
+
+    Documents that repeat what is `held_out`, of another text, are left out.
 
     Raises what `read_corpus` raises.
     """
     options = read_options(config)
-    corpus = yield from read_corpus(sources.files, folder / "text", options)
+    corpus = yield from read_corpus(sources.files, folder / "text", options, held_out)
     if not sources.val_files:
         return [corpus], *corpus.text.split(config.val_fraction)
     val_corpus = yield from read_corpus(sources.val_files, folder / "val-text", options)
@@ -61,8 +67,10 @@ def read_options(config: DataConfig) -> ReadOptions:
     return ReadOptions(config.text_field, config.encoding or None, max_unpacked)
 
 
-def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -> Preparation[Corpus]:
-    """Write the text of all `files` to the new file `path`.
+def read_corpus(
+    files: Sequence[SourceFile], path: Path, options: ReadOptions, held_out: HeldOut | None = None
+) -> Preparation[Corpus]:
+    """Write the text of all `files` to the new file `path`, without documents that repeat what is `held_out`.
 
     Raises UnreadableError for a file the user named that is empty, is not text, or changes while it is read;
     BadInputError if there is no text at all; OutOfResourcesError if `path` cannot be written.
@@ -84,9 +92,12 @@ def read_corpus(files: Sequence[SourceFile], path: Path, options: ReadOptions) -
             context = ReadContext(str(file.path), options, file.members, file.declared_encoding, budget)
             beginning: list[str] = []
             try:
-                for n_read in _copy_documents(file, writer, context, beginning):
+                for n_read in _copy_documents(file, writer, context, beginning, held_out):
                     yield StageProgress("reading", done_bytes + n_read, total_bytes)
                 # Documents of white space are dropped, so nothing may be left of a file that is not empty.
+                if writer.position() == start and REPEATS_HELD_OUT in context.skipped:
+                    remedy = "give other text, or --first none"
+                    raise context.unreadable("holds only the validation text", "first-is-held-out", remedy=remedy)
                 if writer.position() == start:
                     lost = ", ".join(f"{n:,} {reason}" for reason, n in (context.skipped + context.changed).items())
                     raise context.unreadable("is empty", "file-empty", lost, "give a file with some text in it")
@@ -127,7 +138,9 @@ def counted_lines(verb: str, counts: Counter[str], examples: dict[str, str]) -> 
     ]
 
 
-def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext, beginning: list[str]) -> Iterator[int]:
+def _copy_documents(
+    file: SourceFile, writer: TextWriter, context: ReadContext, beginning: list[str], held_out: HeldOut | None
+) -> Iterator[int]:
     """Write the documents of one file; yields how many of its bytes have been read. Raises UnreadableError.
 
     `beginning` gets the first LOOKED_AT characters, or somewhat more.
@@ -139,8 +152,11 @@ def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext, 
             reported = 0
             for document in read_documents(raw, context):
                 writer.begin_document()
+                compared = ""
                 for piece in document:
                     writer.write(piece)
+                    if held_out and len(compared) < COMPARED_CHARACTERS:
+                        compared += piece
                     if n_looked_at < LOOKED_AT:
                         beginning.append(piece[:LOOKED_AT])
                         n_looked_at += len(piece)
@@ -148,7 +164,11 @@ def _copy_documents(file: SourceFile, writer: TextWriter, context: ReadContext, 
                     if raw.tell() - reported > PROGRESS_BYTES:
                         reported = raw.tell()
                         yield reported
-                writer.end_document()
+                if held_out and held_out.is_repeated_in(compared):
+                    writer.drop_document()
+                    context.skip(REPEATS_HELD_OUT)
+                else:
+                    writer.end_document()
         has_changed = file.state() != state_before
     except UnpackLimitError as error:
         raise context.unreadable(

@@ -3,6 +3,7 @@
 A passage is a line, or a sentence of a long line, of at least MIN_PASSAGE_CHARACTERS: shorter ones recur naturally.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +16,8 @@ LONG_LINE = 1000
 SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "। ")
 # The last is Unicode's line separator, which some word processors write.
 LINE_ENDS = re.compile("[\n\u2028]")
+# A document of which more than this fraction is held out is a copy of a held-out one.
+MOST = 0.5
 # Decoding takes about a second for this many tokens; comparing them adds little.
 COMPARED_PIECE_TOKENS, MAX_COMPARED_TOKENS = 1_000_000, 50_000_000
 # For the estimate of how many passages a text has.
@@ -32,6 +35,21 @@ def passages(text: str) -> Iterator[str]:
         for end in SENTENCE_ENDS:
             line = line.replace(end, end + "\n")
         yield from (sentence.strip() for sentence in line.split("\n") if len(sentence) >= MIN_PASSAGE_CHARACTERS)
+
+
+class HeldOut:
+    """The passages of a validation text, to recognize documents of other text that repeat it."""
+
+    def __init__(self, text: str) -> None:
+        self._passages = frozenset(passages(text))
+        self.sha256 = hashlib.sha256("\n".join(sorted(self._passages)).encode()).hexdigest()
+        """Equal for equal passages."""
+
+    def is_repeated_in(self, document: str) -> bool:
+        """Whether most of the passages of `document`, by characters, are held out."""
+        of_document = set(passages(document))
+        n_shared = sum(map(len, of_document & self._passages))
+        return n_shared > MOST * sum(map(len, of_document))
 
 
 def val_overlap(train: TextSplit, val: TextSplit) -> float | None:

@@ -1,14 +1,19 @@
 """From source specs to a tokenizer and memory-mapped token ids: the whole data pipeline in one call."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tiny_gpt.config import TOKENIZER_SETTINGS, DataConfig
-from tiny_gpt.data.choose_tokenizer import build_tokenizer, tokenizer_file_sha256, tokenizer_sha256
+from tiny_gpt.data.choose_tokenizer import (
+    build_tokenizer,
+    shared_tokenizer,
+    tokenizer_file_sha256,
+    tokenizer_sha256,
+)
 from tiny_gpt.data.corpus import counted_lines, read_splits, skipped_lines
-from tiny_gpt.data.overlap import val_overlap
+from tiny_gpt.data.overlap import HeldOut, val_overlap
 from tiny_gpt.data.progress import Preparation
 from tiny_gpt.data.readers.base import READING_VERSION
 from tiny_gpt.data.sources.files import content_hash
@@ -49,8 +54,12 @@ class Dataset:
     """Hashes that identify this text under this tokenizer, and the name of its token store; plain JSON types."""
 
 
-def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Preparation[Dataset]:
+def prepare(
+    config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None, held_out: HeldOut | None = None
+) -> Preparation[Dataset]:
     """Read, split and tokenize the text of `config`, or find its tokens in the cache.
+
+    Documents that repeat what is `held_out`, of another text, are left out; not from a corpus in shards.
 
     Of a corpus in shards, the index, the validation text and the first shard are read. A `tokenizer` that is given,
     such as that of a model to be trained further, replaces the one `config` names. Raises BadInputError for unusable
@@ -78,11 +87,12 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         config.max_unpacked,
         config.val_fraction,
         READING_VERSION,
+        *([held_out.sha256] if held_out else []),
     )
     store = open_store(folder)
     if store is None:  # never built, or damaged since
         with temporary_build_folder(folder) as build_folder:
-            yield from _build(config, sources, build_folder, folder, tokenizer)
+            yield from _build(config, sources, build_folder, folder, tokenizer, held_out)
         store = open_store(folder)
     if store is None:
         raise OutOfResourcesError(
@@ -92,6 +102,22 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     _require_one_block(store, block_size, is_block_fixed=tokenizer is not None)
     skipped = counted_lines("skipped", sources.skipped, sources.examples)
     return _dataset(store, folder.name, tuple(sources.specs), skipped)
+
+
+def train_shared_tokenizer(own: DataConfig, other: DataConfig) -> Preparation[Tokenizer]:
+    """A tokenizer for a person's `own` text and `other` text, trained on as much of one as of the other: the model
+    learns most of its words from the other text, but is judged by its own.
+
+    Raises BadInputError for unusable sources, and OutOfResourcesError if the cache cannot be written.
+    """
+    with temporary_build_folder(stores_folder() / "shared-tokenizer") as folder:
+        splits = []
+        for name, config in (("own", own), ("other", other)):
+            (folder / name).mkdir()
+            sources = yield from resolve(config.data)
+            _, train, _ = yield from read_splits(replace(config, val=()), sources, folder / name)
+            splits.append(train)
+        return shared_tokenizer(own, *splits)
 
 
 def stores_folder() -> Path:
@@ -130,10 +156,15 @@ def _prepare_corpus(
 
 
 def _build(
-    config: DataConfig, sources: Sources, build_folder: Path, folder: Path, tokenizer: Tokenizer | None
+    config: DataConfig,
+    sources: Sources,
+    build_folder: Path,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    held_out: HeldOut | None,
 ) -> Preparation[None]:
     """Build the token store `folder`, by way of `build_folder`."""
-    corpora, train, val = yield from read_splits(config, sources, build_folder)
+    corpora, train, val = yield from read_splits(config, sources, build_folder, held_out)
     about = {
         "n_characters": sum(corpus.text.n_characters for corpus in corpora),
         "n_documents": sum(len(corpus.text.documents) for corpus in corpora),

@@ -19,13 +19,14 @@ from tiny_gpt.config import ModelConfig, RunConfig
 from tiny_gpt.config.training import NO_LORA
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.progress import Notice
+from tiny_gpt.data.related_text import MIN_ENGLISH_SHARE
 from tiny_gpt.device import PRECISIONS, available_memory_bytes
 from tiny_gpt.evaluation import LONGEST_BLOCK, FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.planning.autotune import choose_backend
 from tiny_gpt.planning.heuristics import tokens_per_step, with_batch
 from tiny_gpt.planning.memory import LORA_RANKS, estimate_memory_bytes, may_use_lora
-from tiny_gpt.planning.planner import MIN_ENGLISH_SHARE, Planner
+from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.throughput import StepTimeModel, step_flops
 from tiny_gpt.planning.types import TextStats
 

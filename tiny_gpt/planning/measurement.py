@@ -24,7 +24,7 @@ from tiny_gpt.planning.memory import estimate_memory_bytes
 from tiny_gpt.planning.planner import Planner
 from tiny_gpt.planning.scaling_law import BASE_BATCH_TOKENS
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, StepTimeModel, known_step_s, step_flops, step_number
-from tiny_gpt.planning.types import Candidate, TextStats
+from tiny_gpt.planning.types import Candidate, OtherText, TextStats
 from tiny_gpt.training.budget import requested_seconds
 
 # The steps that are timed where the size is open: (n_layer, d_model), on a GPU also the multiple of BASE_BATCH_TOKENS.
@@ -67,11 +67,13 @@ def measure_machine_and_text(
     dataset: Dataset,
     device: torch.device,
     requested_at: float | None = None,
+    other: OtherText | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Generator[PreparationEvent, None, Planner]:
     """Measure how fast this machine trains and how hard the text is: a Planner for `config`.
 
-    `requested_at` is when the user started the command, by time.time().
+    `requested_at` is when the user started the command, by time.time(). `other` is what --first names, or what the plan
+    may choose to begin with; `dataset` has the tokenizer of the run's own text alone.
     """
     seconds = requested_seconds(config.train, time.time(), time.time())
     deadline = Deadline(math.inf if seconds is None else MEASURING_SHARE * seconds, clock)
@@ -91,7 +93,7 @@ def measure_machine_and_text(
     ]
     step_time = yield from _measure_speed(configs, vocab_size, device, deadline)
     text = yield from _measure_text(dataset, device, candidate, deadline)
-    planner = Planner(text, device, step_time, candidate, requested_at)
+    planner = Planner(text, device, step_time, candidate, requested_at, other=other)
     if device.type != "cuda":  # there, autotuning times whole steps of the chosen model anyway
         yield Measuring("steps of the model that the plan chooses", SPEED_DONE + PILOT_PART)
         planner = planner.calibrated(config, min(MAX_MEASURE_S, deadline.left_s))

@@ -15,7 +15,7 @@ from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset
-from tiny_gpt.data.sources.python_docs import WORD, words_of_the_manual
+from tiny_gpt.data.related_text import english_share
 from tiny_gpt.device import PRECISIONS
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
@@ -91,13 +91,8 @@ def text_stats(dataset: Dataset, bits: float, is_estimated: bool = False) -> Tex
         vocab_size=dataset.tokenizer.vocab_size,
         pilot_bits_per_byte=min(max(MIN_BITS, bits), MAX_BITS),
         is_estimated=is_estimated,
-        english_share=_english_share(decoded_text(dataset.tokenizer, dataset.train, MAX_PACKED_BYTES)),
+        english_share=english_share(decoded_text(dataset.tokenizer, dataset.train, MAX_PACKED_BYTES)),
     )
-
-
-def _english_share(text: bytes) -> float:
-    words, known = WORD.findall(text.decode("utf-8", "replace").lower()), words_of_the_manual()
-    return sum(word in known for word in words) / max(1, len(words))
 
 
 def fingerprint() -> str:

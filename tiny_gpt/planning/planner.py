@@ -31,21 +31,19 @@ from tiny_gpt.planning.memory import LORA_RANKS, estimate_memory_bytes, may_use_
 from tiny_gpt.planning.scaling_law import forecast, forecast_further, saturation_tokens
 from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
-from tiny_gpt.planning.types import Candidate, Plan, TextStats
+from tiny_gpt.planning.types import Candidate, OtherText, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, teacher_share
+from tiny_gpt.training.stages import STUDENT_LENGTH, teacher_share
 
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
 # The fewest steps of a teacher: passes over a text of a few hundred bytes are too short to count alone.
 MIN_TEACHER_STEPS = 200
-# Other text that is on every user's disk, with about how many bytes of it there are; the largest fraction of the time
-# that it gets, and the most passes over it. A run of so many teachers begins with the shortest that suffices.
-USUAL_FIRST, USUAL_FIRST_SHARE, MAX_FIRST_EPOCHS = {"python-docs": 2_200_000, "package-docs": 17_000_000}, 0.3, 4
-MIN_TEACHERS_FOR_USUAL_FIRST = 2
-# Of text in other languages, 16 to 28% of the words are in Python's manual; of English 59 to 60% (docs/log/stages.md).
-MIN_ENGLISH_SHARE = 0.4
+# The shortest run that begins with a text that the plan has chosen: to prepare it takes up to a minute, once.
+MIN_SECONDS_FOR_RELATED = 600
+# Fractions of the time for other text that a plan tries.
+FIRST_SHARES = (0.3, 0.5, 0.7, 0.85)
 # The passes over the own text that are best for a model that has been pretrained on other text: more of them undo what
 # it has learned there.
 MAX_FINE_TUNING_EPOCHS = 8
@@ -68,6 +66,8 @@ class Planner(NamedTuple):
     """When the user started the command, by time.time(); None means now. Budgets with --until count from then."""
     n_sharing: int = 1
     """How many of the devices share the memory that is available here."""
+    other: OtherText | None = None
+    """What --first names, or else other text that a plan may choose to begin with."""
 
     def on_devices(self, n_devices: int, network: Network, n_sharing: int = 1) -> "Planner":
         """The same for so many devices, each like the one that was measured."""
@@ -107,16 +107,40 @@ class Planner(NamedTuple):
                 yield sparing
 
     def _plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
+        planner = self.for_texts_of(config)
         if config.train.auto:
-            config = self._with_stages(config) if "teachers" in config.train.auto else self._complete(config)
-        return config, self.plan_of(config, self.step_time(config))
+            config = planner._with_stages(config) if "teachers" in config.train.auto else planner._complete(config)
+        planner = self.for_texts_of(config)
+        return config, planner.plan_of(config, planner.step_time(config))
+
+    def for_texts_of(self, config: RunConfig) -> "Planner":
+        """The planner for both texts, where `config` begins with the other one; else this one."""
+        if self.other is None or config.data.first != self.other.sources:
+            return self
+        text = self.other.stats_of(self.text)
+        return self._replace(text=text, step_time=self.step_time.with_vocab_size(text.vocab_size), other=None)
 
     def _complete(self, config: RunConfig) -> RunConfig:
         """`config` with every open setting but the number of teachers chosen, for the length of one stage."""
         if config.train.start_from:
             return self._with_micro_batches(config)
-        budget, is_gpu = self._budget(config.train), self.device.type != "cpu"
-        return choose_settings(config, self.text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu)
+        if config.train.first_share:
+            config = self._shaped_by_pretraining(config)
+        return self._choose(config, self.text, self._budget(config.train))
+
+    def _choose(self, config: RunConfig, text: TextStats, budget: ComputeBudget) -> RunConfig:
+        is_gpu = self.device.type != "cpu"
+        return choose_settings(config, text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu)
+
+    def _shaped_by_pretraining(self, config: RunConfig) -> RunConfig:
+        """`config` with the model, the batches and the learning rate that suit its pretraining, the longest stage."""
+        text = replace(self.text, train_tokens=max(self.text.train_tokens, self.text.other_tokens), alone_tokens=0)
+        chosen = self._choose(config, text, self._budget(config.train, config.train.first_share))
+        model = replace(chosen.model, dropout=config.model.dropout)
+        settings = {name: getattr(chosen.train, name) for name in ("batch_size", "learning_rate", "optimizer")}
+        shaped = _with_train(replace(config, model=model), **settings)
+        auto = tuple(name for name in shaped.train.auto if not hasattr(model, name) or name == "dropout")
+        return replace(shaped, train=replace(shaped.train, auto=auto))
 
     def _with_micro_batches(self, config: RunConfig) -> RunConfig:
         """`config`, whose model is given, complete; in as many micro-batches as memory asks for, down to one sequence.
@@ -137,23 +161,22 @@ class Planner(NamedTuple):
         if not train.is_timed or train.start_from or train.shard:
             alone = _with_train(config, teachers=0, students=1)
             return self._shortened(self._complete(alone)) if config.train.start_from else self._complete(alone)
-        first, first_share = config.data.first, config.train.first_share
-        if first in ((), (NO_FIRST,)):
-            alone = self._with_teachers(_with_train(config, first_share=0.0))
-            is_english = self.text.english_share >= MIN_ENGLISH_SHARE
-            if first or not is_english or alone.train.teachers < MIN_TEACHERS_FOR_USUAL_FIRST:
-                return alone
-            name, share = self._usual_first(alone)
-            usual = replace(config, data=replace(config.data, first=(name,)))
-            usual = self._with_all_teachers(_with_train(usual, first_share=share))
-            has_teachers = usual.train.teachers >= MIN_TEACHERS_FOR_USUAL_FIRST
-            return min(alone, usual, key=self._expected_loss) if has_teachers else alone
-        best = self._with_teachers(_with_train(config, first_share=first_share or FIRST_SHARE))
-        if first_share or best.train.teachers:
-            return best
-        # The only stage on the own text is short; the rest of the time goes to the other text.
-        own_share = (1 - FIRST_SHARE) * min(1.0, MAX_FINE_TUNING_EPOCHS / max(1e-9, self._stage_epochs(best)))
-        return self._complete(_with_train(config, teachers=0, students=1, first_share=1 - own_share))
+        if config.data.first not in ((), (NO_FIRST,)):
+            return self._with_pretraining(config)
+        alone = self._with_teachers(_with_train(config, first_share=0.0))
+        seconds = self.requested_seconds(train)
+        if config.data.first or self.other is None or seconds is None or seconds < MIN_SECONDS_FOR_RELATED:
+            return alone
+        begun = replace(config, data=replace(config.data, first=self.other.sources))
+        begun = self.for_texts_of(begun)._with_pretraining(begun)
+        return min(alone, begun, key=lambda each: self.for_texts_of(each).expected_loss(each))
+
+    def _with_pretraining(self, config: RunConfig) -> RunConfig:
+        """`config`, whose other text is chosen, complete, with the best fraction of the time for that text."""
+        if config.train.first_share:
+            return self._with_teachers(config)
+        candidates = [self._with_teachers(_with_train(config, first_share=share)) for share in FIRST_SHARES]
+        return min(candidates, key=self.expected_loss)
 
     def _shortened(self, config: RunConfig) -> RunConfig:
         """`config`, with time for MAX_KNOWN_MODEL_EPOCHS at most if its initial model is large for the text."""
@@ -169,7 +192,7 @@ class Planner(NamedTuple):
         """
         alone = self._complete(_with_train(config, teachers=0, students=1))
         taught = self._with_all_teachers(config)
-        return min(alone, taught, key=self._expected_loss) if taught.train.teachers else alone
+        return min(alone, taught, key=self.expected_loss) if taught.train.teachers else alone
 
     def _with_all_teachers(self, config: RunConfig) -> RunConfig:
         """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
@@ -187,7 +210,7 @@ class Planner(NamedTuple):
             students += bisect.bisect(range(2, MAX_STUDENTS + 1), False, key=lambda n: not has_time(teachers, n))
         return self._complete(_with_train(config, teachers=teachers, students=students if teachers else 1))
 
-    def _expected_loss(self, config: RunConfig) -> float:
+    def expected_loss(self, config: RunConfig) -> float:
         steps = steps_for(config, self._budget(config.train), self.step_time)
         return forecast(config, self.text, steps).bits_per_byte
 
@@ -195,14 +218,6 @@ class Planner(NamedTuple):
         """Passes over the text in the time of a teacher from random weights, or of the only stage."""
         steps = steps_for(config, self._budget(config.train), self.step_time)
         return steps * tokens_per_step(config) / self.text.train_tokens
-
-    def _usual_first(self, config: RunConfig) -> tuple[str, float]:
-        """The text of USUAL_FIRST for a run that is otherwise like `config`, and the fraction of the time for it."""
-        run_tokens = self._stage_epochs(config) * self.text.train_tokens / teacher_share(config.train)
-        tokens_per_byte = self.text.train_tokens / self.text.train_bytes
-        share_of = {name: MAX_FIRST_EPOCHS * size * tokens_per_byte / run_tokens for name, size in USUAL_FIRST.items()}
-        name = next((name for name, share in share_of.items() if share >= USUAL_FIRST_SHARE), list(share_of)[-1])
-        return name, min(USUAL_FIRST_SHARE, share_of[name])
 
     def calibrated(self, config: RunConfig, limit_s: float = MAX_MEASURE_S) -> "Planner":
         """This planner, scaled to the measured step time of the model that it chooses for `config`.
@@ -260,9 +275,9 @@ class Planner(NamedTuple):
         now = time.time()
         return requested_seconds(train, now if self.requested_at is None else self.requested_at, now)
 
-    def _budget(self, train: TrainConfig) -> ComputeBudget:
-        """That of one stage: of a teacher, or of a run that has only one stage."""
-        share = teacher_share(train)
+    def _budget(self, train: TrainConfig, share: float = 0.0) -> ComputeBudget:
+        """That of this `share` of the run; without it, of one stage: of a teacher, or of a run that has only one."""
+        share = share or teacher_share(train)
         seconds = self.requested_seconds(train)
         if seconds is not None:
             return ComputeBudget(share * STEPS_SHARE * seconds)

@@ -87,13 +87,16 @@ class ScalingLaw:
 
     def reducible_loss(self, n_parameters: float, n_tokens: float, train_tokens: float) -> float:
         """S after `n_tokens` of training on a text of `train_tokens` tokens."""
-        repetitions = max(0.0, n_tokens / train_tokens - 1)
-        repeated_worth = train_tokens * self.repetition_decay * -math.expm1(-repetitions / self.repetition_decay)
-        effective_tokens = min(n_tokens, train_tokens) + repeated_worth
         limit = max(self.min_parameter_limit, self.max_parameters_per_token * train_tokens)
         effective_parameters = min(n_parameters, limit)
-        token_term = (self.token_scale / effective_tokens) ** self.exponent
+        token_term = (self.token_scale / self.effective_tokens(n_tokens, train_tokens)) ** self.exponent
         return token_term + (self.parameter_scale / effective_parameters) ** self.exponent
+
+    def effective_tokens(self, n_tokens: float, train_tokens: float) -> float:
+        """Tokens that are worth as much, read once each, as `n_tokens` from a text of `train_tokens`."""
+        repetitions = max(0.0, n_tokens / train_tokens - 1)
+        repeated_worth = train_tokens * self.repetition_decay * -math.expm1(-repetitions / self.repetition_decay)
+        return min(n_tokens, train_tokens) + repeated_worth
 
     def features(self, text: TextStats, reducible: float) -> NDArray[np.float64]:
         """The terms of ln(bits per byte), to be multiplied by the coefficients."""
@@ -113,7 +116,9 @@ def reducible_loss(config: RunConfig, text: TextStats, steps: int, law: ScalingL
     n_tokens = steps * batch_tokens
     efficient_tokens = n_tokens / batch_inefficiency(batch_tokens, n_tokens)
     n_parameters = n_multiplied(config.model, text.vocab_size)
-    return (law or load_scaling_law()).reducible_loss(n_parameters, efficient_tokens, text.train_tokens)
+    # The law counts in tokens of a tokenizer for the text alone, which other text makes no harder to learn.
+    scale = text.alone_tokens / text.train_tokens if text.alone_tokens else 1.0
+    return (law or load_scaling_law()).reducible_loss(n_parameters, scale * efficient_tokens, scale * text.train_tokens)
 
 
 def best_batch_tokens(n_tokens: float) -> float:
@@ -161,7 +166,10 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     """What other text first and teachers add to ln(bits per byte): a negative number. For `steps` see `forecast`."""
     train = config.train
     run_tokens = steps / teacher_share(train) * train.batch_size * config.model.block_size
-    pretraining = PRETRAINING_GAIN * math.log1p(train.first_share * run_tokens / text.train_tokens / PRETRAINING_RATIO)
+    other_tokens = train.first_share * run_tokens
+    if text.other_tokens:
+        other_tokens = load_scaling_law().effective_tokens(other_tokens, text.other_tokens)
+    pretraining = PRETRAINING_GAIN * math.log1p(other_tokens / text.train_tokens / PRETRAINING_RATIO)
     students = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
     return -pretraining - (GAIN_AFTER_PRETRAINING if pretraining else 1.0) * students
 

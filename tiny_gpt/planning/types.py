@@ -3,7 +3,7 @@
 Nothing here imports torch, so that events and reports can use a Plan without importing the planner.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tiny_gpt.duration import format_milliseconds
@@ -24,6 +24,32 @@ class TextStats:
     """Whether there was no time for the pilot run, so that a compressor's result replaces it."""
     english_share: float = 1.0
     """The fraction of its words that Python's manual has too: about 0.6 for English, below 0.3 for other languages."""
+    other_tokens: int = 0
+    """Tokens of other text that a run on this one reads first."""
+    alone_tokens: int = 0
+    """Training tokens with the tokenizer of this text alone, if `train_tokens` are those of a tokenizer for both."""
+
+
+@dataclass(frozen=True)
+class OtherText:
+    """Other text that a run begins with, and the sizes of the person's own text in the tokens of both."""
+
+    sources: tuple[str, ...]
+    train_tokens: int
+    val_tokens: int
+    vocab_size: int
+    other_tokens: int
+
+    def stats_of(self, own: TextStats) -> TextStats:
+        """`own` in these tokens, with the other text."""
+        return replace(
+            own,
+            alone_tokens=own.train_tokens,
+            train_tokens=self.train_tokens,
+            val_tokens=self.val_tokens,
+            vocab_size=self.vocab_size,
+            other_tokens=self.other_tokens,
+        )
 
 
 @dataclass(frozen=True)

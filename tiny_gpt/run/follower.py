@@ -28,11 +28,12 @@ from tiny_gpt.host.torchrun import local_rank
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.run.leader import check_equal_weights, copy_from_leader, send_predictions, state_tensors
+from tiny_gpt.run.other_text import prepare_other, tokenizer_for
 from tiny_gpt.run.prepared_run import build_model
 from tiny_gpt.run.resume import COMPARED_DATA
 from tiny_gpt.run.sharded_state import ShardedState
 from tiny_gpt.run.sharing import measure_together
-from tiny_gpt.run.start import prepare_other
+from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.sharing import own_part
 from tiny_gpt.training.step import train_step
@@ -212,7 +213,11 @@ def open_same_text(config: RunConfig, identity: dict[str, Any]) -> Dataset:
     if stored is not None:
         return stored
     start_from = config.train.start_from
-    tokenizer = open_path(user_path(start_from), torch.device("cpu")).tokenizer if start_from else None
+    tokenizer: Tokenizer | None
+    if start_from:
+        tokenizer = open_path(user_path(start_from), torch.device("cpu")).tokenizer
+    else:
+        tokenizer = finish(tokenizer_for(config))
     dataset = finish(prepare(config.data, config.model.block_size, tokenizer))
     differences = [
         f"{label} {dataset.identity[name]} instead of {identity.get(name)}"
@@ -236,7 +241,7 @@ def open_same_other_text(config: RunConfig, identity: dict[str, Any], dataset: D
     stored = open_stored_dataset(config.data, str(store))
     if stored is not None:
         return stored.train
-    other = finish(prepare_other(config, dataset.tokenizer))
-    if other is None or other.identity["store"] != store:
+    other = finish(prepare_other(config, dataset))
+    if other.identity["store"] != store:
         raise BadInputError("the text of --first is not the same as on rank 0", code="rank-first-text-differs")
     return other.train

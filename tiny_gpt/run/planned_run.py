@@ -10,9 +10,9 @@ from tiny_gpt.data.progress import PreparationEvent
 from tiny_gpt.device import configure_torch, pick_device
 from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
-from tiny_gpt.planning.measurement import measure_machine_and_text
 from tiny_gpt.planning.memory import require_memory_for_smallest
 from tiny_gpt.planning.planner import Planner
+from tiny_gpt.run.other_text import measure_for_plan, prepare_texts
 from tiny_gpt.run.start import for_text, open_initial_model, take_shape
 
 
@@ -44,7 +44,8 @@ def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, Plann
         require_memory_for_smallest(requested, device)
         dataset = yield from prepare(requested.data, min_block_size(requested))
         requested = for_text(requested, dataset)
-        return PlannedRun(requested, dataset, (yield from measure_machine_and_text(requested, dataset, device)))
+        texts = yield from prepare_texts(requested, dataset, any_time=True)
+        return PlannedRun(requested, texts.own, (yield from measure_for_plan(requested, texts, device)))
     shaped = take_shape(requested, initial)
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer)
     shaped = for_text(shaped, dataset)
@@ -53,4 +54,5 @@ def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, Plann
     new = replace(requested, train=replace(requested.train, start_from=""))
     new_dataset = yield from prepare(new.data, min_block_size(new))
     new = for_text(new, new_dataset)
-    return PlannedRun(shaped, dataset, planner, (new, (yield from measure_machine_and_text(new, new_dataset, device))))
+    texts = yield from prepare_texts(new, new_dataset, any_time=True)
+    return PlannedRun(shaped, dataset, planner, (new, (yield from measure_for_plan(new, texts, device))))

@@ -26,11 +26,11 @@ from tiny_gpt.run.adapters import take_base
 from tiny_gpt.run.checkpoint import read_state
 from tiny_gpt.run.checkpoint_store import DamagedError
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
+from tiny_gpt.run.other_text import prepare_other, tokenizer_for
 from tiny_gpt.run.output_folder import write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
 from tiny_gpt.run.saved_run import SavedRun, find_resume_point, merge_settings
 from tiny_gpt.run.sharing import share_again
-from tiny_gpt.run.start import prepare_other
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.tokenizer.base import Tokenizer
@@ -142,7 +142,11 @@ def reopen_data(config: RunConfig, saved: SavedRun) -> Generator[PreparationEven
     Raises BadInputError naming the difference where the text or the tokenizer has changed.
     """
     used, identity = saved.description.config, saved.description.data
-    tokenizer = find_tokenizer(config, saved) if used.train.start_from else None
+    tokenizer: Tokenizer | None = None
+    if used.train.start_from:
+        tokenizer = find_tokenizer(config, saved)
+    elif used.train.first_share:
+        tokenizer = known_tokenizer(config, saved) or (yield from tokenizer_for(used))
     try:
         dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
     except (BadInputError, OutOfResourcesError) as failure:
@@ -181,12 +185,11 @@ def reopen_other(
     if stored is not None:
         return stored.train
     try:
-        other = yield from prepare_other(config, dataset.tokenizer)
+        other = yield from prepare_other(config, dataset)
     except (BadInputError, OutOfResourcesError):
         if is_pretraining(saved):
             raise
         return None
-    assert other is not None, "the config names other text"
     if other.identity["store"] == store:
         return other.train
     if not is_pretraining(saved):
@@ -216,16 +219,20 @@ def _remedies(config: RunConfig) -> str:
 
 def find_tokenizer(config: RunConfig, saved: SavedRun) -> Tokenizer:
     """The tokenizer of the model that the run started from, which may be gone by now. Raises BadInputError."""
-    sha256 = saved.description.data.get("tokenizer_sha256")
-    for tokenizer in _known_tokenizers(config, saved):
-        if tokenizer_sha256(tokenizer) == sha256:
-            return tokenizer
+    if tokenizer := known_tokenizer(config, saved):
+        return tokenizer
     start_from = saved.description.config.train.start_from
     raise BadInputError(
         f"this run needs the tokenizer of {start_from}, which is not found there, with the stored tokens, or in "
         f"{user_path(config.train.out_dir) / BEST_FILE}.\nRestore that model, or start a new run with tiny-gpt train",
         code="tokenizer-missing",
     )
+
+
+def known_tokenizer(config: RunConfig, saved: SavedRun) -> Tokenizer | None:
+    """The run's tokenizer, from where it may have been kept; None if it is in none of these places."""
+    sha256 = saved.description.data.get("tokenizer_sha256")
+    return next((one for one in _known_tokenizers(config, saved) if tokenizer_sha256(one) == sha256), None)
 
 
 def _known_tokenizers(config: RunConfig, saved: SavedRun) -> Iterator[Tokenizer]:

@@ -35,7 +35,8 @@ from tiny_gpt.training.stages import (
     starts_pretrained,
 )
 
-# A stage that got less of its length than this was cut short, with a learning rate that is still high.
+# A stage that got less of its length than this was cut short: its model has learned less, or at a rate that is still
+# high.
 MIN_COMPLETE = 0.9
 # A student learns from this many of those before it, so that predicting the text with all of them takes less time than
 # training it.
@@ -88,9 +89,9 @@ class StageRunner:
         index = stage_index(self.stages, point.progress)
         if index == counters.stage:  # the first one has its weights from the start of the run
             return
-        length = ended.end - counters.stage_start
+        length = ended.end - ended.start
         reached = trained + self.state.budget.progress_per_step() - counters.stage_start
-        is_complete = reached >= MIN_COMPLETE * length > 0
+        is_complete = reached >= MIN_COMPLETE * length
         # Half a pretraining is still a better start than none.
         if self.state.history and (is_complete or ended.kind == "pretraining"):
             self._save(ended)
@@ -150,18 +151,27 @@ class StageRunner:
         torch.manual_seed(self._seed())
         fresh = GPT(state.model.config, state.model.vocab_size)
         if self._starts_pretrained(stage):
-            try:
-                fresh = load_model(self.out_dir / PRETRAINED_FILE, torch.device("cpu")).model
-            except BadInputError as damage:
-                state.warn(f"the {stage} starts from random weights: {damage}")
+            fresh = load_model(self.out_dir / PRETRAINED_FILE, torch.device("cpu")).model
         state.model.load_state_dict(fresh.state_dict())
         state.forget_moments()
 
     def _starts_pretrained(self, stage: Stage) -> bool:
         """Whether the stage starts from the pretraining: every other teacher, and the student if that is worth it."""
-        if stage.kind == "pretraining" or not (self.out_dir / PRETRAINED_FILE).exists():
+        if stage.kind == "pretraining" or not self._has_pretraining():
             return False
         return starts_pretrained(stage.number) if stage.kind == "teacher" else self._pretraining_helps()
+
+    def _has_pretraining(self) -> bool:
+        """Whether the pretrained model is there. One that is damaged is set aside, with a warning."""
+        path = self.out_dir / PRETRAINED_FILE
+        if path.exists():
+            try:
+                load_model(path, torch.device("cpu"))
+                return True
+            except BadInputError as damage:
+                path.replace(path.with_suffix(".damaged"))
+                self.state.warn(f"what comes next starts from random weights: {damage}")
+        return False
 
     def _pretraining_helps(self) -> bool:
         """Whether the first teacher, which starts from the pretraining, became better than the second, which does not.

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from tiny_gpt.config import BASE_FILE, CONFIG_FILE, NO_FIRST, PLAN_FILE, RunConfig, flag
+from tiny_gpt.config import BASE_FILE, CONFIG_FILE, PLAN_FILE, RunConfig, flag
 from tiny_gpt.config.recipes import RECIPES
-from tiny_gpt.data.overlap import overlap_of_tokens
-from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare
-from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
+from tiny_gpt.data.prepare import Dataset, prepare
+from tiny_gpt.data.progress import Notice, PreparationEvent
 from tiny_gpt.device import configure_torch, pick_device, require_memory
 from tiny_gpt.distributed.ranks import current_ranks
-from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.errors import UsageError
 from tiny_gpt.evaluation import LONGEST_BLOCK
 from tiny_gpt.files import user_path
 from tiny_gpt.model.gpt import GPT
@@ -25,7 +24,7 @@ from tiny_gpt.model_io.open_model import open_path
 from tiny_gpt.planning.autotune import backend_candidates, choose_backend
 from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
-from tiny_gpt.planning.measurement import compilation_notices, measure_machine_and_text
+from tiny_gpt.planning.measurement import compilation_notices
 from tiny_gpt.planning.memory import estimate_memory_bytes, require_memory_for_smallest, with_rank
 from tiny_gpt.planning.planner import Planner, unasked_changes
 from tiny_gpt.planning.types import BackendChoice, Plan
@@ -34,17 +33,14 @@ from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.events import REFERENCE_TEXT
 from tiny_gpt.run.forgetting import measure_known
 from tiny_gpt.run.group_plan import plan_for_group
+from tiny_gpt.run.other_text import measure_for_plan, prepare_texts
 from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
 from tiny_gpt.run.sharing import share_batches
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
-from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.budget import RunRequest, requested_seconds, resolve_steps
 from tiny_gpt.training.stages import FIRST_SHARE
-
-# Other text is not validated on: as little as possible is held out.
-OTHER_VAL_FRACTION = 0.01
 
 
 def start_run(requested: RunConfig, request: RunRequest) -> Generator[PreparationEvent, None, PreparedRun]:
@@ -62,25 +58,24 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     backend_candidates(shaped, device)  # refuses an impossible backend before the text is read
     configure_torch(device, shaped.train.deterministic)
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer if initial else None)
-    shaped, vocab_size = for_text(shaped, dataset), dataset.tokenizer.vocab_size
+    shaped = for_text(shaped, dataset)
+    texts = yield from prepare_texts(shaped, dataset)
 
     planner: Planner | None = None
     was_alone = current_ranks().is_alone
     if shaped.train.auto and initial:
         planner = yield from measure_initial_model(shaped, dataset, initial.model, device, request.at)
     elif shaped.train.auto:
-        planner = yield from measure_machine_and_text(shaped, dataset, device, request.at)
+        planner = yield from measure_for_plan(shaped, texts, device, request.at)
     if planner:
         planner = yield from plan_for_group(shaped, planner, device)
-    planned = planner.plan(shaped)[0] if planner else with_rank(shaped, vocab_size, device)
-    other = yield from _other_text(planned, dataset, is_chosen=planned.data.first != shaped.data.first)
+    planned = planner.plan(shaped)[0] if planner else with_rank(shaped, texts.own.tokenizer.vocab_size, device)
+    dataset, other = texts.chosen_by(planned)
+    vocab_size = dataset.tokenizer.vocab_size
     if other:
         dataset.identity["first_store"] = other.identity["store"]
         first_share = planned.train.first_share or FIRST_SHARE
         planned = replace(planned, train=replace(planned.train, first_share=first_share))
-    elif planner and planned.data.first:  # chosen by the plan; not available here, or it holds the validation text
-        shaped = replace(shaped, data=replace(shaped.data, first=(NO_FIRST,)))
-        planned = planner.plan(shaped)[0]
     if planner:
         yield from map(Notice, unasked_changes(shaped, planned))
     planned = resolve_steps(planned, len(dataset.train))
@@ -143,39 +138,6 @@ def for_text(config: RunConfig, dataset: Dataset) -> RunConfig:
         )
     auto = tuple(name for name in config.train.auto if name not in ("teachers", "students"))
     return replace(config, train=replace(config.train, auto=auto))
-
-
-def _other_text(config: RunConfig, own: Dataset, is_chosen: bool) -> Preparation[Dataset | None]:
-    """What `prepare_other` returns; None too where a text that the plan has chosen holds what is validated on."""
-    other = yield from prepare_other(config, own.tokenizer, is_chosen)
-    overlap = overlap_of_tokens(own.tokenizer, other.train, own.val) if other else 0.0
-    if overlap >= MIN_REPORTED_OVERLAP and not is_chosen:
-        message = "of the validation text also occurs in the text of --first: val_loss will look too good"
-        yield Notice(f"{overlap:.0%} {message}")
-    return other if overlap < MIN_REPORTED_OVERLAP or not is_chosen else None
-
-
-def prepare_other(config: RunConfig, tokenizer: Tokenizer, is_chosen: bool = False) -> Preparation[Dataset | None]:
-    """The text of --first in the tokens of the run's own text; None without it, and where one that the plan has chosen
-    is unavailable.
-
-    Raises UsageError and BadInputError.
-    """
-    if config.data.first in ((), (NO_FIRST,)):
-        return None
-    if config.train.start_from:
-        message = "--first and --start-from: give only one of them; a model that has been trained needs no pretraining"
-        raise UsageError(message, code="first-and-start-from")
-    if config.train.shard:
-        message = "--first and --shard: give only one of them; a sharded model is trained in one stage"
-        raise UsageError(message, code="first-and-shard")
-    data = replace(config.data, data=config.data.first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
-    try:
-        return (yield from prepare(data, config.model.block_size, tokenizer))
-    except BadInputError:
-        if not is_chosen:
-            raise
-        return None
 
 
 def open_initial_model(start_from: str) -> LoadedModel | None:

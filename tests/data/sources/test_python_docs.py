@@ -53,3 +53,22 @@ def test_package_docs_are_python_docs_and_those_of_packages_that_are_not_importe
     (file,) = finish(resolve([python_docs.PACKAGE_DOCS])).files
     texts = [json.loads(line)["text"] for line in file.path.read_text().splitlines()]
     assert texts == ["The manual.", "Of a package."]
+
+
+def test_package_source_is_the_code_of_python_and_of_packages(tmp_path, monkeypatch):
+    write_file(tmp_path / "lib" / "a.py", b"import b\n" * 40_000)
+    write_file(tmp_path / "lib" / "b.py", b"B = 1\n" * 40_000)
+    write_file(tmp_path / "lib" / "site-packages" / "c.py", b"C = 1\n")
+    write_file(tmp_path / "lights" / "__init__.py", b'raise SystemExit("it was imported")\n')
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(python_docs, "PACKAGES", ("lights",))
+    monkeypatch.setattr(python_docs.sysconfig, "get_path", lambda name: str(tmp_path / "lib"))
+    monkeypatch.setattr(fetch, "version", lambda name: "1.0")
+    (file,) = finish(resolve([python_docs.PACKAGE_SOURCE])).files
+    texts = [json.loads(line)["text"] for line in file.path.read_text().splitlines()]
+    assert [text.split("\n")[0] for text in texts] == ["B = 1", 'raise SystemExit("it was imported")']
+    (tmp_path / "lib" / "b.py").unlink()
+    monkeypatch.setattr(fetch, "version", lambda name: "2.0")
+    with pytest.raises(BadInputError, match="source code"):
+        finish(resolve([python_docs.PACKAGE_SOURCE]))

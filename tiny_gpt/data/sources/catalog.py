@@ -44,6 +44,12 @@ DATASETS: dict[str, DatasetInfo] = {
         "17 MB",
         (),
     ),
+    python_docs.PACKAGE_SOURCE: DatasetInfo(
+        "the Python source code of your own Python and of the same packages; needs no network",
+        "PSF, BSD and others",
+        "80 MB",
+        (),
+    ),
     "tinyshakespeare": DatasetInfo(
         "plays of Shakespeare, the smallest common benchmark",
         "public domain",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,12 @@ from tiny_gpt.files import atomic_write, cache_folder, sha256_of
 # How a server states the encoding of a text.
 CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w-]+)", re.IGNORECASE)
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+# The datasets that are read from what is installed.
+GENERATED: dict[str, Callable[[], Iterable[str]]] = {
+    python_docs.NAME: lambda: python_docs.read_python_docs(),
+    python_docs.PACKAGE_DOCS: lambda: python_docs.read_package_docs(),
+    python_docs.PACKAGE_SOURCE: lambda: python_docs.read_package_source(),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ def downloads_folder() -> Path:
 def fetch_dataset(name: str) -> Preparation[DatasetFiles]:
     """The files of a built-in dataset, downloaded on first use. Raises BadInputError."""
     if not DATASETS[name].files:
-        return DatasetFiles([SourceFile((yield from _documentation_file(name)))], [])
+        return DatasetFiles([SourceFile((yield from _generated_file(name)))], [])
     train: list[SourceFile] = []
     val: list[SourceFile] = []
     for remote in DATASETS[name].files:
@@ -121,16 +128,16 @@ def _download(dataset: str, remote: RemoteFile, path: Path) -> Preparation[None]
     )
 
 
-def _documentation_file(name: str) -> Preparation[Path]:
-    """The documents of a generated dataset as JSON lines, written once for the versions that they are of."""
+def _generated_file(name: str) -> Preparation[Path]:
+    """The documents of a dataset in GENERATED as JSON lines, written once for the versions that they are of."""
     is_python = name == python_docs.NAME
     packages = [] if is_python else [f"{package} {version(package)}" for package in python_docs.installed_packages()]
     digest = hashlib.sha256(" ".join([sys.version, *packages]).encode()).hexdigest()[:8]
     path = downloads_folder() / f"{name}-{{}}.{{}}.{{}}-{digest}.jsonl".format(*sys.version_info)
     if not path.is_file():
-        if not is_python:
+        if name == python_docs.PACKAGE_DOCS:
             yield Notice("collecting the documentation of installed packages, once; takes about half a minute")
-        documents = python_docs.read_python_docs() if is_python else python_docs.read_package_docs()
+        documents = GENERATED[name]()
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.writelines(json.dumps({"text": document}).encode() + b"\n" for document in documents)

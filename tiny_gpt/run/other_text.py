@@ -1,0 +1,142 @@
+"""Other text that a run reads before its own: which one is at hand, and both in the tokens of one tokenizer."""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+
+from tiny_gpt.config import NO_FIRST, RunConfig
+from tiny_gpt.data.copied_spans import decoded_text
+from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
+from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare, train_shared_tokenizer
+from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
+from tiny_gpt.data.related_text import related_text
+from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.planning.heuristics import min_block_size
+from tiny_gpt.planning.measurement import measure_machine_and_text
+from tiny_gpt.planning.planner import MIN_SECONDS_FOR_RELATED, Planner
+from tiny_gpt.planning.types import OtherText
+from tiny_gpt.tokenizer.base import Tokenizer
+from tiny_gpt.training.budget import requested_seconds
+
+# How much of a text tells what it is related to.
+SAMPLE_BYTES = 1 << 18
+# Other text is not validated on: as little as possible is held out.
+OTHER_VAL_FRACTION = 0.01
+# Tokenizers that are trained: with other text, they are trained on both.
+TRAINED_TOKENIZERS = ("auto", "bpe")
+
+
+@dataclass(frozen=True)
+class SharedTexts:
+    """A run's own text and other text, in the tokens of one tokenizer."""
+
+    own: Dataset
+    other: Dataset
+
+
+@dataclass(frozen=True)
+class RunTexts:
+    """The texts that a run may be trained on."""
+
+    own: Dataset
+    """With the tokenizer of this text alone."""
+    first: tuple[str, ...] = ()
+    """The sources of the other text: of --first, or chosen here for a plan to choose or not."""
+    shared: SharedTexts | None = None
+
+    @property
+    def other_text(self) -> OtherText | None:
+        """What a planner knows of the other text."""
+        if self.shared is None:
+            return None
+        own, other = self.shared.own, self.shared.other
+        return OtherText(self.first, len(own.train), len(own.val), own.tokenizer.vocab_size, len(other.train))
+
+    def chosen_by(self, config: RunConfig) -> tuple[Dataset, Dataset | None]:
+        """The own text, and the other one or none, that `config` is trained on, which a plan has completed."""
+        if self.shared is None or config.data.first != self.first:
+            return self.own, None
+        return self.shared.own, self.shared.other
+
+
+def prepare_texts(config: RunConfig, own: Dataset, any_time: bool = False) -> Preparation[RunTexts]:
+    """`own`, the text of `config`, with that of --first, or with one that a plan may choose to begin with.
+
+    `any_time`: whether the plan is for other lengths of the run than that of `config` too. Raises UsageError and
+    BadInputError.
+    """
+    first = config.data.first
+    if first not in ((), (NO_FIRST,)):
+        return RunTexts(own, first, (yield from _prepare_named(config, own)))
+    if may_begin_with_related_text(config, own, any_time):
+        name = related_text(decoded_text(own.tokenizer, own.train, SAMPLE_BYTES))
+        if name and (shared := (yield from _prepare_related(config, own, name))):
+            return RunTexts(own, (name,), shared)
+    return RunTexts(own)
+
+
+def may_begin_with_related_text(config: RunConfig, own: Dataset, any_time: bool) -> bool:
+    """Whether a plan for `config` may choose other text."""
+    train, seconds = config.train, requested_seconds(config.train, time.time(), time.time())
+    is_open = config.data.first == () and "teachers" in train.auto and not (train.start_from or train.shard)
+    is_long = any_time or (seconds is not None and seconds >= MIN_SECONDS_FOR_RELATED)
+    return is_open and is_long and own.train.shards is None
+
+
+def _prepare_named(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
+    if config.train.start_from:
+        message = "--first and --start-from: give only one of them; a model that has been trained needs no pretraining"
+        raise UsageError(message, code="first-and-start-from")
+    if config.train.shard:
+        message = "--first and --shard: give only one of them; a sharded model is trained in one stage"
+        raise UsageError(message, code="first-and-shard")
+    texts = yield from _prepare_shared(config, own)
+    if overlap := _overlap(texts):
+        message = "of the validation text also occurs in the text of --first: val_loss will look too good"
+        yield Notice(f"{overlap:.0%} {message}")
+    return texts
+
+
+def _prepare_related(config: RunConfig, own: Dataset, name: str) -> Preparation[SharedTexts | None]:
+    """None where the text is not at hand, or holds what is validated on."""
+    try:
+        texts = yield from _prepare_shared(replace(config, data=replace(config.data, first=(name,))), own)
+    except BadInputError:  # this Python was installed without it
+        return None
+    return None if _overlap(texts) else texts
+
+
+def measure_for_plan(
+    config: RunConfig, texts: RunTexts, device: torch.device, requested_at: float | None = None
+) -> Generator[PreparationEvent, None, Planner]:
+    """A Planner for `config` on one of `texts`. `requested_at` is when the user started the command, by time.time()."""
+    return (yield from measure_machine_and_text(config, texts.own, device, requested_at, texts.other_text))
+
+
+def prepare_other(config: RunConfig, own: Dataset) -> Preparation[Dataset]:
+    """The text of --first in the tokens of the run's `own` text, without documents that are copies of what is validated
+    on. Raises BadInputError."""
+    data = replace(config.data, data=config.data.first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
+    held_out = HeldOut(decoded_text(own.tokenizer, own.val).decode("utf-8", "replace"))
+    return (yield from prepare(data, config.model.block_size, own.tokenizer, held_out))
+
+
+def tokenizer_for(config: RunConfig) -> Preparation[Tokenizer | None]:
+    """The tokenizer for the run's own text and that of --first; None where the own text decides alone."""
+    if config.data.first in ((), (NO_FIRST,)) or config.data.tokenizer not in TRAINED_TOKENIZERS:
+        return None
+    return (yield from train_shared_tokenizer(config.data, replace(config.data, data=config.data.first)))
+
+
+def _prepare_shared(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
+    if tokenizer := (yield from tokenizer_for(config)):
+        own = yield from prepare(config.data, min_block_size(config), tokenizer)
+    return SharedTexts(own, (yield from prepare_other(config, own)))
+
+
+def _overlap(texts: SharedTexts) -> float:
+    """The fraction of the validation passages that occur in the other text; 0 where that is too little to matter."""
+    overlap = overlap_of_tokens(texts.own.tokenizer, texts.other.train, texts.own.val)
+    return overlap if overlap >= MIN_REPORTED_OVERLAP else 0.0
