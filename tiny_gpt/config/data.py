@@ -30,7 +30,8 @@ class DataConfig:
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
     Validation uses your own text only. none: no other text.
-    Without it, --recipe auto uses python-docs or package-docs if one model cannot use all of the time."""
+    Without it, --recipe auto may begin runs of 10 minutes or more with package-docs (for English) or package-source
+    (for programs)."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"
