@@ -106,5 +106,5 @@ def test_more_time_is_expected_to_give_a_better_model(n_bytes, slowness):
     plans = [planner.plan(replace(night, train=replace(night.train, for_=time)))[1] for time in times]
     losses = [plan.forecast.bits_per_byte for plan in plans]
     # Sizes and stages change in jumps; and on a fast machine the smallest text has given all before the night is over.
-    assert all(longer < shorter * 1.003 for shorter, longer in itertools.pairwise(losses)), losses
+    assert all(longer < shorter * 1.005 for shorter, longer in itertools.pairwise(losses)), losses
     assert losses[-1] < 0.98 * losses[0]

@@ -238,7 +238,7 @@ class Planner(NamedTuple):
         steps = round(stage_steps / teacher_share(config.train))
         step_tokens = tokens_per_step(config)
         timed_s = self.requested_seconds(config.train)
-        data_epochs = steps * step_tokens / self.text.train_tokens
+        data_epochs = (1 - config.train.first_share) * steps * step_tokens / self.text.train_tokens
         if config.train.start_from:
             expected = forecast_further(self.text.pilot_bits_per_byte, data_epochs)
         else:

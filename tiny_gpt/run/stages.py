@@ -8,7 +8,8 @@ example, is not used.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,6 +39,9 @@ from tiny_gpt.training.stages import (
 # A stage that got less of its length than this was cut short: its model has learned less, or at a rate that is still
 # high.
 MIN_COMPLETE = 0.9
+# A teacher whose loss is more than this times that of the best one makes their mean prediction worse
+# (docs/log/stages.md).
+MAX_BEHIND = 1.05
 # A student learns from this many of those before it, so that predicting the text with all of them takes less time than
 # training it.
 N_LAST_STUDENTS = 4
@@ -156,10 +160,12 @@ class StageRunner:
         state.forget_moments()
 
     def _starts_pretrained(self, stage: Stage) -> bool:
-        """Whether the stage starts from the pretraining: every other teacher, and the student if that is worth it."""
+        """Whether the stage starts from the pretraining: the first teacher, not the second, the rest if that helped."""
         if stage.kind == "pretraining" or not self._has_pretraining():
             return False
-        return starts_pretrained(stage.number) if stage.kind == "teacher" else self._pretraining_helps()
+        if stage.kind == "teacher" and not starts_pretrained(stage.number):
+            return False
+        return (stage.number == 1 and stage.kind == "teacher") or self._pretraining_helps()
 
     def _has_pretraining(self) -> bool:
         """Whether the pretrained model is there. One that is damaged is set aside, with a warning."""
@@ -220,20 +226,21 @@ class StageRunner:
         paths += [self._student_path(number) for number in last_students]
         return [path for path in paths if path.exists()]
 
-    def _teachers(self) -> Iterator[GPT]:
-        model = self.state.model
+    def _teachers(self) -> list[GPT]:
+        model, loaded = self.state.model, []
         for path in self._teacher_paths():
             try:
-                teacher = load_model(path, model.device, model.compute_dtype).model
+                loaded.append(load_model(path, model.device, model.compute_dtype))
             except BadInputError as damage:
                 self.state.warn(f"this teacher is left out: {damage}")
-                continue
-            yield teacher.eval()
+        best = min((teacher.progress.val_loss for teacher in loaded), default=math.inf)
+        return [teacher.model.eval() for teacher in loaded if teacher.progress.val_loss <= MAX_BEHIND * best]
 
     def _predictions(self, beat: Callable[[], None]) -> Predictions | None:
-        """The teachers' mean prediction of each token of the text, computed again in every process: it takes less time
-        than a pass over the text. None, with a warning, where no teacher is left."""
-        teachers = list(self._teachers())
+        """The mean prediction of each token of the text by teachers that are nearly as good as the best, computed again
+        in every process: it takes less time than a pass over the text. None, with a warning, where no teacher is left.
+        """
+        teachers = self._teachers()
         if not teachers:
             self.state.warn("no teacher was trained to its end: the final model learns from the text alone")
             return None

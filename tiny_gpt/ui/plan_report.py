@@ -52,7 +52,8 @@ def describe_training(model: ModelConfig, train: TrainConfig) -> str:
 def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     """Labels and texts: steps, memory and expected loss."""
     n_passes = plan.data_epochs
-    passes = f"{n_passes:,.1f} passes over the text" if n_passes >= 0.95 else f"{n_passes:.0%} of the text"
+    whose = "your text" if plan.first_share else "the text"
+    passes = f"{n_passes:,.1f} passes over {whose}" if n_passes >= 0.95 else f"{n_passes:.0%} of {whose}"
     yield "plan", f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {passes}"
     if plan.first_share:
         yield "", f"{plan.first_share:.0%} of the time on other text first: {', '.join(plan.first)}"
@@ -104,10 +105,10 @@ def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
     chosen, plan = planner.plan(config)
     model, train = chosen.model, chosen.train
     yield row("device", describe_device(planner.device), width)
-    text = planner.text
+    text = planner.for_texts_of(chosen).text
     yield from device_rows(chosen, planner, width)
     yield row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters", width)
-    tokenizer = dataset.tokenizer.to_dict()["type"]
+    tokenizer = dataset.tokenizer.to_dict()["type"] if text is planner.text else "bpe"
     yield row("tokens", f"{tokenizer}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} training tokens", width)
     if planned.new and tokenizer == "bpe" and text.train_bytes < FEW_BYTES_PER_TOKEN * text.train_tokens:
         per_token = f"only {text.train_bytes / text.train_tokens:.1f} bytes in a token"
@@ -181,7 +182,7 @@ def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[
     )
     yield _table_row("  layers x width", [f"{best.model.n_layer} x {best.model.d_model}" for best, _ in plans])
     if any(plan.first for _, plan in plans):
-        yield _table_row("  other text first", [", ".join(plan.first) or "none" for _, plan in plans])
+        yield _table_row("  time on other text first", [f"{plan.first_share:.0%}" for _, plan in plans])
     yield _table_row("  teachers trained first", [str(plan.teachers) for _, plan in plans])
     yield _table_row("  passes over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
     if is_bpe:

@@ -148,10 +148,18 @@ class RunView:
 
     @property
     def data_epochs(self) -> float | None:
-        """Passes over the training text so far."""
+        """Passes over the person's own text so far."""
         n_tokens = self.fact("train_tokens")
-        step = self.step
-        return step * self.tokens_per_step / n_tokens if n_tokens and self.tokens_per_step else None
+        n_steps = self.step - self._pretraining_steps
+        return n_steps * self.tokens_per_step / n_tokens if n_tokens and self.tokens_per_step else None
+
+    @property
+    def _pretraining_steps(self) -> float:
+        """Steps on other text so far."""
+        begun = [event for event in self.events if event.kind == "stage"]
+        if not begun or not begun[0].text.startswith("pretraining"):
+            return 0.0
+        return float(begun[1].step) if len(begun) > 1 and begun[1].step is not None else self.step
 
     @property
     def step(self) -> float:
