@@ -63,6 +63,8 @@ REGULARIZATION = (
     (30.0, 0.3, 2.0, 0.1),
     (math.inf, 0.4, 3.0, 0.1),
 )
+# More regularization than for so many passes makes a model forget its pretraining (docs/log/stages.md).
+MAX_EPOCHS_AFTER_PRETRAINING = 15
 # Peak learning rate: PEAK_RATES for runs of REFERENCE_STEPS, falling as a power of the steps, within limits.
 PEAK_RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
 REFERENCE_STEPS, RATE_EXPONENT = 1000, 0.4
@@ -213,6 +215,8 @@ def with_hyperparameters(
         config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS)
     steps = steps_for(config, budget, step_time)
     data_epochs = steps * tokens_per_step(config) / text.train_tokens
+    if config.train.first_share:
+        data_epochs = min(data_epochs, MAX_EPOCHS_AFTER_PRETRAINING)
     dropout, weight_decay, token_noise = next(values for limit, *values in REGULARIZATION if data_epochs < limit)
     return _with_open(
         config,

@@ -47,7 +47,7 @@ CHAR_PENALTY = "tokenizer char"
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
 # What a model gains in ln(bits per byte) from reading r tokens of other text first for each token of the user's own:
 # PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO). Its students gain this fraction of what they gain otherwise.
-PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.025, 18.0, 0.5
+PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.035, 18.0, 0.3
 # Standard deviation of ln(bits per byte) where lzma's result replaces the pilot run's (docs/log/planner.md).
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
