@@ -45,9 +45,11 @@ CHAR_PENALTY = "tokenizer char"
 # What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; an
 # ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
-# What a model gains in ln(bits per byte) from reading r tokens of other text first for each token of the user's own:
-# PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO). Its students gain this fraction of what they gain otherwise.
-PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.035, 18.0, 0.3
+# What a model gains in ln(bits per byte) from other text first: PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO), where r
+# tokens for each token of the user's own text, learned by a model of any size, would give the pretraining's reducible
+# loss. Documentation gives 0.02 to 0.04 less to plays of Shakespeare, prose as much more. Its students gain this
+# fraction of what they gain otherwise.
+PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.035, 6.0, 0.3
 # Standard deviation of ln(bits per byte) where lzma's result replaces the pilot run's (docs/log/planner.md).
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
@@ -165,11 +167,14 @@ def forecast_further(initial_bits_per_byte: float, data_epochs: float) -> Foreca
 def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     """What other text first and teachers add to ln(bits per byte): a negative number. For `steps` see `forecast`."""
     train = config.train
-    run_tokens = steps / teacher_share(train) * train.batch_size * config.model.block_size
-    other_tokens = train.first_share * run_tokens
-    if text.other_tokens:
-        other_tokens = load_scaling_law().effective_tokens(other_tokens, text.other_tokens)
-    pretraining = PRETRAINING_GAIN * math.log1p(other_tokens / text.train_tokens / PRETRAINING_RATIO)
+    pretraining = 0.0
+    if train.first_share:
+        law = load_scaling_law()
+        n_tokens = train.first_share / teacher_share(train) * steps * train.batch_size * config.model.block_size
+        n_parameters = n_multiplied(config.model, text.vocab_size)
+        reducible = law.reducible_loss(n_parameters, n_tokens, text.other_tokens or n_tokens)
+        worth = law.token_scale / reducible ** (1 / law.exponent) / text.train_tokens
+        pretraining = PRETRAINING_GAIN * math.log1p(worth / PRETRAINING_RATIO)
     students = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
     return -pretraining - (GAIN_AFTER_PRETRAINING if pretraining else 1.0) * students
 
