@@ -9,7 +9,8 @@ import torch
 
 from tests.run.support import CPU, FRENCH, finish, first, interrupt, of, out_dir, same_weights, with_data, with_train
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER
-from tiny_gpt.data.overlap import overlap_of_tokens
+from tiny_gpt.data.copied_spans import decoded_text
+from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.data.progress import finish as prepared
@@ -140,24 +141,29 @@ def long_lines(staged, tmp_path):
     return with_train(with_data(staged, data=(str(own),)), steps=8)
 
 
-def test_a_first_text_with_the_validation_text_in_it_is_told(long_lines):
+def test_a_first_text_with_the_validation_text_in_it_is_told(long_lines, monkeypatch):
+    monkeypatch.setattr(HeldOut, "removed_from", lambda self, document: document)
     leaking = with_data(long_lines, first=long_lines.data.data)
     french, own = ([event.text for event in of(Notice, run(config))] for config in (long_lines, leaking))
     assert not any("--first" in text for text in french)
     assert any("of the validation text also occurs in the text of --first" in text for text in own)
 
 
-def test_copies_of_validation_documents_are_left_out_of_other_text(long_lines, tmp_path):
-    """Of a folder of which one file is the end of the run's own text, which is held out."""
+def test_validation_text_is_left_out_of_other_text(long_lines, tmp_path):
+    """Of a folder with the run's own text, whose end is held out, and a file of that end alone."""
     own, folder = tmp_path / "own.txt", tmp_path / "folder"
     folder.mkdir()
     (folder / "a.txt").write_text(FRENCH)
     (folder / "b.txt").write_text("\n".join(own.read_text().splitlines()[-30:]))
+    (folder / "c.txt").write_text(own.read_text())
     config = with_data(long_lines, first=(str(folder),))
     dataset = prepared(prepare(config.data, 8))
     other = prepared(prepare_other(config, dataset))
     assert overlap_of_tokens(dataset.tokenizer, other.train, dataset.val) == 0
     assert any("1: holds only the validation text" in note for note in other.notes)
+    assert any("1: documents that repeat the validation text" in note for note in other.notes)
+    n_left = len(decoded_text(dataset.tokenizer, other.train)) - len(FRENCH)
+    assert 0.8 * len(own.read_text()) < n_left < 0.95 * len(own.read_text())
     with pytest.raises(BadInputError) as error:
         prepared(prepare_other(with_data(config, first=(str(folder / "b.txt"),)), dataset))
     assert error.value.code == "first-is-held-out"
@@ -165,6 +171,7 @@ def test_copies_of_validation_documents_are_left_out_of_other_text(long_lines, t
 
 def test_a_plan_is_not_offered_related_text_that_holds_the_validation_text(long_lines, monkeypatch):
     monkeypatch.setattr(other_text, "related_text", lambda sample: long_lines.data.data[0])
+    monkeypatch.setattr(HeldOut, "removed_from", lambda self, document: document)
     config = with_data(with_train(long_lines, steps=0, for_="1h", auto=("teachers",)), first=())
     assert prepared(prepare_texts(config, prepared(prepare(config.data, 8)))).shared is None
 

@@ -22,9 +22,9 @@ from tiny_gpt.files import write_error
 
 # Bytes of a file between two progress events.
 PROGRESS_BYTES = 4 << 20
-# Of a document, the first characters that are compared with what is held out.
-COMPARED_CHARACTERS = 1 << 20
-REPEATS_HELD_OUT = "repeats the validation text"
+# Longer documents, which would take much memory, are not compared with what is held out.
+COMPARED_CHARACTERS = 1 << 22
+REPEATS_HELD_OUT = "documents that repeat the validation text, in whole or in part"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_splits(
 ) -> Preparation[tuple[list[Corpus], TextSplit, TextSplit]]:
     """Read all text of `sources` into files in `folder`. Returns what was read, and its training and validation split.
 
-    Documents that repeat what is `held_out`, of another text, are left out.
+    What is `held_out`, of another text, is left out.
 
     Raises what `read_corpus` raises.
     """
@@ -70,7 +70,7 @@ def read_options(config: DataConfig) -> ReadOptions:
 def read_corpus(
     files: Sequence[SourceFile], path: Path, options: ReadOptions, held_out: HeldOut | None = None
 ) -> Preparation[Corpus]:
-    """Write the text of all `files` to the new file `path`, without documents that repeat what is `held_out`.
+    """Write the text of all `files` to the new file `path`, without what is `held_out`.
 
     Raises UnreadableError for a file the user named that is empty, is not text, or changes while it is read;
     BadInputError if there is no text at all; OutOfResourcesError if `path` cannot be written.
@@ -151,12 +151,13 @@ def _copy_documents(
         with open(file.path, "rb") as raw:
             reported = 0
             for document in read_documents(raw, context):
+                start = writer.position()
                 writer.begin_document()
-                compared = ""
+                compared: str | None = "" if held_out else None
                 for piece in document:
                     writer.write(piece)
-                    if held_out and len(compared) < COMPARED_CHARACTERS:
-                        compared += piece
+                    if compared is not None:
+                        compared = compared + piece if len(compared) < COMPARED_CHARACTERS else None
                     if n_looked_at < LOOKED_AT:
                         beginning.append(piece[:LOOKED_AT])
                         n_looked_at += len(piece)
@@ -164,10 +165,12 @@ def _copy_documents(
                     if raw.tell() - reported > PROGRESS_BYTES:
                         reported = raw.tell()
                         yield reported
-                if held_out and held_out.is_repeated_in(compared):
-                    writer.drop_document()
+                writer.end_document()
+                if held_out and compared and (kept := held_out.removed_from(compared)) != compared:
                     context.skip(REPEATS_HELD_OUT)
-                else:
+                    writer.truncate(start)
+                    writer.begin_document()
+                    writer.write(kept)
                     writer.end_document()
         has_changed = file.state() != state_before
     except UnpackLimitError as error:

@@ -16,8 +16,9 @@ LONG_LINE = 1000
 SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "। ")
 # The last is Unicode's line separator, which some word processors write.
 LINE_ENDS = re.compile("[\n\u2028]")
-# A document of which more than this fraction is held out is a copy of a held-out one.
-MOST = 0.5
+# A document of which more than this fraction is held out is a copy of a held-out one; with more than FEW, one whose end
+# is held out, or an edited copy.
+MOST, FEW = 0.5, 0.02
 # Decoding takes about a second for this many tokens; comparing them adds little.
 COMPARED_PIECE_TOKENS, MAX_COMPARED_TOKENS = 1_000_000, 50_000_000
 # For the estimate of how many passages a text has.
@@ -38,18 +39,23 @@ def passages(text: str) -> Iterator[str]:
 
 
 class HeldOut:
-    """The passages of a validation text, to recognize documents of other text that repeat it."""
+    """The passages of a validation text, to keep what repeats it out of other text."""
 
     def __init__(self, text: str) -> None:
         self._passages = frozenset(passages(text))
         self.sha256 = hashlib.sha256("\n".join(sorted(self._passages)).encode()).hexdigest()
         """Equal for equal passages."""
 
-    def is_repeated_in(self, document: str) -> bool:
-        """Whether most of the passages of `document`, by characters, are held out."""
+    def removed_from(self, document: str) -> str:
+        """`document` without what is held out: "" for a copy, of which most passages are; without the lines that are,
+        where they are more than lines that occur everywhere, such as `return self.value`; else as it is."""
         of_document = set(passages(document))
-        n_shared = sum(map(len, of_document & self._passages))
-        return n_shared > MOST * sum(map(len, of_document))
+        n_shared, n_all = (sum(map(len, some)) for some in (of_document & self._passages, of_document))
+        if n_shared > MOST * n_all:
+            return ""
+        if n_shared <= FEW * n_all:
+            return document
+        return "\n".join(line for line in document.split("\n") if self._passages.isdisjoint(passages(line)))
 
 
 def val_overlap(train: TextSplit, val: TextSplit) -> float | None:

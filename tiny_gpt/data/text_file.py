@@ -72,11 +72,7 @@ class TextWriter:
         if self._has_text:
             self._ends.append(self._n_bytes)
         else:
-            self.drop_document()
-
-    def drop_document(self) -> None:
-        """Take back the current document."""
-        self.truncate(self._document_start)
+            self.truncate(self._document_start)
 
     def truncate(self, position: WriterPosition) -> None:
         """Drop everything written since `position`."""

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -33,6 +34,7 @@ TIMED_SIZES = ((4, 128), (4, 256))
 TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # The fraction of a timed run that measuring may take, and how much of that goes to the speed of steps.
 MEASURING_SHARE, STEPS_PART = 0.05, 0.5
+Result = TypeVar("Result")
 # Position of the progress bar after each measurement.
 BACKEND_DONE, SPEED_DONE, PILOT_PART = 0.1, 0.3, 0.6
 ROUGH = "measuring stopped after 5% of the time that you gave: the plan is a rough estimate"
@@ -68,12 +70,14 @@ def measure_machine_and_text(
     device: torch.device,
     requested_at: float | None = None,
     other: OtherText | None = None,
+    shared: tuple[Dataset, Dataset] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Generator[PreparationEvent, None, Planner]:
     """Measure how fast this machine trains and how hard the text is: a Planner for `config`.
 
     `requested_at` is when the user started the command, by time.time(). `other` is what --first names, or what the plan
-    may choose to begin with; `dataset` has the tokenizer of the run's own text alone.
+    may choose to begin with, and `shared` are both texts in the same tokens, own and other; `dataset` has the tokenizer
+    of the run's own text alone.
     """
     seconds = requested_seconds(config.train, time.time(), time.time())
     deadline = Deadline(math.inf if seconds is None else MEASURING_SHARE * seconds, clock)
@@ -93,6 +97,9 @@ def measure_machine_and_text(
     ]
     step_time = yield from _measure_speed(configs, vocab_size, device, deadline)
     text = yield from _measure_text(dataset, device, candidate, deadline)
+    if other and shared:
+        distance = yield from _measure_distance(*shared, device, candidate, deadline)
+        other = replace(other, distance=distance or other.distance)
     planner = Planner(text, device, step_time, candidate, requested_at, other=other)
     if device.type != "cuda":  # there, autotuning times whole steps of the chosen model anyway
         yield Measuring("steps of the model that the plan chooses", SPEED_DONE + PILOT_PART)
@@ -125,27 +132,55 @@ def _measure_text(
     dataset: Dataset, device: torch.device, candidate: Candidate, deadline: Deadline
 ) -> Generator[PreparationEvent, None, TextStats]:
     """How hard the text is: what the pilot run found before or finds now; where it would take too long, an estimate."""
-    text = {name: value for name, value in dataset.identity.items() if name != "store"}
-    about = [text, asdict(candidate), pilot_run.fingerprint()]
-    known = MeasuredNumber(device, "pilot run", about)
+    known = MeasuredNumber(device, "pilot run", [_identity(dataset), asdict(candidate), pilot_run.fingerprint()])
     bits = known.read()
     if bits is not None:
         return pilot_run.text_stats(dataset, bits)
     steps = pilot_run.pilot_steps(dataset, device, candidate.backend, candidate.precision)
-    n_steps, left_s = pilot_run.TRAIN.steps, []
+    stats = yield from _within(steps, deadline, "how hard the text is")
+    if stats is None:
+        return pilot_run.estimate_stats(dataset)
+    known.write(stats.pilot_bits_per_byte)
+    return stats
+
+
+def _measure_distance(
+    own: Dataset, other: Dataset, device: torch.device, candidate: Candidate, deadline: Deadline
+) -> Generator[PreparationEvent, None, float | None]:
+    """How unlike `own` text is `other` text; None where there is no time to measure it."""
+    about = [_identity(own), _identity(other), asdict(candidate), pilot_run.fingerprint()]
+    known = MeasuredNumber(device, "distance of other text", about)
+    distance = known.read()
+    if distance is None:
+        steps = pilot_run.distance_steps(own, other, device, candidate.backend, candidate.precision)
+        distance = yield from _within(steps, deadline, "how related the other text is")
+        if distance is not None:
+            known.write(distance)
+    return distance
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """What a text's measurements depend on."""
+    return {name: value for name, value in dataset.identity.items() if name != "store"}
+
+
+def _within(
+    steps: Generator[int, None, Result], deadline: Deadline, what: str
+) -> Generator[PreparationEvent, None, Result | None]:
+    """The result of a pilot run; None if it would take longer than there is time."""
+    left_s: list[float] = []
     while True:
         try:
             n_done = next(steps)
         except StopIteration as stop:
-            known.write(stop.value.pilot_bits_per_byte)
-            return stop.value
-        yield Measuring("how hard the text is", SPEED_DONE + PILOT_PART * n_done / n_steps)
+            return cast(Result, stop.value)
+        yield Measuring(what, SPEED_DONE + PILOT_PART * n_done / pilot_run.TRAIN.steps)
         left_s.append(deadline.left_s)
         # The first step allocates memory, so that only the ones after it tell how long the others take.
         step_s = (left_s[0] - left_s[-1]) / max(1, n_done - 1) if math.isfinite(left_s[0]) else 0.0
-        if step_s * (n_steps - n_done) > left_s[-1] or left_s[-1] < 0:
+        if step_s * (pilot_run.TRAIN.steps - n_done) > left_s[-1] or left_s[-1] < 0:
             steps.close()
-            return pilot_run.estimate_stats(dataset)
+            return None
 
 
 def _candidate_for_planning(config: RunConfig, vocab_size: int, device: torch.device) -> Candidate:

@@ -16,6 +16,7 @@ from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.related_text import english_share
+from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.device import PRECISIONS
 from tiny_gpt.evaluation import FixedWindows, bits_per_byte
 from tiny_gpt.model.gpt import GPT
@@ -58,20 +59,43 @@ def pilot_steps(
     dataset: Dataset, device: torch.device, backend: str, precision: str
 ) -> Generator[int, None, TextStats]:
     """The same, step by step: yields the number of steps done. Closing it ends the pilot run without a result."""
-    tokenizer, train, val = dataset.tokenizer, dataset.train, dataset.val
-    block_size = min(MODEL.block_size, len(train.ids) - 1, len(val) - 1)
+    model = yield from _train(dataset.train, dataset, device, backend, precision)
+    return text_stats(dataset, _bits_per_byte(model, dataset.val, backend))
+
+
+def distance_steps(
+    own: Dataset, other: Dataset, device: torch.device, backend: str, precision: str
+) -> Generator[int, None, float]:
+    """A pilot run on `other` text: how many times as hard `own` text is to predict after it as the other text itself.
+
+    1 where both are of the same kind. Yields the number of steps done.
+    """
+    model = yield from _train(other.train, own, device, backend, precision)
+    of_own, of_other = (_bits_per_byte(model, text.val, backend) for text in (own, other))
+    return of_own / max(MIN_BITS, of_other)
+
+
+def _train(
+    train: Tokens, dataset: Dataset, device: torch.device, backend: str, precision: str
+) -> Generator[int, None, GPT]:
+    """Train the pilot model on `train`, in the tokens of `dataset`, whose validation text it can score."""
+    block_size = min(MODEL.block_size, len(train.ids) - 1, len(dataset.val) - 1)
     config = RunConfig(replace(MODEL, block_size=block_size), train=TRAIN)
     config = config.with_flat({"backend": backend}, "the pilot run")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        model = GPT(config.model, tokenizer.vocab_size, PRECISIONS[precision]).to(device).train()
+        model = GPT(config.model, dataset.tokenizer.vocab_size, PRECISIONS[precision]).to(device).train()
         optimizer = make_optimizer(model, config.train)
         batches = BatchLoader(train.ids, block_size, TRAIN.batch_size, 0, device)
         for step in range(TRAIN.steps):
             train_step(model, optimizer, batches.batch(step), config.train, step, learning_rate_at(step, config.train))
             yield step + 1
-    loss = FixedWindows(val.ids, block_size, TRAIN.batch_size, SCORED_TOKENS, backend).loss(model)
-    return text_stats(dataset, bits_per_byte(loss, len(val), val.n_bytes))
+    return model
+
+
+def _bits_per_byte(model: GPT, val: Tokens, backend: str) -> float:
+    loss = FixedWindows(val.ids, model.config.block_size, TRAIN.batch_size, SCORED_TOKENS, backend).loss(model)
+    return bits_per_byte(loss, len(val), val.n_bytes)
 
 
 def estimate_stats(dataset: Dataset) -> TextStats:

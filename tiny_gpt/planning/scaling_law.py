@@ -50,6 +50,10 @@ GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
 # loss. Documentation gives 0.02 to 0.04 less to plays of Shakespeare, prose as much more. Its students gain this
 # fraction of what they gain otherwise.
 PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.035, 6.0, 0.3
+# Beside that, a token of other text is worth SAME_KIND_WORTH exp(-WORTH_DECAY (distance - 1)) tokens of the user's own:
+# 0.3 for docstrings and Python's manual, 0.04 for the source of packages and of the standard library, 0.01 for prose of
+# several centuries with documentation and plays of Shakespeare, nothing for documentation alone.
+SAME_KIND_WORTH, WORTH_DECAY = 0.4, 25.0
 # Standard deviation of ln(bits per byte) where lzma's result replaces the pilot run's (docs/log/planner.md).
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
@@ -87,11 +91,15 @@ class ScalingLaw:
     penalties: Mapping[str, float]
     """Added to ln(bits per byte) for settings other than the recipe's: {"optimizer adamw": 0.19}."""
 
-    def reducible_loss(self, n_parameters: float, n_tokens: float, train_tokens: float) -> float:
-        """S after `n_tokens` of training on a text of `train_tokens` tokens."""
-        limit = max(self.min_parameter_limit, self.max_parameters_per_token * train_tokens)
+    def reducible_loss(
+        self, n_parameters: float, n_tokens: float, train_tokens: float, other_tokens: float = 0.0
+    ) -> float:
+        """S after `n_tokens` of training on a text of `train_tokens` tokens, and after what is worth `other_tokens` of
+        it on other text."""
+        limit = max(self.min_parameter_limit, self.max_parameters_per_token * (train_tokens + other_tokens))
         effective_parameters = min(n_parameters, limit)
-        token_term = (self.token_scale / self.effective_tokens(n_tokens, train_tokens)) ** self.exponent
+        n_effective = self.effective_tokens(n_tokens, train_tokens) + other_tokens
+        token_term = (self.token_scale / n_effective) ** self.exponent
         return token_term + (self.parameter_scale / effective_parameters) ** self.exponent
 
     def effective_tokens(self, n_tokens: float, train_tokens: float) -> float:
@@ -120,7 +128,17 @@ def reducible_loss(config: RunConfig, text: TextStats, steps: int, law: ScalingL
     n_parameters = n_multiplied(config.model, text.vocab_size)
     # The law counts in tokens of a tokenizer for the text alone, which other text makes no harder to learn.
     scale = text.alone_tokens / text.train_tokens if text.alone_tokens else 1.0
-    return (law or load_scaling_law()).reducible_loss(n_parameters, scale * efficient_tokens, scale * text.train_tokens)
+    law, worth = law or load_scaling_law(), 0.0
+    if config.train.first_share and text.other_tokens:
+        n_other = law.effective_tokens(pretraining_tokens(config, steps), text.other_tokens)
+        worth = SAME_KIND_WORTH * math.exp(-WORTH_DECAY * (text.other_distance - 1)) * n_other
+    return law.reducible_loss(n_parameters, scale * efficient_tokens, scale * text.train_tokens, scale * worth)
+
+
+def pretraining_tokens(config: RunConfig, steps: int) -> float:
+    """Tokens of other text that a run reads whose stages from random weights have `steps` steps."""
+    share = config.train.first_share / teacher_share(config.train)
+    return share * steps * config.train.batch_size * config.model.block_size
 
 
 def best_batch_tokens(n_tokens: float) -> float:
@@ -170,7 +188,7 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     pretraining = 0.0
     if train.first_share:
         law = load_scaling_law()
-        n_tokens = train.first_share / teacher_share(train) * steps * train.batch_size * config.model.block_size
+        n_tokens = pretraining_tokens(config, steps)
         n_parameters = n_multiplied(config.model, text.vocab_size)
         reducible = law.reducible_loss(n_parameters, n_tokens, text.other_tokens or n_tokens)
         worth = law.token_scale / reducible ** (1 / law.exponent) / text.train_tokens

@@ -8,6 +8,9 @@ from typing import Any
 
 from tiny_gpt.duration import format_milliseconds
 
+# The distance of other text where it was not measured: that of documentation from plays of Shakespeare.
+FAR = 1.3
+
 
 @dataclass(frozen=True)
 class TextStats:
@@ -26,6 +29,8 @@ class TextStats:
     """The fraction of its words that Python's manual has too: about 0.6 for English, below 0.3 for other languages."""
     other_tokens: int = 0
     """Tokens of other text that a run on this one reads first."""
+    other_distance: float = FAR
+    """How unlike the other text is: 1 for text of the same kind (pilot_run.distance_steps)."""
     alone_tokens: int = 0
     """Training tokens with the tokenizer of this text alone, if `train_tokens` are those of a tokenizer for both."""
 
@@ -39,6 +44,8 @@ class OtherText:
     val_tokens: int
     vocab_size: int
     other_tokens: int
+    distance: float = FAR
+    """As TextStats.other_distance."""
 
     def stats_of(self, own: TextStats) -> TextStats:
         """`own` in these tokens, with the other text."""
@@ -49,6 +56,7 @@ class OtherText:
             val_tokens=self.val_tokens,
             vocab_size=self.vocab_size,
             other_tokens=self.other_tokens,
+            other_distance=self.distance,
         )
 
 

@@ -112,12 +112,12 @@ def measure_for_plan(
     config: RunConfig, texts: RunTexts, device: torch.device, requested_at: float | None = None
 ) -> Generator[PreparationEvent, None, Planner]:
     """A Planner for `config` on one of `texts`. `requested_at` is when the user started the command, by time.time()."""
-    return (yield from measure_machine_and_text(config, texts.own, device, requested_at, texts.other_text))
+    shared = (texts.shared.own, texts.shared.other) if texts.shared else None
+    return (yield from measure_machine_and_text(config, texts.own, device, requested_at, texts.other_text, shared))
 
 
 def prepare_other(config: RunConfig, own: Dataset) -> Preparation[Dataset]:
-    """The text of --first in the tokens of the run's `own` text, without documents that are copies of what is validated
-    on. Raises BadInputError."""
+    """The text of --first in the tokens of the run's `own` text, without what is validated on. Raises BadInputError."""
     data = replace(config.data, data=config.data.first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
     held_out = HeldOut(decoded_text(own.tokenizer, own.val).decode("utf-8", "replace"))
     return (yield from prepare(data, config.model.block_size, own.tokenizer, held_out))
@@ -137,6 +137,10 @@ def _prepare_shared(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]
 
 
 def _overlap(texts: SharedTexts) -> float:
-    """The fraction of the validation passages that occur in the other text; 0 where that is too little to matter."""
-    overlap = overlap_of_tokens(texts.own.tokenizer, texts.other.train, texts.own.val)
-    return overlap if overlap >= MIN_REPORTED_OVERLAP else 0.0
+    """The fraction of the validation passages that occur in the other text; 0 where that is too little to matter, or no
+    more than in the own training text: some passages, such as `return self.value`, occur everywhere."""
+    own, other = texts.own, texts.other
+    overlap = overlap_of_tokens(own.tokenizer, other.train, own.val)
+    if overlap < MIN_REPORTED_OVERLAP or overlap <= overlap_of_tokens(own.tokenizer, own.train, own.val):
+        return 0.0
+    return overlap
