@@ -8,7 +8,7 @@ import pytest
 from tiny_gpt.data import related_text as module
 from tiny_gpt.data.related_text import related_text
 
-ENGLISH = "It was a bright cold day, and all the clocks in the house were set to the same time. " * 20
+ENGLISH = "It was a bright cold day, and all the clocks in the town were set to the same time. " * 20
 GERMAN = "Der alte Mann ging langsam durch den Wald und dachte an seine Frau, die ihm fehlte. " * 20
 
 
