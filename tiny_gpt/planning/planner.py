@@ -33,7 +33,7 @@ from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
 from tiny_gpt.planning.types import Candidate, OtherText, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.stages import PRETRAINED_LENGTH, STUDENT_LENGTH, teacher_share
+from tiny_gpt.training.stages import STUDENT_LENGTH, teacher_share
 
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
@@ -42,12 +42,12 @@ MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
 MIN_TEACHER_STEPS = 200
 # The shortest run that begins with a text that the plan has chosen: to prepare it takes up to a minute, once.
 MIN_SECONDS_FOR_RELATED = 600
-# Fractions of the time for other text, and numbers of teachers after it, that a plan tries. Models that start from the
-# same pretraining are alike: more of them teach a student hardly more (docs/log/stages.md).
-FIRST_SHARES, TEACHERS_AFTER_FIRST = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98), (4, 2, 0)
-# Of a model that starts from the pretraining: the fewest steps, and the most passes over the own text, for which one is
+# Fractions of the time for other text that a plan tries. No teachers come after it: models that start from the same
+# pretraining are alike, and a student of them became worse than each (docs/log/stages.md).
+FIRST_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+# Of a model that starts from a pretraining: the fewest steps, and the most passes over the own text, for which one is
 # good; more of them undo what it has learned there.
-MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 50, 8
+MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 50, 6
 # The same for a known model (--start-from) that is large for the text, which memorizes it sooner: SmolLM2-135M was best
 # after two passes over 117 kB (docs/log/start-from.md).
 MAX_KNOWN_MODEL_EPOCHS = 2
@@ -136,7 +136,8 @@ class Planner(NamedTuple):
     def _shaped_by_pretraining(self, config: RunConfig) -> RunConfig:
         """`config` with the model, the batches and the learning rate that suit its pretraining, the longest stage."""
         text = replace(self.text, train_tokens=max(self.text.train_tokens, self.text.other_tokens), alone_tokens=0)
-        chosen = self._choose(config, text, self._budget(config.train, config.train.first_share))
+        alone = _with_train(config, first_share=0.0)
+        chosen = self._choose(alone, text, self._budget(config.train, config.train.first_share))
         model = replace(chosen.model, dropout=config.model.dropout)
         settings = {name: getattr(chosen.train, name) for name in ("batch_size", "learning_rate", "optimizer")}
         shaped = _with_train(replace(config, model=model), **settings)
@@ -174,34 +175,21 @@ class Planner(NamedTuple):
 
     def _with_pretraining(self, config: RunConfig) -> RunConfig:
         """`config`, whose other text is chosen, complete, with the best fraction of the time for that text."""
-        given = config.train.first_share
-        shares = (given,) if given else FIRST_SHARES
-        students = 1 if "students" in config.train.auto else config.train.students
-        candidates = [
-            self._complete(_with_train(config, teachers=teachers, students=students, first_share=share))
-            for share in shares
-            for teachers in TEACHERS_AFTER_FIRST
-        ]
+        shares = (config.train.first_share,) if config.train.first_share else FIRST_SHARES
+        alone = _with_train(config, teachers=0, students=1)
+        candidates = [self._complete(_with_train(alone, first_share=share)) for share in shares]
         suited = [each for each in candidates if self._suits_pretraining(each)]
         if suited:
             return min(suited, key=self.expected_loss)
-        # Too little time, or too much: teachers take the least, or the most.
-        return min(candidates, key=lambda each: abs(math.log(self._fine_tuning_epochs(each) / MAX_FINE_TUNING_EPOCHS)))
+        # Too little time for any, or too much.
+        return min(candidates, key=lambda each: abs(math.log(self._stage_epochs(each) / MAX_FINE_TUNING_EPOCHS)))
 
     def _suits_pretraining(self, config: RunConfig) -> bool:
         """Whether a model that starts from the pretraining reads the own text neither too little nor too often."""
-        epochs = self._fine_tuning_epochs(config)
+        epochs = self._stage_epochs(config)
         steps = epochs * self.text.train_tokens / tokens_per_step(config)
-        least = MIN_TEACHER_EPOCHS * PRETRAINED_LENGTH if config.train.teachers else 1
-        return steps >= MIN_FINE_TUNING_STEPS and epochs >= least and not self._is_too_long(epochs, steps)
-
-    @staticmethod
-    def _is_too_long(epochs: float, steps: float) -> bool:
-        return epochs > MAX_FINE_TUNING_EPOCHS and steps > 2 * MIN_FINE_TUNING_STEPS
-
-    def _fine_tuning_epochs(self, config: RunConfig) -> float:
-        """Passes over the own text of a model that starts from the pretraining."""
-        return self._stage_epochs(config) * (PRETRAINED_LENGTH if config.train.teachers else 1.0)
+        has_many_steps = steps > 2 * MIN_FINE_TUNING_STEPS
+        return steps >= MIN_FINE_TUNING_STEPS and not (epochs > MAX_FINE_TUNING_EPOCHS and has_many_steps)
 
     def _shortened(self, config: RunConfig) -> RunConfig:
         """`config`, with time for MAX_KNOWN_MODEL_EPOCHS at most if its initial model is large for the text."""

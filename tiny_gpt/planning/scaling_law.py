@@ -47,9 +47,10 @@ CHAR_PENALTY = "tokenizer char"
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
 # What a model gains in ln(bits per byte) from other text first: PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO), where r
 # tokens for each token of the user's own text, learned by a model of any size, would give the pretraining's reducible
-# loss. Documentation gives 0.02 to 0.04 less to plays of Shakespeare, prose as much more. Its students gain this
-# fraction of what they gain otherwise.
-PRETRAINING_GAIN, PRETRAINING_RATIO, GAIN_AFTER_PRETRAINING = 0.035, 6.0, 0.3
+# loss. Documentation gives 0.02 to 0.04 less to plays of Shakespeare, prose as much more. Teachers add nothing
+# to it. A model that starts from a pretraining learns in 6 passes what one from random weights does in 20: each further
+# pass is worth PASSES_SAVED of them.
+PRETRAINING_GAIN, PRETRAINING_RATIO, PASSES_SAVED = 0.035, 6.0, 3.0
 # Beside that, a token of other text is worth SAME_KIND_WORTH exp(-WORTH_DECAY (distance - 1)) tokens of the user's own:
 # 0.3 for docstrings and Python's manual, 0.04 for the source of packages and of the standard library, 0.01 for prose of
 # several centuries with documentation and plays of Shakespeare, nothing for documentation alone.
@@ -131,6 +132,7 @@ def reducible_loss(config: RunConfig, text: TextStats, steps: int, law: ScalingL
     law, worth = law or load_scaling_law(), 0.0
     if config.train.first_share and text.other_tokens:
         n_other = law.effective_tokens(pretraining_tokens(config, steps), text.other_tokens)
+        efficient_tokens += (PASSES_SAVED - 1) * max(0.0, efficient_tokens - text.train_tokens)
         worth = SAME_KIND_WORTH * math.exp(-WORTH_DECAY * (text.other_distance - 1)) * n_other
     return law.reducible_loss(n_parameters, scale * efficient_tokens, scale * text.train_tokens, scale * worth)
 
@@ -185,16 +187,13 @@ def forecast_further(initial_bits_per_byte: float, data_epochs: float) -> Foreca
 def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     """What other text first and teachers add to ln(bits per byte): a negative number. For `steps` see `forecast`."""
     train = config.train
-    pretraining = 0.0
-    if train.first_share:
-        law = load_scaling_law()
-        n_tokens = pretraining_tokens(config, steps)
-        n_parameters = n_multiplied(config.model, text.vocab_size)
-        reducible = law.reducible_loss(n_parameters, n_tokens, text.other_tokens or n_tokens)
-        worth = law.token_scale / reducible ** (1 / law.exponent) / text.train_tokens
-        pretraining = PRETRAINING_GAIN * math.log1p(worth / PRETRAINING_RATIO)
-    students = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
-    return -pretraining - (GAIN_AFTER_PRETRAINING if pretraining else 1.0) * students
+    if not train.first_share:
+        return -(GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers) if train.teachers else 0.0
+    law, n_tokens = load_scaling_law(), pretraining_tokens(config, steps)
+    n_parameters = n_multiplied(config.model, text.vocab_size)
+    reducible = law.reducible_loss(n_parameters, n_tokens, text.other_tokens or n_tokens)
+    worth = law.token_scale / reducible ** (1 / law.exponent) / text.train_tokens
+    return -PRETRAINING_GAIN * math.log1p(worth / PRETRAINING_RATIO)
 
 
 def _penalized_settings(config: RunConfig) -> list[str]:
