@@ -74,7 +74,7 @@ def test_a_long_run_begins_with_related_text_where_it_is_at_hand():
     chosen, plan = related.plan(for_time("2h"))
     assert chosen.data.first == plan.first == ("package-docs",) and chosen.train.first_share == plan.first_share > 0
     assert plan.forecast.bits_per_byte < alone.plan(for_time("2h"))[1].forecast.bits_per_byte
-    for without in (for_time("9m"), replace(for_time("2h"), data=DataConfig(first=("none",)))):
+    for without in (for_time("8m"), replace(for_time("2h"), data=DataConfig(first=("none",)))):
         assert related.plan(without)[0].train.first_share == 0
 
 

@@ -30,8 +30,7 @@ class DataConfig:
     first: Annotated[tuple[str, ...], arg(metavar="SOURCE ..."), OPTIONAL] = ()
     """Other text to train on before your own, given like --data: of the same language or kind, and much more of it.
     Validation uses your own text only. none: no other text.
-    Without it, --recipe auto may begin runs of 10 minutes or more with package-docs (for English) or package-source
-    (for programs)."""
+    Without it, --recipe auto may begin long runs with package-docs (for English) or package-source (for programs)."""
     val_fraction: float = 0.1
     """Fraction of the text held out for validation (at most 10 MB)."""
     tokenizer: Annotated[str, arg(metavar="{" + ",".join(TOKENIZER_SETTINGS) + "}|FILE")] = "char"

@@ -40,8 +40,9 @@ from tiny_gpt.training.stages import STUDENT_LENGTH, teacher_share
 MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
 # The fewest steps of a teacher: passes over a text of a few hundred bytes are too short to count alone.
 MIN_TEACHER_STEPS = 200
-# The shortest run that begins with a text that the plan has chosen: to prepare it takes up to a minute, once.
-MIN_SECONDS_FOR_RELATED = 600
+# The shortest run that begins with a text that the plan has chosen, which takes up to a minute to prepare, once: this
+# many seconds, and this many for each byte of the own text. A run that is shorter has enough to learn from that.
+MIN_SECONDS_FOR_RELATED, MIN_SECONDS_PER_BYTE = 300, 5e-4
 # Fractions of the time for other text that a plan tries. No teachers come after it: models that start from the same
 # pretraining are alike, and a student of them became worse than each (docs/log/stages.md).
 FIRST_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -166,8 +167,9 @@ class Planner(NamedTuple):
         if config.data.first not in ((), (NO_FIRST,)):
             return self._with_pretraining(config)
         alone = self._with_teachers(_with_train(config, first_share=0.0))
-        seconds = self.requested_seconds(train)
-        if config.data.first or self.other is None or seconds is None or seconds < MIN_SECONDS_FOR_RELATED:
+        if config.data.first or self.other is None:
+            return alone
+        if not may_begin_with_related(self.requested_seconds(train), self.text.train_bytes):
             return alone
         begun = replace(config, data=replace(config.data, first=self.other.sources))
         begun = self.for_texts_of(begun)._with_pretraining(begun)
@@ -314,6 +316,11 @@ class Planner(NamedTuple):
         return estimate_memory_bytes(
             replace(config, train=train), self.text.vocab_size, self.device, n_devices=self.n_devices
         )
+
+
+def may_begin_with_related(seconds: float | None, train_bytes: int) -> bool:
+    """Whether a run of this many seconds, None for a counted budget, may begin with a text that the plan chooses."""
+    return seconds is not None and seconds >= max(MIN_SECONDS_FOR_RELATED, MIN_SECONDS_PER_BYTE * train_bytes)
 
 
 def unasked_changes(requested: RunConfig, chosen: RunConfig) -> Iterator[str]:

@@ -15,7 +15,7 @@ from tiny_gpt.data.related_text import related_text
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import measure_machine_and_text
-from tiny_gpt.planning.planner import MIN_SECONDS_FOR_RELATED, Planner
+from tiny_gpt.planning.planner import Planner, may_begin_with_related
 from tiny_gpt.planning.types import OtherText
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.budget import requested_seconds
@@ -81,7 +81,7 @@ def may_begin_with_related_text(config: RunConfig, own: Dataset, any_time: bool)
     """Whether a plan for `config` may choose other text."""
     train, seconds = config.train, requested_seconds(config.train, time.time(), time.time())
     is_open = config.data.first == () and "teachers" in train.auto and not (train.start_from or train.shard)
-    is_long = any_time or (seconds is not None and seconds >= MIN_SECONDS_FOR_RELATED)
+    is_long = any_time or may_begin_with_related(seconds, own.train.n_bytes)
     return is_open and is_long and own.train.shards is None
 
 
