@@ -12,6 +12,7 @@ from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
 from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare, train_shared_tokenizer
 from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
 from tiny_gpt.data.related_text import related_text
+from tiny_gpt.data.token_shards.opened import sole_corpus
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import measure_machine_and_text
@@ -125,7 +126,10 @@ def prepare_other(config: RunConfig, own: Dataset) -> Preparation[Dataset]:
 
 def tokenizer_for(config: RunConfig) -> Preparation[Tokenizer | None]:
     """The tokenizer for the run's own text and that of --first; None where the own text decides alone."""
-    if config.data.first in ((), (NO_FIRST,)) or config.data.tokenizer not in TRAINED_TOKENIZERS:
+    data = config.data
+    if data.first in ((), (NO_FIRST,)) or data.tokenizer not in TRAINED_TOKENIZERS:
+        return None
+    if sole_corpus(data.data) or sole_corpus(data.first):  # in shards, which have a tokenizer
         return None
     return (yield from train_shared_tokenizer(config.data, replace(config.data, data=config.data.first)))
 
