@@ -15,6 +15,7 @@ from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning import planner as planner_module
 from tiny_gpt.planning.throughput import StepTimeModel
 from tiny_gpt.planning.types import OtherText
+from tiny_gpt.training.stages import FIRST_SHARE
 
 
 def for_time(time):
@@ -76,6 +77,29 @@ def test_a_long_run_begins_with_related_text_where_it_is_at_hand():
     assert plan.forecast.bits_per_byte < alone.plan(for_time("2h"))[1].forecast.bits_per_byte
     for without in (for_time("8m"), replace(for_time("2h"), data=DataConfig(first=("none",)))):
         assert related.plan(without)[0].train.first_share == 0
+
+
+def test_sequences_fit_into_each_of_two_texts():
+    tiny = make_planner()._replace(text=replace(make_planner().text, train_bytes=300, train_tokens=120))
+    named = replace(for_time("1h"), data=DataConfig(first=("novels",)))
+    for own, val, other in ((100, 5_000, 6_000_000), (4_000, 5_000, 90)):
+        chosen, _ = tiny._replace(other=OtherText(("novels",), own, val, 2048, other)).plan(named)
+        assert chosen.model.block_size < min(own, val, other) and chosen.train.first_share > 0
+
+
+def test_other_text_counts_in_a_plan_of_steps():
+    named = replace(for_time("1h"), data=DataConfig(first=("novels",)))
+    named = replace(named, train=replace(named.train.without_budget(), steps=2000))
+    planner = make_planner()._replace(other=OtherText(("novels",), 400_000, 50_000, 2048, 6_000_000))
+    chosen, plan = planner.plan(named)
+    assert chosen.train.first_share == plan.first_share == FIRST_SHARE and plan.steps == 2000
+
+
+def test_easier_text_is_not_taken_for_more_related():
+    planner, named = make_planner(), replace(for_time("1h"), data=DataConfig(first=("novels",)))
+    same, easier = (OtherText(("novels",), 400_000, 50_000, 2048, 6_000_000, distance) for distance in (1.0, 0.5))
+    losses = [planner._replace(other=other).plan(named)[1].forecast.bits_per_byte for other in (same, easier)]
+    assert losses[0] == losses[1]
 
 
 def test_the_model_of_a_pretraining_suits_the_other_text_and_its_time():

@@ -16,7 +16,7 @@ from tiny_gpt.data.progress import Notice
 from tiny_gpt.data.progress import finish as prepared
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model_io.model_file import load_model, save_model
-from tiny_gpt.run import other_text
+from tiny_gpt.run import other_text, stages
 from tiny_gpt.run.events import Evaluated, Prepared, StageBegun
 from tiny_gpt.run.other_text import prepare_other, prepare_texts
 from tiny_gpt.run.run import run
@@ -79,11 +79,17 @@ def test_a_student_follows_its_teacher(config):
     assert misled[val_loss] > followed[val_loss] + 0.5
 
 
-def test_a_second_student_learns_from_the_first_too(staged):
+def test_a_second_student_learns_from_the_first_too(staged, monkeypatch):
+    monkeypatch.setattr(stages, "MAX_BEHIND", 100.0)
     events = list(run(with_train(staged, students=2, steps=40)))
     begun = of(StageBegun, events)
     assert [event.name for event in begun[-2:]] == ["student 1 of 2", "student 2 of 2"]
     assert "2 teachers" in begun[-2].description and "3 teachers" in begun[-1].description
+
+
+def test_teachers_that_are_far_behind_are_not_learned_from(staged, monkeypatch):
+    monkeypatch.setattr(stages, "MAX_BEHIND", 1.0)
+    assert "from a teacher," in of(StageBegun, run(staged))[-1].description
 
 
 def test_a_damaged_teacher_is_left_out(staged):

@@ -35,6 +35,8 @@ TIMED_SIZES_GPU = ((4, 128, 1), (6, 384, 8), (12, 768, 8))
 # The fraction of a timed run that measuring may take, and how much of that goes to the speed of steps.
 MEASURING_SHARE, STEPS_PART = 0.05, 0.5
 Result = TypeVar("Result")
+# The fewest validation tokens of both texts that tell how related they are.
+MIN_DISTANCE_TOKENS = 100
 # Position of the progress bar after each measurement.
 BACKEND_DONE, SPEED_DONE, PILOT_PART = 0.1, 0.3, 0.6
 ROUGH = "measuring stopped after 5% of the time that you gave: the plan is a rough estimate"
@@ -97,7 +99,7 @@ def measure_machine_and_text(
     ]
     step_time = yield from _measure_speed(configs, vocab_size, device, deadline)
     text = yield from _measure_text(dataset, device, candidate, deadline)
-    if other and shared:
+    if other and shared and min(len(each.val) for each in shared) > MIN_DISTANCE_TOKENS:
         distance = yield from _measure_distance(*shared, device, candidate, deadline)
         other = replace(other, distance=distance or other.distance)
     planner = Planner(text, device, step_time, candidate, requested_at, other=other)

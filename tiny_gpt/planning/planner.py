@@ -33,7 +33,7 @@ from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
 from tiny_gpt.planning.types import Candidate, OtherText, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.stages import STUDENT_LENGTH, teacher_share
+from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, teacher_share
 
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
@@ -90,7 +90,7 @@ class Planner(NamedTuple):
         for sparing in self._with_less_memory(config):
             with contextlib.suppress(UsageError):
                 chosen, plan = self._plan(sparing)
-                if self._fits_memory(chosen):
+                if self.for_texts_of(chosen)._fits_memory(chosen):
                     return chosen, plan
         return self._plan(sparing if sparing.train.uses_lora else config)
 
@@ -98,7 +98,8 @@ class Planner(NamedTuple):
         """`config`, then with the settings that need less memory, as far as its backend allows them."""
         candidates, train = [config], config.train
         candidates.append(_with_train(config, recompute=True))
-        if self.n_devices > 1 and not (train.exact or train.teachers or train.uses_lora):
+        begins_with_other = config.data.first not in ((), (NO_FIRST,))
+        if self.n_devices > 1 and not (train.exact or train.teachers or train.uses_lora or begins_with_other):
             candidates += [_with_train(each, shard=True) for each in candidates]
         if may_use_lora(config) and self.n_devices == 1:
             adapted = [_with_train(config, lora=str(rank)) for rank in LORA_RANKS]
@@ -109,7 +110,9 @@ class Planner(NamedTuple):
                 yield sparing
 
     def _plan(self, config: RunConfig) -> tuple[RunConfig, Plan]:
-        planner = self.for_texts_of(config)
+        planner, train = self.for_texts_of(config), config.train
+        if planner is not self and not train.first_share and not (train.is_timed and "teachers" in train.auto):
+            config = _with_train(config, first_share=FIRST_SHARE)
         if config.train.auto:
             config = planner._with_stages(config) if "teachers" in config.train.auto else planner._complete(config)
         planner = self.for_texts_of(config)
@@ -136,7 +139,9 @@ class Planner(NamedTuple):
 
     def _shaped_by_pretraining(self, config: RunConfig) -> RunConfig:
         """`config` with the model, the batches and the learning rate that suit its pretraining, the longest stage."""
-        text = replace(self.text, train_tokens=max(self.text.train_tokens, self.text.other_tokens), alone_tokens=0)
+        n_own, n_other = self.text.train_tokens, self.text.other_tokens or self.text.train_tokens
+        shortest = min(n_own, n_other, self.text.val_tokens)
+        text = replace(self.text, train_tokens=max(n_own, n_other), val_tokens=shortest, alone_tokens=0)
         alone = _with_train(config, first_share=0.0)
         chosen = self._choose(alone, text, self._budget(config.train, config.train.first_share))
         model = replace(chosen.model, dropout=config.model.dropout)
@@ -172,8 +177,10 @@ class Planner(NamedTuple):
         if not may_begin_with_related(self.requested_seconds(train), self.text.train_bytes):
             return alone
         begun = replace(config, data=replace(config.data, first=self.other.sources))
-        begun = self.for_texts_of(begun)._with_pretraining(begun)
-        return min(alone, begun, key=lambda each: self.for_texts_of(each).expected_loss(each))
+        with contextlib.suppress(UsageError):  # its larger vocabulary may not fit into memory
+            begun = self.for_texts_of(begun)._with_pretraining(begun)
+            return min(alone, begun, key=lambda each: self.for_texts_of(each).expected_loss(each))
+        return alone
 
     def _with_pretraining(self, config: RunConfig) -> RunConfig:
         """`config`, whose other text is chosen, complete, with the best fraction of the time for that text."""

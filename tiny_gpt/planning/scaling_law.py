@@ -133,7 +133,7 @@ def reducible_loss(config: RunConfig, text: TextStats, steps: int, law: ScalingL
     if config.train.first_share and text.other_tokens:
         n_other = law.effective_tokens(pretraining_tokens(config, steps), text.other_tokens)
         efficient_tokens += (PASSES_SAVED - 1) * max(0.0, efficient_tokens - text.train_tokens)
-        worth = SAME_KIND_WORTH * math.exp(-WORTH_DECAY * (text.other_distance - 1)) * n_other
+        worth = SAME_KIND_WORTH * math.exp(-WORTH_DECAY * max(0.0, text.other_distance - 1)) * n_other
     return law.reducible_loss(n_parameters, scale * efficient_tokens, scale * text.train_tokens, scale * worth)
 
 

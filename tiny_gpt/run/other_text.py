@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tiny_gpt.config import NO_FIRST, RunConfig
+from tiny_gpt.config import NO_FIRST, DataConfig, RunConfig
 from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
 from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare, train_shared_tokenizer
 from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
 from tiny_gpt.data.related_text import related_text
+from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.data.token_shards.opened import sole_corpus
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.planning.heuristics import min_block_size
@@ -119,9 +120,21 @@ def measure_for_plan(
 
 def prepare_other(config: RunConfig, own: Dataset) -> Preparation[Dataset]:
     """The text of --first in the tokens of the run's `own` text, without what is validated on. Raises BadInputError."""
-    data = replace(config.data, data=config.data.first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
     held_out = HeldOut(decoded_text(own.tokenizer, own.val).decode("utf-8", "replace"))
-    return (yield from prepare(data, config.model.block_size, own.tokenizer, held_out))
+    other = yield from prepare(_other_data(config), 1, own.tokenizer, held_out)
+    if (n_tokens := len(other.train)) <= (least := min_block_size(config)):
+        raise BadInputError(
+            f"the text of --first is too short: {n_tokens:,} tokens, and a sequence takes {least + 1:,}; give more",
+            code="first-too-short",
+        )
+    return other
+
+
+def _other_data(config: RunConfig) -> DataConfig:
+    """How to read the text of --first: as the own one, but for built-in datasets, whose form is known."""
+    first = config.data.first
+    data = replace(config.data, data=first, first=(), val=(), val_fraction=OTHER_VAL_FRACTION)
+    return replace(data, text_field="text", encoding="") if set(first) <= DATASETS.keys() else data
 
 
 def tokenizer_for(config: RunConfig) -> Preparation[Tokenizer | None]:
@@ -131,7 +144,7 @@ def tokenizer_for(config: RunConfig) -> Preparation[Tokenizer | None]:
         return None
     if sole_corpus(data.data) or sole_corpus(data.first):  # in shards, which have a tokenizer
         return None
-    return (yield from train_shared_tokenizer(config.data, replace(config.data, data=config.data.first)))
+    return (yield from train_shared_tokenizer(config.data, _other_data(config)))
 
 
 def _prepare_shared(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:

@@ -151,7 +151,7 @@ def reopen_data(config: RunConfig, saved: SavedRun) -> Generator[PreparationEven
         dataset = yield from prepare(config.data, config.model.block_size, tokenizer)
     except (BadInputError, OutOfResourcesError) as failure:
         stored = open_stored_dataset(used.data, str(identity.get("store"))) if config.data == used.data else None
-        if stored is None or stored.identity != identity:
+        if stored is None or any(identity.get(name) != value for name, value in stored.identity.items()):
             if isinstance(failure, BadInputError) and failure.code == "source-not-found":
                 raise BadInputError(f"{failure}.\n{_remedies(config)}", code="text-of-run-not-found") from failure
             raise

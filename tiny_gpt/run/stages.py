@@ -58,6 +58,8 @@ class StageRunner:
         """`other` is the text of --first."""
         self.state, self.config, self.dataset, self.other, self.out_dir = state, config, dataset, other, out_dir
         self.stages = stages_of(config.train)
+        self._n_teachers = 0
+        """That the present student learns from; 0 before they have predicted the text."""
         self._prepared: int | None = None
         """The stage that the model, the optimizer and `batches` are set up for."""
         self.batches: BatchLoader
@@ -142,7 +144,7 @@ class StageRunner:
             return f"pretraining on {len(self.other):,} tokens of other text"
         start = "from the pretrained model" if self._starts_pretrained(stage) else "from random weights"
         if stage.kind == "student":
-            n_teachers = len(self._teacher_paths())
+            n_teachers = self._n_teachers or len(self._teacher_paths())
             teachers = "a teacher" if n_teachers == 1 else f"{n_teachers} teachers"
             return f"{stage}: learns from the text and from {teachers}, {start}"
         return f"your text: {start}" if stage.kind == "only" else f"{stage}: {start}"
@@ -160,12 +162,10 @@ class StageRunner:
         state.forget_moments()
 
     def _starts_pretrained(self, stage: Stage) -> bool:
-        """Whether the stage starts from the pretraining: the first teacher, not the second, the rest if that helped."""
+        """Whether the stage starts from the pretraining: every other teacher, and the student if that is worth it."""
         if stage.kind == "pretraining" or not self._has_pretraining():
             return False
-        if stage.kind == "teacher" and not starts_pretrained(stage.number):
-            return False
-        return (stage.number == 1 and stage.kind == "teacher") or self._pretraining_helps()
+        return starts_pretrained(stage.number) if stage.kind == "teacher" else self._pretraining_helps()
 
     def _has_pretraining(self) -> bool:
         """Whether the pretrained model is there. One that is damaged is set aside, with a warning."""
@@ -241,6 +241,7 @@ class StageRunner:
         in every process: it takes less time than a pass over the text. None, with a warning, where no teacher is left.
         """
         teachers = self._teachers()
+        self._n_teachers = len(teachers)
         if not teachers:
             self.state.warn("no teacher was trained to its end: the final model learns from the text alone")
             return None

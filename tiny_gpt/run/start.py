@@ -74,8 +74,9 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     vocab_size = dataset.tokenizer.vocab_size
     if other:
         dataset.identity["first_store"] = other.identity["store"]
-        first_share = planned.train.first_share or FIRST_SHARE
-        planned = replace(planned, train=replace(planned.train, first_share=first_share))
+    # A share may be given without --first, or for a text that the plan did not take.
+    first_share = (planned.train.first_share or FIRST_SHARE) if other else 0.0
+    planned = replace(planned, train=replace(planned.train, first_share=first_share))
     if planner:
         yield from map(Notice, unasked_changes(shaped, planned))
     planned = resolve_steps(planned, len(dataset.train))
@@ -205,4 +206,5 @@ def expected_plan(config: RunConfig, planner: Planner, choice: BackendChoice) ->
     # On a GPU, choose_backend has timed whole training steps of this model, on one device.
     is_timed = planner.device.type != "cpu" and planner.n_devices == 1
     step_s = choice.seconds.get(str(choice.candidate)) if is_timed else None
+    planner = planner.for_texts_of(config)
     return planner.plan_of(config, step_s or planner.step_time(config))

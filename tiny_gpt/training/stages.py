@@ -4,8 +4,8 @@ A model that reads a small text more than about twenty times overfits, so more t
 
 - pretraining: a model first learns from other text (`--first`), then from the user's own.
 - teachers: several models are trained one after the other, each from other initial weights. Their mean prediction is
-  better than each of them (an ensemble). After a pretraining, which plans have instead, they start from it, but for the
-  second one, which shows whether the other text helps: where the first one is no better, it does not.
+  better than each of them (an ensemble). After a pretraining, which plans have instead, every other teacher starts from
+  it: models that began differently err differently, and the second one shows whether the other text helps.
 - student: a model that learns from the text and from its teachers' mean prediction at each token (distillation,
   arXiv 1503.02531). One model keeps most of the ensemble's gain (arXiv 2509.14786), and stays one ordinary model. It
   starts from the pretraining if that helped the first teacher. With yet more time there are several students, each of
@@ -105,8 +105,8 @@ def _teacher_length(train: TrainConfig, number: int) -> float:
 
 
 def starts_pretrained(teacher: int) -> bool:
-    """Whether the teacher of this number, from 1, starts from the pretraining, in a run that has one, if that helps."""
-    return teacher != 2
+    """Whether the teacher of this number, from 1, starts from the pretraining, in a run that has one."""
+    return teacher % 2 == 1
 
 
 def settings_of(config: RunConfig, stage: Stage, is_pretrained: bool) -> StageSettings:

@@ -108,7 +108,9 @@ def plan_report(planned: PlannedRun, width: int | None = None) -> Iterator[str]:
     text = planner.for_texts_of(chosen).text
     yield from device_rows(chosen, planner, width)
     yield row("text", f"{', '.join(dataset.sources)}: {dataset.n_characters:,} characters", width)
-    tokenizer = dataset.tokenizer.to_dict()["type"] if text is planner.text else "bpe"
+    tokenizer = dataset.tokenizer.to_dict()["type"]
+    if text.vocab_size != dataset.tokenizer.vocab_size:  # one for both texts
+        tokenizer = "bpe"
     yield row("tokens", f"{tokenizer}, vocabulary {text.vocab_size:,}: {text.train_tokens:,} training tokens", width)
     if planned.new and tokenizer == "bpe" and text.train_bytes < FEW_BYTES_PER_TOKEN * text.train_tokens:
         per_token = f"only {text.train_bytes / text.train_tokens:.1f} bytes in a token"

@@ -156,10 +156,10 @@ class RunView:
     @property
     def _pretraining_steps(self) -> float:
         """Steps on other text so far."""
-        begun = [event for event in self.events if event.kind == "stage"]
+        begun = [event for event in self.events if event.kind == "stage" and event.step is not None]
         if not begun or not begun[0].text.startswith("pretraining"):
             return 0.0
-        return float(begun[1].step) if len(begun) > 1 and begun[1].step is not None else self.step
+        return next((float(event.step or 0) for event in begun if not event.text.startswith("pretraining")), self.step)
 
     @property
     def step(self) -> float:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -131,7 +131,7 @@ def _download(dataset: str, remote: RemoteFile, path: Path) -> Preparation[None]
 def _generated_file(name: str) -> Preparation[Path]:
     """The documents of a dataset in GENERATED as JSON lines, written once for the versions that they are of."""
     is_python = name == python_docs.NAME
-    packages = [] if is_python else [f"{package} {version(package)}" for package in python_docs.installed_packages()]
+    packages = [] if is_python else [f"{each} {_version(each)}" for each in python_docs.installed_packages()]
     digest = hashlib.sha256(" ".join([sys.version, *packages]).encode()).hexdigest()[:8]
     path = downloads_folder() / f"{name}-{{}}.{{}}.{{}}-{digest}.jsonl".format(*sys.version_info)
     if not path.is_file():
@@ -142,6 +142,14 @@ def _generated_file(name: str) -> Preparation[Path]:
         with atomic_write(path) as file:
             file.writelines(json.dumps({"text": document}).encode() + b"\n" for document in documents)
     return path
+
+
+def _version(package: str) -> str:
+    """Of an installed package; "" for a folder of that name that was never installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _state(path: Path) -> list[int]:
