@@ -20,7 +20,7 @@ from tiny_gpt.config import BUDGETS, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDE
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run import clock
+from tiny_gpt.run import clock, stages
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StageBegun, StepDone, Warned
@@ -127,6 +127,7 @@ def staged_events(config, machine, slept_after, sleep_s):
 @pytest.mark.parametrize(("slept_after", "kept"), [(0.15, ["2.pt"]), (None, ["1.pt", "2.pt"])])
 def test_a_teacher_that_a_sleep_cut_short_is_not_used(config, machine, monkeypatch, slept_after, kept):
     monkeypatch.setattr(Evaluator, "eval_s", lambda _: 0.0)  # so it is evaluated as often as it may be
+    monkeypatch.setattr(stages, "MAX_BEHIND", 100.0)
     config = with_train(config, for_="20s", teachers=2, schedule="wsd", min_learning_rate=0.0)
     events = staged_events(config, machine, slept_after, sleep_s=12)
     begun = of(StageBegun, events)

@@ -36,9 +36,9 @@ from tiny_gpt.training.stages import (
     starts_pretrained,
 )
 
-# A stage that got less of its length than this was cut short: its model has learned less, or at a rate that is still
-# high.
-MIN_COMPLETE = 0.9
+# A stage that got less of its length than this was cut short, with a learning rate that is still high; one that began
+# so late that less than MIN_LENGTH was left has learned too little.
+MIN_COMPLETE, MIN_LENGTH = 0.9, 0.5
 # A teacher whose loss is more than this times that of the best one makes their mean prediction worse
 # (docs/log/stages.md).
 MAX_BEHIND = 1.05
@@ -95,9 +95,9 @@ class StageRunner:
         index = stage_index(self.stages, point.progress)
         if index == counters.stage:  # the first one has its weights from the start of the run
             return
-        length = ended.end - ended.start
+        length = ended.end - counters.stage_start
         reached = trained + self.state.budget.progress_per_step() - counters.stage_start
-        is_complete = reached >= MIN_COMPLETE * length
+        is_complete = reached >= MIN_COMPLETE * length >= MIN_COMPLETE * MIN_LENGTH * (ended.end - ended.start)
         # Half a pretraining is still a better start than none.
         if self.state.history and (is_complete or ended.kind == "pretraining"):
             self._save(ended)
