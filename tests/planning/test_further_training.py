@@ -120,7 +120,7 @@ def test_the_plan_compares_the_model_with_a_new_one(config):
     for words in ("start from this model", "a new model", "as it comes", "llama, ", block, "8 of 10 runs"):
         assert words in text, text
     assert 7 < planned.planner.text.pilot_bits_per_byte < 9  # it has learned nothing: 8 bits per byte
-    bpe = SimpleNamespace(to_dict=lambda: {"type": "bpe"})
+    bpe = SimpleNamespace(to_dict=lambda: {"type": "bpe"}, vocab_size=planned.dataset.tokenizer.vocab_size)
     odd = planned._replace(dataset=replace(planned.dataset, tokenizer=bpe))
     assert "only 1.0 bytes in a token" in "\n".join(plan_report(odd)) and "bytes in a token" not in text
 
