@@ -19,6 +19,7 @@ from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.run import other_text, stages
 from tiny_gpt.run.events import Evaluated, Prepared, StageBegun
 from tiny_gpt.run.other_text import prepare_other, prepare_texts
+from tiny_gpt.run.planned_run import measure_run
 from tiny_gpt.run.run import run
 
 pytestmark = pytest.mark.usefixtures("save_at_every_step")
@@ -119,10 +120,11 @@ def test_changed_text_of_first_stops_a_resume_only_while_it_is_needed(staged, tm
     assert finish(staged, resume=True).finished.last_step == 34
 
 
-def test_first_and_start_from_exclude_each_other(initial_config, tmp_path):
+@pytest.mark.parametrize("command", [run, measure_run])
+def test_first_and_start_from_exclude_each_other(initial_config, tmp_path, command):
     config = with_data(initial_config, first=(str(tmp_path / "french.txt"),))
     with pytest.raises(UsageError) as error:
-        list(run(config))
+        list(command(config))
     assert error.value.code == "first-and-start-from"
 
 

@@ -49,6 +49,7 @@ def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, Plann
     shaped = take_shape(requested, initial)
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer)
     shaped = for_text(shaped, dataset)
+    yield from prepare_texts(shaped, dataset)  # refuses --first
     planner = yield from measure_initial_model(shaped, dataset, initial.model, device)
     del initial
     new = replace(requested, train=replace(requested.train, start_from=""))
