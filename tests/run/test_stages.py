@@ -204,7 +204,8 @@ def test_a_run_with_a_tokenizer_for_both_texts_resumes_without_its_stored_tokens
     assert len(tokenizer.encode(text)) < 0.8 * len(alone[0].encode(text))
 
 
-def test_a_damaged_pretraining_is_set_aside_and_told(staged):
+def test_a_damaged_pretraining_is_set_aside_and_told(staged, monkeypatch):
+    monkeypatch.setattr(stages.StageRunner, "_pretraining_helps", lambda self: True)
     interrupt(staged, after=14)
     (out_dir(staged) / PRETRAINED_FILE).write_bytes(b"damaged")
     events = list(run(staged, resume=True))

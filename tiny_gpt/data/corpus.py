@@ -49,9 +49,7 @@ def read_splits(
 ) -> Preparation[tuple[list[Corpus], TextSplit, TextSplit]]:
     """Read all text of `sources` into files in `folder`. Returns what was read, and its training and validation split.
 
-    What is `held_out`, of another text, is left out.
-
-    Raises what `read_corpus` raises.
+    Leaves out passages of `held_out`, the validation text of another corpus. Raises what `read_corpus` raises.
     """
     options = read_options(config)
     corpus = yield from read_corpus(sources.files, folder / "text", options, held_out)
@@ -70,7 +68,7 @@ def read_options(config: DataConfig) -> ReadOptions:
 def read_corpus(
     files: Sequence[SourceFile], path: Path, options: ReadOptions, held_out: HeldOut | None = None
 ) -> Preparation[Corpus]:
-    """Write the text of all `files` to the new file `path`, without what is `held_out`.
+    """Write the text of all `files` to the new file `path`, without passages of `held_out`.
 
     Raises UnreadableError for a file the user named that is empty, is not text, or changes while it is read;
     BadInputError if there is no text at all; OutOfResourcesError if `path` cannot be written.

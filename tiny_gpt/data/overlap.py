@@ -39,7 +39,7 @@ def passages(text: str) -> Iterator[str]:
 
 
 class HeldOut:
-    """The passages of a validation text, to keep what repeats it out of other text."""
+    """The passages of a validation text, to remove them from other text."""
 
     def __init__(self, text: str) -> None:
         self._passages = frozenset(passages(text))

@@ -59,7 +59,7 @@ def prepare(
 ) -> Preparation[Dataset]:
     """Read, split and tokenize the text of `config`, or find its tokens in the cache.
 
-    What is `held_out`, of another text, is left out; not from a corpus in shards.
+    Leaves out passages of `held_out`, the validation text of another corpus; not from a corpus in shards.
 
     Of a corpus in shards, the index, the validation text and the first shard are read. A `tokenizer` that is given,
     such as that of a model to be trained further, replaces the one `config` names. Raises BadInputError for unusable

@@ -156,28 +156,25 @@ class StageRunner:
         state = self.state
         torch.manual_seed(self._seed())
         fresh = GPT(state.model.config, state.model.vocab_size)
-        if self._starts_pretrained(stage):
-            fresh = load_model(self.out_dir / PRETRAINED_FILE, torch.device("cpu")).model
-        state.model.load_state_dict(fresh.state_dict())
+        pretrained = self._load_pretrained() if self._starts_pretrained(stage) else None
+        state.model.load_state_dict((pretrained or fresh).state_dict())
         state.forget_moments()
 
     def _starts_pretrained(self, stage: Stage) -> bool:
         """Whether the stage starts from the pretraining: every other teacher, and the student if that is worth it."""
-        if stage.kind == "pretraining" or not self._has_pretraining():
+        if stage.kind == "pretraining" or not (self.out_dir / PRETRAINED_FILE).exists():
             return False
         return starts_pretrained(stage.number) if stage.kind == "teacher" else self._pretraining_helps()
 
-    def _has_pretraining(self) -> bool:
-        """Whether the pretrained model is there. One that is damaged is set aside, with a warning."""
+    def _load_pretrained(self) -> GPT | None:
+        """The pretrained model. A damaged file is set aside, with a warning: None."""
         path = self.out_dir / PRETRAINED_FILE
-        if path.exists():
-            try:
-                load_model(path, torch.device("cpu"))
-                return True
-            except BadInputError as damage:
-                path.replace(path.with_suffix(".damaged"))
-                self.state.warn(f"what comes next starts from random weights: {damage}")
-        return False
+        try:
+            return load_model(path, torch.device("cpu")).model
+        except BadInputError as damage:
+            path.replace(path.with_suffix(".damaged"))
+            self.state.warn(f"what comes next starts from random weights: {damage}")
+            return None
 
     def _pretraining_helps(self) -> bool:
         """Whether the first teacher, which starts from the pretraining, became better than the second, which does not.
