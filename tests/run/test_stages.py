@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +20,10 @@ from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.run import other_text, stages
 from tiny_gpt.run.events import Evaluated, Prepared, StageBegun
-from tiny_gpt.run.other_text import prepare_other, prepare_texts
+from tiny_gpt.run.other_text import prepare_other, prepare_texts, tokenizer_for
 from tiny_gpt.run.planned_run import measure_run
 from tiny_gpt.run.run import run
+from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
 pytestmark = pytest.mark.usefixtures("save_at_every_step")
 
@@ -195,6 +198,7 @@ def test_a_run_with_a_tokenizer_for_both_texts_resumes_without_its_stored_tokens
     expected = finish(with_train(shared_tokenizer, out_dir=str(tmp_path / "twin")))
     interrupt(shared_tokenizer, after=20)
     shutil.rmtree(tmp_path / "cache" / "tokens")
+    shutil.rmtree(tmp_path / "cache" / "tokenizers")
     outcome = finish(shared_tokenizer, resume=True)
     assert same_weights(outcome.weights, expected.weights) and outcome.rows == expected.rows
     tokenizer = load_model(out_dir(shared_tokenizer) / FINAL_FILE, CPU).tokenizer
@@ -202,6 +206,22 @@ def test_a_run_with_a_tokenizer_for_both_texts_resumes_without_its_stored_tokens
     alone = [prepared(prepare(replace(data, first=()), 8)).tokenizer for data in (own, french)]
     text = FRENCH[:2000]
     assert len(tokenizer.encode(text)) < 0.8 * len(alone[0].encode(text))
+
+
+def test_a_tokenizer_for_both_texts_is_trained_once(shared_tokenizer, tmp_path, monkeypatch):
+    def train() -> dict[str, Any]:
+        return prepared(tokenizer_for(shared_tokenizer)).to_dict()
+
+    trained = train()
+    with monkeypatch.context() as patch:
+        patch.setattr(BpeTokenizer, "train", lambda *_: pytest.fail("trained again"))
+        assert train() == trained
+    (kept,) = (tmp_path / "cache" / "tokenizers").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert train() == trained
+    own = Path(shared_tokenizer.data.data[0])
+    own.write_text(own.read_text().replace("e", "ou"))
+    assert train() != trained
 
 
 def test_a_damaged_pretraining_is_set_aside_and_told(staged, monkeypatch):

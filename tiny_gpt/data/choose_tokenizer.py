@@ -29,7 +29,7 @@ def build_tokenizer(config: DataConfig, train: TextSplit) -> Tokenizer:
     return TOKENIZERS[name].train(train.sample(TRAINING_SAMPLE_BYTES), vocab_size)
 
 
-def shared_tokenizer(config: DataConfig, own: TextSplit, other: TextSplit) -> Tokenizer:
+def train_shared_tokenizer(config: DataConfig, own: TextSplit, other: TextSplit) -> Tokenizer:
     """The tokenizer of a run that learns from `other` text first: bpe, trained on as much of it as of the run's own."""
     n_bytes = min(own.n_bytes, TRAINING_SAMPLE_BYTES // 2)
     vocab_size = config.vocab_size or max(MIN_SHARED_VOCAB_SIZE, default_vocab_size(own.n_bytes))

@@ -1,5 +1,6 @@
 """From source specs to a tokenizer and memory-mapped token ids: the whole data pipeline in one call."""
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 from tiny_gpt.config import TOKENIZER_SETTINGS, DataConfig
 from tiny_gpt.data.choose_tokenizer import (
     build_tokenizer,
-    shared_tokenizer,
     tokenizer_file_sha256,
     tokenizer_sha256,
+    train_shared_tokenizer,
 )
 from tiny_gpt.data.corpus import counted_lines, read_splits, skipped_lines
 from tiny_gpt.data.overlap import HeldOut, val_overlap
@@ -20,6 +21,7 @@ from tiny_gpt.data.sources.files import content_hash
 from tiny_gpt.data.sources.resolve import Sources, resolve
 from tiny_gpt.data.token_shards.opened import open_corpus, open_kept_corpus, sole_corpus
 from tiny_gpt.data.token_store import (
+    UNREADABLE,
     Tokens,
     TokenStore,
     build_store,
@@ -29,8 +31,8 @@ from tiny_gpt.data.token_store import (
     temporary_build_folder,
 )
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
-from tiny_gpt.files import CACHE_REMEDY, cache_folder
-from tiny_gpt.tokenizer.base import Tokenizer
+from tiny_gpt.files import CACHE_REMEDY, atomic_write, cache_folder, sha256_of_json, write_error
+from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
 
 # From this fraction on, the user is told that the validation text also occurs in the training text.
 MIN_REPORTED_OVERLAP = 0.01
@@ -104,20 +106,43 @@ def prepare(
     return _dataset(store, folder.name, tuple(sources.specs), skipped)
 
 
-def train_shared_tokenizer(own: DataConfig, other: DataConfig) -> Preparation[Tokenizer]:
+def shared_tokenizer_of(own: DataConfig, other: DataConfig) -> Preparation[Tokenizer]:
     """A tokenizer for a person's `own` text and `other` text, trained on as much of one as of the other: the model
-    learns most of its words from the other text, but is judged by its own.
+    learns most of its words from the other text, but is judged by its own. Trained once and kept in the cache.
 
     Raises BadInputError for unusable sources, and OutOfResourcesError if the cache cannot be written.
     """
+    sources: list[Sources] = []
+    key: list[Any] = [READING_VERSION, own.vocab_size]
+    for config in (own, other):
+        sources.append((yield from resolve(config.data)))
+        text_hash = yield from content_hash(sources[-1].files)
+        key += [text_hash, config.text_field, config.encoding, config.max_unpacked, config.val_fraction]
+    path = cache_folder() / "tokenizers" / f"{sha256_of_json(key)[:32]}.json"
+    if tokenizer := _read_tokenizer(path):
+        return tokenizer
     with temporary_build_folder(stores_folder() / "shared-tokenizer") as folder:
         splits = []
-        for name, config in (("own", own), ("other", other)):
+        for name, config, found in zip(("own", "other"), (own, other), sources, strict=True):
             (folder / name).mkdir()
-            sources = yield from resolve(config.data)
-            _, train, _ = yield from read_splits(replace(config, val=()), sources, folder / name)
+            _, train, _ = yield from read_splits(replace(config, val=()), found, folder / name)
             splits.append(train)
-        return shared_tokenizer(own, *splits)
+        tokenizer = train_shared_tokenizer(own, *splits)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error, CACHE_REMEDY) from error
+    with atomic_write(path) as file:
+        file.write(json.dumps(tokenizer.to_dict()).encode())
+    return tokenizer
+
+
+def _read_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer kept at `path`; None if it is absent or damaged."""
+    try:
+        return tokenizer_from_dict(json.loads(path.read_bytes()))
+    except UNREADABLE:
+        return None
 
 
 def stores_folder() -> Path:

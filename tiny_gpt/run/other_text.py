@@ -9,7 +9,7 @@ import torch
 from tiny_gpt.config import NO_FIRST, DataConfig, RunConfig
 from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
-from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare, train_shared_tokenizer
+from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare, shared_tokenizer_of
 from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
 from tiny_gpt.data.related_text import related_text
 from tiny_gpt.data.sources.catalog import DATASETS
@@ -144,7 +144,7 @@ def tokenizer_for(config: RunConfig) -> Preparation[Tokenizer | None]:
         return None
     if sole_corpus(data.data) or sole_corpus(data.first):  # in shards, which have a tokenizer
         return None
-    return (yield from train_shared_tokenizer(config.data, _other_data(config)))
+    return (yield from shared_tokenizer_of(config.data, _other_data(config)))
 
 
 def _prepare_shared(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
