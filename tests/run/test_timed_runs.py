@@ -17,6 +17,8 @@ import torch
 
 from tests.run.support import CPU, FRENCH, of, with_data, with_train
 from tiny_gpt.config import BUDGETS, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER, TrainConfig
+from tiny_gpt.data.prepare import prepare
+from tiny_gpt.data.progress import finish as prepared
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.model_io.model_file import load_model
@@ -24,6 +26,7 @@ from tiny_gpt.run import clock, stages
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StageBegun, StepDone, Warned
+from tiny_gpt.run.other_text import tokenizer_for
 from tiny_gpt.run.run import run
 from tiny_gpt.training import timed_budget
 from tiny_gpt.training.budget import RunRequest
@@ -58,13 +61,13 @@ def machine(monkeypatch, save_at_every_step):
     return machine
 
 
-def events_of(config, machine, resume=False, request=None, until=lambda event: False):
+def events_of(config, machine, resume=False, request=None, until=lambda event: False, step_s=0.1):
     """All events, to the end or to the first for which `until` is true; the run is then abandoned, as by a kill."""
     found, events = [], run(config, resume, request)
     for event in events:
         found.append(event)
         if isinstance(event, StepDone):
-            machine.pass_time(0.1)
+            machine.pass_time(step_s)
         if until(event):
             break
     events.close()
@@ -135,6 +138,46 @@ def test_a_teacher_that_a_sleep_cut_short_is_not_used(config, machine, monkeypat
     assert sorted(path.name for path in (Path(config.train.out_dir) / TEACHERS_FOLDER).iterdir()) == kept
     assert ("a teacher," in begun[-1].description) == (slept_after is not None)
     assert sum("cut short" in event.text for event in of(Warned, events)) == (slept_after is not None)
+
+
+@pytest.fixture
+def own_text_last(config, tmp_path, monkeypatch):
+    """Twenty seconds that begin with French: by the plan, half of them; the own text then gets 30 steps."""
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Evaluator, "eval_s", lambda _: 0.0)
+    (tmp_path / "french.txt").write_text(FRENCH)
+    config = with_data(config, first=(str(tmp_path / "french.txt"),))
+    n_tokens = len(prepared(prepare(config.data, 8, prepared(tokenizer_for(config)))).train)
+    own_epochs = 30 * config.train.batch_size * config.model.block_size / n_tokens
+    schedule = dict(schedule="wsd", min_learning_rate=0.0)
+    return with_train(config, for_="20s", first_share=0.5, own_epochs=own_epochs, **schedule)
+
+
+def own_steps(events):
+    """The first and the last step on the own text."""
+    (begun,) = (event.step for event in of(StageBegun, events) if event.name == "only")
+    return begun + 1, of(StepDone, events)[-1].step
+
+
+@pytest.mark.parametrize("step_s", [0.05, 0.2])
+def test_passes_over_the_own_text_do_not_depend_on_the_speed(own_text_last, machine, step_s):
+    events = events_of(own_text_last, machine, step_s=step_s)
+    first, last = own_steps(events)
+    assert last - first + 1 == pytest.approx(30, abs=3) and last > 80
+    steps = {event.step: event for event in of(StepDone, events)}
+    assert share(steps[first - 1], own_text_last) < 0.1, "the pretraining has its own cool-down"
+    assert share(steps[first + 5], own_text_last) > 0.4 and steps[last].learning_rate == 0
+    n_evaluations = sum(event.step >= first for event in of(Evaluated, events))
+    assert n_evaluations >= stages.MIN_FINE_TUNING_EVALS - 1
+
+
+def test_more_time_goes_to_the_pretraining(own_text_last, machine):
+    """From before its learning rate decayed; then the own text is read as often as in the run itself."""
+    before, _ = own_steps(events_of(own_text_last, machine))
+    events = events_of(own_text_last, machine, True, RunRequest(NOON, 0.0, extends=True))
+    steps, (first, last) = of(StepDone, events), own_steps(events)
+    assert steps[0].step < before - 50 and share(steps[9], own_text_last) == 1
+    assert first - steps[0].step == pytest.approx(last - steps[0].step - 30, abs=3) and last - steps[0].step > 170
 
 
 @pytest.mark.parametrize(("slept_after", "sleep_s", "is_kept"), [(0.2, 12, True), (0.0, 30, False)])

@@ -73,6 +73,9 @@ class TrainConfig:
     """How much the final model's targets follow its teachers; the rest is the text itself."""
     first_share: Annotated[float, OPTIONAL] = 0.0
     """Fraction of the run that is trained on the text of --first. Without it, half of the run."""
+    own_epochs: Annotated[float, OPTIONAL] = 0.0
+    """Passes over your own text after the text of --first, in a run with --for or --until.
+    The text of --first gets all other time, however fast the steps turn out to be."""
     beta2: float = 0.999
     """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
     grad_clip: float = 1.0
@@ -142,6 +145,10 @@ class TrainConfig:
         require(not (self.shard and self.teachers), message, "shard-and-teachers")
         require(0 <= self.teachers <= 64, f"--teachers {self.teachers}: must be from 0 to 64", "teachers-out-of-range")
         require(1 <= self.students <= 64, f"--students {self.students}: must be from 1 to 64", "students-out-of-range")
+        message = f"--own-epochs {self.own_epochs}: must be at least 0 and below 10^6"
+        require(0 <= self.own_epochs < 1e6, message, "own-epochs-out-of-range")
+        message = f"--own-epochs and --teachers {self.teachers}: give only one; the time for teachers is a fraction"
+        require(not (self.own_epochs and self.teachers), message, "own-epochs-and-teachers")
         for name in ("teacher_weight", "first_share"):
             value = getattr(self, name)
             message = f"{flag(name)} {value}: must be at least 0 and below 1"

@@ -183,15 +183,33 @@ class Planner(NamedTuple):
         return alone
 
     def _with_pretraining(self, config: RunConfig) -> RunConfig:
-        """`config`, whose other text is chosen, complete, with the best fraction of the time for that text."""
-        shares = (config.train.first_share,) if config.train.first_share else FIRST_SHARES
+        """`config`, whose other text is chosen, complete, with the best fraction of the time for that text; what is
+        left is counted in passes over the own text, unless the user has given a fraction."""
         alone = _with_train(config, teachers=0, students=1)
-        candidates = [self._complete(_with_train(alone, first_share=share)) for share in shares]
+        if config.train.first_share:
+            return self._complete(alone)
+        candidates = [self._complete(_with_train(alone, first_share=share)) for share in FIRST_SHARES]
+        if asked := config.train.own_epochs:
+            return self._with_own_epochs(self._nearest(candidates, asked), asked)
         suited = [each for each in candidates if self._suits_pretraining(each)]
         if suited:
-            return min(suited, key=self.expected_loss)
+            best = min(suited, key=self.expected_loss)
+            return _with_train(best, own_epochs=round(self._stage_epochs(best), 2))
         # Too little time for any, or too much.
-        return min(candidates, key=lambda each: abs(math.log(self._stage_epochs(each) / MAX_FINE_TUNING_EPOCHS)))
+        n_steps = 1.5 * MIN_FINE_TUNING_STEPS
+        epochs = max(MAX_FINE_TUNING_EPOCHS, n_steps * tokens_per_step(candidates[-1]) / self.text.train_tokens)
+        nearest = self._nearest(candidates, epochs)
+        return self._with_own_epochs(nearest, min(epochs, self._stage_epochs(nearest)))
+
+    def _nearest(self, candidates: list[RunConfig], epochs: float) -> RunConfig:
+        """The one of `candidates` whose passes over the own text are nearest to `epochs`."""
+        return min(candidates, key=lambda each: abs(math.log(self._stage_epochs(each) / epochs)))
+
+    def _with_own_epochs(self, config: RunConfig, epochs: float) -> RunConfig:
+        """`config`, which is complete, with this many passes over the own text."""
+        own_share = (1 - config.train.first_share) * epochs / self._stage_epochs(config)
+        share = min(max(1 - own_share, FIRST_SHARES[0]), 1 - 1e-6)
+        return _with_train(config, first_share=share, own_epochs=round(epochs, 2))
 
     def _suits_pretraining(self, config: RunConfig) -> bool:
         """Whether a model that starts from the pretraining reads the own text neither too little nor too often."""

@@ -57,15 +57,15 @@ class Evaluator:
         self._last_progress = self.state.budget.progress(self.state.step)
         self._last_train_s = self.state.clock.train_s
 
-    def is_due(self, point: SchedulePoint) -> bool:
+    def is_due(self, point: SchedulePoint, eval_progress: float = EVAL_PROGRESS) -> bool:
         """Whether to evaluate after the step at `point`: always after the last step, and in a timed run not shortly
-        before it."""
+        before it, with at least `eval_progress` between two evaluations."""
         train = self.state.config
         if not train.is_timed:
             return point.is_last or self.state.step % train.iters_per_epoch % train.eval_interval == 0
         train_s = self.state.clock.train_s - self._last_train_s
         is_affordable = train_s >= self.eval_s() / (VAL_SHARE + TRAIN_SHARE)
-        is_time = self._last_progress + EVAL_PROGRESS <= point.progress <= 1 - EVAL_PROGRESS
+        is_time = self._last_progress + eval_progress <= point.progress <= 1 - eval_progress
         return point.is_last or (is_time and is_affordable)
 
     def score(self, point: SchedulePoint, beat: Callable[[], None]) -> tuple[float, float, float]:

@@ -23,6 +23,7 @@ from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.run.evaluator import EVAL_PROGRESS
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.distill import predict
 from tiny_gpt.training.schedule import SchedulePoint
@@ -34,6 +35,7 @@ from tiny_gpt.training.stages import (
     stage_point,
     stages_of,
     starts_pretrained,
+    with_pretraining_to,
 )
 
 # A stage that got less of its length than this was cut short, with a learning rate that is still high; one that began
@@ -45,6 +47,8 @@ MAX_BEHIND = 1.05
 # A student learns from this many of those before it, so that predicting the text with all of them takes less time than
 # training it.
 N_LAST_STUDENTS = 4
+# The fewest evaluations of a model that starts from a pretraining, in as far as there is time for them.
+MIN_FINE_TUNING_EVALS = 8
 # Between the seeds of two teachers; far more than users try.
 SEED_STEP = 100_003
 
@@ -71,8 +75,26 @@ class StageRunner:
 
     def must_begin(self, point: SchedulePoint) -> bool:
         """Whether the step at `point` is the first of a stage, in a run that has several."""
+        self._fit_pretraining()
         is_first_step = self.state.step == 0 and len(self.stages) > 1
         return is_first_step or stage_index(self.stages, point.progress) > self.state.counters.stage
+
+    def _fit_pretraining(self) -> None:
+        """Have the pretraining of a timed run end when as much time is left as --own-epochs take: how fast steps are,
+        and what else the machine does, is known only by then."""
+        state, train = self.state, self.config.train
+        if not (train.own_epochs and train.is_timed and self.stage.kind == "pretraining"):
+            return
+        n_steps = train.own_epochs * len(self.dataset.train) / (train.batch_size * state.model.config.block_size)
+        end = 1 - n_steps * state.budget.progress_per_step()
+        self.stages = with_pretraining_to(self.stages, max(0.0, end))
+
+    def eval_progress(self) -> float:
+        """Progress between two evaluations, at least. A model that starts from a pretraining may be best before the
+        end of a stage that is short."""
+        stage = self.stage
+        n_evals = MIN_FINE_TUNING_EVALS if stage.kind == "only" else 1
+        return min(EVAL_PROGRESS, (stage.end - stage.start) / n_evals)
 
     def is_last_step(self, point: SchedulePoint) -> bool:
         """Whether the step at `point` is the last of its stage."""

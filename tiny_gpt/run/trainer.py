@@ -124,7 +124,8 @@ class Trainer:
             monitor.stop.hear(state.ranks.stop_signal_of_all)
             stop_signal = monitor.stop.signal_number
             is_epoch_end = self._is_epoch_end(point)
-            is_due = is_epoch_end or self.stages.is_last_step(point) or self.evaluator.is_due(point)
+            is_due = is_epoch_end or self.stages.is_last_step(point)
+            is_due = is_due or self.evaluator.is_due(point, self.stages.eval_progress())
             if stop_signal is not None:
                 if not is_due:  # an uninterrupted run would not evaluate here: save without this evaluation
                     yield from self._report(self.checkpoints.save())

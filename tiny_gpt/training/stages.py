@@ -88,6 +88,12 @@ def stages_of(train: TrainConfig) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def with_pretraining_to(stages: tuple[Stage, ...], end: float) -> tuple[Stage, ...]:
+    """`stages` of a run without teachers, a pretraining and the own text, with the former ending at `end`."""
+    pretraining, own = stages
+    return replace(pretraining, end=end), replace(own, start=end)
+
+
 def teacher_share(train: TrainConfig) -> float:
     """The fraction of the run that a teacher from random weights has; in a run without teachers, the model on the
     user's own text."""
