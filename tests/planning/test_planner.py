@@ -93,6 +93,24 @@ def test_other_text_counts_in_a_plan_of_steps():
     planner = make_planner()._replace(other=OtherText(("novels",), 400_000, 50_000, 2048, 6_000_000))
     chosen, plan = planner.plan(named)
     assert chosen.train.first_share == plan.first_share == FIRST_SHARE and plan.steps == 2000
+    counted = replace(named, train=replace(named.train, own_epochs=3.0))
+    assert planner.plan(counted)[1].data_epochs == pytest.approx(3, rel=0.01)
+
+
+def test_a_small_text_is_not_read_more_often_after_a_pretraining_the_longer_the_run():
+    planner = make_planner()._replace(other=OtherText(("novels",), 40_000, 5_000, 2048, 60_000_000))
+    named = replace(for_time("1h"), data=DataConfig(first=("novels",)))
+    plans = [planner.plan(replace(named, train=replace(named.train, for_=time))) for time in ("1h", "6h", "24h")]
+    steps = [plan.data_epochs * 40_000 / config.train.batch_size / config.model.block_size for config, plan in plans]
+    few = [
+        n <= 2 * planner_module.MIN_FINE_TUNING_STEPS or plan.data_epochs <= 6.1
+        for n, (_, plan) in zip(steps, plans, strict=True)
+    ]
+    assert all(few) and all(config.train.own_epochs for config, _ in plans)
+    asked = replace(named, train=replace(named.train, own_epochs=2.0))
+    assert planner.plan(asked)[1].data_epochs == pytest.approx(2, rel=0.05)
+    given = replace(named, train=replace(named.train, first_share=0.5))
+    assert planner.plan(given)[0].train.own_epochs == 0
 
 
 def test_easier_text_is_not_taken_for_more_related():

@@ -208,6 +208,21 @@ def test_a_run_with_a_tokenizer_for_both_texts_resumes_without_its_stored_tokens
     assert len(tokenizer.encode(text)) < 0.8 * len(alone[0].encode(text))
 
 
+def test_counted_passes_over_the_own_text(long_lines):
+    """34 steps of other text, then two passes."""
+    n_tokens = first(Prepared, run(long_lines)).train_tokens
+    two_passes = 2 * n_tokens / long_lines.train.batch_size / long_lines.model.block_size
+    config = with_train(long_lines, teachers=0, steps=round(two_passes) + 34, own_epochs=2.0)
+    pretraining, own = of(StageBegun, run(config))
+    assert (pretraining.step, pretraining.name) == (0, "pretraining")
+    assert own.step == pytest.approx(34, abs=2)
+
+
+def test_what_other_text_needs_is_told_where_there_is_none(config):
+    notices = [event.text for event in of(Notice, run(with_train(config, own_epochs=2.0, steps=3)))]
+    assert any("--own-epochs: without effect" in text for text in notices)
+
+
 def test_a_tokenizer_for_both_texts_is_trained_once(shared_tokenizer, tmp_path, monkeypatch):
     def train() -> dict[str, Any]:
         return prepared(tokenizer_for(shared_tokenizer)).to_dict()

@@ -74,8 +74,8 @@ class TrainConfig:
     first_share: Annotated[float, OPTIONAL] = 0.0
     """Fraction of the run that is trained on the text of --first. Without it, half of the run."""
     own_epochs: Annotated[float, OPTIONAL] = 0.0
-    """Passes over your own text after the text of --first, in a run with --for or --until.
-    The text of --first gets all other time, however fast the steps turn out to be."""
+    """Passes over your own text after the text of --first, which gets the rest of the run.
+    It replaces --first-share. In a timed run, they do not depend on how fast the steps turn out to be."""
     beta2: float = 0.999
     """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
     grad_clip: float = 1.0

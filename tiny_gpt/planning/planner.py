@@ -116,6 +116,8 @@ class Planner(NamedTuple):
         if config.train.auto:
             config = planner._with_stages(config) if "teachers" in config.train.auto else planner._complete(config)
         planner = self.for_texts_of(config)
+        if planner is not self and config.train.own_epochs:
+            config = planner._with_own_epochs(config, config.train.own_epochs)
         return config, planner.plan_of(config, planner.step_time(config))
 
     def for_texts_of(self, config: RunConfig) -> "Planner":

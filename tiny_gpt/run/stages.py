@@ -80,10 +80,10 @@ class StageRunner:
         return is_first_step or stage_index(self.stages, point.progress) > self.state.counters.stage
 
     def _fit_pretraining(self) -> None:
-        """Have the pretraining of a timed run end when as much time is left as --own-epochs take: how fast steps are,
-        and what else the machine does, is known only by then."""
+        """Have the pretraining end when as much of the run is left as --own-epochs take: in a timed run, how fast steps
+        are is known only by then."""
         state, train = self.state, self.config.train
-        if not (train.own_epochs and train.is_timed and self.stage.kind == "pretraining"):
+        if not (train.own_epochs and self.stage.kind == "pretraining"):
             return
         n_steps = train.own_epochs * len(self.dataset.train) / (train.batch_size * state.model.config.block_size)
         end = 1 - n_steps * state.budget.progress_per_step()

@@ -74,9 +74,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     vocab_size = dataset.tokenizer.vocab_size
     if other:
         dataset.identity["first_store"] = other.identity["store"]
-    # A share may be given without --first, or for a text that the plan did not take.
-    first_share = (planned.train.first_share or FIRST_SHARE) if other else 0.0
-    planned = replace(planned, train=replace(planned.train, first_share=first_share))
+    planned = yield from _with_share_for(other, planned)
     if planner:
         yield from map(Notice, unasked_changes(shaped, planned))
     planned = resolve_steps(planned, len(dataset.train))
@@ -103,6 +101,16 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     if plan:
         write_json_atomically(out_dir / PLAN_FILE, plan.to_dict())
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan, earlier_run))
+
+
+def _with_share_for(other: Dataset | None, planned: RunConfig) -> Generator[Notice, None, RunConfig]:
+    """`planned` with a fraction of the run for `other` text. One may be given without --first, or for a text that the
+    plan did not take."""
+    if not other and (given := [name for name in ("first_share", "own_epochs") if getattr(planned.train, name)]):
+        flags = " and ".join(map(flag, given))
+        yield Notice(f"{flags}: without effect, as no other text comes first; name one with --first")
+    first_share = (planned.train.first_share or FIRST_SHARE) if other else 0.0
+    return replace(planned, train=replace(planned.train, first_share=first_share))
 
 
 def _take_initial_model(
