@@ -1,5 +1,8 @@
 """The byte and char tokenizers."""
 
+import gc
+import weakref
+
 from tests.tokenizer.support import FREQUENT, RARE, TRAINING_TEXTS, streamed
 from tiny_gpt.tokenizer.base import decode
 from tiny_gpt.tokenizer.byte_char import N_BYTES, ByteTokenizer, CharTokenizer, to_utf8
@@ -9,6 +12,21 @@ def test_invalid_bytes_decode_like_pythons_codec():
     byte = ByteTokenizer()
     for encoded in (b"\xff", b"a\xc3", b"\xe4\xb8", b"\xf0\x9f\x98", b"\xc3(", b"\x80\x80", b"\xf5\x80", b"\xc0\x80"):
         assert decode(byte, encoded) == encoded.decode("utf-8", "replace")
+
+
+def test_invalid_bytes_keep_nothing_alive():
+    """What a function that decodes them has used is freed when it returns, without Python's collector."""
+
+    def used() -> weakref.ref[ByteTokenizer]:
+        byte = ByteTokenizer()
+        decode(byte, b"a\xff")
+        return weakref.ref(byte)
+
+    gc.disable()
+    try:
+        assert used()() is None
+    finally:
+        gc.enable()
 
 
 def test_stream_writes_a_character_once_it_is_complete():

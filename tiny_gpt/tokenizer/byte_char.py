@@ -34,6 +34,9 @@ def _surrogate_or_replacement(error: UnicodeError) -> tuple[str | bytes, int]:
     try:
         return codecs.lookup_error("surrogatepass")(error)
     except UnicodeError:
+        # It was raised anew, with frames that refer to it. Such a cycle keeps all that they use, such as a decoder's
+        # packed weights, until Python's next collection.
+        error.__traceback__ = None
         return codecs.lookup_error("replace")(error)
 
 
