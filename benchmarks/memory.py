@@ -49,6 +49,7 @@ CASES = {
     "4x256": with_shape(4, 256, 64, 256),
     # Few tokens, so that a slow machine is soon done; weights and moments take the most.
     "12x768": with_shape(12, 768, 4, 256),
+    "24x256": with_shape(24, 256, 16, 256),
     "24x1024": with_shape(24, 1024, 1, 256),
     "qwen3": with_shape(6, 384, 16, 256, "qwen3"),
 }

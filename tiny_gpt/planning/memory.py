@@ -33,11 +33,12 @@ from tiny_gpt.training.micro_batches import micro_batch_size
 # decoder, which writes samples; measured 410 MiB (12 x 768). More for the kernels of the backend `fused`: 70 MiB; for
 # FSDP, with --shard: 34 and 54 MiB (the guide's model).
 PROCESS_BYTES, FUSED_BYTES, FSDP_BYTES = 410 << 20, 70 << 20, 50 << 20
-# glibc's heap beside what is used in it at most. Autograd frees tensors between others that stay, and glibc before 2.38
-# does not give the room of an aligned tensor to another of the same size. Measured with glibc 2.36: 1.27 (12 x 768),
-# 1.31 (the guide's model), 1.35 (4 x 256), 1.44 (qwen3, 6 x 384). The fused backend frees fewer tensors between those
-# that it keeps: 1.07 (the guide's model), 1.21 (qwen3).
-AUTOGRAD_HEAP, FUSED_HEAP = 1.38, 1.14
+# Unused parts of glibc's heap, as a fraction of what is used in it at most. Autograd frees tensors between others that
+# stay, and glibc before 2.38 does not give the room of an aligned tensor to another of the same size. Measured with
+# glibc 2.36: 0.42 (the guide's model), 0.36 (4 x 256), 0.44 (qwen3, 6 x 384). In deeper models it is about the room of
+# four blocks: 0.26 (12 x 768), 0.23 (24 x 256), 0.08 to 0.17 (SmolLM2-135M, 30 blocks). The fused backend frees fewer
+# tensors between those that it keeps: 0.07 (the guide's model), 0.21 (qwen3).
+AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS, FUSED_GAPS = 0.38, 4, 0.14
 # Per parameter: weight and AdamW's two moments, in fp32.
 STATE_BYTES = 4 + 8
 # Per parameter of a model that is read to be scored: its weights. To write a sample, they are also packed.
@@ -135,7 +136,8 @@ def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     holds_gradients = not is_sharded and (n_devices > 1 or n_parts > 1)
     # With --recompute and --shard, freed memory is returned at once (training/sharing.py).
     is_returned = train.recompute or is_sharded
-    heap = 1.0 if is_returned else FUSED_HEAP if shape.is_fused else AUTOGRAD_HEAP
+    gaps = FUSED_GAPS if shape.is_fused else min(AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS / model.n_layer)
+    heap = 1.0 if is_returned else 1 + gaps
     program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else FSDP_BYTES if is_sharded else 0)
     at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape))
     return program_bytes + state_bytes + max(heap * pass_bytes(shape, holds_gradients), gradient_bytes + at_ends)
