@@ -47,14 +47,17 @@ CHAR_PENALTY = "tokenizer char"
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
 # What a model gains in ln(bits per byte) from other text first: PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO), where r
 # tokens for each token of the user's own text, learned by a model of any size, would give the pretraining's reducible
-# loss. Documentation gives 0.03 to 0.05 less to plays of Shakespeare, prose as much more. Teachers add nothing
-# to it. A model that starts from a pretraining learns in 6 passes what one from random weights does in 20: each further
-# pass is worth PASSES_SAVED of them.
-PRETRAINING_GAIN, PRETRAINING_RATIO, PASSES_SAVED = 0.045, 6.0, 3.0
+# loss. Documentation gives 0.03 to 0.1 less to plays of Shakespeare, prose 0.1 to 0.2. Teachers add nothing to it. A
+# model that starts from a pretraining learns in 6 passes what one from random weights does in 20: each further pass is
+# worth PASSES_SAVED of them.
+PRETRAINING_GAIN, PRETRAINING_RATIO, PASSES_SAVED = 0.038, 6.0, 3.0
 # Beside that, a token of other text is worth SAME_KIND_WORTH exp(-WORTH_DECAY (distance - 1)) tokens of the user's own:
-# 0.4 for docstrings and Python's manual, 0.06 for the source of packages and of the standard library, 0.02 for prose of
-# several centuries with documentation and plays of Shakespeare, nothing for documentation alone.
-SAME_KIND_WORTH, WORTH_DECAY = 0.6, 25.0
+# 0.5 for docstrings and Python's manual, 0.03 for the source of packages and of the standard library, almost nothing
+# for prose of several centuries and plays of Shakespeare.
+SAME_KIND_WORTH, WORTH_DECAY = 0.6, 35.0
+# How much other text helps depends on what it is, which the distance tells only in part: the standard deviation of
+# ln(bits per byte) that this adds (docs/log/stages.md).
+OTHER_TEXT_STD = 0.05
 # Standard deviation of ln(bits per byte) where lzma's result replaces the pilot run's (docs/log/planner.md).
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
@@ -169,6 +172,8 @@ def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
     variance = law.residual_std**2 + float(features @ np.array(law.covariance) @ features)
     if text.is_estimated:
         variance += ESTIMATE_STD**2
+    if config.train.first_share:
+        variance += OTHER_TEXT_STD**2
     spread = Z_80 * math.sqrt(variance)
     # The law knows nothing of texts of a few hundred bytes; nothing is worse than chance.
     return Forecast(*(min(GUESSING, math.exp(value)) for value in (mean, mean - spread, mean + spread)))
