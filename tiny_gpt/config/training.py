@@ -74,8 +74,8 @@ class TrainConfig:
     first_share: Annotated[float, OPTIONAL] = 0.0
     """Fraction of the run that is trained on the text of --first. Without it, half of the run."""
     own_epochs: Annotated[float, OPTIONAL] = 0.0
-    """Passes over your own text after the text of --first, which gets the rest of the run.
-    It replaces --first-share. In a timed run, they do not depend on how fast the steps turn out to be."""
+    """Passes over your own text after the text of --first, which gets the rest of the run. Overrides --first-share.
+    In a timed run, the number of passes stays the same if steps are faster or slower than planned."""
     beta2: float = 0.999
     """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
     grad_clip: float = 1.0
@@ -147,7 +147,9 @@ class TrainConfig:
         require(1 <= self.students <= 64, f"--students {self.students}: must be from 1 to 64", "students-out-of-range")
         message = f"--own-epochs {self.own_epochs}: must be at least 0 and below 10^6"
         require(0 <= self.own_epochs < 1e6, message, "own-epochs-out-of-range")
-        message = f"--own-epochs and --teachers {self.teachers}: give only one; the time for teachers is a fraction"
+        message = (
+            f"--own-epochs and --teachers {self.teachers}: give only one; with teachers, --first-share divides the run"
+        )
         require(not (self.own_epochs and self.teachers), message, "own-epochs-and-teachers")
         for name in ("teacher_weight", "first_share"):
             value = getattr(self, name)

@@ -31,7 +31,7 @@ from tiny_gpt.data.token_store import (
     temporary_build_folder,
 )
 from tiny_gpt.errors import BadInputError, OutOfResourcesError
-from tiny_gpt.files import CACHE_REMEDY, atomic_write, cache_folder, sha256_of_json, write_error
+from tiny_gpt.files import CACHE_REMEDY, atomic_write, cache_folder, sha256_of_json
 from tiny_gpt.tokenizer.base import Tokenizer, tokenizer_from_dict
 
 # From this fraction on, the user is told that the validation text also occurs in the training text.
@@ -118,20 +118,16 @@ def shared_tokenizer_of(own: DataConfig, other: DataConfig) -> Preparation[Token
         sources.append((yield from resolve(config.data)))
         text_hash = yield from content_hash(sources[-1].files)
         key += [text_hash, config.text_field, config.encoding, config.max_unpacked, config.val_fraction]
-    path = cache_folder() / "tokenizers" / f"{sha256_of_json(key)[:32]}.json"
+    path = stores_folder() / f"tokenizer-{sha256_of_json(key)[:32]}.json"
     if tokenizer := _read_tokenizer(path):
         return tokenizer
-    with temporary_build_folder(stores_folder() / "shared-tokenizer") as folder:
+    with temporary_build_folder(path) as folder:
         splits = []
         for name, config, found in zip(("own", "other"), (own, other), sources, strict=True):
             (folder / name).mkdir()
             _, train, _ = yield from read_splits(replace(config, val=()), found, folder / name)
             splits.append(train)
         tokenizer = train_shared_tokenizer(own, *splits)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path, error, CACHE_REMEDY) from error
     with atomic_write(path) as file:
         file.write(json.dumps(tokenizer.to_dict()).encode())
     return tokenizer

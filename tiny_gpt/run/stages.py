@@ -80,8 +80,7 @@ class StageRunner:
         return is_first_step or stage_index(self.stages, point.progress) > self.state.counters.stage
 
     def _fit_pretraining(self) -> None:
-        """Have the pretraining end when as much of the run is left as --own-epochs take: in a timed run, how fast steps
-        are is known only by then."""
+        """End the pretraining where the rest of the run is just enough for --own-epochs, at the present speed."""
         state, train = self.state, self.config.train
         if not (train.own_epochs and self.stage.kind == "pretraining"):
             return
@@ -90,8 +89,7 @@ class StageRunner:
         self.stages = with_pretraining_to(self.stages, max(0.0, end))
 
     def eval_progress(self) -> float:
-        """Progress between two evaluations, at least. A model that starts from a pretraining may be best before the
-        end of a stage that is short."""
+        """The least progress between two evaluations. Fine-tuning is short and may overfit, so it has more of them."""
         stage = self.stage
         n_evals = MIN_FINE_TUNING_EVALS if stage.kind == "only" else 1
         return min(EVAL_PROGRESS, (stage.end - stage.start) / n_evals)
