@@ -154,6 +154,7 @@ def hook():
 
     def moving(self, point):
         if self.state.step == 12 and os.path.exists({old!r}):
+            time.sleep(5)  # until the watchdog has seen the folder in its first place, however busy the machine is
             os.rename({old!r}, {new!r})
         return train_one_step(self, point)
 
