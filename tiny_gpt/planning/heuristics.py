@@ -39,9 +39,10 @@ SIZES = (
 # 2002.05202). Rounded to a multiple that suits matrix units.
 D_FF_RATIO = {"swiglu": 8 / 3, "gelu": 4.0}
 D_FF_MULTIPLE = 32
-# Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time.
-BLOCK_SIZE, SHORT_BLOCK_SIZE = 256, 64
-FEW_STEPS = 400
+# Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. In long
+# ones the context pays for its attention (docs/log/recipe.md): steps of BASE_BATCH_TOKENS tokens.
+SHORT_BLOCK_SIZE, BLOCK_SIZE, LONG_BLOCK_SIZE = 64, 256, 512
+FEW_STEPS, MANY_STEPS = 400, 2000
 # Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
 BATCH_MULTIPLES = (1, 2, 4, 8)
 # Muon orthogonalizes once per step, at a cost that grows with d_model: batches have at least this many tokens for each
@@ -210,9 +211,10 @@ def with_hyperparameters(
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
         # The best batch size, as a power of two times BASE_BATCH_TOKENS.
-        best = best_batch_tokens(steps * tokens_per_step(config))
-        power = 2 ** round(math.log2(best / BASE_BATCH_TOKENS))
-        config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS)
+        n_tokens = steps * tokens_per_step(config)
+        power = 2 ** round(math.log2(best_batch_tokens(n_tokens) / BASE_BATCH_TOKENS))
+        longest = LONG_BLOCK_SIZE if n_tokens >= MANY_STEPS * BASE_BATCH_TOKENS else BLOCK_SIZE
+        config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS, longest)
     steps = steps_for(config, budget, step_time)
     data_epochs = steps * tokens_per_step(config) / text.train_tokens
     if config.train.first_share:
@@ -234,11 +236,13 @@ def knows_more_than(config: RunConfig, text: TextStats) -> bool:
     return bool(config.train.start_from) and n_multiplied(config.model, text.vocab_size) > max_parameters
 
 
-def with_batch(config: RunConfig, shortest: int, batch_tokens: int = BASE_BATCH_TOKENS) -> RunConfig:
-    """`config` with an optimizer, a block size below `shortest` tokens, and batches of about `batch_tokens` tokens,
-    or of more where Muon needs them."""
+def with_batch(
+    config: RunConfig, shortest: int, batch_tokens: int = BASE_BATCH_TOKENS, longest: int = BLOCK_SIZE
+) -> RunConfig:
+    """`config` with an optimizer, a block size below `shortest` tokens and of `longest` at most, and batches of about
+    `batch_tokens` tokens, or of more where Muon needs them."""
     config = _with_open(config, optimizer="adamw" if config.train.start_from else "muon")
-    longest = config.model.block_size if config.train.start_from else BLOCK_SIZE
+    longest = config.model.block_size if config.train.start_from else longest
     config = _with_open(config, block_size=min(longest, max(1, shortest - 1)))  # targets are one token further
     for_muon = 2 ** math.ceil(math.log2(MIN_BATCH_TOKENS_PER_WIDTH * config.model.d_model))
     n_micro_batches = config.train.grad_accum_steps

@@ -58,6 +58,9 @@ SAME_KIND_WORTH, WORTH_DECAY = 0.6, 35.0
 # How much other text helps depends on what it is, which the distance tells only in part: the standard deviation of
 # ln(bits per byte) that this adds (docs/log/stages.md).
 OTHER_TEXT_STD = 0.05
+# What longer sequences gain in ln(bits per byte), for each doubling of the block size of the fitted runs
+# (docs/log/recipe.md).
+FITTED_BLOCK_SIZE, BLOCK_GAIN = 256, 0.012
 # Standard deviation of ln(bits per byte) where lzma's result replaces the pilot run's (docs/log/planner.md).
 ESTIMATE_STD = 0.14
 # Bits per byte of a model that guesses.
@@ -168,6 +171,7 @@ def forecast(config: RunConfig, text: TextStats, steps: int) -> Forecast:
     law = load_scaling_law()
     features = law.features(text, reducible_loss(config, text, steps))
     penalty = sum(law.penalties.get(setting, 0.0) for setting in _penalized_settings(config))
+    penalty -= BLOCK_GAIN * max(0.0, math.log2(config.model.block_size / FITTED_BLOCK_SIZE))
     mean = float(features @ np.array(law.coefficients)) + penalty + stages_gain(config, text, steps)
     variance = law.residual_std**2 + float(features @ np.array(law.covariance) @ features)
     if text.is_estimated:
