@@ -7,6 +7,7 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import STEPS_PER_TRANSFER, BatchLoader, DeviceBatchReader, HostBatchReader
 from tiny_gpt.data.sampler import Sampler
+from tiny_gpt.model.soft_targets import SoftTargets
 from tiny_gpt.training.step import train_step
 
 BLOCK_SIZE, BATCH_SIZE = 8, 4
@@ -32,6 +33,17 @@ def test_targets_are_the_inputs_one_token_further():
         assert inputs_BT.dtype == targets_BT.dtype == torch.int64
         assert torch.equal(targets_BT, inputs_BT + 1)
         assert torch.equal(inputs_BT[:, 1:], targets_BT[:, :-1])
+
+
+def test_a_batch_cut_into_shorter_sequences_has_the_same_tokens_and_targets():
+    soft = SoftTargets(torch.arange(96).reshape(4, 8, 3), torch.rand(4, 8, 3))
+    whole = loader().batch(0)._replace(soft_targets=soft)
+    cut = whole.cut(2)
+    assert cut.inputs_BT.shape == (16, 2) and torch.equal(cut.targets_BT, cut.inputs_BT + 1)
+    assert torch.equal(cut.inputs_BT.flatten(), whole.inputs_BT.flatten())
+    for ours, theirs in zip(cut.soft_targets, soft, strict=True):
+        assert ours.shape == (16, 2, 3) and torch.equal(ours.flatten(), theirs.flatten())
+    assert whole.cut(BLOCK_SIZE) is whole
 
 
 def test_blocks_are_those_of_the_sampler():

@@ -18,6 +18,8 @@ from tiny_gpt.config import FINAL_FILE, RunConfig
 from tiny_gpt.model_io.model_file import load_model
 
 TIMEOUT_S = 300
+# Of sequences that grow, in all these runs: their blocks are short.
+SHORTEST_SEQUENCE = 2
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from tests.distributed.support import Job, evaluations, final_weights, run_config, train_in_group
+from tests.distributed.support import SHORTEST_SEQUENCE, Job, evaluations, final_weights, run_config, train_in_group
 from tests.run.support import finish, interrupt, same_weights
 from tiny_gpt.config import RunConfig
+from tiny_gpt.training import schedule
 
 QWEN3 = {"architecture": "qwen3", "n_layer": 2}
 EXACT: dict[str, dict[str, Any]] = {
     "gpt2 adamw": {"exact": True},
     "qwen3 muon": {"model": QWEN3, "optimizer": "muon", "exact": True},
     "teachers": {"teachers": 1, "exact": True},
+    "growing sequences": {"model": QWEN3, "sequence_warmup": 0.8, "exact": True},
     "uneven micro-batches": {"grad_accum_steps": 1, "batch_size": 7, "exact": True},
 }
 ROUNDED: dict[str, dict[str, Any]] = {
@@ -62,7 +65,8 @@ def alone(make: Make) -> Make:
         if settings.get("grad_accum_steps") == 1:  # the group has divided its batches, one part for each
             settings = settings | {"grad_accum_steps": 2}
         config = make(f"{name} on 1", **settings)
-        finish(config)
+        with mock.patch.object(schedule, "SHORTEST_SEQUENCE", SHORTEST_SEQUENCE):
+            finish(config)
         return config
 
     return train

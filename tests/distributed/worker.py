@@ -14,6 +14,7 @@ from unittest import mock
 import psutil
 import torch
 
+from tests.distributed.support import SHORTEST_SEQUENCE
 from tests.run.support import interrupt
 from tiny_gpt.cli.nodes import examine_ranks
 from tiny_gpt.config import RunConfig
@@ -21,7 +22,7 @@ from tiny_gpt.distributed.ranks import Ranks, join_group
 from tiny_gpt.errors import UsageError
 from tiny_gpt.run.follower import follow
 from tiny_gpt.run.run import run
-from tiny_gpt.training import step
+from tiny_gpt.training import schedule, step
 
 
 def do(job: dict[str, Any], ranks: Ranks) -> None:
@@ -55,6 +56,7 @@ def with_little_memory(n_sequences: int) -> Any:
 def main(folder: Path, patience_s: float) -> None:
     """All jobs, on this rank."""
     torch.set_num_threads(1)
+    schedule.SHORTEST_SEQUENCE = SHORTEST_SEQUENCE
     ranks, sent = join_group("cpu", patience_s), list[int]()
     for job in json.loads((folder / "jobs.json").read_text()):
         is_limited = ranks.rank == ranks.size - 1 and job["n_sequences_of_last_rank"]

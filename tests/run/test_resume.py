@@ -42,6 +42,7 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.folders import config_of
 from tiny_gpt.run.run import run
+from tiny_gpt.training import schedule
 
 pytestmark = pytest.mark.usefixtures("save_at_every_step")
 
@@ -56,10 +57,12 @@ pytestmark = pytest.mark.usefixtures("save_at_every_step")
         dict(grad_accum_steps=4),
         dict(backend="fused"),
         dict(backend="auto", precision="auto"),
+        dict(architecture="qwen3", sequence_warmup=0.8),
     ],
-    ids=["gpt2", "qwen3", "muon", "bf16", "in parts", "fused", "as measured"],
+    ids=["gpt2", "qwen3", "muon", "bf16", "in parts", "fused", "as measured", "growing sequences"],
 )
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(config, tmp_path, changes):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(config, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(schedule, "SHORTEST_SEQUENCE", 2)
     model = {name: changes.pop(name) for name in list(changes) if name == "architecture"}
     config = with_model(with_train(config, **changes), **model)
     weights, rows, finished, _ = finish(with_train(config, out_dir=str(tmp_path / "reference")))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tiny_gpt.config import TrainConfig
-from tiny_gpt.training.schedule import learning_rate_at
+from tiny_gpt.training.schedule import learning_rate_at, mean_sequence_length, schedule_point, sequence_length
 
 PEAK = TrainConfig().learning_rate
 
@@ -69,3 +69,30 @@ def test_wsd_rises_stays_and_falls_linearly_to_zero():
     assert fractions[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert set(fractions[10:60]) == {1.0}
     assert fractions[60:] == pytest.approx([(109 - step) / 49.5 for step in range(60, 110)])
+
+
+@pytest.mark.parametrize(
+    ("block_size", "warmup", "expected"),
+    [
+        (1024, 0.6, {256: 300, 512: 300, 1024: 400}),
+        (512, 0.6, {256: 600, 512: 400}),
+        (600, 0.6, {300: 600, 600: 400}),
+        (511, 0.6, {511: 1000}),  # odd
+        (256, 0.6, {256: 1000}),
+        (1024, 0.0, {1024: 1000}),
+    ],
+)
+def test_sequences_grow_to_the_block_size(block_size: int, warmup: float, expected: dict[int, int]) -> None:
+    config = TrainConfig(steps=1000, sequence_warmup=warmup)
+    points = [schedule_point(step, 1000, 0) for step in range(1000)]
+    lengths = [sequence_length(point, config, block_size) for point in points]
+    assert lengths == sorted(lengths)
+    counts = {length: lengths.count(length) for length in sorted(set(lengths))}
+    assert counts == pytest.approx(expected, abs=2)
+    assert mean_sequence_length(config, block_size) == pytest.approx(sum(lengths) / 1000, rel=0.01)
+
+
+def test_sequences_are_whole_where_a_trained_model_goes_on() -> None:
+    """Its rate begins below the peak."""
+    point = replace(schedule_point(0, 1000, 0), peak_fraction=0.5)
+    assert sequence_length(point, TrainConfig(sequence_warmup=0.6), 512) == 512

@@ -23,6 +23,7 @@ AUTO_SETTINGS = (
     "batch_size",
     "learning_rate",
     "warmup_steps",
+    "sequence_warmup",
     "weight_decay",
     "token_noise",
     "teachers",

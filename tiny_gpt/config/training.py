@@ -55,6 +55,9 @@ class TrainConfig:
     """Last fraction of what follows the warm-up, in which wsd decays the learning rate; 1 decays it from the start."""
     warmup_steps: int = 200
     """Steps of linear warm-up; at most half of the run, or 5% of the time with --for or --until."""
+    sequence_warmup: float = 0.0
+    """First fraction of the run in which sequences are shorter: they grow from 256 tokens to --block-size.
+    These take less time, and what stands close together is learned first."""
     optimizer: OptimizerName = "adamw"
     """adamw: AdamW for all weights.
     muon: Muon for the matrices inside the transformer blocks, AdamW for the rest. Needs about half as many steps.
@@ -229,7 +232,7 @@ class TrainConfig:
         require(
             self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: must be finite", "weight-decay-infinite"
         )
-        for name in ("token_noise", "beta2"):
+        for name in ("token_noise", "sequence_warmup", "beta2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{flag(name)} {value}: must be at least 0 and below 1", "fraction-out-of-range")
 

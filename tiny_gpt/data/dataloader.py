@@ -42,6 +42,17 @@ class Batch(NamedTuple):
     soft_targets: SoftTargets | None = None
     """What teachers predict at each position, mixed with `targets_BT`; replaces them where it is given."""
 
+    def cut(self, length: int) -> "Batch":
+        """The same tokens in sequences of `length`, which divides theirs."""
+        if length == self.inputs_BT.shape[1]:
+            return self
+        soft = self.soft_targets
+        return Batch(
+            self.inputs_BT.reshape(-1, length),
+            self.targets_BT.reshape(-1, length),
+            soft and SoftTargets(*(tensor.reshape(-1, length, tensor.shape[-1]) for tensor in soft)),
+        )
+
 
 class BatchLoader:
     """Loads the batches of a training run from `tokens`."""

@@ -42,7 +42,9 @@ D_FF_MULTIPLE = 32
 # Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. In long
 # ones the context pays for its attention (docs/log/recipe.md): steps of BASE_BATCH_TOKENS tokens.
 SHORT_BLOCK_SIZE, BLOCK_SIZE, LONG_BLOCK_SIZE = 64, 256, 512
-FEW_STEPS, MANY_STEPS = 400, 2000
+FEW_STEPS, MANY_STEPS = 400, 4000
+# The fraction of a run in which sequences grow to the block size, where positions are rotary.
+SEQUENCE_WARMUP = 0.65
 # Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
 BATCH_MULTIPLES = (1, 2, 4, 8)
 # Muon orthogonalizes once per step, at a cost that grows with d_model: batches have at least this many tokens for each
@@ -203,6 +205,7 @@ def with_hyperparameters(
             dropout=0.0,
             weight_decay=FINE_TUNING_WEIGHT_DECAY,
             token_noise=0.0,
+            sequence_warmup=0.0,
             learning_rate=peak_learning_rate(config, steps),
             warmup_steps=max(1, round(WARMUP_SHARE * steps)),
         )
@@ -219,12 +222,14 @@ def with_hyperparameters(
     data_epochs = steps * tokens_per_step(config) / text.train_tokens
     if config.train.first_share:
         data_epochs = min(data_epochs, MAX_EPOCHS_AFTER_PRETRAINING)
+    may_grow = config.model.traits.positions == "rotary" and not config.train.start_from
     dropout, weight_decay, token_noise = next(values for limit, *values in REGULARIZATION if data_epochs < limit)
     return _with_open(
         config,
         dropout=dropout,
         weight_decay=weight_decay,
         token_noise=token_noise,
+        sequence_warmup=SEQUENCE_WARMUP if may_grow and config.model.block_size > BLOCK_SIZE else 0.0,
         learning_rate=peak_learning_rate(config, steps),
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )

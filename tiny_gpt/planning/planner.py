@@ -137,6 +137,10 @@ class Planner(NamedTuple):
 
     def _choose(self, config: RunConfig, text: TextStats, budget: ComputeBudget) -> RunConfig:
         is_gpu = self.device.type != "cpu"
+        if is_gpu and "sequence_warmup" in config.train.auto:
+            # Not measured there; compiled steps are compiled again for each length, and MPS has computed wrong
+            # gradients after changes of shape (device.py).
+            config = _with_train(config, sequence_warmup=0.0)
         return choose_settings(config, text, budget, self.step_time, self._fits_memory, try_larger_batches=is_gpu)
 
     def _shaped_by_pretraining(self, config: RunConfig) -> RunConfig:
@@ -267,7 +271,8 @@ class Planner(NamedTuple):
         Where the measurement would take longer than `limit_s`: unchanged.
         """
         chosen, _ = self.plan(config)
-        chosen = replace(chosen, train=replace(chosen.train, **asdict(self.candidate)))
+        # Whole sequences are timed.
+        chosen = replace(chosen, train=replace(chosen.train, sequence_warmup=0.0, **asdict(self.candidate)))
         predicted_s = self.step_time(chosen)
         if (MIN_MEASUREMENTS + 1) * predicted_s >= limit_s:
             return self

@@ -24,6 +24,7 @@ from tiny_gpt.planning.autotune_cache import MeasuredNumber
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.muon import N_ITERATIONS
+from tiny_gpt.training.schedule import mean_sequence_length
 
 # The steps of one model are timed for this long, within these numbers of measurements.
 MEASURE_S, MIN_MEASUREMENTS, MAX_MEASUREMENTS = 1.0, 3, 50
@@ -116,7 +117,8 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
 
     A weight costs 6 FLOPs per token: a multiplication and an addition in the forward pass and in both products of the
     backward pass (arXiv 2001.08361). Attention's scores and weighted sums cost 12 * T^2 * d_model per layer and
-    sequence in the same way, of which causal masking leaves half. With LoRA, a frozen weight has no gradient: 4 FLOPs.
+    sequence of T tokens in the same way, of which causal masking leaves half. With LoRA, a frozen weight has no
+    gradient: 4 FLOPs.
     """
     model, train = config.model, config.train
     n_tokens = train.batch_size * model.block_size
@@ -124,7 +126,8 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
     if rank := train.lora_rank:
         frozen, adapters = n_multiplied(model, vocab_size), n_adapter_parameters(model, rank)
         weight_products = n_tokens * (4 * frozen + 6 * adapters)
-    attention = 6 * n_tokens * model.n_layer * model.n_head * model.dim_per_head * model.block_size
+    length = mean_sequence_length(train, model.block_size)
+    attention = 6 * n_tokens * model.n_layer * model.n_head * model.dim_per_head * length
     muon = _muon_flops(config) if train.optimizer == "muon" else 0
     return weight_products + attention + muon
 

@@ -167,7 +167,7 @@ class Replica:
         train_step(
             self.model,
             self.optimizer,
-            self.batches.batch(command["batch"]),
+            self.batches.batch(command["batch"]).cut(command["length"]),
             self.config.train,
             command["step"],
             command["rate"],

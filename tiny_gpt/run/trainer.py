@@ -207,16 +207,24 @@ class Trainer:
         state, counters, train = self.state, self.state.counters, self.config.train
         number = state.step + counters.batch_offset
         batch = self.stages.batches.batch(number)
+        length = self.stages.sequence_length(point)
         scheduled_rate = learning_rate(point, train)
         rate = scheduled_rate * counters.rate_factor
-        result = self._retry_out_of_memory(lambda: self._compute(batch, number, rate))
+        result = self._retry_out_of_memory(lambda: self._compute(batch.cut(length), number, rate))
         state.finish_step(point, scheduled_rate)
         return DoneStep(point, rate, result)
 
     def _compute(self, batch: Batch, number: int, rate: float) -> StepResult:
         """The step on `batch`, which has this `number`, on all devices."""
         state, step, n_micro_batches = self.state, self.state.step, self.state.counters.n_micro_batches
-        figures = {"batch": number, "step": step, "rate": rate, "n_micro_batches": n_micro_batches}
+        length = batch.inputs_BT.shape[1]
+        figures = {
+            "batch": number,
+            "length": length,
+            "step": step,
+            "rate": rate,
+            "n_micro_batches": n_micro_batches,
+        }
         return state.leader.step(
             state.model,
             state.optimizer,

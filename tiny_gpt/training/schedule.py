@@ -1,6 +1,6 @@
-"""Learning rate schedules: pure functions from a point in the budget to a learning rate.
+"""Schedules: pure functions from a point in the budget to a learning rate, and to the length of sequences.
 
-Every schedule begins with a linear warm-up. What follows is a row of SCHEDULES:
+Every schedule of the learning rate begins with a linear warm-up. What follows is a row of SCHEDULES:
 
 - cosine (arXiv 1608.03983): half a cosine down to `min_learning_rate`. It must know the length of the run from the
   start, and a model that has reached its end cannot be trained further without a jump of the rate.
@@ -15,6 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tiny_gpt.config import TrainConfig
+
+# Sequences that grow have at least this many tokens from the start: shorter ones save little, and gained nothing
+# (docs/log/recipe.md).
+SHORTEST_SEQUENCE = 256
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,33 @@ def learning_rate(point: SchedulePoint, config: TrainConfig) -> float:
 def learning_rate_at(step: int, config: TrainConfig) -> float:
     """The learning rate of `step`, counted from 0, in a run whose number of steps is known."""
     return learning_rate(schedule_point(step, config.total_steps, config.warmup_steps), config)
+
+
+def sequence_length(point: SchedulePoint, config: TrainConfig, block_size: int) -> int:
+    """Tokens of the sequences that the step at `point` trains on: in the first `sequence_warmup` of the run, the
+    fraction of `block_size` that has passed of that, halved down to a length that divides `block_size`.
+
+    A model learns short-range patterns first, for which short sequences are enough (arXiv 2108.06084). One that has
+    learned them, in an earlier stage or before the run was extended, begins below the peak rate: there they are whole.
+    """
+    length = block_size
+    while point.peak_fraction == 1 and length % 2 == 0 and length // 2 >= SHORTEST_SEQUENCE:
+        if point.decay_progress * block_size >= config.sequence_warmup * length:
+            break
+        length //= 2
+    return length
+
+
+def mean_sequence_length(config: TrainConfig, block_size: int) -> float:
+    """The mean of `sequence_length` over a run."""
+    halvings = [block_size]
+    while halvings[-1] % 2 == 0 and halvings[-1] // 2 >= SHORTEST_SEQUENCE:
+        halvings.append(halvings[-1] // 2)
+    # Half of the length has the second half of the warm-up, and so on; the shortest has what is left of it.
+    shares = [1 - config.sequence_warmup]
+    shares += [config.sequence_warmup / 2**index for index in range(1, len(halvings))]
+    shares[-1] += 1 - sum(shares)
+    return sum(length * share for length, share in zip(halvings, shares, strict=True))
 
 
 def is_cooling(point: SchedulePoint, config: TrainConfig) -> bool:
