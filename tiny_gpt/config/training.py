@@ -56,7 +56,7 @@ class TrainConfig:
     warmup_steps: int = 200
     """Steps of linear warm-up; at most half of the run, or 5% of the time with --for or --until."""
     sequence_warmup: float = 0.0
-    """First fraction of the run in which sequences are shorter: they grow from 256 tokens to --block-size.
+    """First fraction of the run in which sequences are shorter: they grow from 64 tokens to --block-size.
     These take less time, and what stands close together is learned first."""
     optimizer: OptimizerName = "adamw"
     """adamw: AdamW for all weights.

@@ -39,12 +39,13 @@ SIZES = (
 # 2002.05202). Rounded to a multiple that suits matrix units.
 D_FF_RATIO = {"swiglu": 8 / 3, "gelu": 4.0}
 D_FF_MULTIPLE = 32
-# Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. In long
-# ones the context pays for its attention (docs/log/recipe.md): steps of BASE_BATCH_TOKENS tokens.
+# Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. In runs of
+# MANY_TOKENS the context of longer ones pays for its attention, if the sequences grow to it; if they don't, in runs of
+# VERY_MANY_TOKENS (assumed; docs/log/recipe.md).
 SHORT_BLOCK_SIZE, BLOCK_SIZE, LONG_BLOCK_SIZE = 64, 256, 512
-FEW_STEPS, MANY_STEPS = 400, 4000
+FEW_STEPS, MANY_TOKENS, VERY_MANY_TOKENS = 400, 8_000_000, 80_000_000
 # The fraction of a run in which sequences grow to the block size, where positions are rotary.
-SEQUENCE_WARMUP = 0.65
+SEQUENCE_WARMUP = 0.8
 # Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
 BATCH_MULTIPLES = (1, 2, 4, 8)
 # Muon orthogonalizes once per step, at a cost that grows with d_model: batches have at least this many tokens for each
@@ -209,6 +210,8 @@ def with_hyperparameters(
             learning_rate=peak_learning_rate(config, steps),
             warmup_steps=max(1, round(WARMUP_SHARE * steps)),
         )
+    is_open = "sequence_warmup" in config.train.auto and not config.train.start_from
+    grows = config.train.sequence_warmup > 0 or (is_open and config.model.traits.positions == "rotary")
     # A stage that continues a pretraining, or a trained model, has the block size of that, and much longer, run.
     if steps < FEW_STEPS and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
@@ -216,20 +219,19 @@ def with_hyperparameters(
         # The best batch size, as a power of two times BASE_BATCH_TOKENS.
         n_tokens = steps * tokens_per_step(config)
         power = 2 ** round(math.log2(best_batch_tokens(n_tokens) / BASE_BATCH_TOKENS))
-        longest = LONG_BLOCK_SIZE if n_tokens >= MANY_STEPS * BASE_BATCH_TOKENS else BLOCK_SIZE
+        longest = LONG_BLOCK_SIZE if n_tokens >= (MANY_TOKENS if grows else VERY_MANY_TOKENS) else BLOCK_SIZE
         config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS, longest)
     steps = steps_for(config, budget, step_time)
     data_epochs = steps * tokens_per_step(config) / text.train_tokens
     if config.train.first_share:
         data_epochs = min(data_epochs, MAX_EPOCHS_AFTER_PRETRAINING)
-    may_grow = config.model.traits.positions == "rotary" and not config.train.start_from
     dropout, weight_decay, token_noise = next(values for limit, *values in REGULARIZATION if data_epochs < limit)
     return _with_open(
         config,
         dropout=dropout,
         weight_decay=weight_decay,
         token_noise=token_noise,
-        sequence_warmup=SEQUENCE_WARMUP if may_grow and config.model.block_size > BLOCK_SIZE else 0.0,
+        sequence_warmup=SEQUENCE_WARMUP if grows else 0.0,
         learning_rate=peak_learning_rate(config, steps),
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 from tiny_gpt.config import TrainConfig
 
-# Sequences that grow have at least this many tokens from the start: shorter ones save little, and gained nothing
-# (docs/log/recipe.md).
-SHORTEST_SEQUENCE = 256
+# Sequences that grow have at least this many tokens from the start.
+SHORTEST_SEQUENCE = 64
 
 
 @dataclass(frozen=True)
