@@ -41,10 +41,10 @@ D_FF_RATIO = {"swiglu": 8 / 3, "gelu": 4.0}
 D_FF_MULTIPLE = 32
 # Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. Where
 # sequences grow to it, the context of longer ones pays for its attention in runs that read MANY_TOKENS, or in not too
-# few steps the text MANY_EPOCHS times; where they don't, in runs of VERY_MANY_TOKENS (assumed; docs/log/recipe.md).
+# few steps the text READ_OFTEN_EPOCHS times; where they don't, in runs of VERY_MANY_TOKENS (assumed; docs/log/recipe.md).
 SHORT_BLOCK_SIZE, BLOCK_SIZE, LONG_BLOCK_SIZE = 64, 256, 512
 FEW_STEPS, VERY_FEW_STEPS = 400, 100
-MANY_TOKENS, MANY_EPOCHS, VERY_MANY_TOKENS = 8_000_000, 8, 80_000_000
+MANY_TOKENS, READ_OFTEN_EPOCHS, VERY_MANY_TOKENS = 8_000_000, 8, 80_000_000
 # The fraction of a run in which sequences grow to the block size, where positions are rotary.
 SEQUENCE_WARMUP = 0.8
 # Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
@@ -215,7 +215,7 @@ def with_hyperparameters(
     grows = config.train.sequence_warmup > 0 or (is_open and config.model.traits.positions == "rotary")
     # A stage that continues a pretraining, or a trained model, has the block size of that, and much longer, run.
     n_tokens = steps * tokens_per_step(config)
-    is_read_often = grows and n_tokens >= MANY_EPOCHS * text.train_tokens
+    is_read_often = grows and n_tokens >= READ_OFTEN_EPOCHS * text.train_tokens
     is_short = steps < (VERY_FEW_STEPS if is_read_often else FEW_STEPS)
     if is_short and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
