@@ -32,7 +32,7 @@ def measured(monkeypatch):
         configs.append(config)
         return 2 * step_time(config)
 
-    monkeypatch.setattr(planner_module, "known_step_s", twice_as_long)
+    monkeypatch.setattr(planner_module, "mean_known_step_s", twice_as_long)
     return configs
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tiny_gpt.config import TrainConfig
-from tiny_gpt.training.schedule import learning_rate_at, mean_sequence_length, schedule_point, sequence_length
+from tiny_gpt.training.schedule import learning_rate_at, schedule_point, sequence_length, sequence_lengths
 
 PEAK = TrainConfig().learning_rate
 
@@ -89,7 +89,8 @@ def test_sequences_grow_to_the_block_size(block_size: int, warmup: float, expect
     assert lengths == sorted(lengths)
     counts = {length: lengths.count(length) for length in sorted(set(lengths))}
     assert counts == pytest.approx(expected, abs=2)
-    assert mean_sequence_length(config, block_size) == pytest.approx(sum(lengths) / 1000, rel=0.01)
+    shares = sequence_lengths(config, block_size)
+    assert {length: 1000 * share for length, share in shares.items()} == pytest.approx(expected)
 
 
 def test_sequences_are_whole_where_a_trained_model_goes_on() -> None:

@@ -41,7 +41,8 @@ D_FF_RATIO = {"swiglu": 8 / 3, "gelu": 4.0}
 D_FF_MULTIPLE = 32
 # Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. Where
 # sequences grow to it, the context of longer ones pays for its attention in runs that read MANY_TOKENS, or in not too
-# few steps the text READ_OFTEN_EPOCHS times; where they don't, in runs of VERY_MANY_TOKENS (assumed; docs/log/recipe.md).
+# few steps the text READ_OFTEN_EPOCHS times; where they don't, in those of VERY_MANY_TOKENS (assumed;
+# docs/log/recipe.md).
 SHORT_BLOCK_SIZE, BLOCK_SIZE, LONG_BLOCK_SIZE = 64, 256, 512
 FEW_STEPS, VERY_FEW_STEPS = 400, 100
 MANY_TOKENS, READ_OFTEN_EPOCHS, VERY_MANY_TOKENS = 8_000_000, 8, 80_000_000

@@ -30,9 +30,10 @@ from tiny_gpt.planning.heuristics import (
 from tiny_gpt.planning.memory import LORA_RANKS, estimate_memory_bytes, may_use_lora
 from tiny_gpt.planning.scaling_law import forecast, forecast_further, saturation_tokens
 from tiny_gpt.planning.several_devices import Network, SharedStepTime
-from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, known_step_s
+from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, StepTimeModel, mean_known_step_s
 from tiny_gpt.planning.types import Candidate, OtherText, Plan, TextStats
 from tiny_gpt.training.budget import requested_seconds
+from tiny_gpt.training.schedule import sequence_lengths
 from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, teacher_share
 
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
@@ -271,12 +272,14 @@ class Planner(NamedTuple):
         Where the measurement would take longer than `limit_s`: unchanged.
         """
         chosen, _ = self.plan(config)
-        # Whole sequences are timed.
-        chosen = replace(chosen, train=replace(chosen.train, sequence_warmup=0.0, **asdict(self.candidate)))
+        chosen = replace(chosen, train=replace(chosen.train, **asdict(self.candidate)))
         predicted_s = self.step_time(chosen)
-        if (MIN_MEASUREMENTS + 1) * predicted_s >= limit_s:
+        needed_s = (MIN_MEASUREMENTS + 1) * predicted_s
+        if needed_s >= limit_s:
             return self
-        step_s = known_step_s(chosen, self.text.vocab_size, self.device, limit_s)
+        if needed_s * len(sequence_lengths(chosen.train, chosen.model.block_size)) >= limit_s:  # whole sequences only
+            chosen = replace(chosen, train=replace(chosen.train, sequence_warmup=0.0))
+        step_s = mean_known_step_s(chosen, self.text.vocab_size, self.device, limit_s)
         return self._replace(step_time=self.step_time.scaled(step_s / predicted_s))
 
     def plan_of(self, config: RunConfig, step_s: float) -> Plan:

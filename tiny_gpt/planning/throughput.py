@@ -24,7 +24,7 @@ from tiny_gpt.planning.autotune_cache import MeasuredNumber
 from tiny_gpt.planning.step_benchmark import StepBenchmark
 from tiny_gpt.training.guard import GUARD_INTERVAL
 from tiny_gpt.training.muon import N_ITERATIONS
-from tiny_gpt.training.schedule import mean_sequence_length
+from tiny_gpt.training.schedule import sequence_lengths
 
 # The steps of one model are timed for this long, within these numbers of measurements.
 MEASURE_S, MIN_MEASUREMENTS, MAX_MEASUREMENTS = 1.0, 3, 50
@@ -126,7 +126,7 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
     if rank := train.lora_rank:
         frozen, adapters = n_multiplied(model, vocab_size), n_adapter_parameters(model, rank)
         weight_products = n_tokens * (4 * frozen + 6 * adapters)
-    length = mean_sequence_length(train, model.block_size)
+    length = sum(tokens * share for tokens, share in sequence_lengths(train, model.block_size).items())
     attention = 6 * n_tokens * model.n_layer * model.n_head * model.dim_per_head * length
     muon = _muon_flops(config) if train.optimizer == "muon" else 0
     return weight_products + attention + muon
@@ -152,6 +152,19 @@ def known_step_s(config: RunConfig, vocab_size: int, device: torch.device, limit
     if step_s is None:
         step_s = measure_step_s(config, vocab_size, device, limit_s=limit_s)
         known.write(step_s)
+    return step_s
+
+
+def mean_known_step_s(config: RunConfig, vocab_size: int, device: torch.device, limit_s: float) -> float:
+    """The mean of `known_step_s` over a run whose sequences grow: each length is measured."""
+    model, train = config.model, config.train
+    lengths = sequence_lengths(train, model.block_size)
+    step_s = 0.0
+    for length, share in lengths.items():
+        batch_size = train.batch_size * model.block_size // length
+        settings = replace(train, batch_size=batch_size, sequence_warmup=0.0)
+        part = replace(config, model=replace(model, block_size=length), train=settings)
+        step_s += share * known_step_s(part, vocab_size, device, limit_s / len(lengths))
     return step_s
 
 

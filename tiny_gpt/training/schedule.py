@@ -82,16 +82,16 @@ def sequence_length(point: SchedulePoint, config: TrainConfig, block_size: int) 
     return length
 
 
-def mean_sequence_length(config: TrainConfig, block_size: int) -> float:
-    """The mean of `sequence_length` over a run."""
-    halvings = [block_size]
-    while halvings[-1] % 2 == 0 and halvings[-1] // 2 >= SHORTEST_SEQUENCE:
-        halvings.append(halvings[-1] // 2)
-    # Half of the length has the second half of the warm-up, and so on; the shortest has what is left of it.
+def sequence_lengths(config: TrainConfig, block_size: int) -> dict[int, float]:
+    """What `sequence_length` is during a run: each length, the longest first, with its fraction of the run."""
+    lengths = [block_size]
+    while config.sequence_warmup and lengths[-1] % 2 == 0 and lengths[-1] // 2 >= SHORTEST_SEQUENCE:
+        lengths.append(lengths[-1] // 2)
+    # Half of the block size has the second half of the warm-up, and so on; the shortest has what is left of it.
     shares = [1 - config.sequence_warmup]
-    shares += [config.sequence_warmup / 2**index for index in range(1, len(halvings))]
+    shares += [config.sequence_warmup / 2**index for index in range(1, len(lengths))]
     shares[-1] += 1 - sum(shares)
-    return sum(length * share for length, share in zip(halvings, shares, strict=True))
+    return dict(zip(lengths, shares, strict=True))
 
 
 def is_cooling(point: SchedulePoint, config: TrainConfig) -> bool:
