@@ -43,9 +43,10 @@ def describe_model(model: ModelConfig, n_parameters: str) -> str:
 def describe_training(model: ModelConfig, train: TrainConfig) -> str:
     """muon, 8 sequences per step, learning rate 0.0025, dropout 0.1, weight decay 0.3, token noise 0"""
     optimizer = f"LoRA of rank {train.lora_rank}, {train.optimizer}" if train.lora_rank else train.optimizer
+    grows = f", sequence warm-up {train.sequence_warmup:g}" if train.sequence_warmup else ""
     return (
         f"{optimizer}, {train.batch_size} sequences per step, learning rate {train.learning_rate:g}, dropout "
-        f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}"
+        f"{model.dropout:g}, weight decay {train.weight_decay:g}, token noise {train.token_noise:g}{grows}"
     )
 
 
