@@ -4,8 +4,9 @@ Bits depend on the processor and on the versions of torch, numpy and numba, so g
 fingerprint of these. On a known one all must be equal; on another, what a machine cannot change must be equal, losses
 must be near, and the bits are skipped. `python tests/test_golden.py --record` adds or replaces this machine's values.
 
-Internal names stand in the adapters only. Change those when names change, and never the values. There is no case for
-torch.compile: it takes a minute here, and its bits depend on the C++ compiler too.
+Internal names stand in the adapters only. Change those when names change, and never the values, except those of a plan
+when the recipe `auto` changes. There is no case for torch.compile: it takes a minute here, and its bits depend on the
+C++ compiler too.
 """
 
 import contextlib
@@ -570,7 +571,8 @@ def test_equals_its_golden_value(name: str, workshop: Workshop, golden: tuple[di
     found = CASES[name].measure(workshop)
     then = Found(**expected[name])
     assert found.same == then.same
-    if is_known and not is_compiled_here(name):
+    # A plan changes with the recipe, and its values are then recorded on whatever machine is at hand.
+    if is_known and not name.startswith("plan ") and not is_compiled_here(name):
         assert found == then
         return
     assert found.near.keys() == then.near.keys() and found.bits.keys() == then.bits.keys()
