@@ -3,8 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from tests.planning.support import AUTO, CPU, LARGE_TEXT, SMALL_TEXT, auto_with, choose, step_time
+from tests.planning.support import (
+    AUTO,
+    CPU,
+    FIVE_MINUTES,
+    LARGE_TEXT,
+    SMALL_TEXT,
+    auto_with,
+    choose,
+    make_planner,
+    step_time,
+)
 from tiny_gpt.config.recipes import AUTO_SETTINGS
 from tiny_gpt.errors import UsageError
 from tiny_gpt.planning.heuristics import (
@@ -35,6 +46,37 @@ def test_many_data_epochs_bring_dropout_and_token_noise():
     few, many = choose(text=LARGE_TEXT, seconds=600), choose(text=SMALL_TEXT, seconds=3600)
     assert few.model.dropout == 0 < many.model.dropout
     assert few.train.token_noise == 0 < many.train.token_noise
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "block_size"),
+    [
+        (LARGE_TEXT, 200, 64),
+        (LARGE_TEXT, 1000, 256),
+        (LARGE_TEXT, 10_000, 512),  # 20 M tokens
+        (SMALL_TEXT, 1000, 256),
+    ],
+)
+def test_longer_runs_have_longer_sequences_that_grow(text, steps, block_size):
+    config = choose(text=text, budget=ComputeBudget(None, None, steps))
+    assert config.model.block_size == block_size and config.train.sequence_warmup == 0.8
+
+
+def test_sequences_that_do_not_grow_are_long_in_very_long_runs_only():
+    learned = auto_with(architecture="gpt2", optimizer="muon")
+    for config in (learned, auto_with(sequence_warmup=0.0)):
+        found = [choose(config, budget=ComputeBudget(None, None, steps)) for steps in (10_000, 100_000)]
+        assert [each.model.block_size for each in found] == [256, 512]
+        assert all(each.train.sequence_warmup == 0 for each in found)
+
+
+def test_sequences_do_not_grow_on_a_gpu():
+    config, _ = make_planner()._replace(device=torch.device("mps")).plan(FIVE_MINUTES)
+    assert config.train.sequence_warmup == 0
+    given = replace(FIVE_MINUTES, train=replace(FIVE_MINUTES.train, sequence_warmup=0.5))
+    given = replace(given, train=replace(given.train, auto=tuple(set(given.train.auto) - {"sequence_warmup"})))
+    config, _ = make_planner()._replace(device=torch.device("mps")).plan(given)
+    assert config.train.sequence_warmup == 0.5
 
 
 @pytest.mark.parametrize(

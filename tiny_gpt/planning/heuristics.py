@@ -39,13 +39,11 @@ SIZES = (
 # 2002.05202). Rounded to a multiple that suits matrix units.
 D_FF_RATIO = {"swiglu": 8 / 3, "gelu": 4.0}
 D_FF_MULTIPLE = 32
-# Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. Where
-# sequences grow to it, the context of longer ones pays for its attention in runs that read MANY_TOKENS, or in not too
-# few steps the text READ_OFTEN_EPOCHS times; where they don't, in those of VERY_MANY_TOKENS (assumed;
-# docs/log/recipe.md).
+# Block size. Runs of few steps learn short-range patterns first, for which shorter sequences take less time. In runs of
+# MANY_TOKENS the context of longer ones pays for its attention, if the sequences grow to it; if they don't, in runs of
+# VERY_MANY_TOKENS (assumed; docs/log/recipe.md).
 SHORT_BLOCK_SIZE, BLOCK_SIZE, LONG_BLOCK_SIZE = 64, 256, 512
-FEW_STEPS, VERY_FEW_STEPS = 400, 100
-MANY_TOKENS, READ_OFTEN_EPOCHS, VERY_MANY_TOKENS = 8_000_000, 8, 80_000_000
+FEW_STEPS, MANY_TOKENS, VERY_MANY_TOKENS = 400, 8_000_000, 80_000_000
 # The fraction of a run in which sequences grow to the block size, where positions are rotary.
 SEQUENCE_WARMUP = 0.8
 # Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
@@ -215,16 +213,13 @@ def with_hyperparameters(
     is_open = "sequence_warmup" in config.train.auto and not config.train.start_from
     grows = config.train.sequence_warmup > 0 or (is_open and config.model.traits.positions == "rotary")
     # A stage that continues a pretraining, or a trained model, has the block size of that, and much longer, run.
-    n_tokens = steps * tokens_per_step(config)
-    is_read_often = grows and n_tokens >= READ_OFTEN_EPOCHS * text.train_tokens
-    is_short = steps < (VERY_FEW_STEPS if is_read_often else FEW_STEPS)
-    if is_short and not config.train.first_share and not config.train.start_from:
+    if steps < FEW_STEPS and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
         # The best batch size, as a power of two times BASE_BATCH_TOKENS.
+        n_tokens = steps * tokens_per_step(config)
         power = 2 ** round(math.log2(best_batch_tokens(n_tokens) / BASE_BATCH_TOKENS))
-        is_long = is_read_often or n_tokens >= (MANY_TOKENS if grows else VERY_MANY_TOKENS)
-        longest = LONG_BLOCK_SIZE if is_long else BLOCK_SIZE
+        longest = LONG_BLOCK_SIZE if n_tokens >= (MANY_TOKENS if grows else VERY_MANY_TOKENS) else BLOCK_SIZE
         config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS, longest)
     steps = steps_for(config, budget, step_time)
     data_epochs = steps * tokens_per_step(config) / text.train_tokens
