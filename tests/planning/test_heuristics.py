@@ -18,6 +18,7 @@ from tests.planning.support import (
 )
 from tiny_gpt.config.recipes import AUTO_SETTINGS
 from tiny_gpt.errors import UsageError
+from tiny_gpt.planning import planner as planner_module
 from tiny_gpt.planning.heuristics import (
     ComputeBudget,
     choose_settings,
@@ -49,17 +50,19 @@ def test_many_data_epochs_bring_dropout_and_token_noise():
 
 
 @pytest.mark.parametrize(
-    ("text", "steps", "block_size"),
+    ("text", "steps", "block_size", "warmup"),
     [
-        (LARGE_TEXT, 200, 64),
-        (LARGE_TEXT, 1000, 256),
-        (LARGE_TEXT, 10_000, 512),  # 20 M tokens
-        (SMALL_TEXT, 1000, 256),
+        (LARGE_TEXT, 200, 64, 0.8),
+        (LARGE_TEXT, 1000, 256, 0.8),
+        (LARGE_TEXT, 10_000, 512, 0.8),  # 20 M tokens
+        (SMALL_TEXT, 500, 256, 0.8),
+        (SMALL_TEXT, 1000, 256, 0.0),  # four passes
+        (SMALL_TEXT, 10_000, 256, 0.0),
     ],
 )
-def test_longer_runs_have_longer_sequences_that_grow(text, steps, block_size):
+def test_longer_runs_have_longer_sequences_that_grow(text, steps, block_size, warmup):
     config = choose(text=text, budget=ComputeBudget(None, None, steps))
-    assert config.model.block_size == block_size and config.train.sequence_warmup == 0.8
+    assert (config.model.block_size, config.train.sequence_warmup) == (block_size, warmup)
 
 
 def test_sequences_that_do_not_grow_are_long_in_very_long_runs_only():
@@ -70,8 +73,9 @@ def test_sequences_that_do_not_grow_are_long_in_very_long_runs_only():
         assert all(each.train.sequence_warmup == 0 for each in found)
 
 
-def test_sequences_do_not_grow_on_a_gpu():
-    config, _ = make_planner()._replace(device=torch.device("mps")).plan(FIVE_MINUTES)
+def test_sequences_do_not_grow_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(planner_module, "available_memory_bytes", lambda device: 1 << 40)
+    config, _ = make_planner()._replace(device=torch.device("mps"), text=LARGE_TEXT).plan(FIVE_MINUTES)
     assert config.train.sequence_warmup == 0
     given = replace(FIVE_MINUTES, train=replace(FIVE_MINUTES.train, sequence_warmup=0.5))
     given = replace(given, train=replace(given.train, auto=tuple(set(given.train.auto) - {"sequence_warmup"})))

@@ -44,8 +44,9 @@ D_FF_MULTIPLE = 32
 # VERY_MANY_TOKENS (assumed; docs/log/recipe.md).
 SHORT_BLOCK_SIZE, BLOCK_SIZE, LONG_BLOCK_SIZE = 64, 256, 512
 FEW_STEPS, MANY_TOKENS, VERY_MANY_TOKENS = 400, 8_000_000, 80_000_000
-# The fraction of a run in which sequences grow to the block size, where positions are rotary.
-SEQUENCE_WARMUP = 0.8
+# The fraction of a run in which sequences grow to the block size, where positions are rotary and the text is read
+# MAX_GROWING_EPOCHS times at most: short sequences of a text that is read more often made a model slightly worse.
+SEQUENCE_WARMUP, MAX_GROWING_EPOCHS = 0.8, 3
 # Multiples of the best batch size worth considering where a device takes hardly longer for larger batches.
 BATCH_MULTIPLES = (1, 2, 4, 8)
 # Muon orthogonalizes once per step, at a cost that grows with d_model: batches have at least this many tokens for each
@@ -210,14 +211,15 @@ def with_hyperparameters(
             learning_rate=peak_learning_rate(config, steps),
             warmup_steps=max(1, round(WARMUP_SHARE * steps)),
         )
-    is_open = "sequence_warmup" in config.train.auto and not config.train.start_from
-    grows = config.train.sequence_warmup > 0 or (is_open and config.model.traits.positions == "rotary")
+    n_tokens = steps * tokens_per_step(config)
+    is_read_often = n_tokens > MAX_GROWING_EPOCHS * text.train_tokens
+    may_grow = config.model.traits.positions == "rotary" and not config.train.start_from and not is_read_often
+    grows = config.train.sequence_warmup > 0 or ("sequence_warmup" in config.train.auto and may_grow)
     # A stage that continues a pretraining, or a trained model, has the block size of that, and much longer, run.
     if steps < FEW_STEPS and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
         # The best batch size, as a power of two times BASE_BATCH_TOKENS.
-        n_tokens = steps * tokens_per_step(config)
         power = 2 ** round(math.log2(best_batch_tokens(n_tokens) / BASE_BATCH_TOKENS))
         longest = LONG_BLOCK_SIZE if n_tokens >= (MANY_TOKENS if grows else VERY_MANY_TOKENS) else BLOCK_SIZE
         config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS, longest)

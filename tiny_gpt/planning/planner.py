@@ -152,7 +152,8 @@ class Planner(NamedTuple):
         alone = _with_train(config, first_share=0.0)
         chosen = self._choose(alone, text, self._budget(config.train, config.train.first_share))
         model = replace(chosen.model, dropout=config.model.dropout)
-        settings = {name: getattr(chosen.train, name) for name in ("batch_size", "learning_rate", "optimizer")}
+        names = ("batch_size", "learning_rate", "optimizer", "sequence_warmup")
+        settings = {name: getattr(chosen.train, name) for name in names}
         shaped = _with_train(replace(config, model=model), **settings)
         auto = tuple(name for name in shaped.train.auto if not hasattr(model, name) or name == "dropout")
         return replace(shaped, train=replace(shaped.train, auto=auto))
