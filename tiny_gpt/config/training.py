@@ -56,8 +56,8 @@ class TrainConfig:
     warmup_steps: int = 200
     """Steps of linear warm-up; at most half of the run, or 5% of the time with --for or --until."""
     sequence_warmup: float = 0.0
-    """First fraction of the run in which sequences are shorter: they grow from 64 tokens to --block-size.
-    These take less time, and what stands close together is learned first."""
+    """Fraction of the run over which the sequence length grows from 64 tokens to --block-size; 0 for no growth.
+    Short sequences take less time per token and are enough for the model to learn short-range patterns."""
     optimizer: OptimizerName = "adamw"
     """adamw: AdamW for all weights.
     muon: Muon for the matrices inside the transformer blocks, AdamW for the rest. Needs about half as many steps.

@@ -26,7 +26,7 @@ from tiny_gpt.model_io.stored_model import Progress
 from tiny_gpt.run.evaluator import EVAL_PROGRESS
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.distill import predict
-from tiny_gpt.training.schedule import SchedulePoint, sequence_length
+from tiny_gpt.training.schedule import SchedulePoint
 from tiny_gpt.training.stages import (
     Stage,
     StageSettings,
@@ -104,10 +104,6 @@ class StageRunner:
         counters = self.state.counters
         counters.stage_start = min(counters.stage_start, point.progress)  # a run that is extended begins again at 0
         return stage_point(point, self.stage, counters.stage_start, self._settings.rate_factor)
-
-    def sequence_length(self, point: SchedulePoint) -> int:
-        """Tokens of the sequences of the step at `point`, which is a point of its stage."""
-        return sequence_length(point, self.config.train, self.state.model.config.block_size)
 
     def begin(self, point: SchedulePoint, trained: float, beat: Callable[[], None]) -> None:
         """Set up the stage that `point` is in, after keeping the model of one that ended.

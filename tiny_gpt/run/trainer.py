@@ -42,7 +42,7 @@ from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.stages import StageRunner
 from tiny_gpt.run.state import TrainState
-from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate
+from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate, sequence_length
 from tiny_gpt.training.step import StepResult, UpdateInterruptedError, train_step
 from tiny_gpt.training.timed_budget import TimedBudget
 
@@ -207,10 +207,10 @@ class Trainer:
         state, counters, train = self.state, self.state.counters, self.config.train
         number = state.step + counters.batch_offset
         batch = self.stages.batches.batch(number)
-        length = self.stages.sequence_length(point)
+        batch = batch.cut(sequence_length(point, train, state.model.config.block_size))
         scheduled_rate = learning_rate(point, train)
         rate = scheduled_rate * counters.rate_factor
-        result = self._retry_out_of_memory(lambda: self._compute(batch.cut(length), number, rate))
+        result = self._retry_out_of_memory(lambda: self._compute(batch, number, rate))
         state.finish_step(point, scheduled_rate)
         return DoneStep(point, rate, result)
 

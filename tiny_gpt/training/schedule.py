@@ -68,11 +68,11 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
 
 
 def sequence_length(point: SchedulePoint, config: TrainConfig, block_size: int) -> int:
-    """Tokens of the sequences that the step at `point` trains on: in the first `sequence_warmup` of the run, the
-    fraction of `block_size` that has passed of that, halved down to a length that divides `block_size`.
+    """The sequence length, in tokens, of the step at `point`.
 
-    A model learns short-range patterns first, for which short sequences are enough (arXiv 2108.06084). One that has
-    learned them, in an earlier stage or before the run was extended, begins below the peak rate: there they are whole.
+    It grows with progress through the first `sequence_warmup` of the run, in powers of two, from SHORTEST_SEQUENCE to
+    `block_size`: a model learns short-range patterns first (arXiv 2108.06084). A stage that continues a trained model
+    begins below the peak rate, and uses the full `block_size` throughout.
     """
     length = block_size
     while point.peak_fraction == 1 and length % 2 == 0 and length // 2 >= SHORTEST_SEQUENCE:
