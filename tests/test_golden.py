@@ -4,9 +4,10 @@ Bits depend on the processor and on the versions of torch, numpy and numba, so g
 fingerprint of these. On a known one all must be equal; on another, what a machine cannot change must be equal, losses
 must be near, and the bits are skipped. `python tests/test_golden.py --record` adds or replaces this machine's values.
 
-Internal names stand in the adapters only. Change those when names change, and never the values, except those of a plan
-when the recipe `auto` changes. There is no case for torch.compile: it takes a minute here, and its bits depend on the
-C++ compiler too.
+Internal names stand in the adapters only. Change those when names change, and never the values, with two exceptions:
+those of a plan when the recipe `auto` changes; and when a kernel adds up in another order on purpose, delete the `bits`
+of the cases that it takes part in, for every machine that is not at hand. There is no case for torch.compile: it takes
+a minute here, and its bits depend on the C++ compiler too.
 """
 
 import contextlib
@@ -571,11 +572,13 @@ def test_equals_its_golden_value(name: str, workshop: Workshop, golden: tuple[di
     found = CASES[name].measure(workshop)
     then = Found(**expected[name])
     assert found.same == then.same
+    # Bits were deleted where the kernels have changed on purpose since that machine was at hand.
+    is_outdated = bool(found.bits) and not then.bits
     # A plan changes with the recipe, and its values are then recorded on whatever machine is at hand.
-    if is_known and not name.startswith("plan ") and not is_compiled_here(name):
+    if is_known and not (is_outdated or name.startswith("plan ") or is_compiled_here(name)):
         assert found == then
         return
-    assert found.near.keys() == then.near.keys() and found.bits.keys() == then.bits.keys()
+    assert found.near.keys() == then.near.keys() and (is_outdated or found.bits.keys() == then.bits.keys())
     for what, numbers in found.near.items():
         expected_numbers = list(map(float.fromhex, then.near[what]))
         assert list(map(float.fromhex, numbers)) == pytest.approx(expected_numbers, rel=CASES[name].near), what
@@ -586,7 +589,7 @@ def test_equals_its_golden_value(name: str, workshop: Workshop, golden: tuple[di
 def is_compiled_here(name: str) -> bool:
     """Whether this process may have compiled the kernels of a case itself, and so rounds differently from a process
     that loads them: set-up leaves bf16 out on a processor without units for it."""
-    from tiny_gpt.kernels.arithmetic import HAS_BF16
+    from tiny_gpt.kernels.processor import HAS_BF16
 
     return "bf16 fused" in name and not HAS_BF16
 

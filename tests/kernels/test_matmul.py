@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from tiny_gpt.kernels.layouts import COLUMNS, transpose
-from tiny_gpt.kernels.matmul import TILE, Words, matmul, matmul_few_rows, tile_weights
+from tiny_gpt.kernels.layouts import COLUMNS, Words, transpose
+from tiny_gpt.kernels.matmul import TILE, matmul, matmul_few_rows, tile_weights
+from tiny_gpt.kernels.processor import HAS_BF16
 
 U = np.uint64
 
@@ -13,8 +15,8 @@ def random_matrix(*shape):
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def row_major(x):
-    return Words(x.reshape(-1), U(0), U(x.shape[1]), U(1))
+def row_major(x, first_row=0):
+    return Words(x.reshape(-1), U(first_row * x.shape[1]), U(x.shape[1]))
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -25,17 +27,33 @@ def test_product_of_row_major_matrices(accumulate):
     np.testing.assert_allclose(c, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_left_operand_may_be_transposed_and_a_part_of_a_matrix():
-    a, b, c = random_matrix(9, 3 * COLUMNS), random_matrix(9, COLUMNS), random_matrix(COLUMNS, COLUMNS)
-    part_transposed = Words(a.reshape(-1), U(COLUMNS), U(1), U(3 * COLUMNS))
-    matmul(part_transposed, row_major(b), row_major(c), U(COLUMNS), U(COLUMNS), U(9), False)
-    np.testing.assert_allclose(c, a[:, COLUMNS : 2 * COLUMNS].T @ b, rtol=1e-4, atol=1e-5)
+@pytest.mark.skipif(not HAS_BF16, reason="this processor does not multiply pairs of bf16 numbers")
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("n_words", [16, 48])
+def test_product_of_bf16_pairs_of_parts_of_matrices(accumulate, n_words):
+    """By vectors, or by AMX where the processor has it."""
+    a, b, c = random_matrix(3 * COLUMNS, 2 * n_words), random_matrix(2 * n_words, 2 * COLUMNS), random_matrix(64, 64)
+    a_words, b_words = bf16_pairs(a), np.ascontiguousarray(bf16_pairs(np.ascontiguousarray(b.T)).T)
+    expected = to_bf16(a)[COLUMNS:] @ to_bf16(b) + (c if accumulate else 0)
+    left, right = row_major(a_words, COLUMNS), row_major(b_words)
+    matmul(left, right, row_major(c), U(2 * COLUMNS), U(2 * COLUMNS), U(n_words), accumulate)
+    np.testing.assert_allclose(c, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_transpose():
-    x, out = random_matrix(5, 3), np.zeros(15, np.float32)
-    transpose(x.reshape(-1), U(5), U(3), out)
-    assert (out.reshape(3, 5) == x.T).all()
+def to_bf16(x):
+    return torch.from_numpy(x).bfloat16().float().numpy()
+
+
+def bf16_pairs(x):
+    """A matrix in words: two neighbors of a row in each."""
+    return torch.from_numpy(x).bfloat16().view(torch.int32).numpy().view(np.uint32)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 48)])
+def test_transpose(shape):
+    x, out = random_matrix(*shape), np.zeros(shape[0] * shape[1], np.float32)
+    transpose(x.reshape(-1), U(shape[0]), U(shape[1]), out)
+    assert (out.reshape(shape[::-1]) == x.T).all()
 
 
 @pytest.mark.parametrize("storage", ["fp32", "fp16"])

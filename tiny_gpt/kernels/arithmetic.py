@@ -16,15 +16,10 @@ import math
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 
 from tiny_gpt.kernels.compiled import compiled
-
-_CPU_FEATURES = cpu_target.target_context.codegen()._tm_features.split(",")
-# Whether this processor multiplies pairs of bf16 numbers in one instruction (Intel since Cooper Lake, AMD since Zen 4),
-# and whether its vector registers hold 512 bits, 16 fp32 numbers.
-HAS_BF16, HAS_512_BITS = "+avx512bf16" in _CPU_FEATURES, "+avx512f" in _CPU_FEATURES
+from tiny_gpt.kernels.processor import HAS_BF16
 
 LOG2_E = np.float32(math.log2(math.e))
 LN_2 = np.float32(math.log(2))
@@ -86,17 +81,6 @@ def _cast_like(array, x):
     return lambda array, x: x
 
 
-def convert_like(array, stored):
-    """A stored number of any format in the storage format of `array`."""
-
-
-@overload(convert_like, inline="always")
-def _convert_like(array, stored):
-    if array.dtype == stored:
-        return lambda array, stored: stored
-    return lambda array, stored: cast_like(array, to_f32(stored))
-
-
 def f32_to_bf16(x):
     """The bits of x rounded to bf16, ties to even."""
 
@@ -131,18 +115,18 @@ def _round_to_bf16(x):
 
 # Adding 1.5 * 2^23 moves an fp32 number to where neighbors are 1 apart: it is rounded to a whole number, which then
 # stands in the lowest mantissa bits. Subtracting it again gives that number, so these sums must not be reassociated.
-_ROUNDING_SHIFT = _F(12582912.0)
+ROUNDING_SHIFT = _F(12582912.0)
 
 # The minimax polynomial of degree 5 for 2^r, |r| <= 1/2: its largest relative error is the least possible.
-_EXP2_POLYNOMIAL = (1.0, 0.69314696, 0.24022120, 0.055507133, 0.0096755413, 0.0013276472)
+EXP2_POLYNOMIAL = (1.0, 0.69314696, 0.24022120, 0.055507133, 0.0096755413, 0.0013276472)
 
 
 @compiled
 def exp2(x):
     """2^x for x <= 127, relative error below 2e-7; 0 for x < -126 (no denormals). NaN stays NaN."""
-    shifted = x + _ROUNDING_SHIFT
-    r = x - (shifted - _ROUNDING_SHIFT)  # exact: both terms are near each other
-    a, b, c, d, e, f = _EXP2_POLYNOMIAL
+    shifted = x + ROUNDING_SHIFT
+    r = x - (shifted - ROUNDING_SHIFT)  # exact: both terms are near each other
+    a, b, c, d, e, f = EXP2_POLYNOMIAL
     polynomial = _F(a) + r * (_F(b) + r * (_F(c) + r * (_F(d) + r * (_F(e) + r * _F(f)))))  # Horner's scheme
     # The integer n, moved to the exponent bits (23 and up) and added there, multiplies by 2^n.
     exponent = np.uint32(_F(shifted).view(np.uint32) << np.uint32(23))
@@ -157,8 +141,8 @@ def exp(x):
     """e^x to within two units in the last place, for -87 <= x <= 88; beyond them it stays at its end values."""
     # Beyond these ends the exponent would leave its 8 bits.
     x = min(max(x, _F(-87.0)), _F(88.0))
-    shifted = x * LOG2_E + _ROUNDING_SHIFT
-    n = shifted - _ROUNDING_SHIFT
+    shifted = x * LOG2_E + ROUNDING_SHIFT
+    n = shifted - ROUNDING_SHIFT
     # r = x - n ln 2, with ln 2 in two parts so that nothing is lost (Cody and Waite): the first has so few bits that
     # its product with n is exact.
     r = x - n * _F(0.693359375) + n * _F(2.12194440e-4)

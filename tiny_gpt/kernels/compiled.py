@@ -1,7 +1,9 @@
 """How Python functions become machine code: numba compiles each once per machine and caches it on disk.
 
 numba keys its cache by a function's own file and does not notice that another file, whose functions it calls, has
-changed. So each package's cache folder here carries a hash of that package's sources and of this package's.
+changed. So each package's cache folder here carries a hash of that package's sources and of this package's. It also
+carries whether AMX may be used: numba keeps code for one processor apart from that for another, but a process that may
+not use AMX runs on the same processor.
 
 No kernel uses numba's `parallel=True`, `prange` or full `fastmath`: threads.py shares work in a fixed way, so that
 results do not depend on the number of threads, and the fast-math flags below keep NaN and infinity intact.
@@ -20,6 +22,7 @@ import llvmlite.binding
 import numba
 
 from tiny_gpt.files import cache_folder
+from tiny_gpt.kernels.processor import HAS_AMX
 
 # LLVM's fast-math flags (https://llvm.org/docs/LangRef.html#fast-math-flags). A product and a sum may become one fused
 # multiply-add (contract), the sign of zero may change (nsz), a division may become a multiplication by the reciprocal
@@ -105,7 +108,7 @@ def delete_stale_caches(package: Path) -> None:
 def _cache_dir(package: Path) -> Path:
     """In the package's __pycache__, or in the user's cache where that is not writable."""
     files = {*package.glob("*.py"), *Path(__file__).parent.glob("*.py")}
-    sources = b"".join(path.read_bytes() for path in sorted(files))
+    sources = b"".join(path.read_bytes() for path in sorted(files)) + str(HAS_AMX).encode()
     name = f"compiled-{package.parent.name}-{package.name}-{hashlib.sha256(sources).hexdigest()[:16]}"
     pycache = package / "__pycache__"
     is_writable = os.access(pycache if pycache.exists() else package, os.W_OK)

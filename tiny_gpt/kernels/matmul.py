@@ -1,7 +1,8 @@
 """The two matrix products of the kernels. Large products between them are torch's.
 
 `matmul` is for training's attention: small matrices that lie in a core's own cache, so that arithmetic is the limit. It
-keeps a tile of the result in registers and uses the bf16 instruction where there is one.
+keeps a tile of the result in registers and uses the processor's bf16 instructions, or its matrix registers (amx.py),
+where it has them.
 
 `matmul_few_rows` is for decoding: one or a few rows times a large weight matrix. With one row, reading the weights is
 the limit. They are stored in exactly the order in which they are read, in 16 bits where wanted, and each result is
@@ -14,17 +15,19 @@ One function for both would be slower at either: a register tile of 4 to 8 rows 
 and decoding's order of sums, which makes results independent of the number of rows, has no place for pairs.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
-from tiny_gpt.kernels.arithmetic import BFLOAT, HAS_512_BITS, to_f32
+from tiny_gpt.kernels import amx
+from tiny_gpt.kernels.arithmetic import BFLOAT, to_f32
 from tiny_gpt.kernels.compiled import compiled
+from tiny_gpt.kernels.processor import HAS_512_BITS, HAS_AMX
 
 _U = np.uint64
 
@@ -41,34 +44,57 @@ _I64, _I32, _F32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _SUMS = ir.VectorType(_F32, _LANES)
 
 
-class Words(NamedTuple):
-    """A matrix, or a part of one, in a flat array: word (i, j) is array[start + i * row_stride + j * column_stride].
+@compiled
+def matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
+    """result = left @ right, or result += left @ right; sums over `n_words` words, in fp32. All are layouts.Words.
 
-    All numbers are unsigned (np.uint64), which spares numba the question whether an index is negative.
+    `n_rows` and `n_columns` are multiples of layouts.COLUMNS; `n_words` as well, or half of one where a word is a pair.
     """
+    _matmul(left, right, result, n_rows, n_columns, n_words, accumulate)
 
-    array: NDArray[Any]
-    start: np.uint64
-    row_stride: np.uint64
-    column_stride: np.uint64
+
+def _matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
+    """One of the two below, by the type of the words."""
+
+
+@overload(_matmul)
+def _choose_matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
+    chosen = _matmul_by_amx if HAS_AMX and left[0].dtype == types.uint32 else _matmul_by_vectors
+
+    def choose(left, right, result, n_rows, n_columns, n_words, accumulate):
+        chosen(left, right, result, n_rows, n_columns, n_words, accumulate)
+
+    return choose
 
 
 @compiled
-def matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
-    """result = left @ right, or result += left @ right; sums over `n_words` words, in fp32.
+def _matmul_by_amx(left, right, result, n_rows, n_columns, n_words, accumulate):
+    a, a_start, a_row = left
+    b, b_start, b_row = right
+    c, c_start, c_row = result
+    amx.configure()
+    for row in range(_U(0), n_rows, _U(amx.BLOCK)):
+        for column in range(_U(0), n_columns, _U(amx.BLOCK)):
+            amx.multiply_block(
+                a, a_start + row * a_row, a_row,
+                b, b_start + column, b_row,
+                c, c_start + row * c_row + column, c_row,
+                n_words, accumulate,
+            )  # fmt: skip
+    amx.release()
 
-    The columns of `right` and `result` are neighbors: their column_stride counts as 1. Loops run over whole tiles, so
-    `n_rows` and `n_columns` are rounded up to them, which padding makes harmless.
-    """
+
+@compiled
+def _matmul_by_vectors(left, right, result, n_rows, n_columns, n_words, accumulate):
     # Unpacked once: in the loop each field would be taken out of its tuple again.
-    a, a_start, a_row, a_column = left
-    b, b_start, b_row, _ = right
-    c, c_start, c_row, _ = result
+    a, a_start, a_row = left
+    b, b_start, b_row = right
+    c, c_start, c_row = result
     for row in range(_U(0), n_rows, _U(_TILE_ROWS)):
         # Columns inside: the tile's rows of `left` stay in the first-level cache, while `right` passes by.
         for column in range(_U(0), n_columns, _U(_TILE_VECTORS * _LANES)):
             _multiply_tile(
-                a, a_start + row * a_row, a_row, a_column,
+                a, a_start + row * a_row, a_row,
                 b, b_start + column, b_row,
                 c, c_start + row * c_row + column, c_row,
                 n_words, accumulate,
@@ -76,7 +102,7 @@ def matmul(left, right, result, n_rows, n_columns, n_words, accumulate):
 
 
 @intrinsic
-def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_row, c, c_start, c_row, n_words, adds):
+def _multiply_tile(typing_context, a, a_start, a_row, b, b_start, b_row, c, c_start, c_row, n_words, adds):
     """One tile of the result, written in LLVM's own instructions: numba has no vector types, and LLVM's vectorizer does
     not find this tiling by itself.
 
@@ -86,8 +112,8 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
 
     # Loops in Python over rows and vectors unroll: what they emit are separate instructions.
     def generate(context, builder, signature, arguments):
-        a_start, a_row, a_column = (arguments[i] for i in (1, 2, 3))
-        b_start, b_row, c_start, c_row, n_words, adds = (arguments[i] for i in (5, 6, 8, 9, 10, 11))
+        a_start, a_row, b_start, b_row = (arguments[i] for i in (1, 2, 4, 5))
+        c_start, c_row, n_words, adds = (arguments[i] for i in (7, 8, 9, 10))
 
         def address(argument, *offsets):
             array = context.make_array(signature.args[argument])(context, builder, arguments[argument])
@@ -104,7 +130,7 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
         rows, vectors = range(_TILE_ROWS), range(_TILE_VECTORS)
         # Stack slots that LLVM turns into registers.
         sums = [[cgutils.alloca_once(builder, _SUMS) for _ in vectors] for _ in rows]
-        results = [address(7, builder.add(c_start, builder.mul(_I64(row), c_row))) for row in rows]
+        results = [address(6, builder.add(c_start, builder.mul(_I64(row), c_row))) for row in rows]
         # Start from the result as it is, or from zero.
         with builder.if_else(adds) as (then, otherwise):
             with then:
@@ -117,9 +143,9 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
                         builder.store(ir.Constant(_SUMS, [0.0] * _LANES), sums[row][v])
         # The loop along the sum. Arrays are only as aligned as their numbers (align=4).
         with cgutils.for_range(builder, n_words, intp=_I64) as loop:
-            b_words = address(4, b_start, builder.mul(loop.index, b_row))
+            b_words = address(3, b_start, builder.mul(loop.index, b_row))
             right = [builder.load(vector(b_words, word_vector, v), align=4) for v in vectors]
-            a_words = address(0, a_start, builder.mul(loop.index, a_column))
+            a_words = address(0, a_start, loop.index)
             for row in rows:
                 a_word = builder.load(builder.gep(a_words, [builder.mul(_I64(row), a_row)]))
                 left = _broadcast(builder, word_vector, a_word)
@@ -132,8 +158,8 @@ def _multiply_tile(typing_context, a, a_start, a_row, a_column, b, b_start, b_ro
                 builder.store(builder.load(sums[row][v]), vector(results[row], _SUMS, v), align=4)
         return context.get_dummy_value()
 
-    numbers = [types.uint64] * 3
-    return types.void(a, *numbers, b, *numbers[:2], c, *numbers, types.boolean), generate
+    number = types.uint64
+    return types.void(a, number, number, b, number, number, c, number, number, number, types.boolean), generate
 
 
 def _broadcast(builder: ir.IRBuilder, vector_type: ir.VectorType, word: ir.Value) -> ir.Value:

@@ -21,6 +21,7 @@ from tests.kernels.training.support import (
     fused_model,
     in_fp64,
 )
+from tiny_gpt.kernels.processor import HAS_BF16
 from tiny_gpt.kernels.training import loss
 
 
@@ -169,19 +170,24 @@ def test_two_threads_can_train_two_models():
     assert found == [[value] * 20 for value in expected]
 
 
+NEEDS_BF16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no bf16 instruction")
+
+
 @pytest.mark.slow
-def test_generic_processor_equals_eager():
-    """Code for any x86-64 processor, without 512-bit registers and bf16 instructions."""
+@pytest.mark.parametrize("has_bf16", [False, pytest.param(True, marks=NEEDS_BF16)])
+def test_simpler_processor_equals_eager(has_bf16):
+    """Code for any x86-64 processor, without 512-bit registers and bf16 instructions; and with them, without AMX."""
     code = (
         "from tests.kernels.training.support import *\n"
-        "from tiny_gpt.kernels import arithmetic\n"
-        "assert not (arithmetic.HAS_BF16 or arithmetic.HAS_512_BITS)\n"
+        "from tiny_gpt.kernels import processor\n"
+        f"assert processor.HAS_BF16 == processor.HAS_512_BITS == {has_bf16} and not processor.HAS_AMX\n"
         "for architecture in ARCHITECTURES:\n"
         "    for dtype in (FP32, BF16) if HAS_FAST_BF16 else (FP32,):\n"
         "        model = fused_model(architecture, dtype)\n"
         "        assert_equals_eager(model, *batch_for(model), dtype)\n"
     )
-    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    features = "+avx2,+fma,+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512bf16" if has_bf16 else ""
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=300).returncode == 0
 
 
@@ -192,10 +198,12 @@ def test_pairs_of_bf16_equal_eager():
         import numba
         from llvmlite import ir
         from numba.extending import overload
-        from tiny_gpt.kernels import arithmetic
+        from tiny_gpt.kernels import processor
         compile_function = numba.njit
         numba.njit = lambda *given, cache=False, **options: compile_function(*given, **options)  # not into the cache
-        arithmetic.HAS_BF16, arithmetic._round_to_bf16_by_instruction = True, arithmetic._round_to_bf16
+        processor.HAS_BF16, processor.HAS_AMX = False, False  # numbers are rounded by integer operations
+        from tiny_gpt.kernels import vectors
+        processor.HAS_BF16 = True
         from tiny_gpt.kernels import matmul
 
         def multiply_add_pairs(builder, sums, left, right):

@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tiny_gpt.kernels.arithmetic import LOG2_E, cast_like, exp2
+from tiny_gpt.kernels.arithmetic import LOG2_E
 from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
 from tiny_gpt.kernels.layouts import (
     COLUMNS,
+    Words,
     as_words,
     numbers_per_word,
     pack_row_pairs,
@@ -37,15 +38,17 @@ from tiny_gpt.kernels.layouts import (
     transpose,
     zeros_row_major,
 )
-from tiny_gpt.kernels.matmul import Words, matmul
+from tiny_gpt.kernels.matmul import matmul
 from tiny_gpt.kernels.threads import first_task, next_task
-from tiny_gpt.kernels.training.dropout import keeps_pair, stream_seeds
+from tiny_gpt.kernels.training.dropout import stream_seeds
 from tiny_gpt.kernels.training.heads import QUERIES, head_of, load_head, load_keys, load_with_rope
+from tiny_gpt.kernels.vectors import LANES, drop, exp2_of, fill, load_lanes, maximum, random_words, store_lanes
 
 # Queries, or keys, whose scores are computed at a time: a strip of 32 x 1024 scores is 128 KiB, part of a second-level
 # cache, and 32 columns are whole tiles of `matmul`.
 STRIP = 32
 HALF_STRIP = STRIP // 2
+assert HALF_STRIP == LANES
 
 _U = np.uint64
 _F = np.float32
@@ -137,11 +140,15 @@ class _ForwardBuffers(NamedTuple):
     v: Any
     q_transposed: Any
     v_pairs: Any
+    v_transposed: Any
+    """Of the row pairs: a row per number of a head's width, a word per pair of keys."""
     scores: Any
     """A strip of queries as columns, all keys up to them as rows, fp32."""
     weights: Any
     """The same in row pairs."""
+    y_transposed: Any
     y: Any
+    """Of a strip of queries, fp32."""
     largest: Any
     total: Any
     """Per query of a strip."""
@@ -156,8 +163,10 @@ def _forward_buffers(qkv_RN, sizes):
         zeros_row_major(qkv_RN, length, width),
         as_words(zeros_row_major(qkv_RN, length, width)),
         as_words(zeros_row_major(qkv_RN, length, width)),
+        as_words(zeros_row_major(qkv_RN, length, width)),
         np.empty(length * strip, np.float32),
         as_words(zeros_row_major(qkv_RN, length, strip)),
+        np.empty(strip * width, np.float32),
         np.empty(strip * width, np.float32),
         np.empty(STRIP, np.float32),
         np.empty(STRIP, np.float32),
@@ -182,30 +191,33 @@ def attention_forward(tasks, shape, inputs, dropout, y_RA, logsum_BHT):
 
 @inline_reassoc
 def _forward_head(head, sizes, inputs, query_scale, dropout, buffers, y_RA, logsum_BHT):
-    zero, one, strip, length, width = _U(0), _U(1), _U(STRIP), sizes.length_padded, sizes.width_padded
+    zero, strip, length, width = _U(0), _U(STRIP), sizes.length_padded, sizes.width_padded
+    key_words = length // sizes.pair
     seeds, keep_scale = stream_seeds(dropout.seed, head.number), _F(dropout.keep_scale)
     load_qkv(inputs, head, query_scale, width, buffers.q, buffers.k, buffers.v)
     transpose(as_words(buffers.q), length, sizes.n_words, buffers.q_transposed)
     pack_row_pairs(buffers.v, length, width, buffers.v_pairs)
+    transpose(buffers.v_pairs, key_words, width, buffers.v_transposed)
     # A strip of queries at a time: its scores, softmax and result, before the next strip's scores take their place.
     for first_query in range(zero, length, strip):
         n_keys = first_query + strip  # those that the strip's last query sees
         matmul(  # scores = k @ q.T
-            Words(as_words(buffers.k), zero, sizes.n_words, one),
-            Words(buffers.q_transposed, first_query, length, one),
-            Words(buffers.scores, zero, strip, one),
+            Words(as_words(buffers.k), zero, sizes.n_words),
+            Words(buffers.q_transposed, first_query, length),
+            Words(buffers.scores, zero, strip),
             n_keys, strip, sizes.n_words, False,
         )  # fmt: skip
         _softmax(
             buffers.scores, buffers.weights, first_query, length, dropout.threshold, seeds, buffers.largest,
             buffers.total,
         )  # fmt: skip
-        matmul(  # y = weights.T @ v: the left operand's rows are the queries, columns of `weights`
-            Words(buffers.weights, zero, one, strip),
-            Words(buffers.v_pairs, zero, width, one),
-            Words(buffers.y, zero, width, one),
-            strip, width, n_keys // sizes.pair, False,
+        matmul(  # y.T = v.T @ weights
+            Words(buffers.v_transposed, zero, key_words),
+            Words(buffers.weights, zero, strip),
+            Words(buffers.y_transposed, zero, strip),
+            width, strip, n_keys // sizes.pair, False,
         )  # fmt: skip
+        transpose(buffers.y_transposed, width, strip, buffers.y)
         _store_strip(buffers, first_query, head, width, keep_scale, y_RA, logsum_BHT)
 
 
@@ -223,36 +235,38 @@ def _softmax(scores, weights, first_query, n_columns, threshold, seeds, largest,
         for query in range(strip):
             if key > query:
                 scores[(first_query + key) * strip + query] = _F(-np.inf)
-    # The largest score is subtracted before exponentials are taken, so that none overflows. Keys are the outer loop:
-    # the inner one then compares 32 queries with their largest scores side by side.
-    for query in range(strip):
-        largest[query] = _F(-np.inf)
-        total[query] = _F(0.0)
+    # The largest score is subtracted before exponentials are taken, so that none overflows. The strip's queries are two
+    # vectors: a and b, or where there are two keys, a and b for the first vector, c and d for the second one.
+    largest_a = largest_b = fill(_F(-np.inf))
     for key in range(n_keys):
-        for query in range(strip):
-            score = scores[key * strip + query]
-            largest[query] = largest[query] if largest[query] > score else score
+        largest_a = maximum(largest_a, load_lanes(scores, key * strip, half))
+        largest_b = maximum(largest_b, load_lanes(scores, key * strip + half, half))
+    total_a = total_b = fill(_F(0.0))
     # Two keys at a time make a row pair. Two queries at a time, half a strip apart, share a hash; that far apart so
     # that both are loaded and stored as whole vectors.
     for row in range(n_keys // two):
         first, second = row * two * strip, (row * two + _U(1)) * strip
-        first_number = dropout_number(row * two, first_query, n_columns)
-        second_number = dropout_number(row * two + _U(1), first_query, n_columns)
-        for query in range(half):
-            other = query + half
-            a, b = exp2(scores[first + query] - largest[query]), exp2(scores[second + query] - largest[query])
-            c, d = exp2(scores[first + other] - largest[other]), exp2(scores[second + other] - largest[other])
-            # Before dropout, as softmax normalizes over all keys. In fp32: rounded to bf16, which has 8 bits, a sum
-            # would stop growing after some hundred terms.
-            total[query] += a + b
-            total[other] += c + d
-            if threshold:
-                keeps_a, keeps_c = keeps_pair(first_number + _W(query), seeds, threshold)
-                keeps_b, keeps_d = keeps_pair(second_number + _W(query), seeds, threshold)
-                a, b = a if keeps_a else _F(0.0), b if keeps_b else _F(0.0)
-                c, d = c if keeps_c else _F(0.0), d if keeps_d else _F(0.0)
-            store_row_pair(weights, row, strip, query, a, b)
-            store_row_pair(weights, row, strip, other, c, d)
+        a, b = (
+            exp2_of(load_lanes(scores, first, half) - largest_a),
+            exp2_of(load_lanes(scores, second, half) - largest_a),
+        )
+        c = exp2_of(load_lanes(scores, first + half, half) - largest_b)
+        d = exp2_of(load_lanes(scores, second + half, half) - largest_b)
+        # Before dropout, as softmax normalizes over all keys. In fp32: rounded to bf16, which has 8 bits, a sum
+        # would stop growing after some hundred terms.
+        total_a += a + b
+        total_b += c + d
+        if threshold:
+            words = random_words(dropout_number(row * two, first_query, n_columns), seeds)
+            a, c = drop(a, words, threshold, False), drop(c, words, threshold, True)
+            words = random_words(dropout_number(row * two + _U(1), first_query, n_columns), seeds)
+            b, d = drop(b, words, threshold, False), drop(d, words, threshold, True)
+        store_row_pair(weights, row, strip, _U(0), a, b)
+        store_row_pair(weights, row, strip, half, c, d)
+    store_lanes(largest, _U(0), largest_a, half)
+    store_lanes(largest, half, largest_b, half)
+    store_lanes(total, _U(0), total_a, half)
+    store_lanes(total, half, total_b, half)
 
 
 @inline_reassoc
@@ -263,6 +277,8 @@ def _store_strip(buffers, first_query, head, width_padded, keep_scale, y_RA, log
     for query in range(min(_U(STRIP), part.n_rows - first_query)):
         position = first_query + query
         factor = keep_scale / total[query]  # the total is at least 1, from the largest score
-        for i in range(part.width):
-            y_RA[part.first_row + position, part.column + i] = cast_like(y_RA, y[query * width_padded + i] * factor)
+        for i in range(_U(0), part.width, _U(LANES)):
+            n = min(_U(LANES), part.width - i)
+            numbers = load_lanes(y, query * width_padded + i, n) * factor
+            store_lanes(y_RA, (part.first_row + position, part.column + i), numbers, n)
         logsum_BHT[head.sequence, head.head, position] = largest[query] + _F(math.log2(total[query]))

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tiny_gpt.kernels.arithmetic import LN_2, cast_like, exp2
+from tiny_gpt.kernels.arithmetic import LN_2
 from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
-from tiny_gpt.kernels.layouts import as_words, pack_row_pairs, transpose, zeros_row_major
-from tiny_gpt.kernels.matmul import Words, matmul
+from tiny_gpt.kernels.layouts import Words, as_words, pack_row_pairs, transpose, zeros_row_major
+from tiny_gpt.kernels.matmul import matmul
 from tiny_gpt.kernels.threads import first_task, next_task
 from tiny_gpt.kernels.training.attention import (
     HALF_STRIP,
@@ -31,7 +31,7 @@ from tiny_gpt.kernels.training.attention import (
     query_scale_of,
     sizes_of,
 )
-from tiny_gpt.kernels.training.dropout import keeps_pair, stream_seeds
+from tiny_gpt.kernels.training.dropout import stream_seeds
 from tiny_gpt.kernels.training.heads import (
     KEYS,
     QUERIES,
@@ -41,6 +41,7 @@ from tiny_gpt.kernels.training.heads import (
     rope_backward,
     store_head_gradient,
 )
+from tiny_gpt.kernels.vectors import drop, exp2_of, load_lanes, random_words, store_lanes
 
 _U = np.uint64
 _F = np.float32
@@ -58,6 +59,8 @@ class _BackwardBuffers(NamedTuple):
     grad_y_transposed: Any
     q_pairs: Any
     k_pairs: Any
+    k_transposed: Any
+    """Of the row pairs: a row per number of a head's width, a word per pair of keys."""
     grad_y_pairs: Any
     scores: Any
     grad_weights: Any
@@ -65,6 +68,8 @@ class _BackwardBuffers(NamedTuple):
     weights: Any
     grad_scores: Any
     grad_scores_pairs: Any
+    grad_q_transposed: Any
+    """A row per number of a head's width, fp32."""
     grad_q: Any
     grad_k: Any
     grad_v: Any
@@ -87,11 +92,13 @@ def _backward_buffers(qkv_RN, sizes):
         as_words(zeros_row_major(qkv_RN, length, width)),
         as_words(zeros_row_major(qkv_RN, length, width)),
         as_words(zeros_row_major(qkv_RN, length, width)),
+        as_words(zeros_row_major(qkv_RN, length, width)),
         np.empty(strip * length, np.float32),
         np.empty(strip * length, np.float32),
         zeros_row_major(qkv_RN, strip, length),
         zeros_row_major(qkv_RN, strip, length),
         as_words(zeros_row_major(qkv_RN, strip, length)),
+        np.empty(length * width, np.float32),
         np.empty(length * width, np.float32),
         np.empty(length * width, np.float32),
         np.empty(length * width, np.float32),
@@ -128,6 +135,7 @@ def _load_for_backward(inputs, head, query_scale, grad_y_RA, sizes, buffers):
     transpose(as_words(buffers.grad_y), length, sizes.n_words, buffers.grad_y_transposed)
     pack_row_pairs(buffers.q, length, width, buffers.q_pairs)
     pack_row_pairs(buffers.k, length, width, buffers.k_pairs)
+    transpose(buffers.k_pairs, length // sizes.pair, width, buffers.k_transposed)
     pack_row_pairs(buffers.grad_y, length, width, buffers.grad_y_pairs)
 
 
@@ -137,23 +145,23 @@ def _backward_head(number, sizes, dropout, buffers):
 
     A strip's rows of grad_k and grad_v are complete at once; to grad_q, which all keys contribute to, it is added.
     """
-    zero, one, strip, n_words = _U(0), _U(1), _U(STRIP), sizes.n_words
+    zero, strip, n_words = _U(0), _U(STRIP), sizes.n_words
     length, width, pair = sizes.length_padded, sizes.width_padded, sizes.pair
     seeds, keep_scale = stream_seeds(dropout.seed, number), _F(dropout.keep_scale)
     # Strips of keys, not of queries as in the forward pass: so two of the three gradients need no adding up. A strip's
     # buffers are used from their beginning with `n_queries` as row stride: rows follow each other without gaps.
     for first_key in range(zero, length, strip):
         n_queries = length - first_key  # those that see the strip's first key
-        result = Words(buffers.scores, zero, n_queries, one)
+        result = Words(buffers.scores, zero, n_queries)
         matmul(  # scores = k @ q.T
-            Words(as_words(buffers.k), first_key * n_words, n_words, one),
-            Words(buffers.q_transposed, first_key, length, one),
+            Words(as_words(buffers.k), first_key * n_words, n_words),
+            Words(buffers.q_transposed, first_key, length),
             result, strip, n_queries, n_words, False,
         )  # fmt: skip
-        result = Words(buffers.grad_weights, zero, n_queries, one)
+        result = Words(buffers.grad_weights, zero, n_queries)
         matmul(  # grad_weights = v @ grad_y.T
-            Words(as_words(buffers.v), first_key * n_words, n_words, one),
-            Words(buffers.grad_y_transposed, first_key, length, one),
+            Words(as_words(buffers.v), first_key * n_words, n_words),
+            Words(buffers.grad_y_transposed, first_key, length),
             result, strip, n_queries, n_words, False,
         )  # fmt: skip
         _softmax_backward(
@@ -163,24 +171,25 @@ def _backward_head(number, sizes, dropout, buffers):
         # For the last product, which sums over the strip's keys, the rows of grad_scores.
         pack_row_pairs(buffers.grad_scores, strip, n_queries, buffers.grad_scores_pairs)
         query_words = n_queries // pair
-        result = Words(buffers.grad_v, first_key * width, width, one)
+        result = Words(buffers.grad_v, first_key * width, width)
         matmul(  # grad_v = weights @ grad_y
-            Words(as_words(buffers.weights), zero, query_words, one),
-            Words(buffers.grad_y_pairs, first_key // pair * width, width, one),
+            Words(as_words(buffers.weights), zero, query_words),
+            Words(buffers.grad_y_pairs, first_key // pair * width, width),
             result, strip, width, query_words, False,
         )  # fmt: skip
-        result = Words(buffers.grad_k, first_key * width, width, one)
+        result = Words(buffers.grad_k, first_key * width, width)
         matmul(  # grad_k = grad_scores @ q
-            Words(as_words(buffers.grad_scores), zero, query_words, one),
-            Words(buffers.q_pairs, first_key // pair * width, width, one),
+            Words(as_words(buffers.grad_scores), zero, query_words),
+            Words(buffers.q_pairs, first_key // pair * width, width),
             result, strip, width, query_words, False,
         )  # fmt: skip
-        result = Words(buffers.grad_q, first_key * width, width, one)
-        matmul(  # grad_q += grad_scores.T @ k; the first strip, which all queries see, sets it
-            Words(buffers.grad_scores_pairs, zero, one, n_queries),
-            Words(buffers.k_pairs, first_key // pair * width, width, one),
-            result, n_queries, width, strip // pair, first_key > zero,
+        result = Words(buffers.grad_q_transposed, first_key, length)
+        matmul(  # grad_q.T += k.T @ grad_scores; the first strip, which all queries see, sets it
+            Words(buffers.k_transposed, first_key // pair, length // pair),
+            Words(buffers.grad_scores_pairs, zero, n_queries),
+            result, width, n_queries, strip // pair, first_key > zero,
         )  # fmt: skip
+    transpose(buffers.grad_q_transposed, width, length, buffers.grad_q)
 
 
 @compiled_reassoc
@@ -193,26 +202,30 @@ def _softmax_backward(
     n_queries = n_columns - first_key
     for key in range(strip):
         row = key * n_queries
+        for query in range(key):  # no query sees a later key
+            scores[row + query] = _F(-np.inf)
         for start in range(_U(0), n_queries, strip):
-            number = dropout_number(first_key + key, first_key + start, n_columns)
-            for lane in range(half):
-                query, other = start + lane, start + lane + half
-                position, other_position = first_key + query, first_key + other
-                # The weight as the softmax gave it: exp2(score) / sum, with the division inside the exponent, where it
-                # cannot overflow. No query sees a later key.
-                a = exp2(scores[row + query] - logsum[position]) if query >= key else _F(0.0)
-                b = exp2(scores[row + other] - logsum[other_position]) if other >= key else _F(0.0)
-                # Through dropout: kept weights were multiplied by keep_scale, the others by zero.
-                grad_a, grad_b = grad_weights[row + query] * keep_scale, grad_weights[row + other] * keep_scale
-                kept_a, kept_b = a, b
-                if threshold:
-                    keeps_a, keeps_b = keeps_pair(number + _W(lane), seeds, threshold)
-                    kept_a, kept_b = a if keeps_a else _F(0.0), b if keeps_b else _F(0.0)
-                    grad_a, grad_b = grad_a if keeps_a else _F(0.0), grad_b if keeps_b else _F(0.0)
-                # grad_v needs the weights after dropout; the softmax's derivative those before.
-                weights[row + query], weights[row + other] = cast_like(weights, kept_a), cast_like(weights, kept_b)
-                grad_scores[row + query] = cast_like(grad_scores, a * (grad_a - delta[position]))
-                grad_scores[row + other] = cast_like(grad_scores, b * (grad_b - delta[other_position]))
+            first, second = row + start, row + start + half
+            position = first_key + start
+            # The weight as the softmax gave it: exp2(score) / sum, with the division inside the exponent, where it
+            # cannot overflow.
+            a = exp2_of(load_lanes(scores, first, half) - load_lanes(logsum, position, half))
+            b = exp2_of(load_lanes(scores, second, half) - load_lanes(logsum, position + half, half))
+            # Through dropout: kept weights were multiplied by keep_scale, the others by zero.
+            grad_a, grad_b = (
+                load_lanes(grad_weights, first, half) * keep_scale,
+                load_lanes(grad_weights, second, half) * keep_scale,
+            )
+            kept_a, kept_b = a, b
+            if threshold:
+                words = random_words(dropout_number(first_key + key, position, n_columns), seeds)
+                kept_a, kept_b = drop(a, words, threshold, False), drop(b, words, threshold, True)
+                grad_a, grad_b = drop(grad_a, words, threshold, False), drop(grad_b, words, threshold, True)
+            # grad_v needs the weights after dropout; the softmax's derivative those before.
+            store_lanes(weights, first, kept_a, half)
+            store_lanes(weights, second, kept_b, half)
+            store_lanes(grad_scores, first, a * (grad_a - load_lanes(delta, position, half)), half)
+            store_lanes(grad_scores, second, b * (grad_b - load_lanes(delta, position + half, half)), half)
 
 
 @inline_reassoc

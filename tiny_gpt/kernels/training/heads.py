@@ -17,8 +17,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tiny_gpt.kernels.arithmetic import cast_like, convert_like, to_f32
 from tiny_gpt.kernels.compiled import compiled_reassoc, inline_reassoc
+from tiny_gpt.kernels.vectors import LANES, fill, load_lanes, store_lanes, total
 
 QUERIES, KEYS = 0, 1
 
@@ -110,6 +110,14 @@ def _prefetch_next_head(array_RN, row, part):
         _prefetch(array_RN, row, part.column + part.width + i)
 
 
+# All loops below take LANES numbers of a head's row at a time. `_n_lanes` of them are left from `i` on.
+
+
+@inline_reassoc
+def _n_lanes(width, i):
+    return min(_U(LANES), width - i)
+
+
 # --- forward ---
 
 
@@ -119,12 +127,12 @@ def load_head(source_RN, bias_N, part, matrix, padded):
     first_row, n_rows, column, width = part
     for position in range(n_rows):
         _prefetch_next_head(source_RN, first_row + position, part)
-        for i in range(width):
-            if bias_N is None:
-                matrix[position * padded + i] = convert_like(matrix, source_RN[first_row + position, column + i])
-            else:
-                value = to_f32(source_RN[first_row + position, column + i]) + bias_N[column + i]
-                matrix[position * padded + i] = cast_like(matrix, value)
+        for i in range(_U(0), width, _U(LANES)):
+            n = _n_lanes(width, i)
+            numbers = load_lanes(source_RN, (first_row + position, column + i), n)
+            if bias_N is not None:
+                numbers += load_lanes(bias_N, column + i, n)
+            store_lanes(matrix, position * padded + i, numbers, n)
 
 
 @compiled_reassoc
@@ -135,33 +143,36 @@ def load_with_rope(qkv_RN, bias_N, norms_2K, rope, which, part, scale, matrix, p
     if rope is None:
         for position in range(n_rows):
             _prefetch_next_head(qkv_RN, first_row + position, part)
-            for i in range(width):
-                value = to_f32(qkv_RN[first_row + position, column + i])
+            for i in range(_U(0), width, _U(LANES)):
+                n = _n_lanes(width, i)
+                numbers = load_lanes(qkv_RN, (first_row + position, column + i), n)
                 if bias_N is not None:
-                    value += bias_N[column + i]
-                matrix[position * padded + i] = cast_like(matrix, value * scale)
+                    numbers += load_lanes(bias_N, column + i, n)
+                store_lanes(matrix, position * padded + i, numbers * scale, n)
     else:
         cos_TK, sin_TK, eps = rope
-        # Two scratch rows, since a rotated number needs one that rotating would already have overwritten.
-        row, rotated, half = np.empty(width, np.float32), np.empty(width, np.float32), width // _U(2)
+        row, half = np.empty(width, np.float32), width // _U(2)
         for position in range(n_rows):
             _prefetch_next_head(qkv_RN, first_row + position, part)
-            for i in range(width):
-                row[i] = to_f32(qkv_RN[first_row + position, column + i])
             # Scaling and normalizing are one factor per number; rotating comes last and is linear.
             if norms_2K is None:
-                for i in range(width):
-                    row[i] *= scale
+                for i in range(_U(0), width, _U(LANES)):
+                    n = _n_lanes(width, i)
+                    store_lanes(row, i, load_lanes(qkv_RN, (first_row + position, column + i), n) * scale, n)
             else:
-                factor = _inverse_rms(row, width, eps) * scale
-                for i in range(width):
-                    row[i] *= factor * norms_2K[which, i]
-            # (a, b) -> (a cos - b sin, b cos + a sin): halves, not neighbors, so that the loop is vectorized.
-            for i in range(half):
-                rotated[i] = row[i] * cos_TK[position, i] - row[half + i] * sin_TK[position, i]
-                rotated[half + i] = row[half + i] * cos_TK[position, i] + row[i] * sin_TK[position, i]
-            for i in range(width):
-                matrix[position * padded + i] = cast_like(matrix, rotated[i])
+                factor = _inverse_rms(qkv_RN, first_row + position, column, width, eps) * scale
+                for i in range(_U(0), width, _U(LANES)):
+                    n = _n_lanes(width, i)
+                    numbers = load_lanes(qkv_RN, (first_row + position, column + i), n)
+                    store_lanes(row, i, numbers * (load_lanes(norms_2K, (which, i), n) * factor), n)
+            # (a, b) -> (a cos - b sin, b cos + a sin): pairs are half a head apart.
+            start = position * padded
+            for i in range(_U(0), half, _U(LANES)):
+                n = _n_lanes(half, i)
+                cos, sin = load_lanes(cos_TK, (position, i), n), load_lanes(sin_TK, (position, i), n)
+                a, b = load_lanes(row, i, n), load_lanes(row, half + i, n)
+                store_lanes(matrix, start + i, a * cos - b * sin, n)
+                store_lanes(matrix, start + half + i, b * cos + a * sin, n)
 
 
 @compiled_reassoc
@@ -175,14 +186,15 @@ def load_keys(qkv_RN, norms_2K, rope, part, matrix, padded):
 
 
 @inline_reassoc
-def _inverse_rms(row, width, eps):
-    """1 / sqrt(mean(row^2) + eps)"""
+def _inverse_rms(qkv_RN, row, column, width, eps):
+    """1 / sqrt(mean(x^2) + eps) of one head's numbers."""
     # Inlined: as a function of its own it would round differently in the process that compiles it than in later ones
-    # (docs/log/decisions.md). One head's row is in the first-level cache here.
-    squares = _F(0.0)
-    for i in range(width):
-        squares += row[i] * row[i]
-    return _F(1.0) / _F(math.sqrt(squares / _F(width) + _F(eps)))
+    # (docs/log/decisions.md).
+    squares = fill(_F(0.0))
+    for i in range(_U(0), width, _U(LANES)):
+        x = load_lanes(qkv_RN, (row, column + i), _n_lanes(width, i))
+        squares += x * x
+    return _F(1.0) / _F(math.sqrt(total(squares) / _F(width) + _F(eps)))
 
 
 # --- backward ---
@@ -200,10 +212,12 @@ def load_softmax_statistics(y_RA, grad_y_RA, logsum_BHT, head, logsum, delta):
         logsum[position] = logsum_BHT[head.sequence, head.head, position]
         _prefetch_next_head(y_RA, first_row + position, head.queries)
         # y is what the forward pass stored, after dropout and division by the sum of weights.
-        dot = _F(0.0)
-        for i in range(width):
-            dot += to_f32(y_RA[first_row + position, column + i]) * to_f32(grad_y_RA[first_row + position, column + i])
-        delta[position] = dot
+        products = fill(_F(0.0))
+        for i in range(_U(0), width, _U(LANES)):
+            n = _n_lanes(width, i)
+            index = first_row + position, column + i
+            products += load_lanes(y_RA, index, n) * load_lanes(grad_y_RA, index, n)
+        delta[position] = total(products)
     for position in range(n_rows, _U(logsum.shape[0])):
         logsum[position] = _F(np.inf)  # padded queries get weights of 2^-inf = 0
 
@@ -219,11 +233,13 @@ def store_head_gradient(grad, padded, scale, part, sequence, grad_qkv_RN, grad_b
     for position in range(n_rows):
         _prefetch_next_head(grad_qkv_RN, first_row + position, part)
         # The bias is added to every row, so its gradient is the sum of theirs.
-        for i in range(width):
-            value = grad[position * padded + i] * scale
-            grad_qkv_RN[first_row + position, column + i] = cast_like(grad_qkv_RN, value)
+        for i in range(_U(0), width, _U(LANES)):
+            n = _n_lanes(width, i)
+            numbers = load_lanes(grad, position * padded + i, n) * scale
+            store_lanes(grad_qkv_RN, (first_row + position, column + i), numbers, n)
             if grad_bias_BN is not None:
-                grad_bias_BN[sequence, column + i] += value
+                index = sequence, column + i
+                store_lanes(grad_bias_BN, index, load_lanes(grad_bias_BN, index, n) + numbers, n)
 
 
 @compiled_reassoc
@@ -233,19 +249,19 @@ def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad
     if rope is not None:
         cos_TK, sin_TK, eps = rope
         first_row, n_rows, column, width = head.queries if which == QUERIES else head.keys
-        # `back` is the gradient before the rotation, `row` the numbers that were normalized.
-        back, half = np.empty(width, np.float32), width // _U(2)
-        row, grad_norm = np.empty(width, np.float32), np.zeros(width, np.float32)
+        grad_norm, half = np.zeros(width, np.float32), width // _U(2)
         for position in range(n_rows):
             start = position * padded
             # Rotate by the negative angle: the transposed matrix.
-            for i in range(half):
-                a, b = grad[start + i], grad[start + half + i]
-                back[i] = a * cos_TK[position, i] + b * sin_TK[position, i]
-                back[half + i] = b * cos_TK[position, i] - a * sin_TK[position, i]
-            for i in range(width):
-                row[i] = to_f32(qkv_RN[first_row + position, column + i])
-            _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start)
+            for i in range(_U(0), half, _U(LANES)):
+                n = _n_lanes(half, i)
+                cos, sin = load_lanes(cos_TK, (position, i), n), load_lanes(sin_TK, (position, i), n)
+                a, b = load_lanes(grad, start + i, n), load_lanes(grad, start + half + i, n)
+                store_lanes(grad, start + i, a * cos + b * sin, n)
+                store_lanes(grad, start + half + i, b * cos - a * sin, n)
+            if norms_2K is not None:
+                row = first_row + position
+                _norm_backward(qkv_RN, row, column, width, norms_2K, which, eps, grad_norm, grad, start)
         # The scale was multiplied in after the norm, so the gradient of the norm's weight has it too.
         if grad_norms_BH2K is not None:
             for i in range(width):
@@ -253,20 +269,21 @@ def rope_backward(grad, padded, scale, qkv_RN, norms_2K, rope, which, head, grad
 
 
 @inline_reassoc
-def _norm_backward(row, back, width, norms_2K, which, eps, grad_norm, grad, start):
-    """As residual._normalize_backward for RMSNorm, for one head's row; without norms, `back` itself."""
-    if norms_2K is None:
-        for i in range(width):
-            grad[start + i] = back[i]
-    else:
-        r = _inverse_rms(row, width, eps)
-        for i in range(width):
-            row[i] *= r
-        # row is x * r now; g = back * weight.
-        mean_gn = _F(0.0)
-        for i in range(width):
-            grad_norm[i] += back[i] * row[i]
-            mean_gn += back[i] * norms_2K[which, i] * row[i]
-        mean_gn /= _F(width)
-        for i in range(width):
-            grad[start + i] = r * (back[i] * norms_2K[which, i] - row[i] * mean_gn)
+def _norm_backward(qkv_RN, row, column, width, norms_2K, which, eps, grad_norm, grad, start):
+    """As residual._normalize_backward for RMSNorm, for one head's row, in position; x * r are the normalized numbers,
+    g is grad * weight."""
+    r = _inverse_rms(qkv_RN, row, column, width, eps)
+    products = fill(_F(0.0))
+    for i in range(_U(0), width, _U(LANES)):
+        n = _n_lanes(width, i)
+        normed, grads = load_lanes(qkv_RN, (row, column + i), n) * r, load_lanes(grad, start + i, n)
+        store_lanes(grad_norm, i, load_lanes(grad_norm, i, n) + grads * normed, n)
+        products += grads * load_lanes(norms_2K, (which, i), n) * normed
+    mean_gn = total(products) / _F(width)
+    for i in range(_U(0), width, _U(LANES)):
+        n = _n_lanes(width, i)
+        normed, g = (
+            load_lanes(qkv_RN, (row, column + i), n) * r,
+            load_lanes(grad, start + i, n) * load_lanes(norms_2K, (which, i), n),
+        )
+        store_lanes(grad, start + i, (g - normed * mean_gn) * r, n)
