@@ -1,7 +1,8 @@
 """The lower bound of a training step: the time that its matrix products alone take at this machine's own FLOP rate.
 
-Counted are the linear layers including the head (one product in the forward pass, two in the backward pass), and
-attention without causal masking (scores and weighted sum: two products forward, four backward). Embeddings are lookups.
+Counted are the linear layers including the head (one product in the forward pass, two in the backward pass), attention
+without causal masking (scores and weighted sum: two products forward, four backward), and with Muon its products.
+Embeddings are lookups.
 The FLOP rate is measured at the shapes of the model's own layers, in the faster precision of this machine.
 """
 
@@ -13,6 +14,7 @@ import torch
 from benchmarks.steps import Task
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.shapes import block_product_shapes, n_multiplied
+from tiny_gpt.planning.throughput import muon_flops
 
 N_MEASUREMENTS = 5
 # One product on a GPU takes less time than waiting for it.
@@ -54,7 +56,8 @@ def matmul_flops(task: Task) -> int:
     """FLOPs in the matrix products of one step; a multiplication and an addition are two."""
     attention = task.model.n_layer * task.model.n_head * task.model.dim_per_head * task.model.block_size
     per_token = 6 * n_multiplied(task.model, task.vocab_size) + 12 * attention
-    return per_token * task.tokens_per_step
+    muon = muon_flops(task.model) if task.optimizer == "muon" else 0
+    return per_token * task.tokens_per_step + muon
 
 
 def product_rate(task: Task, n_in: int, n_out: int) -> float:

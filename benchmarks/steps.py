@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.textbook import TextbookGPT, textbook_step
-from tiny_gpt.config import ModelConfig, RunConfig
+from tiny_gpt.config import ModelConfig, RunConfig, TrainConfig
+from tiny_gpt.config.training import OptimizerName
 from tiny_gpt.data.dataloader import CPU, BatchLoader
 from tiny_gpt.device import synchronize
 from tiny_gpt.model.gpt import GPT
@@ -47,6 +48,8 @@ class Task:
     device: torch.device
     precision: torch.dtype
     """The faster one on this machine."""
+    optimizer: OptimizerName = TrainConfig.optimizer
+    """Of tiny_gpt; the others have AdamW."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -90,7 +93,7 @@ class TinyGPTStep:
 
 def make_tiny_gpt_step(task: Task, backend: BackendName = "auto") -> TinyGPTStep:
     """The step that a run would do; the backend `auto` is autotuned as for a run."""
-    config = replace(RunConfig(), model=task.model)
+    config = replace(RunConfig(), model=task.model, train=replace(RunConfig().train, optimizer=task.optimizer))
     if backend == "auto":
         train = replace(config.train, precision=name_of(task.precision), batch_size=task.batch_size)
         backend = choose_backend(replace(config, train=train), task.vocab_size, task.device).candidate.backend

@@ -35,7 +35,8 @@ from benchmarks.steps import (
     make_transformers_step,
     name_of,
 )
-from tiny_gpt.config import ModelConfig
+from tiny_gpt.config import ModelConfig, TrainConfig
+from tiny_gpt.config.training import OptimizerName
 from tiny_gpt.device import (
     configure_torch,
     describe_device,
@@ -78,6 +79,8 @@ class Bench:
     """The backend of tiny_gpt, as for `tiny-gpt train`."""
     shapes: tuple[Literal["default", "6x384", "12x768", "all"], ...] = ()
     """Instead of one table, a line for each of these shapes with and without dropout and four vocabulary sizes."""
+    optimizer: OptimizerName = TrainConfig.optimizer
+    """Of tiny_gpt, whose products count among the matrix products."""
     device: str = "auto"
     """As for `tiny-gpt train`."""
     json: str = "bench.json"
@@ -93,7 +96,8 @@ Seconds = dict[str, list[float]]
 def main(bench: Bench) -> None:
     device = pick_device(bench.device)
     configure_torch(device)
-    task = Task(bench.model, bench.vocab_size, bench.batch_size, device, pick_precision("auto", device))
+    precision = pick_precision("auto", device)
+    task = Task(bench.model, bench.vocab_size, bench.batch_size, device, precision, bench.optimizer)
     machine = machine_fingerprint(device)
     print(f"{describe_device(device)}, {machine['processor']}, torch {torch.__version__}")
     figures = sweep(bench, task) if bench.shapes else compare(bench, task)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from tiny_gpt.config import RunConfig
+from tiny_gpt.config import ModelConfig, RunConfig
 from tiny_gpt.device import release_memory, synchronize
 from tiny_gpt.model.shapes import block_product_shapes, n_adapter_parameters, n_multiplied, n_stacked_matrices
 from tiny_gpt.planning.autotune_cache import MeasuredNumber
@@ -128,21 +128,21 @@ def step_flops(config: RunConfig, vocab_size: int) -> float:
         weight_products = n_tokens * (4 * frozen + 6 * adapters)
     length = sum(tokens * share for tokens, share in sequence_lengths(train, model.block_size).items())
     attention = 6 * n_tokens * model.n_layer * model.n_head * model.dim_per_head * length
-    muon = _muon_flops(config) if train.optimizer == "muon" else 0
+    muon = muon_flops(model) if train.optimizer == "muon" else 0
     return weight_products + attention + muon
 
 
-def _muon_flops(config: RunConfig) -> int:
+def muon_flops(model: ModelConfig) -> int:
     """FLOPs of one Muon update, which orthogonalizes every matrix in the blocks by Newton-Schulz iterations.
 
     An iteration of a (p, q) matrix X, p <= q, computes A = XX', A^2 and a product of those with X.
     """
     flops = 0
-    for name, (n_rows, n_columns) in block_product_shapes(config.model).items():  # embeddings and the head are AdamW's
+    for name, (n_rows, n_columns) in block_product_shapes(model).items():  # embeddings and the head are AdamW's
         n_stacked = n_stacked_matrices(name)  # q, k and v are stored as one matrix and orthogonalized separately
         p, q = sorted((n_rows // n_stacked, n_columns))
         flops += n_stacked * N_ITERATIONS * (4 * p * p * q + 2 * p**3)
-    return config.model.n_layer * flops
+    return model.n_layer * flops
 
 
 def known_step_s(config: RunConfig, vocab_size: int, device: torch.device, limit_s: float = MAX_MEASURE_S) -> float:
