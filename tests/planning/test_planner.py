@@ -14,7 +14,7 @@ from tiny_gpt.data.progress import finish
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning import planner as planner_module
 from tiny_gpt.planning.throughput import StepTimeModel
-from tiny_gpt.planning.types import OtherText
+from tiny_gpt.planning.types import OtherText, TextStats
 from tiny_gpt.training.stages import FIRST_SHARE
 
 
@@ -126,6 +126,15 @@ def test_the_model_of_a_pretraining_suits_the_other_text_and_its_time():
     alone, pretrained = (planner.plan(for_time("6h"))[0] for planner in (tiny, related))
     assert n_parameters(pretrained.model, 2048) > 2 * n_parameters(alone.model, 512)
     assert pretrained.model.dropout > 0 and pretrained.train.auto == ()
+
+
+def test_plenty_of_other_text_does_not_make_the_model_too_large_for_the_own():
+    text = TextStats(11_200_000, 3_600_000, 300_000, 2048, 2.06)
+    other = OtherText(("package-source",), 3_700_000, 314_000, 2048, 26_400_000, distance=1.11)
+    planner = make_planner()._replace(text=text, other=other, step_time=StepTimeModel(0.064, 3.085e-12, 2048))
+    named = replace(for_time("6h"), data=DataConfig(first=other.sources))
+    losses = [planner.plan(replace(named, train=replace(named.train, for_=time)))[1].forecast for time in ("6h", "24h")]
+    assert losses[1].bits_per_byte < losses[0].bits_per_byte
 
 
 def test_a_teacher_has_time_for_some_hundred_steps():

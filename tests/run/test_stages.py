@@ -17,9 +17,11 @@ from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.data.progress import finish as prepared
 from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.model.shapes import merged_config
 from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.run import other_text, stages
-from tiny_gpt.run.events import Evaluated, Prepared, StageBegun
+from tiny_gpt.run.evaluator import Evaluator
+from tiny_gpt.run.events import Evaluated, Finished, Merged, Prepared, StageBegun
 from tiny_gpt.run.other_text import prepare_other, prepare_texts, tokenizer_for
 from tiny_gpt.run.planned_run import measure_run
 from tiny_gpt.run.run import run
@@ -48,10 +50,56 @@ def test_stages_follow_one_another_and_leave_their_models(staged):
     names = PRETRAINED_FILE, f"{TEACHERS_FOLDER}/1.pt", f"{TEACHERS_FOLDER}/2.pt", FINAL_FILE
     heads = [weights_of(staged, name)["head.weight"] for name in names]
     assert all(not torch.equal(a, b) for i, a in enumerate(heads) for b in heads[:i])
-    # The last step of each stage is evaluated, so the best model of the run is that of its best stage.
-    losses = {event.step: event.val_loss for event in of(Evaluated, events)}
+    # The last step of each stage is evaluated, so the best model of the run is that of its best stage, or a merged one.
+    losses = {event.step: event.val_bits_per_byte for event in of(Evaluated, events)}
     assert {event.step for event in begun[1:]} <= losses.keys()
-    assert load_model(out_dir(staged) / BEST_FILE, CPU).progress.val_loss == min(losses.values())
+    merged = [event.val_bits_per_byte for event in of(Merged, events)]
+    best = load_model(out_dir(staged) / BEST_FILE, CPU).progress
+    assert best.val_bits_per_byte == min([*losses.values(), *merged])
+
+
+@pytest.fixture
+def mergeable(staged, monkeypatch):
+    monkeypatch.setattr(stages, "MAX_BEHIND", 2.0)  # so few steps make unequal models
+    return replace(staged, model=replace(staged.model, architecture="qwen3"))
+
+
+@pytest.fixture
+def merged_wins(monkeypatch):
+    """Merged models score as if they were better than any other."""
+    monkeypatch.setattr(Evaluator, "score_merged", lambda self, model, beat, is_val=True: 0.5)
+
+
+def test_merged_models_become_the_best_model_and_stay_it(mergeable, merged_wins):
+    staged = with_train(mergeable, students=2, steps=40)
+    events = list(run(staged))
+    begun, merged = of(StageBegun, events), of(Merged, events)
+    # After the last teacher, and at the end.
+    assert [event.step for event in merged] == [begun[3].step, 40]
+    one = load_model(out_dir(staged) / f"{TEACHERS_FOLDER}/1.pt", CPU).model.config
+    best = load_model(out_dir(staged) / BEST_FILE, CPU)
+    assert best.model.config == merged_config(one, merged[-1].n_models) and best.progress.val_loss == 0.5
+    assert load_model(out_dir(staged) / FINAL_FILE, CPU).model.config.d_model == one.d_model
+    (finished,) = of(Finished, events)
+    assert finished.best_path == out_dir(staged) / BEST_FILE
+    # A longer run continues with the small model, and keeps the merged one.
+    list(run(with_train(staged, steps=50), resume=True))
+    assert load_model(out_dir(staged) / BEST_FILE, CPU).progress.val_loss == 0.5
+
+
+def test_models_with_layer_norm_are_not_merged(staged):
+    assert staged.model.architecture == "gpt2" and not of(Merged, list(run(staged)))
+
+
+def test_a_run_killed_around_a_merge_ends_like_an_uninterrupted_one(mergeable, tmp_path):
+    twin = with_train(mergeable, out_dir=str(tmp_path / "twin"))
+    events = list(run(twin))
+    for step in (of(Merged, events)[0].step, of(Merged, events)[0].step + 2):
+        interrupt(mergeable, after=step, resume=out_dir(mergeable).exists())
+    rest = list(run(mergeable, resume=True))
+    assert of(Merged, rest)[-1] == of(Merged, events)[-1]
+    for name in (BEST_FILE, FINAL_FILE):
+        assert same_weights(weights_of(mergeable, name), weights_of(twin, name))
 
 
 def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(staged, tmp_path):

@@ -5,12 +5,16 @@ Untrusted files are checked against these before a model is built, and the plann
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from tiny_gpt.config import ModelConfig
 
 FP32_BYTES = 4
 # The table of rotary positions is computed, not read, so its size is not limited by the file's. 2^16 positions of 64.
 MAX_ROPE_NUMBERS = 1 << 22
+# A merged model has the square of its models' number times the weights of one in its blocks. So many parameters are a
+# file of 90 MB in 16 bits, and still write faster than anyone reads.
+MAX_PARAMETERS = 45_000_000
 
 
 def check_dimensions(config: ModelConfig, vocab_size: int, shapes: Mapping[str, tuple[int, ...]], n_bytes: int) -> None:
@@ -108,3 +112,33 @@ def _shapes_in_block(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def second_window_offset(block_size: int) -> int:
     """Tokens by which generation's second window starts after the first: half of block_size, at least one."""
     return (block_size + 1) // 2
+
+
+# --- several models as one (merging.py) ---
+
+
+def can_merge(config: ModelConfig) -> bool:
+    """Whether models of this shape can be merged: LayerNorm subtracts a mean, which would mix their parts."""
+    return config.traits.norm == "rmsnorm"
+
+
+def max_merged(config: ModelConfig, vocab_size: int) -> int:
+    """How many models of this shape may be merged: as many as have MAX_PARAMETERS, but always two; 1 where none may."""
+    n = 2
+    if not can_merge(config):
+        return 1
+    while n_parameters(merged_config(config, n + 1), vocab_size) <= MAX_PARAMETERS:
+        n += 1
+    return n
+
+
+def merged_config(config: ModelConfig, n_models: int) -> ModelConfig:
+    """The shape of `n_models` models of the shape `config` as one."""
+    return replace(
+        config,
+        d_model=n_models * config.d_model,
+        n_head=n_models * config.n_head,
+        head_dim=config.dim_per_head,
+        d_ff=n_models * config.d_ff,
+        dropout=0.0,
+    )

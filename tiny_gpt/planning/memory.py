@@ -24,7 +24,7 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.device import available_memory_bytes, require_memory
-from tiny_gpt.model.shapes import n_adapter_parameters, n_multiplied, n_parameters
+from tiny_gpt.model.shapes import max_merged, merged_config, n_adapter_parameters, n_multiplied, n_parameters
 from tiny_gpt.planning.activations import FUSED_LOGITS, PassShape, n_block_parameters, pass_bytes, scoring_bytes
 from tiny_gpt.planning.heuristics import MIN_BLOCK_SIZE
 from tiny_gpt.training.micro_batches import micro_batch_size
@@ -43,6 +43,8 @@ AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS, FUSED_GAPS = 0.38, 4, 0.14
 STATE_BYTES = 4 + 8
 # Per parameter of a model that is read to be scored: its weights. To write a sample, they are also packed.
 SCORED_BYTES, SAMPLED_BYTES = 4, 4 + 4
+# Of a model that the teachers are merged into: itself with a copy in bf16, and the best one before.
+MERGED_BYTES = 4 + 2 + 4
 # On a GPU: the CUDA context and its libraries; on MPS the process.
 CUDA_BYTES, MPS_BYTES = 400 << 20, 550 << 20
 # Per parameter: weight, gradient and AdamW's two moments in fp32, a copy in the compute dtype, and the copy of the best
@@ -139,7 +141,9 @@ def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     gaps = FUSED_GAPS if shape.is_fused else min(AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS / model.n_layer)
     heap = 1.0 if is_returned else 1 + gaps
     program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else FSDP_BYTES if is_sharded else 0)
-    at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape))
+    n_models = min(train.teachers, max_merged(model, vocab_size))
+    n_merged = n_parameters(merged_config(model, n_models), vocab_size) if n_models > 1 else 0
+    at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape), MERGED_BYTES * n_merged)
     return program_bytes + state_bytes + max(heap * pass_bytes(shape, holds_gradients), gradient_bytes + at_ends)
 
 

@@ -18,14 +18,16 @@ from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.device import available_memory_bytes
 from tiny_gpt.errors import UsageError
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
-from tiny_gpt.model.shapes import n_parameters
+from tiny_gpt.model.shapes import max_merged, n_parameters
 from tiny_gpt.planning.autotune import why_unsuitable
 from tiny_gpt.planning.heuristics import (
+    SIZES,
     ComputeBudget,
     choose_settings,
     knows_more_than,
     steps_for,
     tokens_per_step,
+    with_size,
 )
 from tiny_gpt.planning.memory import LORA_RANKS, estimate_memory_bytes, may_use_lora
 from tiny_gpt.planning.scaling_law import forecast, forecast_further, saturation_tokens
@@ -47,6 +49,9 @@ MIN_SECONDS_FOR_RELATED, MIN_SECONDS_PER_BYTE = 300, 5e-4
 # Fractions of the time for other text that a plan tries. No teachers come after it: models that start from the same
 # pretraining are alike, and a student of them became worse than each (docs/log/stages.md).
 FIRST_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+# A model smaller than the one that suits the pretraining is taken where its expected loss is below this fraction of the
+# other's, more than a forecast is usually wrong.
+SMALLER_MODEL_RATIO = 0.92
 # Of a model that starts from a pretraining: the fewest steps, and the most passes over the own text, for which one is
 # good; more of them undo what it has learned there.
 MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 50, 6
@@ -196,18 +201,35 @@ class Planner(NamedTuple):
         alone = _with_train(config, teachers=0, students=1)
         if config.train.first_share:
             return self._complete(alone)
-        candidates = [self._complete(_with_train(alone, first_share=share)) for share in FIRST_SHARES]
+        shared = [_with_train(alone, first_share=share) for share in FIRST_SHARES]
+        candidates = [self._complete(each) for each in shared]
         if asked := config.train.own_epochs:
             return self._with_own_epochs(self._nearest(candidates, asked), asked)
         suited = [each for each in candidates if self._suits_pretraining(each)]
         if suited:
-            best = min(suited, key=self.expected_loss)
+            best = self._smaller_if_better(shared, min(suited, key=self.expected_loss))
             return _with_train(best, own_epochs=round(self._stage_epochs(best), 2))
         # Too little time for any, or too much.
         n_steps = 1.5 * MIN_FINE_TUNING_STEPS
         epochs = max(MAX_FINE_TUNING_EPOCHS, n_steps * tokens_per_step(candidates[-1]) / self.text.train_tokens)
         nearest = self._nearest(candidates, epochs)
         return self._with_own_epochs(nearest, min(epochs, self._stage_epochs(nearest)))
+
+    def _smaller_if_better(self, shared: list[RunConfig], best: RunConfig) -> RunConfig:
+        """`best`, whose size suits its pretraining, or a smaller model, in one of the `shared` fractions, that is
+        expected to be much better: the right size for plenty of other text may be too slow to learn the own one."""
+        smaller = (each for config in shared for each in self._in_smaller_sizes(config, best))
+        rival = min(filter(self._suits_pretraining, smaller), key=self.expected_loss, default=best)
+        return rival if self.expected_loss(rival) < SMALLER_MODEL_RATIO * self.expected_loss(best) else best
+
+    def _in_smaller_sizes(self, config: RunConfig, than: RunConfig) -> Iterator[RunConfig]:
+        """`config` complete in each smaller size than that of `than` which auto may choose."""
+        shape = {"n_layer", "d_model", "n_head", "d_ff"}
+        auto = tuple(name for name in config.train.auto if name not in shape)
+        for n_layer, d_model in SIZES if shape <= set(config.train.auto) else ():
+            sized = with_size(config, n_layer, d_model)
+            if n_parameters(sized.model, 0) < n_parameters(than.model, 0):
+                yield self._complete(replace(sized, train=replace(config.train, auto=auto)))
 
     def _nearest(self, candidates: list[RunConfig], epochs: float) -> RunConfig:
         """The one of `candidates` whose passes over the own text are nearest to `epochs`."""
@@ -306,6 +328,7 @@ class Planner(NamedTuple):
             saturation_s=self._saturation_tokens(config) / step_tokens * step_s / STEPS_SHARE,
             teachers=config.train.teachers,
             students=config.train.students,
+            merged=min(config.train.teachers, max_merged(config.model, self.text.vocab_size)),
             first=config.data.first,
             first_share=config.train.first_share,
         )

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.model.shapes import n_multiplied
+from tiny_gpt.model.shapes import max_merged, n_multiplied
 from tiny_gpt.planning.types import Forecast, TextStats
 from tiny_gpt.training.stages import teacher_share
 
@@ -42,9 +42,9 @@ CRITICAL_RATIO, FREE_RATIO = 1.5, 1.5
 HARDEST = 1.2
 # The penalty of a character tokenizer, for a text whose pilot run used BPE.
 CHAR_PENALTY = "tokenizer char"
-# What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; an
-# ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
-GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
+# What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; and what
+# a great many models gain as one. An ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
+GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE, GAIN_OF_MANY_MERGED = 0.026, 0.011, 0.041
 # What a model gains in ln(bits per byte) from other text first: PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO), where r
 # tokens for each token of the user's own text, learned by a model of any size, would give the pretraining's reducible
 # loss. Documentation gives 0.03 to 0.1 less to plays of Shakespeare, prose 0.1 to 0.2. Teachers add nothing to it. A
@@ -197,7 +197,11 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     """What other text first and teachers add to ln(bits per byte): a negative number. For `steps` see `forecast`."""
     train = config.train
     if not train.first_share:
-        return -(GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers) if train.teachers else 0.0
+        if not train.teachers:
+            return 0.0
+        merged = min(train.teachers, max_merged(config.model, text.vocab_size))
+        gain_of_merged = GAIN_OF_MANY_MERGED * (1 - 1 / merged)
+        return -max(gain_of_merged, GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers)
     law, n_tokens = load_scaling_law(), pretraining_tokens(config, steps)
     n_parameters = n_multiplied(config.model, text.vocab_size)
     reducible = law.reducible_loss(n_parameters, n_tokens, text.other_tokens or n_tokens)

@@ -128,6 +128,8 @@ class Plan:
     """Models that are trained first, which the final one learns from."""
     students: int = 1
     """Models that learn from them."""
+    merged: int = 0
+    """How many of all these become one model, at least; not if fewer than 2."""
     first: tuple[str, ...] = ()
     """The other text that the run begins with."""
     first_share: float = 0.0

@@ -35,6 +35,8 @@ class Evaluator:
         tokens_between = self.tokens_per_step * self.steps_between
         self.val_windows = self._windows(dataset.val, affordable_tokens(tokens_between, VAL_SHARE))
         self.train_windows = self._windows(dataset.train, affordable_tokens(tokens_between, TRAIN_SHARE))
+        self.best_cost = 1.0
+        """How many times as long scoring a token takes with the best model as with the one in training."""
         self._measured_token_s: float | None = None
         self._last_progress, self._last_train_s = 0.0, 0.0
 
@@ -93,7 +95,7 @@ class Evaluator:
         faster or slower since the time was reserved.
         """
         n_tokens = self._final_tokens()
-        if left_s is not None and (token_s := self._token_s()) > 0:
+        if left_s is not None and (token_s := self._token_s() * self.best_cost) > 0:
             in_time, at_latest = left_s / token_s, (left_s + LATE_S / 2) / token_s
             n_tokens = self._if_more(int(min(max(n_tokens, in_time), at_latest)))
         return self._windows(self.dataset.val, n_tokens, "eager") if n_tokens else None
@@ -102,13 +104,22 @@ class Evaluator:
         """The loss over `windows` of the validation text of a `model` that is not the one in training."""
         return self.state.leader.score(windows, "val", model, beat, is_other_model=True)[0]
 
+    def score_merged(self, model: GPT, beat: Callable[[], None], is_val: bool = True) -> float:
+        """The validation loss, or else the training loss, of a `model` that is not the one in training, over the same
+        windows."""
+        backend = "fused" if self.state.config.backend == "fused" else "eager"
+        windows, tokens = self.train_windows, self.dataset.train
+        if is_val:
+            windows, tokens = self.val_windows, self.dataset.val
+        return self.score_best(self._windows(tokens, windows.max_tokens, backend), model, beat)
+
     def eval_s(self) -> float:
         """Seconds that an evaluation takes."""
         return self.n_tokens * self._token_s()
 
     def final_s(self) -> float:
         """Seconds that the last evaluation and the best model's final score take."""
-        return self.eval_s() + self._final_tokens() * self._token_s()
+        return self.eval_s() + self._final_tokens() * self._token_s() * self.best_cost
 
     def _final_tokens(self) -> int:
         tokens_trained = self.state.step * self.tokens_per_step

@@ -81,6 +81,28 @@ class StageBegun:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """Models of ended stages have been merged into one (model/merging.py)."""
+
+    step: int
+    n_models: int
+    n_parameters: int
+    """Of the merged one."""
+    val_bits_per_byte: float
+    best_alone: float
+    """Bits per byte of the best model that the run had trained by then."""
+
+    @property
+    def text(self) -> str:
+        """For the user."""
+        size = f"{self.n_parameters / 1e6:,.1f} M parameters"
+        return (
+            f"{self.n_models} models merged into one of {size}: {self.val_bits_per_byte:.3f} bits per byte, the best "
+            f"one alone {self.best_alone:.3f}"
+        )
+
+
+@dataclass(frozen=True)
 class ThroughputMeasured:
     """The first steps have been timed."""
 
@@ -243,6 +265,7 @@ Event = (
     | Measuring
     | Prepared
     | StageBegun
+    | Merged
     | StepDone
     | ThroughputMeasured
     | Evaluated

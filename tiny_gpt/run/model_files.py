@@ -50,13 +50,14 @@ class ModelFiles:
         best = self._pending[0] if self._pending else self.state.best
         return best is None or evaluated.val_loss < best.val_loss
 
-    def save_best(self, evaluated: Evaluated) -> Saved | None:
-        """Save the present model as the best; None if that fails or, in a timed run, would take too much of the time.
+    def save_best(self, evaluated: Evaluated, merged: GPT | None = None) -> Saved | None:
+        """Save the present model, or one that was `merged` from several, as the best; None if that fails or, in a timed
+        run, would take too much of the time.
 
         A copy in memory is then kept for `save_pending`.
         """
         self._pending = None  # no longer the best; frees its memory
-        model = self.state.whole_model()
+        model = merged or self.state.whole_model()
         saved = None if self._must_wait() else self._save_best(evaluated, model)
         if not saved:
             self._pending = evaluated, _copy_to_cpu(model) if model is self.state.model else model
@@ -88,9 +89,9 @@ class ModelFiles:
             )
         return saved
 
-    def resume(self) -> None:
+    def resume(self) -> GPT | None:
         """The state continues from a checkpoint: remove a final model, which says that a run is finished, and check the
-        best model's file against the state.
+        best model's file against the state. Returns that model, if there is one.
 
         A run that was killed may have saved a better model after its last checkpoint; a damaged file is replaced.
         """
@@ -98,14 +99,15 @@ class ModelFiles:
             self.final_path.unlink()
         known = self.state.best
         try:
-            found = load_model(self.best_path, torch.device("cpu")).progress
+            best = load_model(self.best_path, torch.device("cpu"))
         except BadInputError as failure:
             if known is not None:
                 self.state.warn(f"{failure}; {self._rebuild_best()}")
-            return
-        if known is None or found.val_loss < known.val_loss:
+            return None
+        if known is None or best.progress.val_loss < known.val_loss:
             unknown: dict[str, Any] = {field.name: math.nan for field in dataclasses.fields(Evaluated)}
-            self.state.best = Evaluated(**unknown | dataclasses.asdict(found))
+            self.state.best = Evaluated(**unknown | dataclasses.asdict(best.progress))
+        return best.model
 
     def _save_best(self, evaluated: Evaluated, model: GPT) -> Saved | None:
         with self.state.clock.count_as("save"), self._throttle.measure():

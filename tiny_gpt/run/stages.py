@@ -21,8 +21,8 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_io.model_file import load_model, save_model
-from tiny_gpt.model_io.stored_model import Progress
+from tiny_gpt.model_io.model_file import LoadedModel, load_model, save_model
+from tiny_gpt.model_io.stored_model import Progress, open_model_file
 from tiny_gpt.run.evaluator import EVAL_PROGRESS
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.distill import predict
@@ -105,8 +105,9 @@ class StageRunner:
         counters.stage_start = min(counters.stage_start, point.progress)  # a run that is extended begins again at 0
         return stage_point(point, self.stage, counters.stage_start, self._settings.rate_factor)
 
-    def begin(self, point: SchedulePoint, trained: float, beat: Callable[[], None]) -> None:
-        """Set up the stage that `point` is in, after keeping the model of one that ended.
+    def begin(self, point: SchedulePoint, trained: float, beat: Callable[[], None]) -> bool:
+        """Set up the stage that `point` is in, after keeping the model of one that ended. Returns whether it is time to
+        merge the models of ended stages (merged_stages.py).
 
         `trained` is the run's progress (0 to 1) at its last step: time may have passed without training since.
         Raises OutOfResourcesError if the model cannot be written.
@@ -114,7 +115,7 @@ class StageRunner:
         counters, ended = self.state.counters, self.stage
         index = stage_index(self.stages, point.progress)
         if index == counters.stage:  # the first one has its weights from the start of the run
-            return
+            return False
         length = ended.end - counters.stage_start
         reached = trained + self.state.budget.progress_per_step() - counters.stage_start
         is_complete = reached >= MIN_COMPLETE * length >= MIN_COMPLETE * MIN_LENGTH * (ended.end - ended.start)
@@ -127,6 +128,13 @@ class StageRunner:
         self._initialize(self.stage)
         self._prepared = None
         self.prepare(beat)
+        return ended.kind == "teacher" and self.stage.kind != "teacher"
+
+    def end(self, is_over: bool) -> bool:
+        """Keep the model of the last student, if the run `is_over`. Returns whether there may be models to merge."""
+        if is_over and self.stage.kind == "student" and self.state.history:
+            self._save(self.stage)
+        return self.config.train.teachers > 0
 
     def prepare(self, beat: Callable[[], None]) -> None:
         """Set regularization and batches to those of the present stage; nothing if they are already.
@@ -243,7 +251,32 @@ class StageRunner:
         paths += [self._student_path(number) for number in last_students]
         return [path for path in paths if path.exists()]
 
-    def _teachers(self) -> list[GPT]:
+    def mixtures(self, most: int) -> list[list[GPT]]:
+        """Which models to try to merge, at most so many: teachers, students, and as many of both, always the best of
+        their kind. Teachers differ more from one another than students, who are better."""
+        kept = [self._kept_models(names, most) for names in ("[0-9]*.pt", "student-*.pt")]
+        behind = MAX_BEHIND * min((loss for kind in kept for loss, _ in kind), default=math.inf)
+        teachers, students = ([model for loss, model in kind if loss <= behind] for kind in kept)
+        some = students[: max(most // 2, most - len(teachers))]
+        tried: list[list[GPT]] = []
+        for mixture in (teachers, some + teachers[: most - len(some)], students):
+            if len(mixture) > 1 and mixture not in tried:
+                tried.append(mixture)
+        return tried
+
+    def _kept_models(self, names: str, most: int) -> list[tuple[float, GPT]]:
+        """(val_loss, model) of the best of the files of these names, the best one first."""
+        losses: list[tuple[float, Path]] = []
+        for path in (self.out_dir / TEACHERS_FOLDER).glob(names):
+            with contextlib.suppress(BadInputError), open_model_file(path) as stored:
+                losses.append((stored.progress.val_loss, path))
+        models: list[tuple[float, GPT]] = []
+        for loss, path in sorted(losses)[:most]:
+            with contextlib.suppress(BadInputError):
+                models.append((loss, load_model(path, torch.device("cpu"), self.state.model.compute_dtype).model))
+        return models
+
+    def _teachers(self) -> list[LoadedModel]:
         model, loaded = self.state.model, []
         for path in self._teacher_paths():
             try:
@@ -251,13 +284,13 @@ class StageRunner:
             except BadInputError as damage:
                 self.state.warn(f"this teacher is left out: {damage}")
         best = min((teacher.progress.val_loss for teacher in loaded), default=math.inf)
-        return [teacher.model.eval() for teacher in loaded if teacher.progress.val_loss <= MAX_BEHIND * best]
+        return [teacher for teacher in loaded if teacher.progress.val_loss <= MAX_BEHIND * best]
 
     def _predictions(self, beat: Callable[[], None]) -> Predictions | None:
         """The mean prediction of each token of the text by teachers that are nearly as good as the best, computed again
         in every process: it takes less time than a pass over the text. None, with a warning, where no teacher is left.
         """
-        teachers = self._teachers()
+        teachers = [teacher.model.eval() for teacher in self._teachers()]
         self._n_teachers = len(teachers)
         if not teachers:
             self.state.warn("no teacher was trained to its end: the final model learns from the text alone")

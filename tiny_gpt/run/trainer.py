@@ -38,6 +38,7 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.final_score import SAMPLE_S, finished
 from tiny_gpt.run.forgetting import Known
+from tiny_gpt.run.merged_stages import cost_of, merge_stages, merging_s
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.stages import StageRunner
@@ -93,8 +94,10 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
         """Continue from `checkpoint` exactly, or with `extends` with a new budget. Raises DamagedError."""
         self.checkpoints.resume(checkpoint, extends)
-        self.model_files.resume()
+        best = self.model_files.resume()
         self.evaluator.resume()
+        if best:
+            self.evaluator.best_cost = cost_of(best, self.state.model)
 
     def train(self, monitor: HostMonitor) -> Iterator[Event]:
         """Train to the last step, or to the end of the step in which `monitor` is asked to stop.
@@ -148,6 +151,8 @@ class Trainer:
             if stop_signal is not None:
                 break
             yield from self._between_steps(monitor, is_epoch_end)
+        if self.stages.end(budget.is_over(state.step)):
+            yield from self._merge_stages(monitor.beat)
         yield from self._report(self.model_files.save_pending(force=True))
         yield from self._report(self.checkpoints.save())
         yield from self._report(self.model_files.save_final())
@@ -162,10 +167,14 @@ class Trainer:
         StageRunner.begin."""
         stages = self.stages
         if stages.must_begin(point):
-            stages.begin(point, trained, beat)
+            if stages.begin(point, trained, beat):
+                yield from self._merge_stages(beat)
             yield from self._report(StageBegun(self.state.step, stages.describe(), str(stages.stage)))
         stages.prepare(beat)
         return stages.point(point)
+
+    def _merge_stages(self, beat: Callable[[], None]) -> Iterator[Event]:
+        yield from self._report(*merge_stages(self.stages, self.evaluator, self.model_files, beat))
 
     # --- steps ---
 
@@ -356,11 +365,12 @@ class Trainer:
                 yield Warned(state.step, "training continues")
 
     def _reserved_s(self) -> float:
-        """Seconds that a timed run needs after its last step: to evaluate, save, score the best model and sample."""
+        """Seconds that a timed run needs after its last step: to evaluate, merge, save, score the best, and sample."""
         if not self.config.train.is_timed:
             return 0.0
         known_s = self.known.seconds if self.known else 0.0
-        return self.evaluator.final_s() + 2 * self.checkpoints.write_s + SAMPLE_S + known_s
+        merge_s = merging_s(self.config.train, self.state.model, self.evaluator)
+        return self.evaluator.final_s() + merge_s + 2 * self.checkpoints.write_s + SAMPLE_S + known_s
 
     def _roll_back(self, trouble: str) -> Iterator[Event]:
         """Return to a healthy checkpoint. Raises DivergedError where that has not helped before."""

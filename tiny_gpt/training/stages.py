@@ -7,9 +7,11 @@ A model that reads a small text more than about twenty times overfits, so more t
   better than each of them (an ensemble). After a pretraining, which plans have instead, every other teacher starts from
   it: models that began differently err differently, and the second one shows whether the other text helps.
 - student: a model that learns from the text and from its teachers' mean prediction at each token (distillation,
-  arXiv 1503.02531). One model keeps most of the ensemble's gain (arXiv 2509.14786), and stays one ordinary model. It
+  arXiv 1503.02531). One model keeps a part of the ensemble's gain (arXiv 2509.14786), and stays as small. It
   starts from the pretraining if that helped the first teacher. With yet more time there are several students, each of
   which also learns from the last ones before it.
+- merging: the best teachers and students side by side as one wide model (model/merging.py), which keeps nearly all of
+  the ensemble's gain. It takes no training: where stages end (run/merged_stages.py).
 
 All stages are one run: one sequence of steps, one time budget, one validation text, and the best model of any stage is
 the best model of the run. A stage is a range of the run's progress. Within it the learning rate warms up and decays as

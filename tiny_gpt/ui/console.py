@@ -17,6 +17,7 @@ from tiny_gpt.run.events import (
     Evaluated,
     Event,
     Finished,
+    Merged,
     Prepared,
     RolledBack,
     Saved,
@@ -95,6 +96,8 @@ class Console:
                 self._open_bar(event.steps_done)  # the first step may take long; a bar at 0% shows that it has started
             case StageBegun():
                 self._print(self._wrapped(f"step {event.step:,}: {event.description}"))
+            case Merged():
+                self._print(self._wrapped(f"step {event.step:,}: {event.text}"))
             case StepDone():
                 self._update_bar(event)
             case ThroughputMeasured() if self._is_brief and self.config.train.is_timed:
