@@ -141,7 +141,7 @@ def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     gaps = FUSED_GAPS if shape.is_fused else min(AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS / model.n_layer)
     heap = 1.0 if is_returned else 1 + gaps
     program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else FSDP_BYTES if is_sharded else 0)
-    n_models = min(train.teachers, max_merged(model, vocab_size))
+    n_models = min(train.teachers, max_merged(model, vocab_size)) if train.teachers else 0
     n_merged = n_parameters(merged_config(model, n_models), vocab_size) if n_models > 1 else 0
     at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape), MERGED_BYTES * n_merged)
     return program_bytes + state_bytes + max(heap * pass_bytes(shape, holds_gradients), gradient_bytes + at_ends)

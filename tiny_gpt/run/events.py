@@ -98,7 +98,7 @@ class Merged:
         size = f"{self.n_parameters / 1e6:,.1f} M parameters"
         return (
             f"{self.n_models} models merged into one of {size}: {self.val_bits_per_byte:.3f} bits per byte, the best "
-            f"one alone {self.best_alone:.3f}"
+            f"single model {self.best_alone:.3f}"
         )
 
 

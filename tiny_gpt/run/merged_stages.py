@@ -69,13 +69,15 @@ def _score(models: list[GPT], evaluator: Evaluator, beat: Callable[[], None]) ->
     return _Candidate(len(models), merged, evaluator.score_merged(merged, beat))
 
 
-def merging_s(train: TrainConfig, model: GPT, evaluator: Evaluator) -> float:
-    """Seconds that merging takes at the end of a run like this: at most, as wide products are the faster ones."""
+def merging_cost(train: TrainConfig, model: GPT) -> float:
+    """How many evaluations of `model` take as long as merging at the end of the run does, at most."""
+    if not train.teachers:
+        return 0.0
     n_models = min(2 * train.teachers, max_merged(model.config, model.vocab_size))
     if n_models < 2:
         return 0.0
     wide = n_multiplied(merged_config(model.config, n_models), model.vocab_size)
-    return N_MIXTURES * evaluator.eval_s() * wide / n_multiplied(model.config, model.vocab_size)
+    return N_MIXTURES * wide / n_multiplied(model.config, model.vocab_size)
 
 
 def cost_of(best: GPT, model: GPT) -> float:

@@ -19,9 +19,10 @@ from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
-from tiny_gpt.errors import BadInputError
+from tiny_gpt.errors import BadInputError, OutOfResourcesError
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.model_io.model_file import LoadedModel, load_model, save_model
+from tiny_gpt.model.shapes import can_merge
+from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.model_io.stored_model import Progress, open_model_file
 from tiny_gpt.run.evaluator import EVAL_PROGRESS
 from tiny_gpt.run.state import TrainState
@@ -132,9 +133,14 @@ class StageRunner:
 
     def end(self, is_over: bool) -> bool:
         """Keep the model of the last student, if the run `is_over`. Returns whether there may be models to merge."""
+        if not self.config.train.teachers or not can_merge(self.state.model.config):
+            return False
         if is_over and self.stage.kind == "student" and self.state.history:
-            self._save(self.stage)
-        return self.config.train.teachers > 0
+            try:
+                self._save(self.stage)
+            except (OSError, OutOfResourcesError) as failure:  # the final model is saved with more effort
+                self.state.warn(f"the last student is not merged with the others: {failure}")
+        return True
 
     def prepare(self, beat: Callable[[], None]) -> None:
         """Set regularization and batches to those of the present stage; nothing if they are already.
@@ -276,7 +282,7 @@ class StageRunner:
                 models.append((loss, load_model(path, torch.device("cpu"), self.state.model.compute_dtype).model))
         return models
 
-    def _teachers(self) -> list[LoadedModel]:
+    def _teachers(self) -> list[GPT]:
         model, loaded = self.state.model, []
         for path in self._teacher_paths():
             try:
@@ -284,13 +290,13 @@ class StageRunner:
             except BadInputError as damage:
                 self.state.warn(f"this teacher is left out: {damage}")
         best = min((teacher.progress.val_loss for teacher in loaded), default=math.inf)
-        return [teacher for teacher in loaded if teacher.progress.val_loss <= MAX_BEHIND * best]
+        return [teacher.model.eval() for teacher in loaded if teacher.progress.val_loss <= MAX_BEHIND * best]
 
     def _predictions(self, beat: Callable[[], None]) -> Predictions | None:
         """The mean prediction of each token of the text by teachers that are nearly as good as the best, computed again
         in every process: it takes less time than a pass over the text. None, with a warning, where no teacher is left.
         """
-        teachers = [teacher.model.eval() for teacher in self._teachers()]
+        teachers = self._teachers()
         self._n_teachers = len(teachers)
         if not teachers:
             self.state.warn("no teacher was trained to its end: the final model learns from the text alone")

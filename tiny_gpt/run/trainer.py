@@ -38,7 +38,7 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.final_score import SAMPLE_S, finished
 from tiny_gpt.run.forgetting import Known
-from tiny_gpt.run.merged_stages import cost_of, merge_stages, merging_s
+from tiny_gpt.run.merged_stages import cost_of, merge_stages, merging_cost
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.stages import StageRunner
@@ -89,6 +89,7 @@ class Trainer:
         self.stages = StageRunner(state, config, dataset, other, out_dir)
         self.divergence = Divergence(state, config.train, self.checkpoints, self.model_files)
         self.tokens_per_step = self.evaluator.tokens_per_step
+        self._merging_cost = merging_cost(config.train, state.model)  # needed at every step
         self.known = Known.of(description.initial)
 
     def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
@@ -369,7 +370,7 @@ class Trainer:
         if not self.config.train.is_timed:
             return 0.0
         known_s = self.known.seconds if self.known else 0.0
-        merge_s = merging_s(self.config.train, self.state.model, self.evaluator)
+        merge_s = self._merging_cost * self.evaluator.eval_s() if self._merging_cost else 0.0
         return self.evaluator.final_s() + merge_s + 2 * self.checkpoints.write_s + SAMPLE_S + known_s
 
     def _roll_back(self, trouble: str) -> Iterator[Event]:

@@ -11,7 +11,7 @@ A model that reads a small text more than about twenty times overfits, so more t
   starts from the pretraining if that helped the first teacher. With yet more time there are several students, each of
   which also learns from the last ones before it.
 - merging: the best teachers and students side by side as one wide model (model/merging.py), which keeps nearly all of
-  the ensemble's gain. It takes no training: where stages end (run/merged_stages.py).
+  the ensemble's gain. It needs no training; run/merged_stages.py does it after the last teacher and at the end.
 
 All stages are one run: one sequence of steps, one time budget, one validation text, and the best model of any stage is
 the best model of the run. A stage is a range of the run's progress. Within it the learning rate warms up and decays as
