@@ -17,8 +17,8 @@ from tiny_gpt.model.shapes import block_product_shapes, n_adapter_parameters, n_
 from tiny_gpt.model.token_losses import LOGITS_PER_PRODUCT
 
 FP32 = 4
-# The `fused` backend computes at most this many logits at once.
-FUSED_LOGITS = 1 << 22
+# The `fused` backend computes at most this many logits at once, or this many rows of them.
+FUSED_LOGITS, FUSED_LOGIT_ROWS = 1 << 22, 512
 
 
 class PassShape(NamedTuple):
@@ -76,13 +76,17 @@ def pass_bytes(shape: PassShape, holds_gradients: bool) -> float:
     return throughout + max(in_head, in_last_block, in_first_block, gradients.all)
 
 
+def most_fused_logits(vocab_size: int) -> int:
+    return max(FUSED_LOGITS, FUSED_LOGIT_ROWS * vocab_size)
+
+
 def scoring_bytes(shape: PassShape) -> float:
     """The most that a pass without gradients holds beside the weights."""
     model, item = shape.model, shape.itemsize
     width = model.n_head * model.dim_per_head
     in_attention = item * (model.d_model + 7 * width)  # the norm's result; q, k, v twice, output
     in_feed_forward = item * (model.d_model + _n_hidden(model) * model.d_ff)
-    most_logits = FUSED_LOGITS if shape.is_fused else LOGITS_PER_PRODUCT
+    most_logits = most_fused_logits(shape.vocab_size) if shape.is_fused else LOGITS_PER_PRODUCT
     n_logits = min(shape.vocab_size, most_logits / shape.n_tokens)
     in_head = (2 * FP32 + item) * n_logits
     stream = FP32 * model.d_model
@@ -138,7 +142,7 @@ def _head_bytes(shape: PassShape) -> float:
     """Of a token, for the last norm, the logits and the loss."""
     D, item = shape.model.d_model, shape.itemsize
     if shape.is_fused:
-        n_logits = min(shape.vocab_size, FUSED_LOGITS / shape.n_tokens)
+        n_logits = min(shape.vocab_size, most_fused_logits(shape.vocab_size) / shape.n_tokens)
         return (FP32 + 3 * item) * D + item * n_logits
     if shape.n_tokens * shape.vocab_size <= LOGITS_PER_PRODUCT:
         # In fp32: log-probabilities, their gradients, and the gradients of the logits.

@@ -41,6 +41,7 @@ class TestEqualsEager:
 
     def test_logits_computed_in_chunks(self, architecture, dtype, monkeypatch):
         monkeypatch.setattr(loss, "LOGITS_PER_CHUNK", 23 * 7)
+        monkeypatch.setattr(loss, "MIN_ROWS", 1)
         model = fused_model(architecture, dtype)
         assert_equals_eager(model, *batch_for(model), dtype)
 

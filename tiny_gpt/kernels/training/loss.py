@@ -21,6 +21,9 @@ from tiny_gpt.model.soft_targets import SoftTargets
 
 # Logits that are held at once: 16 MiB in fp32, 8 MiB in bf16, which the processor's shared (last-level) cache holds.
 LOGITS_PER_CHUNK = 1 << 22
+# But at least so many rows: each chunk reads the head twice, and adds to all of its gradients. With SmolLM2's 49,173
+# tokens, 2,048 rows took 3.7 s in chunks of 85, and 1.3 s in chunks of 512 (docs/log/start-from.md).
+MIN_ROWS = 512
 
 
 def loss(model: GPTLike, ids_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -108,7 +111,7 @@ def _soft_cross_entropy(
 
 
 def _row_slices(n_rows: int, vocab_size: int) -> list[slice]:
-    """Slices of the rows with at most LOGITS_PER_CHUNK logits each, or one row."""
+    """Slices of the rows with at most LOGITS_PER_CHUNK logits each, or MIN_ROWS rows."""
     # In chunks of whole rows, since a row's softmax needs all of its logits.
-    size = max(1, min(n_rows, LOGITS_PER_CHUNK // vocab_size))
+    size = max(1, min(n_rows, max(MIN_ROWS, LOGITS_PER_CHUNK // vocab_size)))
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
