@@ -22,7 +22,7 @@ QWEN3 = {"architecture": "qwen3", "n_layer": 2}
 EXACT: dict[str, dict[str, Any]] = {
     "gpt2 adamw": {"exact": True},
     "qwen3 muon": {"model": QWEN3, "optimizer": "muon", "exact": True},
-    "teachers": {"teachers": 1, "exact": True},
+    "merged teachers": {"model": QWEN3, "teachers": 2, "exact": True},
     "growing sequences": {"model": QWEN3, "sequence_warmup": 0.8, "exact": True},
     "uneven micro-batches": {"grad_accum_steps": 1, "batch_size": 7, "exact": True},
 }

@@ -6,7 +6,7 @@ import torch
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.merging import merge_models
-from tiny_gpt.model.shapes import MAX_PARAMETERS, can_merge, max_merged, merged_config, n_parameters
+from tiny_gpt.model.shapes import MAX_MERGED_PARAMETERS, can_merge, max_merged, merged_config, n_parameters
 
 VOCAB_SIZE = 23
 
@@ -59,7 +59,7 @@ def test_as_many_are_merged_as_their_size_allows():
         config = ModelConfig("qwen3", 4, d_model // 64, d_model, 3 * d_model, 256)
         n = max_merged(config, vocab_size)
         sizes = [n_parameters(merged_config(config, k), vocab_size) for k in (n, n + 1)]
-        assert n == 2 or sizes[0] <= MAX_PARAMETERS < sizes[1]
+        assert n == 2 or sizes[0] <= MAX_MERGED_PARAMETERS < sizes[1]
     assert max_merged(ModelConfig("gpt2"), 512) == 1 and max_merged(ModelConfig("qwen3", 12, 12, 768, 2048), 8192) == 2
 
 

@@ -74,7 +74,7 @@ def test_scarce_memory_is_met_with_micro_batches(monkeypatch):
     fits = []
     whole = timed("1h")[1].memory_bytes
     for available in (whole, whole - 1, 1 << 20):
-        monkeypatch.setattr("tiny_gpt.planning.planner.available_memory_bytes", lambda _, n=available: n)
+        monkeypatch.setattr("tiny_gpt.planning.stage_planner.available_memory_bytes", lambda _, n=available: n)
         chosen, plan = timed("1h")
         fits.append((chosen.train.grad_accum_steps, plan.memory_bytes))
         assert chosen.train.batch_size == 4
@@ -84,7 +84,7 @@ def test_scarce_memory_is_met_with_micro_batches(monkeypatch):
 def test_adapters_are_trained_where_memory_does_not_suffice_for_all_weights(monkeypatch):
     plans = []
     for available in range(6 << 30, 1 << 30, -(1 << 28)):
-        monkeypatch.setattr("tiny_gpt.planning.planner.available_memory_bytes", lambda _, n=available: n)
+        monkeypatch.setattr("tiny_gpt.planning.stage_planner.available_memory_bytes", lambda _, n=available: n)
         chosen, plan = timed("1h")
         if plan.memory_bytes <= available:
             plans.append((int(chosen.train.lora), chosen.train.learning_rate, chosen.train.recompute))

@@ -18,7 +18,7 @@ from tests.planning.support import (
 )
 from tiny_gpt.config.recipes import AUTO_SETTINGS
 from tiny_gpt.errors import UsageError
-from tiny_gpt.planning import planner as planner_module
+from tiny_gpt.planning import stage_planner
 from tiny_gpt.planning.heuristics import (
     ComputeBudget,
     choose_settings,
@@ -74,7 +74,7 @@ def test_sequences_that_do_not_grow_are_long_in_very_long_runs_only():
 
 
 def test_sequences_do_not_grow_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(planner_module, "available_memory_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(stage_planner, "available_memory_bytes", lambda device: 1 << 40)
     config, _ = make_planner()._replace(device=torch.device("mps"), text=LARGE_TEXT).plan(FIVE_MINUTES)
     assert config.train.sequence_warmup == 0
     given = replace(FIVE_MINUTES, train=replace(FIVE_MINUTES.train, sequence_warmup=0.5))

@@ -13,6 +13,7 @@ from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning import planner as planner_module
+from tiny_gpt.planning import stage_planner
 from tiny_gpt.planning.throughput import StepTimeModel
 from tiny_gpt.planning.types import OtherText, TextStats
 from tiny_gpt.training.stages import FIRST_SHARE
@@ -77,6 +78,30 @@ def test_a_long_run_begins_with_related_text_where_it_is_at_hand():
     assert plan.forecast.bits_per_byte < alone.plan(for_time("2h"))[1].forecast.bits_per_byte
     for without in (for_time("8m"), replace(for_time("2h"), data=DataConfig(first=("none",)))):
         assert related.plan(without)[0].train.first_share == 0
+
+
+def test_several_models_are_pretrained_where_their_merger_is_expected_to_be_better():
+    """Foreign text helps a small text the less, the more it is read; related text helps on."""
+    planner, text = make_planner(), replace(make_planner().text, train_bytes=135_000, train_tokens=66_000)
+    planner = planner._replace(text=text, other=OtherText(("novels",), 37_000, 4_000, 2048, 12_000_000, 1.15))
+    named = replace(for_time("1h"), data=DataConfig(first=("novels",)))
+    chosen, plan = planner.plan(named)
+    assert chosen.train.pretrainings == plan.pretrainings == plan.merged > 1
+    auto = tuple(name for name in named.train.auto if name != "pretrainings")
+    one = replace(named, train=replace(named.train, pretrainings=1, auto=auto))
+    assert plan.forecast.bits_per_byte < 1.005 * planner.plan(one)[1].forecast.bits_per_byte
+    related = planner._replace(text=replace(text, train_bytes=8_000_000, train_tokens=2_500_000))
+    related = related._replace(other=OtherText(("novels",), 2_500_000, 250_000, 2048, 12_000_000, 1.01))
+    assert related.plan(named)[1].pretrainings == 1
+
+
+def test_little_memory_leaves_a_plan_with_other_text(monkeypatch):
+    planner = make_planner()._replace(other=OtherText(("novels",), 40_000, 5_000, 2048, 12_000_000))
+    named = replace(for_time("1h"), data=DataConfig(first=("novels",)))
+    for gib in (0.7, 1.0, 1.3):
+        monkeypatch.setattr(stage_planner, "available_memory_bytes", lambda _, n=gib * 2**30: n)
+        _, plan = planner.plan(named)
+        assert plan.memory_bytes < gib * 2**30 and plan.pretrainings >= 1
 
 
 def test_sequences_fit_into_each_of_two_texts():

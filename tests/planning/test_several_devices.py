@@ -45,7 +45,7 @@ def test_what_the_backward_pass_does_not_hide_is_added() -> None:
 
 
 def planner(memory: int, monkeypatch: pytest.MonkeyPatch, n_devices: int) -> Planner:
-    monkeypatch.setattr("tiny_gpt.planning.planner.available_memory_bytes", lambda _: memory)
+    monkeypatch.setattr("tiny_gpt.planning.stage_planner.available_memory_bytes", lambda _: memory)
     text = TextStats(10**8, 10**7, 10**6, 256, 2.0)
     return Planner(text, CPU, ONE, Candidate("eager", "fp32")).on_devices(n_devices, FAST)
 

@@ -37,7 +37,7 @@ def test_processes_with_threads_of_their_own_divide_the_time(monkeypatch: pytest
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = PLANNER.on_devices(4, FAST)
     needed = elsewhere.plan(CONFIG)[1].memory_bytes
-    monkeypatch.setattr("tiny_gpt.planning.planner.available_memory_bytes", lambda _: 3 * needed)
+    monkeypatch.setattr("tiny_gpt.planning.stage_planner.available_memory_bytes", lambda _: 3 * needed)
     assert not elsewhere.plan(CONFIG)[0].train.recompute
     assert on_ranks(PLANNER, FAST).plan(CONFIG)[0].train.recompute
 

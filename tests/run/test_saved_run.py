@@ -51,6 +51,7 @@ def test_what_the_planner_chose_counts_as_the_old_value():
     [
         (lambda c: with_model(c, n_layer=9), "--n-layer was 4, is now 9"),
         (lambda c: with_train(c, optimizer="muon"), "--optimizer was adamw, is now muon"),
+        (lambda c: with_train(c, pretrainings=2), "--pretrainings was 1, is now 2"),
     ],
 )
 def test_another_model_or_optimizer_is_refused(change, flag):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.run.support import CPU, FRENCH, finish, first, interrupt, of, out_dir, same_weights, with_data, with_train
-from tiny_gpt.config import BEST_FILE, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER
+from tiny_gpt.config import BEST_FILE, FINAL_FILE, MODELS_FOLDER, PRETRAINED_FILE, TEACHERS_FOLDER
 from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
 from tiny_gpt.data.prepare import prepare
@@ -85,6 +85,56 @@ def test_merged_models_become_the_best_model_and_stay_it(mergeable, merged_wins)
     # A longer run continues with the small model, and keeps the merged one.
     list(run(with_train(staged, steps=50), resume=True))
     assert load_model(out_dir(staged) / BEST_FILE, CPU).progress.val_loss == 0.5
+
+
+@pytest.fixture
+def pretrained(mergeable):
+    """Two models, each pretrained on French and then trained on the own text."""
+    return with_train(mergeable, teachers=0, pretrainings=2, first_share=0.5, steps=40)
+
+
+def test_models_of_several_pretrainings_become_one(pretrained, merged_wins):
+    events = list(run(pretrained))
+    begun = [event.name for event in of(StageBegun, events)]
+    assert begun == ["pretraining 1 of 2", "your text 1 of 2", "pretraining 2 of 2", "your text 2 of 2"]
+    first, second = (weights_of(pretrained, f"{MODELS_FOLDER}/{number}.pt")["head.weight"] for number in (1, 2))
+    assert not torch.equal(first, second)
+    (merged,) = of(Merged, events)
+    assert (merged.step, merged.n_models) == (40, 2)
+    one = load_model(out_dir(pretrained) / f"{MODELS_FOLDER}/1.pt", CPU).model.config
+    assert load_model(out_dir(pretrained) / BEST_FILE, CPU).model.config == merged_config(one, 2)
+    # A longer run trains its last model further, and merges it again.
+    longer = list(run(with_train(pretrained, steps=60), resume=True))
+    assert of(Merged, longer)[-1].n_models == 2
+    assert not torch.equal(weights_of(pretrained, f"{MODELS_FOLDER}/2.pt")["head.weight"], second)
+
+
+def test_the_best_model_of_each_stage_is_kept(pretrained):
+    events = list(run(with_train(pretrained, eval_interval=2)))
+    begun = [event.step for event in of(StageBegun, events)]
+    for number, (start, end) in enumerate([(begun[1], begun[2]), (begun[3], 40)], 1):
+        losses = [event.val_loss for event in of(Evaluated, events) if start < event.step <= end]
+        kept = load_model(out_dir(pretrained) / f"{MODELS_FOLDER}/{number}.pt", CPU).progress.val_loss
+        assert kept == min(losses)
+
+
+def test_several_pretrainings_killed_in_each_stage_end_like_uninterrupted_ones(pretrained, tmp_path):
+    twin = with_train(pretrained, out_dir=str(tmp_path / "twin"))
+    expected = finish(twin)
+    for after in (4, 14, 24, 34):
+        interrupt(pretrained, after, resume=out_dir(pretrained).exists())
+    outcome = finish(pretrained, resume=True)
+    assert same_weights(outcome.weights, expected.weights) and outcome.rows == expected.rows
+    assert same_weights(weights_of(pretrained, BEST_FILE), weights_of(twin, BEST_FILE))
+
+
+def test_changed_text_of_first_stops_a_resume_until_the_last_pretraining_is_over(pretrained, tmp_path):
+    interrupt(pretrained, after=14)
+    shutil.rmtree(tmp_path / "cache" / "tokens")
+    (tmp_path / "french.txt").write_text(FRENCH + "Encore. " * 50)
+    with pytest.raises(BadInputError) as error:
+        list(run(pretrained, resume=True))
+    assert error.value.code == "first-text-changed"
 
 
 def test_models_with_layer_norm_are_not_merged(staged):
@@ -266,8 +316,9 @@ def test_counted_passes_over_the_own_text(long_lines):
 
 
 def test_what_other_text_needs_is_told_where_there_is_none(config):
-    notices = [event.text for event in of(Notice, run(with_train(config, own_epochs=2.0, steps=3)))]
-    assert any("--own-epochs: without effect" in text for text in notices)
+    config = with_train(config, own_epochs=2.0, pretrainings=2, steps=3)
+    notices = [event.text for event in of(Notice, run(config))]
+    assert any("--own-epochs and --pretrainings: without effect" in text for text in notices)
 
 
 def test_a_tokenizer_for_both_texts_is_trained_once(shared_tokenizer, tmp_path, monkeypatch):

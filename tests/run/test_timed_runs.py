@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.run.support import CPU, FRENCH, of, with_data, with_train
-from tiny_gpt.config import BUDGETS, FINAL_FILE, PRETRAINED_FILE, TEACHERS_FOLDER, TrainConfig
+from tiny_gpt.config import BUDGETS, FINAL_FILE, MODELS_FOLDER, PRETRAINED_FILE, TEACHERS_FOLDER, TrainConfig
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish as prepared
 from tiny_gpt.evaluation import FixedWindows
@@ -155,7 +155,7 @@ def own_text_last(config, tmp_path, monkeypatch):
 
 def own_steps(events):
     """The first and the last step on the own text."""
-    (begun,) = (event.step for event in of(StageBegun, events) if event.name == "only")
+    (begun,) = (event.step for event in of(StageBegun, events) if event.name == "your text")
     return begun + 1, of(StepDone, events)[-1].step
 
 
@@ -169,6 +169,36 @@ def test_passes_over_the_own_text_do_not_depend_on_the_speed(own_text_last, mach
     assert share(steps[first + 5], own_text_last) > 0.4 and steps[last].learning_rate == 0
     n_evaluations = sum(event.step >= first for event in of(Evaluated, events))
     assert n_evaluations >= stages.MIN_FINE_TUNING_EVALS - 1
+
+
+def test_several_models_have_equally_much_time(own_text_last, machine):
+    """The own text gets 30 steps of each, at any speed."""
+    events = events_of(with_train(own_text_last, pretrainings=2), machine, step_s=0.05)
+    begun = [event.step for event in of(StageBegun, events)]
+    last = of(StepDone, events)[-1].step
+    assert [event.name for event in of(StageBegun, events)][1::2] == ["your text 1 of 2", "your text 2 of 2"]
+    assert begun[2] == pytest.approx(last / 2, abs=3)
+    assert [begun[2] - begun[1], last - begun[3]] == pytest.approx([30, 30], abs=3)
+
+
+def test_a_model_that_was_pretrained_before_a_long_sleep_learns_the_own_text_after_it(own_text_last, machine):
+    """Which it slept through, and a part of the next pretraining."""
+    config = with_train(own_text_last, pretrainings=2)
+    events = staged_events(config, machine, slept_after=0.42, sleep_s=3)
+    own_1, own_2 = [event.step for event in of(StageBegun, events) if event.name.startswith("your text")]
+    next_one = next(event.step for event in of(StageBegun, events) if event.name == "pretraining 2 of 2")
+    assert 5 < next_one - own_1 < 40 and own_2 > next_one
+    assert all((Path(config.train.out_dir) / MODELS_FOLDER / f"{number}.pt").exists() for number in (1, 2))
+
+
+def test_more_time_goes_to_the_last_of_several_pretrainings(own_text_last, machine):
+    config = with_train(own_text_last, pretrainings=2)
+    before = of(StageBegun, events_of(config, machine))[3].step
+    events = events_of(config, machine, True, RunRequest(NOON, 0.0, extends=True))
+    steps = of(StepDone, events)
+    assert before - 50 < steps[0].step < before and share(steps[9], config) == 1
+    (begun,) = of(StageBegun, events)
+    assert begun.name == "your text 2 of 2" and steps[-1].step - begun.step == pytest.approx(30, abs=3)
 
 
 def test_more_time_goes_to_the_pretraining(own_text_last, machine):
@@ -190,9 +220,9 @@ def test_a_pretraining_that_a_sleep_cut_short_is_used_once_it_was_evaluated(
     config = with_train(config, for_="20s", first_share=0.4, schedule="wsd", min_learning_rate=0.0)
     config = with_data(config, first=(str(tmp_path / "french.txt"),))
     events = staged_events(config, machine, slept_after, sleep_s)
-    assert [event.name for event in of(StageBegun, events)] == ["pretraining", "only"]
+    assert [event.name for event in of(StageBegun, events)] == ["pretraining", "your text"]
     assert (Path(config.train.out_dir) / PRETRAINED_FILE).exists() == is_kept
-    assert any("the pretraining was cut short" in event.text for event in of(Warned, events))
+    assert any("training: pretraining" in event.text for event in of(Warned, events))
 
 
 def test_more_time_survives_a_crash_and_counts_once(config, machine):

@@ -37,11 +37,19 @@ def rates(**train):
 def test_a_run_without_teachers_or_other_text_is_one_stage():
     (only,) = stages()
     point = schedule_point(7, 1000, 20)
-    assert (only.kind, only.start, only.end) == ("only", 0.0, 1.0)
+    assert (only.kind, only.start, only.end) == ("own", 0.0, 1.0)
     assert stage_point(point, only, 0.0) == point
 
 
-@pytest.mark.parametrize("train", [dict(teachers=3), dict(first_share=0.4), dict(teachers=2, first_share=0.25)])
+@pytest.mark.parametrize(
+    "train",
+    [
+        dict(teachers=3),
+        dict(first_share=0.4),
+        dict(teachers=2, first_share=0.25),
+        dict(first_share=0.6, pretrainings=3),
+    ],
+)
 def test_stages_fill_the_run_without_gaps(train):
     parts = stages(**train)
     assert [part.start for part in parts] == [0.0, *(part.end for part in parts[:-1])] and parts[-1].end == 1.0
@@ -67,6 +75,13 @@ def test_a_student_is_regularized_less_than_its_teachers():
     teacher, student = (settings_of(config, stage, is_pretrained=False) for stage in stages_of(config.train))
     assert (teacher.dropout, teacher.weight_decay, teacher.token_noise) == (0.3, 2.0, 0.1)
     assert 0 < student.dropout < 0.3 and 0 < student.weight_decay < 2.0 and 0 < student.token_noise < 0.1
+
+
+def test_each_of_several_models_has_a_pretraining_and_the_own_text_for_equally_long():
+    parts = stages(first_share=0.6, pretrainings=3)
+    assert [part.kind for part in parts] == 3 * ["pretraining", "own"]
+    assert [str(part) for part in parts[:2]] == ["pretraining 1 of 3", "your text 1 of 3"]
+    assert [part.end - part.start for part in parts] == pytest.approx(3 * [0.6 / 3, 0.4 / 3])
 
 
 def test_a_pretrained_stage_learns_at_a_lower_rate():

@@ -28,6 +28,7 @@ AUTO_SETTINGS = (
     "token_noise",
     "teachers",
     "students",
+    "pretrainings",
     "lora",
 )
 

@@ -31,6 +31,7 @@ BASE_FILE = "base.pt"
 # What stages before the last leave (run/stages.py).
 PRETRAINED_FILE = "pretrained.pt"
 TEACHERS_FOLDER = "teachers"
+MODELS_FOLDER = "models"
 
 
 def sample_file(step: int) -> str:

@@ -76,8 +76,12 @@ class TrainConfig:
     """How much the final model's targets follow its teachers; the rest is the text itself."""
     first_share: Annotated[float, OPTIONAL] = 0.0
     """Fraction of the run that is trained on the text of --first. Without it, half of the run."""
+    pretrainings: Annotated[int, OPTIONAL] = 1
+    """Models to train, each from other initial weights on the text of --first and then on yours.
+    They share the length of the run. As many of them as its size allows are merged into one model."""
     own_epochs: Annotated[float, OPTIONAL] = 0.0
-    """Passes over your own text after the text of --first, which gets the rest of the run. Overrides --first-share.
+    """Passes of a model over your own text after its pretraining, which gets the rest of the model's time.
+    Overrides --first-share.
     In a timed run, the number of passes stays the same if steps are faster or slower than planned."""
     beta2: float = 0.999
     """Decay rate of AdamW's average of squared gradients. Small batches need a lower one, such as 0.99."""
@@ -154,6 +158,10 @@ class TrainConfig:
             f"--own-epochs and --teachers {self.teachers}: give only one; with teachers, --first-share divides the run"
         )
         require(not (self.own_epochs and self.teachers), message, "own-epochs-and-teachers")
+        message = f"--pretrainings {self.pretrainings}: must be from 1 to 64"
+        require(1 <= self.pretrainings <= 64, message, "pretrainings-out-of-range")
+        message = f"--pretrainings {self.pretrainings} and --teachers {self.teachers}: give only one of them"
+        require(not (self.pretrainings > 1 and self.teachers), message, "pretrainings-and-teachers")
         for name in ("teacher_weight", "first_share"):
             value = getattr(self, name)
             message = f"{flag(name)} {value}: must be at least 0 and below 1"

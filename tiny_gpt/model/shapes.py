@@ -13,8 +13,8 @@ FP32_BYTES = 4
 # The table of rotary positions is computed, not read, so its size is not limited by the file's. 2^16 positions of 64.
 MAX_ROPE_NUMBERS = 1 << 22
 # A merged model has the square of its models' number times the weights of one in its blocks. So many parameters are a
-# file of 90 MB in 16 bits, and still write faster than anyone reads.
-MAX_PARAMETERS = 45_000_000
+# file of 112 MB in 16 bits, and still write faster than anyone reads.
+MAX_MERGED_PARAMETERS = 56_000_000
 
 
 def check_dimensions(config: ModelConfig, vocab_size: int, shapes: Mapping[str, tuple[int, ...]], n_bytes: int) -> None:
@@ -123,11 +123,12 @@ def can_merge(config: ModelConfig) -> bool:
 
 
 def max_merged(config: ModelConfig, vocab_size: int) -> int:
-    """How many models of this shape may be merged: as many as have MAX_PARAMETERS, but always two; 1 where none may."""
+    """How many models of this shape may be merged: as many as have MAX_MERGED_PARAMETERS, but always two; 1 where none
+    may."""
     n = 2
     if not can_merge(config):
         return 1
-    while n_parameters(merged_config(config, n + 1), vocab_size) <= MAX_PARAMETERS:
+    while n_parameters(merged_config(config, n + 1), vocab_size) <= MAX_MERGED_PARAMETERS:
         n += 1
     return n
 

@@ -69,7 +69,7 @@ REGULARIZATION = (
     (math.inf, 0.4, 3.0, 0.1),
 )
 # More regularization than for so many passes makes a model forget its pretraining (docs/log/stages.md).
-MAX_EPOCHS_AFTER_PRETRAINING = 15
+MAX_EPOCHS_AFTER_PRETRAINING = 11
 # Peak learning rate: PEAK_RATES for runs of REFERENCE_STEPS, falling as a power of the steps, within limits.
 PEAK_RATES = {"muon": 2.5e-3, "adamw": 2.5e-3}
 REFERENCE_STEPS, RATE_EXPONENT = 1000, 0.4
@@ -213,8 +213,8 @@ def with_hyperparameters(
         )
     n_tokens = steps * tokens_per_step(config)
     is_read_often = n_tokens > MAX_GROWING_EPOCHS * text.train_tokens
-    may_grow = config.model.traits.positions == "rotary" and not config.train.start_from and not is_read_often
-    grows = config.train.sequence_warmup > 0 or ("sequence_warmup" in config.train.auto and may_grow)
+    is_open = "sequence_warmup" in config.train.auto
+    grows = config.train.sequence_warmup > 0 or (is_open and may_grow(config) and not is_read_often)
     # A stage that continues a pretraining, or a trained model, has the block size of that, and much longer, run.
     if steps < FEW_STEPS and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
@@ -237,6 +237,11 @@ def with_hyperparameters(
         learning_rate=peak_learning_rate(config, steps),
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )
+
+
+def may_grow(config: RunConfig) -> bool:
+    """Whether sequences may grow to the block size: a model with learned positions would not learn the later ones."""
+    return config.model.traits.positions == "rotary" and not config.train.start_from
 
 
 def knows_more_than(config: RunConfig, text: TextStats) -> bool:

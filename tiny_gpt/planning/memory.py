@@ -25,9 +25,10 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.device import available_memory_bytes, require_memory
 from tiny_gpt.model.shapes import max_merged, merged_config, n_adapter_parameters, n_multiplied, n_parameters
-from tiny_gpt.planning.activations import FUSED_LOGITS, PassShape, n_block_parameters, pass_bytes, scoring_bytes
+from tiny_gpt.planning.activations import PassShape, most_fused_logits, n_block_parameters, pass_bytes, scoring_bytes
 from tiny_gpt.planning.heuristics import MIN_BLOCK_SIZE
 from tiny_gpt.training.micro_batches import micro_batch_size
+from tiny_gpt.training.stages import n_to_merge
 
 # Of a process on a CPU, beside weights, moments and activations: Python, torch and its libraries, and the compiled
 # decoder, which writes samples; measured 410 MiB (12 x 768). More for the kernels of the backend `fused`: 70 MiB; for
@@ -43,8 +44,9 @@ AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS, FUSED_GAPS = 0.38, 4, 0.14
 STATE_BYTES = 4 + 8
 # Per parameter of a model that is read to be scored: its weights. To write a sample, they are also packed.
 SCORED_BYTES, SAMPLED_BYTES = 4, 4 + 4
-# Of a model that the teachers are merged into: itself with a copy in bf16, and the best one before.
-MERGED_BYTES = 4 + 2 + 4
+# Of a model that others are merged into: itself with a copy in bf16, the best one before, the one that waits to be
+# saved, and what saving packs.
+MERGED_BYTES = 4 + 2 + 4 + 4 + 4
 # On a GPU: the CUDA context and its libraries; on MPS the process.
 CUDA_BYTES, MPS_BYTES = 400 << 20, 550 << 20
 # Per parameter: weight, gradient and AdamW's two moments in fp32, a copy in the compute dtype, and the copy of the best
@@ -141,7 +143,7 @@ def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     gaps = FUSED_GAPS if shape.is_fused else min(AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS / model.n_layer)
     heap = 1.0 if is_returned else 1 + gaps
     program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else FSDP_BYTES if is_sharded else 0)
-    n_models = min(train.teachers, max_merged(model, vocab_size)) if train.teachers else 0
+    n_models = min(n_to_merge(train), max_merged(model, vocab_size)) if n_to_merge(train) else 0
     n_merged = n_parameters(merged_config(model, n_models), vocab_size) if n_models > 1 else 0
     at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape), MERGED_BYTES * n_merged)
     return program_bytes + state_bytes + max(heap * pass_bytes(shape, holds_gradients), gradient_bytes + at_ends)
@@ -156,7 +158,7 @@ def _gpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     layer_bytes: float = width_bytes + itemsize * FEED_FORWARD_WIDTHS[model.traits.mlp] * model.d_ff
     n_logits = n_sequences * model.block_size * vocab_size
     if train.backend == "fused":
-        n_logits = min(n_logits, FUSED_LOGITS)
+        n_logits = min(n_logits, most_fused_logits(vocab_size))
     else:
         layer_bytes = AUTOGRAD_FACTOR[device.type] * layer_bytes
         if device.type == "mps":  # attention weights, (B, H, T, T): CUDA's kernels do without them

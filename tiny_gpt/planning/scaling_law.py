@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import max_merged, n_multiplied
 from tiny_gpt.planning.types import Forecast, TextStats
-from tiny_gpt.training.stages import teacher_share
+from tiny_gpt.training.stages import n_to_merge, pretraining_share, teacher_share
 
 FILE = Path(__file__).with_name("scaling_law.json")
 # The best batch size in tokens: BASE_BATCH_TOKENS for runs of up to BASE_RUN_TOKENS, growing beyond that as a power of
@@ -144,8 +144,8 @@ def reducible_loss(config: RunConfig, text: TextStats, steps: int, law: ScalingL
 
 
 def pretraining_tokens(config: RunConfig, steps: int) -> float:
-    """Tokens of other text that a run reads whose stages from random weights have `steps` steps."""
-    share = config.train.first_share / teacher_share(config.train)
+    """Tokens of other text that a model of a run reads whose stages from random weights have `steps` steps."""
+    share = pretraining_share(config.train) / teacher_share(config.train)
     return share * steps * config.train.batch_size * config.model.block_size
 
 
@@ -194,19 +194,19 @@ def forecast_further(initial_bits_per_byte: float, data_epochs: float) -> Foreca
 
 
 def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
-    """What other text first and teachers add to ln(bits per byte): a negative number. For `steps` see `forecast`."""
+    """What other text first, teachers and merging add to ln(bits per byte): a negative number. For `steps` see
+    `forecast`."""
     train = config.train
+    n_merged = max(1, min(n_to_merge(train), max_merged(config.model, text.vocab_size)))
+    gain_of_merged = GAIN_OF_MANY_MERGED * (1 - 1 / n_merged)
     if not train.first_share:
-        if not train.teachers:
-            return 0.0
-        merged = min(train.teachers, max_merged(config.model, text.vocab_size))
-        gain_of_merged = GAIN_OF_MANY_MERGED * (1 - 1 / merged)
-        return -max(gain_of_merged, GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers)
+        of_teachers = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
+        return -max(gain_of_merged, of_teachers)
     law, n_tokens = load_scaling_law(), pretraining_tokens(config, steps)
     n_parameters = n_multiplied(config.model, text.vocab_size)
     reducible = law.reducible_loss(n_parameters, n_tokens, text.other_tokens or n_tokens)
     worth = law.token_scale / reducible ** (1 / law.exponent) / text.train_tokens
-    return -PRETRAINING_GAIN * math.log1p(worth / PRETRAINING_RATIO)
+    return -PRETRAINING_GAIN * math.log1p(worth / PRETRAINING_RATIO) - (0.0 if train.teachers else gain_of_merged)
 
 
 def _penalized_settings(config: RunConfig) -> list[str]:
@@ -215,7 +215,7 @@ def _penalized_settings(config: RunConfig) -> list[str]:
     return [f"{name} {values[name]}" for name in ("optimizer", "architecture")]
 
 
-def saturation_tokens(text: TextStats) -> float:
-    """Tokens of training after which reading the text again hardly helps: 1 + 2 R* passes, where repetition has given
-    86% of what it can."""
-    return text.train_tokens * (1 + 2 * load_scaling_law().repetition_decay)
+def saturation_tokens(n_tokens: int) -> float:
+    """Tokens of training after which reading a text of `n_tokens` again hardly helps: 1 + 2 R* passes, where repetition
+    has given 86% of what it can."""
+    return n_tokens * (1 + 2 * load_scaling_law().repetition_decay)

@@ -117,7 +117,7 @@ class Plan:
     tokens: int
     """Tokens processed by the whole run."""
     data_epochs: float
-    """Passes over the training text."""
+    """Passes over the training text; of each model, where several are pretrained."""
     seconds: float
     """Duration from the first step to the end of the run."""
     memory_bytes: int
@@ -129,11 +129,13 @@ class Plan:
     students: int = 1
     """Models that learn from them."""
     merged: int = 0
-    """How many of all these become one model, at least; not if fewer than 2."""
+    """How many of all these, or of the pretrained ones, become one model, at least; not if fewer than 2."""
     first: tuple[str, ...] = ()
     """The other text that the run begins with."""
     first_share: float = 0.0
     """The fraction of the run for it."""
+    pretrainings: int = 0
+    """Models that are trained on it, one after the other."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -102,6 +102,8 @@ class Evaluator:
 
     def score_best(self, windows: FixedWindows, model: GPT, beat: Callable[[], None]) -> float:
         """The loss over `windows` of the validation text of a `model` that is not the one in training."""
+        if model.config != self.state.model.config:  # a merged one, for which other ranks have no place
+            return windows.loss(model, beat)
         return self.state.leader.score(windows, "val", model, beat, is_other_model=True)[0]
 
     def score_merged(self, model: GPT, beat: Callable[[], None], is_val: bool = True) -> float:

@@ -75,7 +75,7 @@ class StageBegun:
 
     step: int
     description: str
-    """For the user, such as "pretraining on 1,000,000 tokens of other text"."""
+    """For the user, such as "pretraining 1 of 2 on 1,000,000 tokens of other text"."""
     name: str
     """Such as "teacher 2 of 4"."""
 

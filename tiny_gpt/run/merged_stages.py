@@ -1,5 +1,5 @@
-"""The models of a run's stages as one: made where the last teacher ends and at the end of the run, and kept if it is
-the best model so far."""
+"""The models of a run's stages as one: made where StageRunner says and at the end of the run, and kept if it is the
+best model so far."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,11 +16,13 @@ from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Event, Merged
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.stages import StageRunner
+from tiny_gpt.training.stages import n_pretrainings
 
 # Text on which the scales of the models are measured.
 N_MEASURED_SEQUENCES = 8
-# Ways to merge that are tried: teachers, students, and both (stages.StageRunner.mixtures).
-N_MIXTURES = 3
+# Evaluations of the largest merged model: of teachers, students, and both (stages.StageRunner.mixtures), half of the
+# teachers in a quarter of the time, and the training loss of the best.
+N_MIXTURES, N_MIXTURES_OF_PRETRAINED = 3 + 0.25 + 1, 1 + 0.25 + 1
 
 
 def merge_stages(
@@ -71,13 +73,13 @@ def _score(models: list[GPT], evaluator: Evaluator, beat: Callable[[], None]) ->
 
 def merging_cost(train: TrainConfig, model: GPT) -> float:
     """How many evaluations of `model` take as long as merging at the end of the run does, at most."""
-    if not train.teachers:
-        return 0.0
-    n_models = min(2 * train.teachers, max_merged(model.config, model.vocab_size))
+    n_kept = 2 * train.teachers or n_pretrainings(train)
+    n_models = min(n_kept, max_merged(model.config, model.vocab_size))
     if n_models < 2:
         return 0.0
     wide = n_multiplied(merged_config(model.config, n_models), model.vocab_size)
-    return N_MIXTURES * wide / n_multiplied(model.config, model.vocab_size)
+    n_mixtures = N_MIXTURES if train.teachers else N_MIXTURES_OF_PRETRAINED
+    return n_mixtures * wide / n_multiplied(model.config, model.vocab_size)
 
 
 def cost_of(best: GPT, model: GPT) -> float:

@@ -63,6 +63,10 @@ class ModelFiles:
             self._pending = evaluated, _copy_to_cpu(model) if model is self.state.model else model
         return saved
 
+    def record(self, evaluated: Evaluated) -> Saved | None:
+        """Save the model that was `evaluated` if it is the best so far; else one that waits to be saved."""
+        return self.save_best(evaluated) if self.is_better(evaluated) else self.save_pending()
+
     def save_pending(self, force: bool = False) -> Saved | None:
         """Save the best model if its file is missing; None if it is not, if that fails, or must wait unless `force`."""
         if self._pending is not None:

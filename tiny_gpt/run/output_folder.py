@@ -18,6 +18,7 @@ from tiny_gpt.config import (
     FINAL_FILE,
     LOG_FILE,
     METRICS_FILE,
+    MODELS_FOLDER,
     PLAN_FILE,
     PRETRAINED_FILE,
     REPORT_FILE,
@@ -48,6 +49,7 @@ RUN_FILES = (
     TEXT_FACTS_FILE,
     PRETRAINED_FILE,
     TEACHERS_FOLDER,
+    MODELS_FOLDER,
     BASE_FILE,
     TRACKERS_FOLDER,
 )

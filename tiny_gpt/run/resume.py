@@ -35,6 +35,7 @@ from tiny_gpt.run.state import TrainState
 from tiny_gpt.run.trainer import Trainer
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.budget import RunRequest, resolve_steps
+from tiny_gpt.training.stages import stages_of
 
 # What identifies a text and its tokens: keys of `Dataset.identity` and their names in messages.
 COMPARED_DATA = {
@@ -176,7 +177,7 @@ def reopen_other(
     """The text of --first, in the tokens of the run's own `dataset`; None where it is gone or has changed, and is no
     longer needed.
 
-    Raises BadInputError where a run that is still in its first stage cannot have it.
+    Raises BadInputError where a run that is in its last pretraining, or before it, cannot have it.
     """
     if not config.train.first_share:
         return None
@@ -202,9 +203,11 @@ def reopen_other(
 
 
 def is_pretraining(saved: SavedRun) -> bool:
-    """Whether the run is still in its first stage."""
+    """Whether the run is in its last pretraining, or before it."""
     run = read_state(saved.checkpoint).get("run")
-    return not (isinstance(run, dict) and run.get("stage"))
+    kinds = [stage.kind for stage in stages_of(saved.description.config.train)]
+    stage = int(run.get("stage") or 0) if isinstance(run, dict) else 0
+    return "pretraining" in kinds[stage:]
 
 
 def _remedies(config: RunConfig) -> str:

@@ -110,7 +110,7 @@ def _budget_requested_at(checkpoint: Checkpoint) -> float | None:
 def merge_settings(saved: SavedRun, requested: RunConfig) -> tuple[RunConfig, list[str]]:
     """The run's config with the settings that the user has changed since, and a line for each of them.
 
-    Raises BadInputError for settings that its weights and moments depend on: the model and the optimizer.
+    Raises BadInputError for settings that its weights and moments depend on: the model, the optimizer and the stages.
     """
     before, used = saved.description.requested, saved.description.config
     changes = _changed_settings(before, used, requested)
@@ -143,13 +143,20 @@ def _changed_settings(before: RunConfig, used: RunConfig, requested: RunConfig) 
 
 
 def _require_same_model(used: RunConfig, old: dict[str, Any], changes: dict[str, Any]) -> None:
-    fixed = [*(setting.name for setting in fields(ModelConfig)), "optimizer", "lora"]
+    fixed = [
+        *(setting.name for setting in fields(ModelConfig)),
+        "optimizer",
+        "lora",
+        "teachers",
+        "students",
+        "pretrainings",
+    ]
     if used.train.start_from:
         fixed += ["tokenizer", "vocab_size"]
     differences = [f"{flag(name)} was {old[name]}, is now {changes[name]}" for name in fixed if name in changes]
     if differences:
         raise BadInputError(
-            f"this run cannot continue with another model or optimizer: {'; '.join(differences)}.\n"
+            f"this run cannot continue with another model, optimizer or number of models: {'; '.join(differences)}.\n"
             "Keep the run's own settings, or start a new run with tiny-gpt train",
             code="model-or-optimizer-changed",
         )

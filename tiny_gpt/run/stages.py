@@ -1,10 +1,10 @@
 """Carries out the stages of a run (training/stages.py): what happens where one ends and the next begins.
 
-Where a stage ends, its model is kept in the run's folder: of a pretraining as PRETRAINED_FILE, of a teacher in
-TEACHERS_FOLDER. Then the model gets the next stage's initial weights, moments of zero and its regularization. Which
-stage a state is in is part of every checkpoint, and what a stage needs besides (the teachers' models and predictions)
-is in those files, so a run resumes in any stage. A teacher whose stage was cut short, by a sleep of the machine for
-example, is not used.
+Where a stage ends, its model is kept in the run's folder: of a pretraining as PRETRAINED_FILE, of a teacher or student
+in TEACHERS_FOLDER, of one of several pretrained models in MODELS_FOLDER. Then the model gets the next stage's initial
+weights, moments of zero and its regularization. Which stage a state is in is part of every checkpoint, and what a stage
+needs besides (the teachers' models and predictions) is in those files, so a run resumes in any stage. A model whose
+stage was cut short, by a sleep of the machine for example, is not used.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tiny_gpt.config import PRETRAINED_FILE, TEACHERS_FOLDER, RunConfig
+from tiny_gpt.config import MODELS_FOLDER, PRETRAINED_FILE, TEACHERS_FOLDER, RunConfig
 from tiny_gpt.data.dataloader import BatchLoader
 from tiny_gpt.data.predictions import Predictions
 from tiny_gpt.data.prepare import Dataset
@@ -25,18 +25,22 @@ from tiny_gpt.model.shapes import can_merge
 from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.model_io.stored_model import Progress, open_model_file
 from tiny_gpt.run.evaluator import EVAL_PROGRESS
+from tiny_gpt.run.events import Evaluated
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.distill import predict
 from tiny_gpt.training.schedule import SchedulePoint
 from tiny_gpt.training.stages import (
     Stage,
     StageSettings,
+    n_pretrainings,
+    n_to_merge,
     settings_of,
     stage_index,
     stage_point,
     stages_of,
     starts_pretrained,
     with_pretraining_to,
+    with_stage_at,
 )
 
 # A stage that got less of its length than this was cut short, with a learning rate that is still high; one that began
@@ -81,19 +85,36 @@ class StageRunner:
         return is_first_step or stage_index(self.stages, point.progress) > self.state.counters.stage
 
     def _fit_pretraining(self) -> None:
-        """End the pretraining where the rest of the run is just enough for --own-epochs, at the present speed."""
+        """End the pretraining where the time until the next one, or the end, is just enough for --own-epochs, at the
+        present speed."""
+        if self.config.train.own_epochs and self.stage.kind == "pretraining":
+            index = self.state.counters.stage
+            self.stages = with_pretraining_to(self.stages, index, self.stages[index + 1].end - self._own_length())
+
+    def _own_length(self) -> float:
+        """The progress that --own-epochs take at the present speed."""
         state, train = self.state, self.config.train
-        if not (train.own_epochs and self.stage.kind == "pretraining"):
-            return
         n_steps = train.own_epochs * len(self.dataset.train) / (train.batch_size * state.model.config.block_size)
-        end = 1 - n_steps * state.budget.progress_per_step()
-        self.stages = with_pretraining_to(self.stages, max(0.0, end))
+        return n_steps * state.budget.progress_per_step()
+
+    def _next_index(self, progress: float) -> int:
+        """The stage to begin at this `progress` of the run.
+
+        It may be more than one further, after a sleep. But a model that was just pretrained gets its training on the
+        own text, which takes little time and without which the pretraining was in vain; later stages get so much less.
+        """
+        index = self.state.counters.stage + 1
+        found = stage_index(self.stages, progress)
+        if found > index and self.stage.kind == "pretraining" and (own := self.stages[index]).kind == "own":
+            self.stages = with_stage_at(self.stages, index, progress, progress + own.end - own.start)
+            return index
+        return found
 
     def eval_progress(self) -> float:
         """The least progress between two evaluations. Fine-tuning is short and may overfit, so it has more of them."""
         stage = self.stage
-        n_evals = MIN_FINE_TUNING_EVALS if stage.kind == "only" else 1
-        return min(EVAL_PROGRESS, (stage.end - stage.start) / n_evals)
+        n_evals = MIN_FINE_TUNING_EVALS if stage.kind == "own" else 1
+        return min(EVAL_PROGRESS, (stage.end - self.state.counters.stage_start) / n_evals)
 
     def is_last_step(self, point: SchedulePoint) -> bool:
         """Whether the step at `point` is the last of its stage."""
@@ -114,32 +135,46 @@ class StageRunner:
         Raises OutOfResourcesError if the model cannot be written.
         """
         counters, ended = self.state.counters, self.stage
-        index = stage_index(self.stages, point.progress)
-        if index == counters.stage:  # the first one has its weights from the start of the run
+        if stage_index(self.stages, point.progress) == counters.stage:  # the first one has the run's initial weights
             return False
-        length = ended.end - counters.stage_start
+        index = self._next_index(point.progress)
+        length, planned = ended.end - counters.stage_start, ended.end - ended.start
+        if self.config.train.own_epochs and ended.kind == "own":  # a resumed run has not fitted its pretraining
+            planned = min(planned, self._own_length())
         reached = trained + self.state.budget.progress_per_step() - counters.stage_start
-        is_complete = reached >= MIN_COMPLETE * length >= MIN_COMPLETE * MIN_LENGTH * (ended.end - ended.start)
-        # Half a pretraining is still a better start than none.
-        if self.state.history and (is_complete or ended.kind == "pretraining"):
+        is_complete = reached >= MIN_COMPLETE * length >= MIN_COMPLETE * MIN_LENGTH * planned
+        # Half a pretraining is still a better start than none. `keep_best` has kept a model of the own text.
+        if self.state.history and ended.kind != "own" and (is_complete or ended.kind == "pretraining"):
             self._save(ended)
         if index > counters.stage + 1 or not is_complete:
-            self.state.warn(f"the {ended} was cut short: time has passed without training")
+            self.state.warn(f"cut short, as time has passed without training: {ended}")
         counters.stage, counters.stage_start = index, point.progress
         self._initialize(self.stage)
         self._prepared = None
         self.prepare(beat)
-        return ended.kind == "teacher" and self.stage.kind != "teacher"
+        is_last_teacher = ended.kind == "teacher" and self.stage.kind != "teacher"
+        return is_last_teacher or (is_complete and ended.kind == "own" and ended.number > 1)
+
+    def keep_best(self, evaluated: Evaluated) -> None:
+        """Keep one of several pretrained models if its stage has none that was as good: it may overfit in the end."""
+        if not (self.stage.kind == "own" and n_pretrainings(self.config.train) > 1):
+            return
+        path = self._path(self.stage)
+        if path.exists():
+            with contextlib.suppress(BadInputError), open_model_file(path) as stored:
+                if stored.progress.val_loss <= evaluated.val_loss:
+                    return
+        self._keep(self.stage)
 
     def end(self, is_over: bool) -> bool:
-        """Keep the model of the last student, if the run `is_over`. Returns whether there may be models to merge."""
-        if not self.config.train.teachers or not can_merge(self.state.model.config):
+        """Keep the last student, if the run `is_over`. Returns whether there may be models to merge."""
+        train = self.config.train
+        # Pretrained models were merged when the last one was kept.
+        has_more = train.teachers > 0 or (is_over and n_to_merge(train) > 1)
+        if not has_more or not can_merge(self.state.model.config):
             return False
         if is_over and self.stage.kind == "student" and self.state.history:
-            try:
-                self._save(self.stage)
-            except (OSError, OutOfResourcesError) as failure:  # the final model is saved with more effort
-                self.state.warn(f"the last student is not merged with the others: {failure}")
+            self._keep(self.stage)
         return True
 
     def prepare(self, beat: Callable[[], None]) -> None:
@@ -175,13 +210,13 @@ class StageRunner:
         stage = self.stage
         if stage.kind == "pretraining":
             assert self.other is not None, "there is no pretraining without other text"
-            return f"pretraining on {len(self.other):,} tokens of other text"
+            return f"{stage} on {len(self.other):,} tokens of other text"
         start = "from the pretrained model" if self._starts_pretrained(stage) else "from random weights"
         if stage.kind == "student":
             n_teachers = self._n_teachers or len(self._teacher_paths())
             teachers = "a teacher" if n_teachers == 1 else f"{n_teachers} teachers"
             return f"{stage}: learns from the text and from {teachers}, {start}"
-        return f"your text: {start}" if stage.kind == "only" else f"{stage}: {start}"
+        return f"{stage}: {start}"
 
     # --- what a stage begins with ---
 
@@ -236,13 +271,25 @@ class StageRunner:
     def _save(self, stage: Stage) -> None:
         last = self.state.history[-1]
         progress = Progress(last.step, last.epoch, last.train_loss, last.val_loss, last.val_bits_per_byte)
-        path = {
+        path = self._path(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(path, self.state.model, self.dataset.tokenizer, self.config, progress)
+
+    def _keep(self, stage: Stage) -> None:
+        """Save the model of `stage` to be merged, unless the disk is full: the best model is saved with more effort."""
+        try:
+            self._save(stage)
+        except (OSError, OutOfResourcesError) as failure:
+            self.state.warn(f"a model is not merged with the others: {failure}")
+
+    def _path(self, stage: Stage) -> Path:
+        """Of the file with the model of `stage`."""
+        return {
             "pretraining": self.out_dir / PRETRAINED_FILE,
             "teacher": self._teacher_path(stage.number),
             "student": self._student_path(stage.number),
+            "own": self.out_dir / MODELS_FOLDER / f"{stage.number}.pt",
         }[stage.kind]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(path, self.state.model, self.dataset.tokenizer, self.config, progress)
 
     def _teacher_path(self, number: int) -> Path:
         return self.out_dir / TEACHERS_FOLDER / f"{number}.pt"
@@ -258,22 +305,25 @@ class StageRunner:
         return [path for path in paths if path.exists()]
 
     def mixtures(self, most: int) -> list[list[GPT]]:
-        """Which models to try to merge, at most so many: teachers, students, and as many of both, always the best of
-        their kind. Teachers differ more from one another than students, who are better."""
-        kept = [self._kept_models(names, most) for names in ("[0-9]*.pt", "student-*.pt")]
+        """Which models to try to merge, at most so many: teachers (or pretrained models), the better half of them,
+        students, and as many of both, always the best of their kind. Teachers differ more from one another than
+        students, who are better."""
+        names_of_kinds = (f"{TEACHERS_FOLDER}/[0-9]*.pt", f"{MODELS_FOLDER}/[0-9]*.pt"), (f"{TEACHERS_FOLDER}/s*.pt",)
+        kept = [self._kept_models(names, most) for names in names_of_kinds]
         behind = MAX_BEHIND * min((loss for kind in kept for loss, _ in kind), default=math.inf)
         teachers, students = ([model for loss, model in kind if loss <= behind] for kind in kept)
         some = students[: max(most // 2, most - len(teachers))]
         tried: list[list[GPT]] = []
-        for mixture in (teachers, some + teachers[: most - len(some)], students):
+        best_half = teachers[: (len(teachers) + 1) // 2]
+        for mixture in (teachers, best_half, some + teachers[: most - len(some)], students):
             if len(mixture) > 1 and mixture not in tried:
                 tried.append(mixture)
         return tried
 
-    def _kept_models(self, names: str, most: int) -> list[tuple[float, GPT]]:
+    def _kept_models(self, names: tuple[str, ...], most: int) -> list[tuple[float, GPT]]:
         """(val_loss, model) of the best of the files of these names, the best one first."""
         losses: list[tuple[float, Path]] = []
-        for path in (self.out_dir / TEACHERS_FOLDER).glob(names):
+        for path in (found for name in names for found in self.out_dir.glob(name)):
             with contextlib.suppress(BadInputError), open_model_file(path) as stored:
                 losses.append((stored.progress.val_loss, path))
         models: list[tuple[float, GPT]] = []

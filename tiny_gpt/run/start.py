@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tiny_gpt.config import BASE_FILE, CONFIG_FILE, PLAN_FILE, RunConfig, flag
+from tiny_gpt.config import BASE_FILE, CONFIG_FILE, PLAN_FILE, RunConfig, TrainConfig, flag
 from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.prepare import Dataset, prepare
 from tiny_gpt.data.progress import Notice, PreparationEvent
@@ -74,7 +74,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     vocab_size = dataset.tokenizer.vocab_size
     if other:
         dataset.identity["first_store"] = other.identity["store"]
-    planned = yield from _with_share_for(other, planned)
+    planned = yield from _with_share_for(other, planned, shaped)
     if planner:
         yield from map(Notice, unasked_changes(shaped, planned))
     planned = resolve_steps(planned, len(dataset.train))
@@ -103,10 +103,14 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
     return PreparedRun(config, trainer, prepared_event(config, dataset, trainer, choice, plan, earlier_run))
 
 
-def _with_share_for(other: Dataset | None, planned: RunConfig) -> Generator[Notice, None, RunConfig]:
-    """`planned` with a fraction of the run for `other` text. One may be given without --first, or for a text that the
-    plan did not take."""
-    if not other and (given := [name for name in ("first_share", "own_epochs") if getattr(planned.train, name)]):
+def _with_share_for(
+    other: Dataset | None, planned: RunConfig, requested: RunConfig
+) -> Generator[Notice, None, RunConfig]:
+    """`planned` with a fraction of the run for `other` text. Settings for it may be `requested` without --first, or for
+    a text that the plan did not take."""
+    names, default = ("first_share", "own_epochs", "pretrainings"), TrainConfig()
+    given = [name for name in names if getattr(requested.train, name) != getattr(default, name)]
+    if given and not other:
         flags = " and ".join(map(flag, given))
         yield Notice(f"{flags}: without effect, as no other text comes first; name one with --first")
     first_share = (planned.train.first_share or FIRST_SHARE) if other else 0.0

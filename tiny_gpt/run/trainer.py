@@ -324,11 +324,11 @@ class Trainer:
         )
 
     def _record(self, evaluated: Evaluated) -> Iterator[Event]:
-        """Add an evaluation to the history; save the model if it is the best so far."""
+        """Add an evaluation to the history; save the model if it is the best so far, or that of its stage."""
         self.state.record(evaluated)
+        self.stages.keep_best(evaluated)
         yield evaluated
-        files = self.model_files
-        yield from self._report(files.save_best(evaluated) if files.is_better(evaluated) else files.save_pending())
+        yield from self._report(self.model_files.record(evaluated))
 
     # --- checkpoints ---
 

@@ -2,7 +2,8 @@
 
 A model that reads a small text more than about twenty times overfits, so more time does not make it better. These do:
 
-- pretraining: a model first learns from other text (`--first`), then from the user's own.
+- pretraining: a model first learns from other text (`--first`), then from the user's own. With more time, several
+  models do, each from other initial weights, one after the other.
 - teachers: several models are trained one after the other, each from other initial weights. Their mean prediction is
   better than each of them (an ensemble). After a pretraining, which plans have instead, every other teacher starts from
   it: models that began differently err differently, and the second one shows whether the other text helps.
@@ -10,8 +11,9 @@ A model that reads a small text more than about twenty times overfits, so more t
   arXiv 1503.02531). One model keeps a part of the ensemble's gain (arXiv 2509.14786), and stays as small. It
   starts from the pretraining if that helped the first teacher. With yet more time there are several students, each of
   which also learns from the last ones before it.
-- merging: the best teachers and students side by side as one wide model (model/merging.py), which keeps nearly all of
-  the ensemble's gain. It needs no training; run/merged_stages.py does it after the last teacher and at the end.
+- merging: the best teachers and students, or the pretrained models, side by side as one wide model (model/merging.py),
+  which keeps nearly all of the ensemble's gain. It needs no training; run/merged_stages.py does it after the last
+  teacher, after each pretrained model but the first, and at the end.
 
 All stages are one run: one sequence of steps, one time budget, one validation text, and the best model of any stage is
 the best model of the run. A stage is a range of the run's progress. Within it the learning rate warms up and decays as
@@ -24,7 +26,7 @@ from typing import Literal
 from tiny_gpt.config import RunConfig, TrainConfig
 from tiny_gpt.training.schedule import SchedulePoint
 
-Kind = Literal["pretraining", "teacher", "student", "only"]
+Kind = Literal["pretraining", "own", "teacher", "student"]
 
 # The fraction of a run that trains on other text, where neither the user nor a plan says.
 FIRST_SHARE = 0.5
@@ -56,7 +58,8 @@ class Stage:
     n_of_kind: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.number} of {self.n_of_kind}" if self.n_of_kind > 1 else self.kind
+        name = "your text" if self.kind == "own" else self.kind
+        return f"{name} {self.number} of {self.n_of_kind}" if self.n_of_kind > 1 else name
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,12 @@ class StageSettings:
 
 
 def stages_of(train: TrainConfig) -> tuple[Stage, ...]:
-    """The stages of a run; a single one, `only`, for a run without teachers or other text."""
-    stages, start, unit = [], 0.0, teacher_share(train)
-    if train.first_share:
-        stages.append(Stage("pretraining", 0.0, start := train.first_share))
+    """The stages of a run; a single one, `own`, for a run without teachers or other text."""
+    stages, start, unit, n = [], 0.0, teacher_share(train), n_pretrainings(train)
+    for number in range(1, n + 1):
+        stages.append(Stage("pretraining", start, start := start + pretraining_share(train), number, n))
+        if number < n:
+            stages.append(Stage("own", start, start := start + unit, number, n))
     for number in range(1, train.teachers + 1):
         end = start + unit * _teacher_length(train, number)
         stages.append(Stage("teacher", start, end, number, train.teachers))
@@ -86,21 +91,46 @@ def stages_of(train: TrainConfig) -> tuple[Stage, ...]:
     for number in range(1, n_students):
         stages.append(Stage("student", start, start := start + STUDENT_LENGTH * unit, number, n_students))
     # The last one to the very end, whatever the rounding of the sums.
-    stages.append(Stage("student", start, 1.0, n_students, n_students) if n_students else Stage("only", start, 1.0))
+    kind: Kind = "student" if n_students else "own"
+    n_of_kind = n_students or max(1, n)
+    stages.append(Stage(kind, start, 1.0, n_of_kind, n_of_kind))
     return tuple(stages)
 
 
-def with_pretraining_to(stages: tuple[Stage, ...], end: float) -> tuple[Stage, ...]:
-    """`stages` of a run without teachers, a pretraining and the own text, with the former ending at `end`."""
-    pretraining, own = stages
-    return replace(pretraining, end=end), replace(own, start=end)
+def with_pretraining_to(stages: tuple[Stage, ...], index: int, end: float) -> tuple[Stage, ...]:
+    """`stages` with the pretraining at `index`, which one on the own text follows, ending at `end`."""
+    pretraining, own = stages[index : index + 2]
+    end = max(pretraining.start, end)
+    return *stages[:index], replace(pretraining, end=end), replace(own, start=end), *stages[index + 2 :]
+
+
+def with_stage_at(stages: tuple[Stage, ...], index: int, start: float, end: float) -> tuple[Stage, ...]:
+    """`stages` with that at `index` from `start` to `end`, and later ones after it: some may be left without time."""
+    end = min(1.0, end)
+    later = (replace(stage, start=max(stage.start, end), end=max(stage.end, end)) for stage in stages[index + 1 :])
+    return *stages[:index], replace(stages[index], start=start, end=end), *later
+
+
+def n_pretrainings(train: TrainConfig) -> int:
+    return train.pretrainings if train.first_share else 0
+
+
+def n_to_merge(train: TrainConfig) -> int:
+    """How many models a run trains that may be merged into one, without students."""
+    return train.teachers or n_pretrainings(train)
+
+
+def pretraining_share(train: TrainConfig) -> float:
+    """The fraction of the run that one pretraining has."""
+    return train.first_share / train.pretrainings
 
 
 def teacher_share(train: TrainConfig) -> float:
-    """The fraction of the run that a teacher from random weights has; in a run without teachers, the model on the
-    user's own text."""
+    """The fraction of the run that a teacher from random weights has; in a run without teachers, a model on the user's
+    own text."""
     lengths = [_teacher_length(train, number) for number in range(1, train.teachers + 1)]
-    return (1 - train.first_share) / (sum(lengths) + train.students * STUDENT_LENGTH if lengths else 1.0)
+    n_own = max(1, n_pretrainings(train))
+    return (1 - train.first_share) / (sum(lengths) + train.students * STUDENT_LENGTH if lengths else n_own)
 
 
 def last_share(train: TrainConfig) -> float:
@@ -144,7 +174,7 @@ def stage_point(point: SchedulePoint, stage: Stage, start: float, rate_factor: f
 
     A stage may begin later than planned: where the machine slept over its beginning, or where a run is extended.
     """
-    if stage.kind == "only" and stage.start == 0:
+    if stage.kind == "own" and stage.start == 0:
         return point
     progress = min(1.0, max(0.0, point.progress - start) / max(1e-9, stage.end - start))
     return SchedulePoint(

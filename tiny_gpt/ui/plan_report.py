@@ -55,9 +55,14 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     n_passes = plan.data_epochs
     whose = "your text" if plan.first_share else "the text"
     passes = f"{n_passes:,.1f} passes over {whose}" if n_passes >= 0.95 else f"{n_passes:.0%} of {whose}"
+    passes += " by each model" if plan.pretrainings > 1 else ""
     yield "plan", f"{plan.steps:,} steps of {format_milliseconds(plan.step_s)}, {_count(plan.tokens)} tokens: {passes}"
     if plan.first_share:
         yield "", f"{plan.first_share:.0%} of the time on other text first: {', '.join(plan.first)}"
+    if plan.pretrainings > 1:
+        kept = "all" if plan.merged == plan.pretrainings else f"the best {plan.merged}"
+        kept = f"{kept} are merged into one" if plan.merged > 1 else "the best is kept"
+        yield "", f"{plan.pretrainings} models, one after the other, each on other text and then on yours; {kept}"
     if plan.teachers:
         n_teachers = f"{plan.teachers} teachers" if plan.teachers > 1 else "a teacher"
         prediction = "their mean prediction" if plan.teachers > 1 else "its prediction"
@@ -187,6 +192,8 @@ def budget_table(config: RunConfig, planner: Planner, is_bpe: bool) -> Iterator[
     yield _table_row("  layers x width", [f"{best.model.n_layer} x {best.model.d_model}" for best, _ in plans])
     if any(plan.first for _, plan in plans):
         yield _table_row("  time on other text first", [f"{plan.first_share:.0%}" for _, plan in plans])
+    if any(plan.pretrainings > 1 for _, plan in plans):
+        yield _table_row("  models pretrained", [str(plan.pretrainings) for _, plan in plans])
     yield _table_row("  teachers trained first", [str(plan.teachers) for _, plan in plans])
     yield _table_row("  passes over the text", [f"{plan.data_epochs:,.1f}" for _, plan in plans])
     if is_bpe:

@@ -169,7 +169,7 @@ def read_events(folder: Path) -> list[RunEvent]:
 def _kind_of(text: str) -> str:
     kinds = {"skipped": "skip", "paused": "pause", "training continues": "resume", "restarted": "restart"}
     # The descriptions of run/stages.py.
-    kinds |= dict.fromkeys(("pretraining on", "teacher ", "student", "your text: "), "stage")
+    kinds |= dict.fromkeys(("pretraining", "teacher ", "student", "your text"), "stage")
     if "rolled back" in text:
         return "rollback"
     return next((kind for start, kind in kinds.items() if text.startswith(start)), "note")

@@ -148,18 +148,22 @@ class RunView:
 
     @property
     def data_epochs(self) -> float | None:
-        """Passes over the person's own text so far."""
+        """Passes over the person's own text so far; of each model, where several were pretrained."""
         n_tokens = self.fact("train_tokens")
-        n_steps = self.step - self._pretraining_steps
+        n_models = sum(event.kind == "stage" and event.text.startswith("your text") for event in self.events)
+        n_steps = (self.step - self._pretraining_steps) / max(1, n_models)
         return n_steps * self.tokens_per_step / n_tokens if n_tokens and self.tokens_per_step else None
 
     @property
     def _pretraining_steps(self) -> float:
         """Steps on other text so far."""
         begun = [event for event in self.events if event.kind == "stage" and event.step is not None]
-        if not begun or not begun[0].text.startswith("pretraining"):
-            return 0.0
-        return next((float(event.step or 0) for event in begun if not event.text.startswith("pretraining")), self.step)
+        ends = [*(float(event.step or 0) for event in begun[1:]), self.step]
+        return sum(
+            max(0.0, end - float(event.step or 0))
+            for event, end in zip(begun, ends, strict=False)
+            if event.text.startswith("pretraining")
+        )
 
     @property
     def step(self) -> float:
@@ -223,7 +227,8 @@ class RunView:
 
 
 def _stage_name(text: str) -> str:
-    """ "pretraining on ..." -> "other text", "teacher 2 of 8: ..." -> "teacher 2", "your text: ..." -> "your text"."""
+    """ "pretraining 2 of 3 on ..." -> "other text 2", "teacher 2 of 8: ..." -> "teacher 2", "your text: ..." ->
+    "your text"."""
     if text.startswith("pretraining"):
-        return "other text"
+        return text.split(" on ", 1)[0].split(" of ", 1)[0].replace("pretraining", "other text")
     return text.split(":", 1)[0].split(" of ", 1)[0]
