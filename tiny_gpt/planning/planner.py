@@ -48,7 +48,7 @@ FIRST_SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 SMALLER_MODEL_RATIO = 0.92
 # Of a model that starts from a pretraining: the fewest steps, and the most passes over the own text, for which one is
 # good; more of them undo what it has learned there.
-MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 25, 6
+MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 27, 6
 # The same for a known model (--start-from) that is large for the text, which memorizes it sooner: SmolLM2-135M was best
 # after two passes over 117 kB (docs/log/start-from.md).
 MAX_KNOWN_MODEL_EPOCHS = 2
