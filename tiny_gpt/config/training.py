@@ -77,8 +77,8 @@ class TrainConfig:
     first_share: Annotated[float, OPTIONAL] = 0.0
     """Fraction of the run that is trained on the text of --first. Without it, half of the run."""
     pretrainings: Annotated[int, OPTIONAL] = 1
-    """Models to train, each from other initial weights on the text of --first and then on yours.
-    They share the length of the run. As many of them as its size allows are merged into one model."""
+    """Number of models to train one after the other, each on the text of --first and then on yours.
+    They start from different initial weights and share the run's time. At the end they are merged into one model."""
     own_epochs: Annotated[float, OPTIONAL] = 0.0
     """Passes of a model over your own text after its pretraining, which gets the rest of the model's time.
     Overrides --first-share.

@@ -12,8 +12,8 @@ from tiny_gpt.config import ModelConfig
 FP32_BYTES = 4
 # The table of rotary positions is computed, not read, so its size is not limited by the file's. 2^16 positions of 64.
 MAX_ROPE_NUMBERS = 1 << 22
-# A merged model has the square of its models' number times the weights of one in its blocks. So many parameters are a
-# file of 112 MB in 16 bits, and still write faster than anyone reads.
+# A merged model has the square of its models' number times the weights of one in its blocks. With this many
+# parameters, its file has 112 MB in 16 bits, and it still generates text faster than anyone reads.
 MAX_MERGED_PARAMETERS = 56_000_000
 
 

@@ -24,11 +24,11 @@ import torch
 from tiny_gpt.config import RunConfig
 from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.device import available_memory_bytes, require_memory
-from tiny_gpt.model.shapes import max_merged, merged_config, n_adapter_parameters, n_multiplied, n_parameters
+from tiny_gpt.model.shapes import merged_config, n_adapter_parameters, n_multiplied, n_parameters
 from tiny_gpt.planning.activations import PassShape, most_fused_logits, n_block_parameters, pass_bytes, scoring_bytes
 from tiny_gpt.planning.heuristics import MIN_BLOCK_SIZE
 from tiny_gpt.training.micro_batches import micro_batch_size
-from tiny_gpt.training.stages import n_to_merge
+from tiny_gpt.training.stages import n_merged
 
 # Of a process on a CPU, beside weights, moments and activations: Python, torch and its libraries, and the compiled
 # decoder, which writes samples; measured 410 MiB (12 x 768). More for the kernels of the backend `fused`: 70 MiB; for
@@ -143,9 +143,9 @@ def _cpu_bytes(config: RunConfig, vocab_size: int, device: torch.device, n_devic
     gaps = FUSED_GAPS if shape.is_fused else min(AUTOGRAD_GAPS, AUTOGRAD_GAP_BLOCKS / model.n_layer)
     heap = 1.0 if is_returned else 1 + gaps
     program_bytes = PROCESS_BYTES + (FUSED_BYTES if shape.is_fused else FSDP_BYTES if is_sharded else 0)
-    n_models = min(n_to_merge(train), max_merged(model, vocab_size)) if n_to_merge(train) else 0
-    n_merged = n_parameters(merged_config(model, n_models), vocab_size) if n_models > 1 else 0
-    at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape), MERGED_BYTES * n_merged)
+    n_models = n_merged(config, vocab_size)
+    n_wide = n_parameters(merged_config(model, n_models), vocab_size) if n_models > 1 else 0
+    at_ends = max(SAMPLED_BYTES * n_all, SCORED_BYTES * n_all + scoring_bytes(shape), MERGED_BYTES * n_wide)
     return program_bytes + state_bytes + max(heap * pass_bytes(shape, holds_gradients), gradient_bytes + at_ends)
 
 

@@ -27,7 +27,7 @@ from tiny_gpt.planning.stage_planner import STEPS_SHARE, StagePlanner, with_trai
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, mean_known_step_s
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.training.schedule import sequence_lengths
-from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, n_pretrainings, n_to_merge, teacher_share
+from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, n_merged, n_pretrainings, teacher_share
 
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
@@ -267,7 +267,7 @@ class Planner(StagePlanner):
             saturation_s=self._saturation_tokens(config) / step_tokens * step_s / STEPS_SHARE,
             teachers=config.train.teachers,
             students=config.train.students,
-            merged=min(n_to_merge(config.train), max_merged(config.model, self.text.vocab_size)),
+            merged=n_merged(config, self.text.vocab_size),
             pretrainings=n_pretrainings(config.train),
             first=config.data.first,
             first_share=config.train.first_share,

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiny_gpt.config import RunConfig
-from tiny_gpt.model.shapes import max_merged, n_multiplied
+from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.types import Forecast, TextStats
-from tiny_gpt.training.stages import n_to_merge, pretraining_share, teacher_share
+from tiny_gpt.training.stages import n_merged, pretraining_share, teacher_share
 
 FILE = Path(__file__).with_name("scaling_law.json")
 # The best batch size in tokens: BASE_BATCH_TOKENS for runs of up to BASE_RUN_TOKENS, growing beyond that as a power of
@@ -197,8 +197,7 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     """What other text first, teachers and merging add to ln(bits per byte): a negative number. For `steps` see
     `forecast`."""
     train = config.train
-    n_merged = max(1, min(n_to_merge(train), max_merged(config.model, text.vocab_size)))
-    gain_of_merged = GAIN_OF_MANY_MERGED * (1 - 1 / n_merged)
+    gain_of_merged = GAIN_OF_MANY_MERGED * (1 - 1 / max(1, n_merged(config, text.vocab_size)))
     if not train.first_share:
         of_teachers = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
         return -max(gain_of_merged, of_teachers)

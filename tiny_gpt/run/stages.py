@@ -100,8 +100,8 @@ class StageRunner:
     def _next_index(self, progress: float) -> int:
         """The stage to begin at this `progress` of the run.
 
-        It may be more than one further, after a sleep. But a model that was just pretrained gets its training on the
-        own text, which takes little time and without which the pretraining was in vain; later stages get so much less.
+        It may be more than one further, after a sleep. But a model that was just pretrained is still trained on the own
+        text, or its pretraining would be wasted; later stages are shortened accordingly.
         """
         index = self.state.counters.stage + 1
         found = stage_index(self.stages, progress)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tiny_gpt.config import RunConfig, TrainConfig
+from tiny_gpt.model.shapes import max_merged
 from tiny_gpt.training.schedule import SchedulePoint
 
 Kind = Literal["pretraining", "own", "teacher", "student"]
@@ -118,6 +119,11 @@ def n_pretrainings(train: TrainConfig) -> int:
 def n_to_merge(train: TrainConfig) -> int:
     """How many models a run trains that may be merged into one, without students."""
     return train.teachers or n_pretrainings(train)
+
+
+def n_merged(config: RunConfig, vocab_size: int) -> int:
+    """How many of these are merged; fewer than 2 if none are."""
+    return min(n_to_merge(config.train), max_merged(config.model, vocab_size))
 
 
 def pretraining_share(train: TrainConfig) -> float:

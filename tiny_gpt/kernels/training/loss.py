@@ -21,8 +21,8 @@ from tiny_gpt.model.soft_targets import SoftTargets
 
 # Logits that are held at once: 16 MiB in fp32, 8 MiB in bf16, which the processor's shared (last-level) cache holds.
 LOGITS_PER_CHUNK = 1 << 22
-# But at least so many rows: each chunk reads the head twice, and adds to all of its gradients. With SmolLM2's 49,173
-# tokens, 2,048 rows took 3.7 s in chunks of 85, and 1.3 s in chunks of 512 (docs/log/start-from.md).
+# The fewest rows of a chunk: each chunk reads the head's weight twice and updates its whole gradient. With SmolLM2's
+# vocabulary of 49,173, 2,048 rows took 3.7 s in chunks of 85, and 1.3 s in chunks of 512 (docs/log/start-from.md).
 MIN_ROWS = 512
 
 
