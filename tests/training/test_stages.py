@@ -46,7 +46,6 @@ def test_a_run_without_teachers_or_other_text_is_one_stage():
     [
         dict(teachers=3),
         dict(first_share=0.4),
-        dict(teachers=2, first_share=0.25),
         dict(first_share=0.6, pretrainings=3),
     ],
 )
@@ -72,7 +71,7 @@ def test_a_student_is_regularized_less_than_its_teachers():
     config = RunConfig()
     config = replace(config, model=replace(config.model, dropout=0.3))
     config = replace(config, train=replace(WSD, teachers=1, weight_decay=2.0, token_noise=0.1))
-    teacher, student = (settings_of(config, stage, is_pretrained=False) for stage in stages_of(config.train))
+    teacher, student = (settings_of(config, stage) for stage in stages_of(config.train))
     assert (teacher.dropout, teacher.weight_decay, teacher.token_noise) == (0.3, 2.0, 0.1)
     assert 0 < student.dropout < 0.3 and 0 < student.weight_decay < 2.0 and 0 < student.token_noise < 0.1
 
@@ -87,5 +86,5 @@ def test_each_of_several_models_has_a_pretraining_and_the_own_text_for_equally_l
 def test_a_pretrained_stage_learns_at_a_lower_rate():
     config = replace(RunConfig(), train=replace(WSD, first_share=0.5))
     pretraining, only = stages_of(config.train)
-    assert settings_of(config, only, is_pretrained=True).rate_factor == FINE_TUNING_RATE_FACTOR
-    assert settings_of(config, pretraining, is_pretrained=False).rate_factor == 1.0
+    assert settings_of(config, only).rate_factor == FINE_TUNING_RATE_FACTOR
+    assert settings_of(config, pretraining).rate_factor == 1.0

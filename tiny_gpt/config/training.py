@@ -14,6 +14,8 @@ from tiny_gpt.errors import UsageError
 # The settings that give the length of a run: at most one of them, or else the last, which always has a value.
 BUDGETS = ("for_", "until", "steps", "tokens", "data_epochs", "epochs")
 TIMED_BUDGETS = ("for_", "until")
+# What is wrong with a run that is given both.
+TEACHERS_OR_FIRST = "a run either trains teachers or begins with other text; give only one of them"
 ALL_DEVICES, MAX_DEVICES = "all", 1024
 # Values of --lora besides a rank.
 NO_LORA, AUTO_RANK, MAX_RANK = "0", "auto", 1024
@@ -154,14 +156,16 @@ class TrainConfig:
         require(1 <= self.students <= 64, f"--students {self.students}: must be from 1 to 64", "students-out-of-range")
         message = f"--own-epochs {self.own_epochs}: must be at least 0 and below 10^6"
         require(0 <= self.own_epochs < 1e6, message, "own-epochs-out-of-range")
-        message = (
-            f"--own-epochs and --teachers {self.teachers}: give only one; with teachers, --first-share divides the run"
-        )
-        require(not (self.own_epochs and self.teachers), message, "own-epochs-and-teachers")
         message = f"--pretrainings {self.pretrainings}: must be from 1 to 64"
         require(1 <= self.pretrainings <= 64, message, "pretrainings-out-of-range")
-        message = f"--pretrainings {self.pretrainings} and --teachers {self.teachers}: give only one of them"
-        require(not (self.pretrainings > 1 and self.teachers), message, "pretrainings-and-teachers")
+        for_first = {
+            "first_share": self.first_share > 0,
+            "own_epochs": self.own_epochs > 0,
+            "pretrainings": self.pretrainings > 1,
+        }
+        given = " and ".join(flag(name) for name, is_given in for_first.items() if is_given)
+        message = f"--teachers {self.teachers} and {given}: {TEACHERS_OR_FIRST}"
+        require(not (self.teachers and given), message, "teachers-and-first")
         for name in ("teacher_weight", "first_share"):
             value = getattr(self, name)
             message = f"{flag(name)} {value}: must be at least 0 and below 1"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tiny_gpt.config import NO_FIRST, DataConfig, RunConfig
+from tiny_gpt.config.training import TEACHERS_OR_FIRST
 from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
 from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare, shared_tokenizer_of
@@ -91,6 +92,9 @@ def _prepare_named(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
     if config.train.start_from:
         message = "--first and --start-from: give only one of them; a model that has been trained needs no pretraining"
         raise UsageError(message, code="first-and-start-from")
+    if config.train.teachers:
+        message = f"--first and --teachers {config.train.teachers}: {TEACHERS_OR_FIRST}"
+        raise UsageError(message, code="teachers-and-first")
     if config.train.shard:
         message = "--first and --shard: give only one of them; a sharded model is trained in one stage"
         raise UsageError(message, code="first-and-shard")

@@ -2,9 +2,9 @@
 
 Where a stage ends, its model is kept in the run's folder: of a pretraining as PRETRAINED_FILE, of a teacher or student
 in TEACHERS_FOLDER, of one of several pretrained models in MODELS_FOLDER. Then the model gets the next stage's initial
-weights, moments of zero and its regularization. Which stage a state is in is part of every checkpoint, and what a stage
-needs besides (the teachers' models and predictions) is in those files, so a run resumes in any stage. A model whose
-stage was cut short, by a sleep of the machine for example, is not used.
+weights, unless it was just pretrained, moments of zero, and the stage's regularization. Which stage a state is in is
+part of every checkpoint, and what a stage needs besides (the teachers' models and predictions) is in those files, so a
+run resumes in any stage. A model whose stage was cut short, by a sleep of the machine for example, is not used.
 """
 
 import contextlib
@@ -38,7 +38,6 @@ from tiny_gpt.training.stages import (
     stage_index,
     stage_point,
     stages_of,
-    starts_pretrained,
     with_pretraining_to,
     with_stage_at,
 )
@@ -185,7 +184,7 @@ class StageRunner:
         if self._prepared == self.state.counters.stage:
             return
         stage, train, model = self.stage, self.config.train, self.state.model
-        self._settings = settings_of(self.config, stage, self._starts_pretrained(stage))
+        self._settings = settings_of(self.config, stage)
         if len(self.stages) > 1:
             model.set_dropout(self._settings.dropout)
             for group in self.state.optimizer.param_groups:
@@ -211,7 +210,7 @@ class StageRunner:
         if stage.kind == "pretraining":
             assert self.other is not None, "there is no pretraining without other text"
             return f"{stage} on {len(self.other):,} tokens of other text"
-        start = "from the pretrained model" if self._starts_pretrained(stage) else "from random weights"
+        start = "from the pretrained model" if stage.is_fine_tuning else "from random weights"
         if stage.kind == "student":
             n_teachers = self._n_teachers or len(self._teacher_paths())
             teachers = "a teacher" if n_teachers == 1 else f"{n_teachers} teachers"
@@ -224,37 +223,9 @@ class StageRunner:
         """The stage's initial weights, and an optimizer and a guard without memory of what came before."""
         state = self.state
         torch.manual_seed(self._seed())
-        fresh = GPT(state.model.config, state.model.vocab_size)
-        pretrained = self._load_pretrained() if self._starts_pretrained(stage) else None
-        state.model.load_state_dict((pretrained or fresh).state_dict())
+        if not stage.is_fine_tuning:
+            state.model.load_state_dict(GPT(state.model.config, state.model.vocab_size).state_dict())
         state.forget_moments()
-
-    def _starts_pretrained(self, stage: Stage) -> bool:
-        """Whether the stage starts from the pretraining: every other teacher, and the student if that is worth it."""
-        if stage.kind == "pretraining" or not (self.out_dir / PRETRAINED_FILE).exists():
-            return False
-        return starts_pretrained(stage.number) if stage.kind == "teacher" else self._pretraining_helps()
-
-    def _load_pretrained(self) -> GPT | None:
-        """The pretrained model. A damaged file is set aside, with a warning: None."""
-        path = self.out_dir / PRETRAINED_FILE
-        try:
-            return load_model(path, torch.device("cpu")).model
-        except BadInputError as damage:
-            path.replace(path.with_suffix(".damaged"))
-            self.state.warn(f"what comes next starts from random weights: {damage}")
-            return None
-
-    def _pretraining_helps(self) -> bool:
-        """Whether the first teacher, which starts from the pretraining, became better than the second, which does not.
-
-        Unless there are both, it is taken to help.
-        """
-        losses = []
-        for number in (1, 2):
-            with contextlib.suppress(BadInputError):
-                losses.append(load_model(self._teacher_path(number), torch.device("cpu")).progress.val_loss)
-        return len(losses) < 2 or losses[0] <= losses[1]
 
     def _seed(self) -> int:
         """The seed of a stage's weights and order of sequences; a run with one stage has that of the config."""

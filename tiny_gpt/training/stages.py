@@ -4,13 +4,11 @@ A model that reads a small text more than about twenty times overfits, so more t
 
 - pretraining: a model first learns from other text (`--first`), then from the user's own. With more time, several
   models do, each from other initial weights, one after the other.
-- teachers: several models are trained one after the other, each from other initial weights. Their mean prediction is
-  better than each of them (an ensemble). After a pretraining, which plans have instead, every other teacher starts from
-  it: models that began differently err differently, and the second one shows whether the other text helps.
+- teachers, in a run without other text: several models are trained one after the other, each from other initial
+  weights. Their mean prediction is better than each of them (an ensemble).
 - student: a model that learns from the text and from its teachers' mean prediction at each token (distillation,
-  arXiv 1503.02531). One model keeps a part of the ensemble's gain (arXiv 2509.14786), and stays as small. It
-  starts from the pretraining if that helped the first teacher. With yet more time there are several students, each of
-  which also learns from the last ones before it.
+  arXiv 1503.02531). One model keeps a part of the ensemble's gain (arXiv 2509.14786), and stays as small. With yet more
+  time there are several students, each of which also learns from the last ones before it.
 - merging: the best teachers and students, or the pretrained models, side by side as one wide model (model/merging.py),
   which keeps nearly all of the ensemble's gain. It needs no training; run/merged_stages.py does it after the last
   teacher, after each pretrained model but the first, and at the end.
@@ -31,14 +29,12 @@ Kind = Literal["pretraining", "own", "teacher", "student"]
 
 # The fraction of a run that trains on other text, where neither the user nor a plan says.
 FIRST_SHARE = 0.5
-# Lengths of stages, in units of that of a teacher that starts from random weights. A pretrained one has less to learn:
-# 8 passes over the text were better than 16. The student learns more slowly, from smoother targets.
-PRETRAINED_LENGTH, STUDENT_LENGTH = 0.5, 1.4
-# Factors of the settings for a stage that starts from the pretraining. A high rate would make it forget what it knows.
+# The length of a student's stage, in units of a teacher's: it learns more slowly, from smoother targets.
+STUDENT_LENGTH = 1.4
+# Multiplies the learning rate after a pretraining: a high rate would make the model forget what it knows.
 FINE_TUNING_RATE_FACTOR = 0.5
-FINE_TUNING = {"dropout": 2 / 3, "weight_decay": 0.5, "token_noise": 0.5, "rate_factor": FINE_TUNING_RATE_FACTOR}
-# The same for the student. Soft targets regularize; with the teachers' regularization on top, two thirds of the
-# ensemble's gain were lost, and these factors kept 84%.
+# Factors of the settings for a student. Soft targets regularize; with the teachers' regularization on top, two thirds
+# of the ensemble's gain were lost, and these factors kept 84%.
 DISTILLATION = {"dropout": 2 / 3, "weight_decay": 0.75, "token_noise": 0.5}
 # Other text is read about once: nothing to regularize.
 PRETRAINING_DROPOUT, PRETRAINING_WEIGHT_DECAY, PRETRAINING_NOISE = 0.0, 0.1, 0.0
@@ -57,6 +53,11 @@ class Stage:
     number: int = 1
     """Counted from 1 among the stages of its kind."""
     n_of_kind: int = 1
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether the stage continues with the model of a pretraining, on the own text."""
+        return self.kind == "own" and self.start > 0
 
     def __str__(self) -> str:
         name = "your text" if self.kind == "own" else self.kind
@@ -85,9 +86,7 @@ def stages_of(train: TrainConfig) -> tuple[Stage, ...]:
         if number < n:
             stages.append(Stage("own", start, start := start + unit, number, n))
     for number in range(1, train.teachers + 1):
-        end = start + unit * _teacher_length(train, number)
-        stages.append(Stage("teacher", start, end, number, train.teachers))
-        start = end
+        stages.append(Stage("teacher", start, start := start + unit, number, train.teachers))
     n_students = train.students if train.teachers else 0
     for number in range(1, n_students):
         stages.append(Stage("student", start, start := start + STUDENT_LENGTH * unit, number, n_students))
@@ -132,11 +131,10 @@ def pretraining_share(train: TrainConfig) -> float:
 
 
 def teacher_share(train: TrainConfig) -> float:
-    """The fraction of the run that a teacher from random weights has; in a run without teachers, a model on the user's
-    own text."""
-    lengths = [_teacher_length(train, number) for number in range(1, train.teachers + 1)]
-    n_own = max(1, n_pretrainings(train))
-    return (1 - train.first_share) / (sum(lengths) + train.students * STUDENT_LENGTH if lengths else n_own)
+    """The fraction of the run that a teacher has; in a run without teachers, a model on the user's own text."""
+    if train.teachers:
+        return 1 / (train.teachers + train.students * STUDENT_LENGTH)
+    return (1 - train.first_share) / max(1, n_pretrainings(train))
 
 
 def last_share(train: TrainConfig) -> float:
@@ -144,20 +142,8 @@ def last_share(train: TrainConfig) -> float:
     return teacher_share(train) * (STUDENT_LENGTH if train.teachers else 1.0)
 
 
-def _teacher_length(train: TrainConfig, number: int) -> float:
-    return PRETRAINED_LENGTH if train.first_share and starts_pretrained(number) else 1.0
-
-
-def starts_pretrained(teacher: int) -> bool:
-    """Whether the teacher of this number, from 1, starts from the pretraining, in a run that has one."""
-    return teacher % 2 == 1
-
-
-def settings_of(config: RunConfig, stage: Stage, is_pretrained: bool) -> StageSettings:
-    """The settings of a stage that starts from the pretraining or not.
-
-    Those of `config` are for a teacher from random weights; without teachers, for the only stage on the own text.
-    """
+def settings_of(config: RunConfig, stage: Stage) -> StageSettings:
+    """The settings of a stage. Those of `config` are for a teacher, or for a stage on the own text."""
     settings = StageSettings(config.model.dropout, config.train.weight_decay, config.train.token_noise)
     if stage.kind == "pretraining":
         return StageSettings(
@@ -165,8 +151,8 @@ def settings_of(config: RunConfig, stage: Stage, is_pretrained: bool) -> StageSe
             min(settings.weight_decay, PRETRAINING_WEIGHT_DECAY),
             min(settings.token_noise, PRETRAINING_NOISE),
         )
-    if is_pretrained:
-        settings = settings.scaled(FINE_TUNING if config.train.teachers else {"rate_factor": FINE_TUNING_RATE_FACTOR})
+    if stage.is_fine_tuning:
+        return replace(settings, rate_factor=FINE_TUNING_RATE_FACTOR)
     return settings.scaled(DISTILLATION) if stage.kind == "student" else settings
 
 
@@ -180,7 +166,7 @@ def stage_point(point: SchedulePoint, stage: Stage, start: float, rate_factor: f
 
     A stage may begin later than planned: where the machine slept over its beginning, or where a run is extended.
     """
-    if stage.kind == "own" and stage.start == 0:
+    if stage.kind == "own" and not stage.is_fine_tuning:
         return point
     progress = min(1.0, max(0.0, point.progress - start) / max(1e-9, stage.end - start))
     return SchedulePoint(
