@@ -13,22 +13,33 @@ import sys
 from pathlib import Path
 from tests.data.test_token_store import open_or_build
 from tiny_gpt.tokenizer.byte_char import ByteTokenizer
-if __name__ == "__main__":
-    train, _ = open_or_build(Path(sys.argv[1]) / "store", ["0123456789 " * 2_000_000], ["held out"], ByteTokenizer())
-    print(len(train))
+train, _ = open_or_build(Path(sys.argv[1]) / "store", ["0123456789 " * int(sys.argv[2])], ["held out"], ByteTokenizer())
+print(len(train))
 """
+LARGE = 2_000_000
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_workers = pytest.mark.skipif(
     len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) < 2,
     reason="one processor encodes without workers",
 )
+
+
+@needs_workers
+def test_a_script_that_encodes_without_a_main_guard_is_not_run_by_workers(tmp_path):
+    script = tmp_path / "encode.py"
+    script.write_text("from tiny_gpt.data import encoding\nencoding.SINGLE_PROCESS_BYTES = 0\n" + ENCODE)
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "tokens"), "10"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("110\n", "")
+
+
+@pytest.mark.slow
+@needs_workers
 def test_killed_encoding_leaves_no_workers(tmp_path):
     """The workers of a killed program exit, and the next run deletes its temporary folder."""
     script = tmp_path / "encode.py"
     script.write_text(ENCODE)
-    command = [sys.executable, str(script), str(tmp_path / "tokens")]
+    command = [sys.executable, str(script), str(tmp_path / "tokens"), str(LARGE)]
     program = subprocess.Popen(command)
     deadline = time.monotonic() + 30
     while not (children := psutil.Process(program.pid).children(recursive=True)) or len(children) < 2:
@@ -40,5 +51,5 @@ def test_killed_encoding_leaves_no_workers(tmp_path):
     assert alive == []
     assert [path.name[0] for path in (tmp_path / "tokens").iterdir()] == ["."]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout == "22000000\n", done.stderr
+    assert done.stdout == f"{11 * LARGE}\n", done.stderr
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["store"]

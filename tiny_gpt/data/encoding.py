@@ -3,9 +3,11 @@
 A short text is encoded in this process: starting workers would take longer.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -49,7 +51,8 @@ def encode_chunks(split: TextSplit, tokenizer: Tokenizer, dtype: np.dtype) -> It
         # Enough chunks in flight to keep all workers busy, few enough to bound memory.
         in_flight: deque[Future[EncodedChunk]] = deque()
         for chunk in split.chunks():
-            in_flight.append(pool.submit(_encode_in_worker, chunk))
+            with _without_main_module():
+                in_flight.append(pool.submit(_encode_in_worker, chunk))
             if len(in_flight) > 2 * n_workers:
                 yield in_flight.popleft().result()
         while in_flight:
@@ -62,6 +65,22 @@ def encode_chunks(split: TextSplit, tokenizer: Tokenizer, dtype: np.dtype) -> It
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Start worker processes that do not import the main module, of which they need nothing.
+
+    A script that trains without `if __name__ == "__main__"` would start to train in each of them.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    main.__spec__ = None
+    main.__dict__.pop("__file__", None)
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> EncodedChunk:
