@@ -118,7 +118,7 @@ def test_other_text_counts_in_a_plan_of_steps():
     planner = make_planner()._replace(other=OtherText(("novels",), 400_000, 50_000, 2048, 6_000_000))
     chosen, plan = planner.plan(named)
     assert chosen.train.first_share == plan.first_share == FIRST_SHARE and plan.steps == 2000
-    counted = replace(named, train=replace(named.train, own_epochs=3.0))
+    counted = replace(named, train=replace(named.train, own_data_epochs=3.0))
     assert planner.plan(counted)[1].data_epochs == pytest.approx(3, rel=0.01)
 
 
@@ -131,11 +131,11 @@ def test_a_small_text_is_not_read_more_often_after_a_pretraining_the_longer_the_
         n <= 2 * planner_module.MIN_FINE_TUNING_STEPS or plan.data_epochs <= 6.1
         for n, (_, plan) in zip(steps, plans, strict=True)
     ]
-    assert all(few) and all(config.train.own_epochs for config, _ in plans)
-    asked = replace(named, train=replace(named.train, own_epochs=2.0))
+    assert all(few) and all(config.train.own_data_epochs for config, _ in plans)
+    asked = replace(named, train=replace(named.train, own_data_epochs=2.0))
     assert planner.plan(asked)[1].data_epochs == pytest.approx(2, rel=0.05)
     given = replace(named, train=replace(named.train, first_share=0.5))
-    assert planner.plan(given)[0].train.own_epochs == 0
+    assert planner.plan(given)[0].train.own_data_epochs == 0
 
 
 def test_easier_text_is_not_taken_for_more_related():

@@ -313,16 +313,16 @@ def test_counted_passes_over_the_own_text(long_lines):
     """34 steps of other text, then two passes."""
     n_tokens = first(Prepared, run(long_lines)).train_tokens
     two_passes = 2 * n_tokens / long_lines.train.batch_size / long_lines.model.block_size
-    config = with_train(long_lines, steps=round(two_passes) + 34, own_epochs=2.0)
+    config = with_train(long_lines, steps=round(two_passes) + 34, own_data_epochs=2.0)
     pretraining, own = of(StageBegun, run(config))
     assert (pretraining.step, pretraining.name) == (0, "pretraining")
     assert own.step == pytest.approx(34, abs=2)
 
 
 def test_what_other_text_needs_is_told_where_there_is_none(config):
-    config = with_train(config, own_epochs=2.0, pretrainings=2, steps=3)
+    config = with_train(config, own_data_epochs=2.0, pretrainings=2, steps=3)
     notices = [event.text for event in of(Notice, run(config))]
-    assert any("--own-epochs and --pretrainings: without effect" in text for text in notices)
+    assert any("--own-data-epochs and --pretrainings: without effect" in text for text in notices)
 
 
 def test_a_tokenizer_for_both_texts_is_trained_once(shared_tokenizer, tmp_path, monkeypatch):

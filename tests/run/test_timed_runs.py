@@ -148,9 +148,9 @@ def own_text_last(config, tmp_path, monkeypatch):
     (tmp_path / "french.txt").write_text(FRENCH)
     config = with_data(config, first=(str(tmp_path / "french.txt"),))
     n_tokens = len(prepared(prepare(config.data, 8, prepared(tokenizer_for(config)))).train)
-    own_epochs = 30 * config.train.batch_size * config.model.block_size / n_tokens
+    own_data_epochs = 30 * config.train.batch_size * config.model.block_size / n_tokens
     schedule = dict(schedule="wsd", min_learning_rate=0.0)
-    return with_train(config, for_="20s", first_share=0.5, own_epochs=own_epochs, **schedule)
+    return with_train(config, for_="20s", first_share=0.5, own_data_epochs=own_data_epochs, **schedule)
 
 
 def own_steps(events):

@@ -27,7 +27,7 @@ class EvalCommand:
 
     eval: EvalConfig
     model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """A run, a model file or an exported folder."""
+    """A run, model file, exported folder, GGUF file or hf:OWNER/NAME."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE ..."), OPTIONAL]
     """Text to score, given as for `tiny-gpt train`."""
     json: Annotated[bool, OPTIONAL] = False

@@ -26,7 +26,7 @@ class ExportCommand:
     gguf: for llama.cpp, Ollama and LM Studio.
     safetensors: tiny_gpt's own tensor names, with its config.json."""
     model: ModelArgument = ""
-    """A run, a model file or an exported folder. Without it, the best model of the newest run."""
+    """A run, model file, exported folder, GGUF file or hf:OWNER/NAME. Without it, the best model of the newest run."""
     out: Annotated[str, arg(metavar="FOLDER"), OPTIONAL] = ""
     """Folder to write; must not exist yet. Without it, NAME-hf, NAME-gguf or NAME-safetensors in this folder."""
 

@@ -45,7 +45,7 @@ class GenerateCommand(GenerateScript):
     """Generate text with a trained model."""
 
     model: ModelArgument = ""
-    """A run, a model file or an exported folder; the same as --checkpoint."""
+    """A run, model file, exported folder, GGUF file or hf:OWNER/NAME; the same as --checkpoint."""
 
 
 # inference.py uses the model that train.py saves in the same folder.

@@ -41,9 +41,9 @@ class ResumeMode:
     """What to do with an unfinished run in the same folder. Without a flag, you are asked."""
 
     resume: Annotated[bool, OPTIONAL] = False
-    """Resume it."""
+    """Resume the unfinished run."""
     new: Annotated[bool, OPTIONAL] = False
-    """Keep it and start a new run."""
+    """Start a new run; the files of the unfinished one are kept."""
 
     def __post_init__(self) -> None:
         if self.resume and self.new:

@@ -20,7 +20,7 @@ class PlayCommand:
     """Write with a trained model in the browser and see how it thinks. Works offline."""
 
     model: ModelArgument = ""
-    """A run, a model file or an exported folder. Without it, the best model of the newest run."""
+    """A run, model file, exported folder, GGUF file or hf:OWNER/NAME. Without it, the best model of the newest run."""
     no_browser: Annotated[bool, OPTIONAL] = False
     """Print the address only; don't open a browser."""
     device: Annotated[str, arg(metavar="{auto,cpu,mps,cuda,cuda:N}")] = "auto"

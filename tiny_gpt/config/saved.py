@@ -14,7 +14,13 @@ from tiny_gpt.config.model import ModelConfig
 from tiny_gpt.errors import BadInputError, UsageError
 
 # Settings and values that earlier versions wrote under another name.
-RENAMED_SETTINGS = {"path": "backend", "val_share": "val_fraction", "repeat": "data_epochs", "head_width": "head_dim"}
+RENAMED_SETTINGS = {
+    "path": "backend",
+    "val_share": "val_fraction",
+    "repeat": "data_epochs",
+    "head_width": "head_dim",
+    "own_epochs": "own_data_epochs",
+}
 RENAMED_VALUES = {
     "architecture": {"classic": "gpt2", "modern": "qwen3"},
     "backend": {"plain": "eager", "captured": "cuda_graph"},

@@ -77,12 +77,12 @@ class TrainConfig:
     teacher_weight: Annotated[float, OPTIONAL] = 0.7
     """How much the final model's targets follow its teachers; the rest is the text itself."""
     first_share: Annotated[float, OPTIONAL] = 0.0
-    """Fraction of the run that is trained on the text of --first. Without it, half of the run."""
+    """Fraction of the run for the text of --first. Without it, chosen in a timed run, otherwise a half."""
     pretrainings: Annotated[int, OPTIONAL] = 1
-    """Number of models to train one after the other, each on the text of --first and then on yours.
+    """With --first: number of models to train one after the other, each on other text and then on yours.
     They start from different initial weights and share the run's time. At the end they are merged into one model."""
-    own_epochs: Annotated[float, OPTIONAL] = 0.0
-    """Passes of a model over your own text after its pretraining, which gets the rest of the model's time.
+    own_data_epochs: Annotated[float, OPTIONAL] = 0.0
+    """With --first: passes over your own text after the pretraining, which gets the rest of the time.
     Overrides --first-share.
     In a timed run, the number of passes stays the same if steps are faster or slower than planned."""
     beta2: float = 0.999
@@ -154,13 +154,13 @@ class TrainConfig:
         require(not (self.shard and self.teachers), message, "shard-and-teachers")
         require(0 <= self.teachers <= 64, f"--teachers {self.teachers}: must be from 0 to 64", "teachers-out-of-range")
         require(1 <= self.students <= 64, f"--students {self.students}: must be from 1 to 64", "students-out-of-range")
-        message = f"--own-epochs {self.own_epochs}: must be at least 0 and below 10^6"
-        require(0 <= self.own_epochs < 1e6, message, "own-epochs-out-of-range")
+        message = f"--own-data-epochs {self.own_data_epochs}: must be at least 0 and below 10^6"
+        require(0 <= self.own_data_epochs < 1e6, message, "own-data-epochs-out-of-range")
         message = f"--pretrainings {self.pretrainings}: must be from 1 to 64"
         require(1 <= self.pretrainings <= 64, message, "pretrainings-out-of-range")
         for_first = {
             "first_share": self.first_share > 0,
-            "own_epochs": self.own_epochs > 0,
+            "own_data_epochs": self.own_data_epochs > 0,
             "pretrainings": self.pretrainings > 1,
         }
         given = " and ".join(flag(name) for name, is_given in for_first.items() if is_given)
@@ -197,7 +197,7 @@ class TrainConfig:
             raise UsageError(message, code="time-of-day-invalid") from None
 
     def _check_lora(self) -> None:
-        """LoRA trains a known model, in one stage, on one device, with AdamW: what it was measured with."""
+        """LoRA trains a pretrained model, in one stage, on one device, with AdamW: what it was measured with."""
         is_rank = self.lora.isdecimal() and len(self.lora) < 6 and int(self.lora) <= MAX_RANK
         message = f"--lora {self.lora}: give auto, 0, or a rank from 1 to {MAX_RANK}"
         require(is_rank or self.lora == AUTO_RANK, message, "lora-rank-invalid")

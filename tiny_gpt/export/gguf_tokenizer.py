@@ -6,8 +6,8 @@ drops bytes of characters that begin like a known one of three or four bytes: th
 have no token there. llama (SentencePiece) takes U+2581 for a space. Ollama runs every type since its 0.30, which hands
 models to llama.cpp (ollama#16031); its own engine for qwen3, before, knew gpt2 alone and cut words by Qwen's pattern.
 
-A tokenizer that came with a known model keeps its special tokens. llama.cpp must have a name for the rule by which it
-cuts words (PRE_TOKENIZERS).
+A tokenizer that came with a pretrained model keeps its special tokens. llama.cpp must have a name for the rule by which
+it cuts words (PRE_TOKENIZERS).
 
 No vocabulary of ours has a token that begins or ends a text, and llama.cpp is told to add none. Yet unless the file
 names one, it ends the text at its type's default (for gpt2 that is id 11), or has none, at which older servers crash

@@ -1,9 +1,9 @@
-"""LoRA: trains a known model further by small matrices beside its own, which stay as they are.
+"""LoRA: trains a pretrained model further by small matrices beside its own, which stay as they are.
 
     y = W x + ALPHA / r * B A x        W (out, in) frozen; A (r, in) and B (out, r) trained, of rank r
 
 (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1.) B starts as zeros, so
-that training starts from the known model exactly. Only A and B have gradients and optimizer moments, which for all
+that training starts from the pretrained model exactly. Only A and B have gradients and optimizer moments, which for all
 weights would take three times the memory of the weights. At the end W + ALPHA / r * B A is one matrix again.
 
 Every matrix of attention and of the feed-forward layers has such an adapter. Embeddings, head, norms and biases stay as

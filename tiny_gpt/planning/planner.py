@@ -49,9 +49,9 @@ SMALLER_MODEL_RATIO = 0.92
 # Of a model that starts from a pretraining: the fewest steps, and the most passes over the own text, for which one is
 # good; more of them undo what it has learned there.
 MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 27, 6
-# The same for a known model (--start-from) that is large for the text, which memorizes it sooner: SmolLM2-135M was best
-# after two passes over 117 kB (docs/log/start-from.md).
-MAX_KNOWN_MODEL_EPOCHS = 2
+# The same for a model of --start-from that is large for the text, which it memorizes sooner: SmolLM2-135M was best after
+# two passes over 117 kB (docs/log/start-from.md).
+MAX_LARGE_MODEL_EPOCHS = 2
 
 
 class Planner(StagePlanner):
@@ -93,8 +93,8 @@ class Planner(StagePlanner):
         if config.train.auto:
             config = planner._with_stages(config) if "teachers" in config.train.auto else planner.complete(config)
         planner = self.for_texts_of(config)
-        if planner is not self and config.train.own_epochs:
-            config = planner._with_own_epochs(config, config.train.own_epochs)
+        if planner is not self and config.train.own_data_epochs:
+            config = planner._with_own_data_epochs(config, config.train.own_data_epochs)
         return config, planner.plan_of(config, planner.step_time(config))
 
     def for_texts_of(self, config: RunConfig) -> "Planner":
@@ -112,7 +112,7 @@ class Planner(StagePlanner):
             return self._shortened(self.complete(alone)) if config.train.start_from else self.complete(alone)
         if config.data.first not in ((), (NO_FIRST,)):
             return self._with_pretraining(config)
-        alone = self._with_teachers(with_train(config, first_share=0.0, own_epochs=0.0, pretrainings=1))
+        alone = self._with_teachers(with_train(config, first_share=0.0, own_data_epochs=0.0, pretrainings=1))
         if config.data.first or self.other is None:
             return alone
         if not may_begin_with_related(self.requested_seconds(train), self.text.train_bytes):
@@ -144,17 +144,17 @@ class Planner(StagePlanner):
             return self.complete(alone)
         shared = [with_train(alone, first_share=share) for share in FIRST_SHARES]
         candidates = [self.complete(each) for each in shared]
-        if asked := config.train.own_epochs:
-            return self._with_own_epochs(self._nearest(candidates, asked), asked)
+        if asked := config.train.own_data_epochs:
+            return self._with_own_data_epochs(self._nearest(candidates, asked), asked)
         suited = [each for each in candidates if self._suits_pretraining(each)]
         if suited:
             best = self._smaller_if_better(shared, min(suited, key=self.expected_loss))
-            return with_train(best, own_epochs=round(self.stage_epochs(best), 2))
+            return with_train(best, own_data_epochs=round(self.stage_epochs(best), 2))
         # Too little time for any, or too much.
         n_steps = 1.5 * MIN_FINE_TUNING_STEPS
         epochs = max(MAX_FINE_TUNING_EPOCHS, n_steps * tokens_per_step(candidates[-1]) / self.text.train_tokens)
         nearest = self._nearest(candidates, epochs)
-        return self._with_own_epochs(nearest, min(epochs, self.stage_epochs(nearest)))
+        return self._with_own_data_epochs(nearest, min(epochs, self.stage_epochs(nearest)))
 
     def _smaller_if_better(self, shared: list[RunConfig], best: RunConfig) -> RunConfig:
         """`best`, whose size suits its pretraining, or a smaller model, in one of the `shared` fractions, that is
@@ -182,11 +182,11 @@ class Planner(StagePlanner):
         """The one of `candidates` whose passes over the own text are nearest to `epochs`."""
         return min(candidates, key=lambda each: abs(math.log(self.stage_epochs(each) / epochs)))
 
-    def _with_own_epochs(self, config: RunConfig, epochs: float) -> RunConfig:
+    def _with_own_data_epochs(self, config: RunConfig, epochs: float) -> RunConfig:
         """`config`, which is complete, with this many passes over the own text."""
         own_share = (1 - config.train.first_share) * epochs / self.stage_epochs(config)
         share = min(max(1 - own_share, FIRST_SHARES[0]), 1 - 1e-6)
-        return with_train(config, first_share=share, own_epochs=round(epochs, 2))
+        return with_train(config, first_share=share, own_data_epochs=round(epochs, 2))
 
     def _suits_pretraining(self, config: RunConfig) -> bool:
         """Whether a model that starts from the pretraining reads the own text neither too little nor too often."""
@@ -196,11 +196,11 @@ class Planner(StagePlanner):
         return steps >= MIN_FINE_TUNING_STEPS and not (epochs > MAX_FINE_TUNING_EPOCHS and has_many_steps)
 
     def _shortened(self, config: RunConfig) -> RunConfig:
-        """`config`, with time for MAX_KNOWN_MODEL_EPOCHS at most if its initial model is large for the text."""
+        """`config`, with time for MAX_LARGE_MODEL_EPOCHS at most if its initial model is large for the text."""
         epochs, seconds = self.stage_epochs(config), self.requested_seconds(config.train)
-        if seconds is None or epochs <= MAX_KNOWN_MODEL_EPOCHS or not knows_more_than(config, self.text):
+        if seconds is None or epochs <= MAX_LARGE_MODEL_EPOCHS or not knows_more_than(config, self.text):
             return config
-        useful_s = math.ceil(seconds * MAX_KNOWN_MODEL_EPOCHS / epochs)
+        useful_s = math.ceil(seconds * MAX_LARGE_MODEL_EPOCHS / epochs)
         return with_train(config, for_=f"{useful_s}s", until="")
 
     def _with_teachers(self, config: RunConfig) -> RunConfig:
@@ -278,7 +278,7 @@ class Planner(StagePlanner):
         train = config.train
         if train.start_from:
             is_large = knows_more_than(config, self.text)
-            return (MAX_KNOWN_MODEL_EPOCHS if is_large else MAX_FINE_TUNING_EPOCHS) * self.text.train_tokens
+            return (MAX_LARGE_MODEL_EPOCHS if is_large else MAX_FINE_TUNING_EPOCHS) * self.text.train_tokens
         if train.first_share:
             n_models = MAX_PRETRAININGS if train.is_timed else 1
             n_other = self.text.other_tokens or self.text.train_tokens

@@ -1,7 +1,7 @@
-"""Runs with --lora: the known model whose weights stay as they are, and the adapters trained beside it (model/lora.py).
+"""Runs with --lora: the pretrained model, whose weights stay as they are, and the adapters beside it (model/lora.py).
 
-The known model is kept once in the run's folder, as BASE_FILE, so that the run can be resumed without the place that it
-came from. A checkpoint holds the adapters, their moments and the known model's hash.
+The pretrained model is kept once in the run's folder, as BASE_FILE, so that the run can be resumed without the place
+that it came from. A checkpoint holds the adapters, their moments and the pretrained model's hash.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def weights_sha256(model: GPT) -> str:
 
 
 def find_base(folder: Path, description: RunDescription) -> GPT:
-    """The known model of the run that is described, whose files are in `folder`.
+    """The pretrained model of the run that is described, whose files are in `folder`.
 
     Raises BadInputError where it is found neither there nor where the run took it from.
     """
@@ -56,7 +56,7 @@ def find_base(folder: Path, description: RunDescription) -> GPT:
 
 
 def take_base(model: GPT, folder: Path, description: RunDescription) -> None:
-    """Give `model` the known model's weights, and adapters whose values a checkpoint has. Raises BadInputError."""
+    """Give `model` the pretrained model's weights, and adapters whose values a checkpoint has. Raises BadInputError."""
     model.load_state_dict(find_base(folder, description).state_dict())
     add_adapters(model, description.config.train.lora_rank)
 

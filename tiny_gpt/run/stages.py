@@ -84,16 +84,16 @@ class StageRunner:
         return is_first_step or stage_index(self.stages, point.progress) > self.state.counters.stage
 
     def _fit_pretraining(self) -> None:
-        """End the pretraining where the time until the next one, or the end, is just enough for --own-epochs, at the
-        present speed."""
-        if self.config.train.own_epochs and self.stage.kind == "pretraining":
+        """End the pretraining where the time until the next one, or the end, is just enough for --own-data-epochs at
+        the present speed."""
+        if self.config.train.own_data_epochs and self.stage.kind == "pretraining":
             index = self.state.counters.stage
             self.stages = with_pretraining_to(self.stages, index, self.stages[index + 1].end - self._own_length())
 
     def _own_length(self) -> float:
-        """The progress that --own-epochs take at the present speed."""
+        """The progress that --own-data-epochs take at the present speed."""
         state, train = self.state, self.config.train
-        n_steps = train.own_epochs * len(self.dataset.train) / (train.batch_size * state.model.config.block_size)
+        n_steps = train.own_data_epochs * len(self.dataset.train) / (train.batch_size * state.model.config.block_size)
         return n_steps * state.budget.progress_per_step()
 
     def _next_index(self, progress: float) -> int:
@@ -138,7 +138,7 @@ class StageRunner:
             return False
         index = self._next_index(point.progress)
         length, planned = ended.end - counters.stage_start, ended.end - ended.start
-        if self.config.train.own_epochs and ended.kind == "own":  # a resumed run has not fitted its pretraining
+        if self.config.train.own_data_epochs and ended.kind == "own":  # a resumed run has not fitted its pretraining
             planned = min(planned, self._own_length())
         reached = trained + self.state.budget.progress_per_step() - counters.stage_start
         is_complete = reached >= MIN_COMPLETE * length >= MIN_COMPLETE * MIN_LENGTH * planned

@@ -108,7 +108,7 @@ def _with_share_for(
 ) -> Generator[Notice, None, RunConfig]:
     """`planned` with a fraction of the run for `other` text. Settings for it may be `requested` without --first, or for
     a text that the plan did not take."""
-    names, default = ("first_share", "own_epochs", "pretrainings"), TrainConfig()
+    names, default = ("first_share", "own_data_epochs", "pretrainings"), TrainConfig()
     given = [name for name in names if getattr(requested.train, name) != getattr(default, name)]
     if given and not other:
         flags = " and ".join(map(flag, given))
