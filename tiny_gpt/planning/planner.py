@@ -49,8 +49,8 @@ SMALLER_MODEL_RATIO = 0.92
 # Of a model that starts from a pretraining: the fewest steps, and the most passes over the own text, for which one is
 # good; more of them undo what it has learned there.
 MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 27, 6
-# The same for a model of --start-from that is large for the text, which it memorizes sooner: SmolLM2-135M was best after
-# two passes over 117 kB (docs/log/start-from.md).
+# The same for a model of --start-from that is large for the text, which it memorizes sooner: SmolLM2-135M was best
+# after two passes over 117 kB (docs/log/start-from.md).
 MAX_LARGE_MODEL_EPOCHS = 2
 
 
