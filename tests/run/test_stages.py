@@ -16,6 +16,7 @@ from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
 from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import Notice
 from tiny_gpt.data.progress import finish as prepared
+from tiny_gpt.data.sources import download
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model.shapes import merged_config
 from tiny_gpt.model_io.model_file import load_model, save_model
@@ -282,11 +283,29 @@ def test_validation_text_is_left_out_of_other_text(long_lines, tmp_path):
     assert error.value.code == "first-is-held-out"
 
 
-def test_a_plan_is_not_offered_related_text_that_holds_the_validation_text(long_lines, monkeypatch):
-    monkeypatch.setattr(other_text, "related_text", lambda sample: long_lines.data.data[0])
+def test_a_plan_is_not_offered_related_text_that_holds_the_validation_text(long_lines, monkeypatch, tmp_path):
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(Path(long_lines.data.data[0]).read_bytes())
+    monkeypatch.setattr(other_text, "related_texts", lambda sample, is_long: [(str(copy),)])
     monkeypatch.setattr(HeldOut, "removed_from", lambda self, document: document)
     config = with_data(with_train(long_lines, steps=0, for_="1h", auto=("teachers",)), first=())
     assert prepared(prepare_texts(config, prepared(prepare(config.data, 8)))).shared is None
+
+
+def test_a_plan_takes_the_first_related_text_that_can_be_had(long_lines, monkeypatch, tmp_path):
+    own, french = long_lines.data.data, long_lines.data.first
+    monkeypatch.setattr(other_text, "related_texts", lambda sample, is_long: [("wikitext-2", *french), own, french])
+    monkeypatch.setattr(download, "RETRY_PAUSES_S", (0.0,))
+    config = with_data(with_train(long_lines, steps=0, for_="1h", auto=("teachers",)), first=())
+    events = prepare_texts(config, prepared(prepare(config.data, 8)))
+    notices = []
+    while True:
+        try:
+            notices += of(Notice, [next(events)])
+        except StopIteration as stop:
+            assert stop.value.first == french
+            break
+    assert any(event.text.startswith("the run cannot begin with wikitext-2 and") for event in notices)
 
 
 @pytest.fixture

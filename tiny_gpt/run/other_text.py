@@ -1,4 +1,4 @@
-"""Other text that a run reads before its own: which one is at hand, and both in the tokens of one tokenizer."""
+"""Other text that a run reads before its own: which one can be had, and both in the tokens of one tokenizer."""
 
 import time
 from collections.abc import Generator
@@ -12,10 +12,10 @@ from tiny_gpt.data.copied_spans import decoded_text
 from tiny_gpt.data.overlap import HeldOut, overlap_of_tokens
 from tiny_gpt.data.prepare import MIN_REPORTED_OVERLAP, Dataset, prepare, shared_tokenizer_of
 from tiny_gpt.data.progress import Notice, Preparation, PreparationEvent
-from tiny_gpt.data.related_text import related_text
+from tiny_gpt.data.related_text import ARTICLES, PROSE_GAIN, related_texts
 from tiny_gpt.data.sources.catalog import DATASETS
 from tiny_gpt.data.token_shards.opened import sole_corpus
-from tiny_gpt.errors import BadInputError, UsageError
+from tiny_gpt.errors import BadInputError, OutOfResourcesError, UsageError
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.measurement import measure_machine_and_text
 from tiny_gpt.planning.planner import Planner, may_begin_with_related
@@ -27,6 +27,8 @@ from tiny_gpt.training.budget import requested_seconds
 SAMPLE_BYTES = 1 << 18
 # Other text is not validated on: as little as possible is held out.
 OTHER_VAL_FRACTION = 0.01
+# The shortest run for which a large text is downloaded and prepared, which takes minutes.
+LONG_RUN_S = 2 * 3600
 # Tokenizers that are trained: with other text, they are trained on both.
 TRAINED_TOKENIZERS = ("auto", "bpe")
 
@@ -74,9 +76,11 @@ def prepare_texts(config: RunConfig, own: Dataset, any_time: bool = False) -> Pr
     if first not in ((), (NO_FIRST,)):
         return RunTexts(own, first, (yield from _prepare_named(config, own)))
     if may_begin_with_related_text(config, own, any_time):
-        name = related_text(decoded_text(own.tokenizer, own.train, SAMPLE_BYTES))
-        if name and (shared := (yield from _prepare_related(config, own, name))):
-            return RunTexts(own, (name,), shared)
+        sample = decoded_text(own.tokenizer, own.train, SAMPLE_BYTES)
+        seconds = requested_seconds(config.train, time.time(), time.time())
+        for sources in related_texts(sample, is_long=seconds is not None and seconds >= LONG_RUN_S):
+            if shared := (yield from _prepare_related(config, own, sources)):
+                return RunTexts(own, sources, shared)
     return RunTexts(own)
 
 
@@ -105,11 +109,16 @@ def _prepare_named(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
     return texts
 
 
-def _prepare_related(config: RunConfig, own: Dataset, name: str) -> Preparation[SharedTexts | None]:
-    """None where the text is not at hand, or holds what is validated on."""
+def _prepare_related(config: RunConfig, own: Dataset, sources: tuple[str, ...]) -> Preparation[SharedTexts | None]:
+    """None where the text cannot be had, is the run's own, or holds what is validated on."""
+    if set(sources) & set(config.data.data):
+        return None
     try:
-        texts = yield from _prepare_shared(replace(config, data=replace(config.data, first=(name,))), own)
-    except BadInputError:  # this Python was installed without it
+        texts = yield from _prepare_shared(replace(config, data=replace(config.data, first=sources)), own)
+    except (BadInputError, OutOfResourcesError) as error:  # no network, no space, a Python without documentation
+        reason = str(error).split(";")[0]
+        gain = f". {PROSE_GAIN}" if ARTICLES in sources else ""
+        yield Notice(f"the run cannot begin with {' and '.join(sources)}: {reason}{gain}")
         return None
     return None if _overlap(texts) else texts
 
