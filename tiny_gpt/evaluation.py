@@ -22,10 +22,10 @@ from tiny_gpt.model.token_losses import IGNORED
 # Fractions of the time that evaluations may take during a run.
 VAL_SHARE = 0.05
 TRAIN_SHARE = 0.0125
-# The longest sequence that a model is scored or trained further with, unless the user gives one. Pretrained models were
+# The longest sequence that a model is scored or fine-tuned with, unless the user gives one. Pretrained models were
 # trained with thousands of tokens, which take much memory. With 1,024 a step of SmolLM2 takes as long as with 512, and
-# with 2,048 twice as long (docs/log/start-from.md).
-LONGEST_BLOCK = 1024
+# with 2,048 twice as long, but for `fused`, which does not store the weights of all pairs (docs/log/start-from.md).
+LONGEST_BLOCK, LONGEST_FUSED_BLOCK = 1024, 2048
 # The most logits that `tiny-gpt eval` computes at once: 0.5 GiB.
 MAX_LOGITS_AT_ONCE = 1 << 27
 

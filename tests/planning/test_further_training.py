@@ -19,7 +19,7 @@ from tiny_gpt.planning import further_training
 from tiny_gpt.planning.further_training import known_model_helps
 from tiny_gpt.planning.heuristics import FINE_TUNING_RATE, LORA_RATE
 from tiny_gpt.planning.memory import estimate_memory_bytes, with_rank
-from tiny_gpt.planning.planner import MAX_KNOWN_MODEL_EPOCHS, Planner, unasked_changes
+from tiny_gpt.planning.planner import MAX_LARGE_MODEL_EPOCHS, Planner, unasked_changes
 from tiny_gpt.planning.scaling_law import forecast_further
 from tiny_gpt.planning.throughput import StepTimeModel, step_flops
 from tiny_gpt.planning.types import Candidate
@@ -128,14 +128,14 @@ def test_the_plan_compares_the_model_with_a_new_one(config):
 def test_a_large_model_gets_a_few_epochs_and_no_dropout():
     chosen, plan = timed("24h", step_s=1.0)
     assert parse_duration(chosen.train.for_) < 24 * 3600
-    assert plan.data_epochs == pytest.approx(MAX_KNOWN_MODEL_EPOCHS, rel=0.05)
+    assert plan.data_epochs == pytest.approx(MAX_LARGE_MODEL_EPOCHS, rel=0.05)
     assert chosen.model.dropout == 0 and chosen.train.optimizer == "adamw" and chosen.model.block_size == 512
     assert chosen.train.batch_size * chosen.model.block_size == 2048
 
 
 def test_a_small_model_gets_all_of_the_time():
     chosen, plan = timed("24h", replace(LARGE, n_layer=2, d_model=64, n_head=2, d_ff=96), step_s=0.01)
-    assert chosen.train.for_ == "24h" and plan.data_epochs > MAX_KNOWN_MODEL_EPOCHS
+    assert chosen.train.for_ == "24h" and plan.data_epochs > MAX_LARGE_MODEL_EPOCHS
 
 
 def test_forecasts_fall_from_the_loss_of_the_model_as_it_comes():

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from tiny_gpt.config import NO_FIRST, RunConfig, flag
 from tiny_gpt.config.training import AUTO_RANK
 from tiny_gpt.errors import UsageError
-from tiny_gpt.model.shapes import max_merged, n_parameters
+from tiny_gpt.model.shapes import can_merge, max_merged, n_parameters
 from tiny_gpt.planning.autotune import why_unsuitable
 from tiny_gpt.planning.heuristics import (
     SIZES,
@@ -27,11 +27,14 @@ from tiny_gpt.planning.stage_planner import STEPS_SHARE, StagePlanner, with_trai
 from tiny_gpt.planning.throughput import MAX_MEASURE_S, MIN_MEASUREMENTS, mean_known_step_s
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.training.schedule import sequence_lengths
-from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, n_merged, n_pretrainings, teacher_share
+from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, model_share, n_merged, n_pretrainings
 
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
+# Where teachers can be merged, a few students add nothing, and more passes than so many make the merged model worse, so
+# that the run ends early (docs/log/stages.md).
+MIN_STUDENTS, MAX_TEACHER_EPOCHS = 4, 17
 # The most pretrainings that a plan has. It takes the largest number whose expected loss is at most this many times the
 # lowest: what merging gains is surer than what the law expects of a longer pretraining (docs/log/stages.md).
 MAX_PRETRAININGS, MORE_MODELS_RATIO = 4, 1.005
@@ -52,6 +55,10 @@ MIN_FINE_TUNING_STEPS, MAX_FINE_TUNING_EPOCHS = 27, 6
 # The same for a model of --start-from that is large for the text, which it memorizes sooner: SmolLM2-135M was best
 # after two passes over 117 kB (docs/log/start-from.md).
 MAX_LARGE_MODEL_EPOCHS = 2
+
+
+# The settings that make the size of a model.
+SHAPE = {"n_layer", "d_model", "n_head", "d_ff"}
 
 
 class Planner(StagePlanner):
@@ -108,8 +115,9 @@ class Planner(StagePlanner):
         """`config` complete, with the stages that its time allows."""
         train = config.train
         if not train.is_timed or train.start_from or train.shard:
-            alone = with_train(config, teachers=0, students=1)
-            return self._shortened(self.complete(alone)) if config.train.start_from else self.complete(alone)
+            alone = self.complete(with_train(config, teachers=0, students=1))
+            is_large = knows_more_than(alone, self.text)
+            return self._shortened(alone, MAX_LARGE_MODEL_EPOCHS) if is_large else alone
         if config.data.first not in ((), (NO_FIRST,)):
             return self._with_pretraining(config)
         alone = self._with_teachers(with_train(config, first_share=0.0, own_data_epochs=0.0, pretrainings=1))
@@ -171,9 +179,8 @@ class Planner(StagePlanner):
 
     def _in_smaller_sizes(self, config: RunConfig, than: RunConfig) -> Iterator[RunConfig]:
         """`config` complete in each smaller size than that of `than` which auto may choose."""
-        shape = {"n_layer", "d_model", "n_head", "d_ff"}
-        auto = tuple(name for name in config.train.auto if name not in shape)
-        for n_layer, d_model in SIZES if shape <= set(config.train.auto) else ():
+        auto = tuple(name for name in config.train.auto if name not in SHAPE)
+        for n_layer, d_model in SIZES if set(config.train.auto) >= SHAPE else ():
             sized = with_size(config, n_layer, d_model)
             if n_parameters(sized.model, 0) < n_parameters(than.model, 0):
                 yield self.complete(replace(sized, train=replace(config.train, auto=auto)))
@@ -195,37 +202,55 @@ class Planner(StagePlanner):
         has_many_steps = steps > 2 * MIN_FINE_TUNING_STEPS
         return steps >= MIN_FINE_TUNING_STEPS and not (epochs > MAX_FINE_TUNING_EPOCHS and has_many_steps)
 
-    def _shortened(self, config: RunConfig) -> RunConfig:
-        """`config`, with time for MAX_LARGE_MODEL_EPOCHS at most if its initial model is large for the text."""
+    def _shortened(self, config: RunConfig, max_epochs: float) -> RunConfig:
+        """`config`, with time for so many passes over the text in each stage at most."""
         epochs, seconds = self.stage_epochs(config), self.requested_seconds(config.train)
-        if seconds is None or epochs <= MAX_LARGE_MODEL_EPOCHS or not knows_more_than(config, self.text):
+        if seconds is None or epochs <= max_epochs:
             return config
-        useful_s = math.ceil(seconds * MAX_LARGE_MODEL_EPOCHS / epochs)
-        return with_train(config, for_=f"{useful_s}s", until="")
+        return with_train(config, for_=f"{math.ceil(seconds * max_epochs / epochs)}s", until="")
 
     def _with_teachers(self, config: RunConfig) -> RunConfig:
-        """`config` complete: with teachers, or, where one larger model is expected to be better, as in short runs,
-        without.
-        """
+        """`config` complete: with as many teachers as are expected to give the best model, and with students if there
+        is more time than these can use; or, as in short runs, one larger model."""
         alone = self.complete(with_train(config, teachers=0, students=1))
-        taught = self._with_all_teachers(config)
-        return min(alone, taught, key=self.expected_loss) if taught.train.teachers else alone
+        is_open, may_merge = "students" in config.train.auto, can_merge(config.model)
+        fewest = config.train.students if not is_open else 0 if may_merge else 1
+        taught = [self._with_models(config, n, fewest) for n in range(1, MAX_TEACHERS + 1)]
+        taught = [plan for plan in taught if self._is_useful(plan)]
+        best = min([alone, *taught], key=self.expected_loss)
+        if not is_open or not taught or best is not taught[-1]:
+            return best
+        # The more students, the less time for each, so that their number can be bisected.
+        sized, teachers = replace(config, model=replace(best.model, dropout=config.model.dropout)), best.train.teachers
+        auto = tuple(name for name in config.train.auto if name not in SHAPE)
+        sized = replace(sized, train=replace(config.train, auto=auto))
 
-    def _with_all_teachers(self, config: RunConfig) -> RunConfig:
-        """`config` complete, with as many teachers as have time to learn what one model can learn from the text."""
+        def has_no_time(students: int) -> bool:
+            return not self._is_useful(self._with_models(sized, teachers, students))
 
-        def has_time(teachers: int, students: int) -> bool:
-            candidate = self.complete(with_train(config, teachers=teachers, students=students))
-            steps = steps_for(candidate, self.budget(candidate.train), self.step_time)
-            return steps >= MIN_TEACHER_STEPS and self.stage_epochs(candidate) >= MIN_TEACHER_EPOCHS
+        n_more = bisect.bisect(range(fewest + 1, MAX_STUDENTS + 1), False, key=has_no_time)
+        if n_more < (MIN_STUDENTS if may_merge else 1):
+            return best
+        return self._with_models(sized, teachers, fewest + n_more)
 
-        # The more models, the less time for each, so both numbers can be bisected.
-        is_open = "students" in config.train.auto
-        students = 1 if is_open else config.train.students
-        teachers = bisect.bisect(range(1, MAX_TEACHERS + 1), False, key=lambda n: not has_time(n, students))
-        if teachers == MAX_TEACHERS and is_open:  # more time than these can use goes to further students
-            students += bisect.bisect(range(2, MAX_STUDENTS + 1), False, key=lambda n: not has_time(teachers, n))
-        return self.complete(with_train(config, teachers=teachers, students=students if teachers else 1))
+    def _with_models(self, config: RunConfig, teachers: int, students: int) -> RunConfig:
+        """`config` complete with so many teachers and students."""
+        taught = with_train(config, teachers=teachers, students=students)
+        complete = self.complete(taught)
+        if teachers < 2 or not can_merge(config.model):
+            return complete
+        least = 1.1 * MIN_TEACHER_STEPS * tokens_per_step(complete) / self.text.train_tokens
+        shorter = self._shortened(complete, max(MAX_TEACHER_EPOCHS, least)).train
+        return self.complete(with_train(taught, for_=shorter.for_, until=shorter.until))
+
+    def _is_useful(self, plan: RunConfig) -> bool:
+        """Whether the models of a `plan` have time to learn what one can learn from the text, and all teachers may
+        become one."""
+        teachers, students = plan.train.teachers, plan.train.students
+        steps = steps_for(plan, self.budget(plan.train), self.step_time)
+        has_time = steps >= MIN_TEACHER_STEPS and self.stage_epochs(plan) >= MIN_TEACHER_EPOCHS
+        may_be_one = not can_merge(plan.model) or teachers <= max_merged(plan.model, self.text.vocab_size)
+        return has_time and may_be_one and teachers + students > 1
 
     def calibrated(self, config: RunConfig, limit_s: float = MAX_MEASURE_S) -> "Planner":
         """This planner, scaled to the measured step time of the model that it chooses for `config`.
@@ -246,11 +271,11 @@ class Planner(StagePlanner):
     def plan_of(self, config: RunConfig, step_s: float) -> Plan:
         """The Plan of a complete `config` whose steps take `step_s` seconds."""
         stage_steps = steps_for(config, self.budget(config.train), lambda _: step_s)
-        steps = round(stage_steps / teacher_share(config.train))
+        steps = round(stage_steps / model_share(config.train))
         step_tokens = tokens_per_step(config)
         timed_s = self.requested_seconds(config.train)
-        own_share = (1 - config.train.first_share) / max(1, n_pretrainings(config.train))
-        data_epochs = own_share * steps * step_tokens / self.text.train_tokens
+        share = 1.0 if config.train.teachers else model_share(config.train)
+        data_epochs = share * steps * step_tokens / self.text.train_tokens
         if config.train.start_from:
             expected = forecast_further(self.text.pilot_bits_per_byte, data_epochs)
         else:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.types import Forecast, TextStats
-from tiny_gpt.training.stages import n_merged, pretraining_share, teacher_share
+from tiny_gpt.training.stages import model_share, n_merged, pretraining_share
 
 FILE = Path(__file__).with_name("scaling_law.json")
 # The best batch size in tokens: BASE_BATCH_TOKENS for runs of up to BASE_RUN_TOKENS, growing beyond that as a power of
@@ -43,13 +43,15 @@ HARDEST = 1.2
 # The penalty of a character tokenizer, for a text whose pilot run used BPE.
 CHAR_PENALTY = "tokenizer char"
 # What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; and what
-# a great many models gain as one. An ensemble of k gains 1 - 1/k of what a great many gain (docs/log/stages.md).
-GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE, GAIN_OF_MANY_MERGED = 0.026, 0.011, 0.041
+# a great many teachers, or pretrained models, gain as one. An ensemble of k gains 1 - 1/k of what a great many gain
+# (docs/log/stages.md).
+GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
+GAIN_OF_MERGED_TEACHERS, GAIN_OF_MERGED_PRETRAINED = 0.046, 0.041
 # What a model gains in ln(bits per byte) from other text first: PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO), where r
 # tokens for each token of the user's own text, learned by a model of any size, would give the pretraining's reducible
-# loss. Documentation gives 0.03 to 0.1 less to plays of Shakespeare, prose 0.1 to 0.2. Teachers add nothing to it. A
-# model that starts from a pretraining learns in 6 passes what one from random weights does in 20: each further pass is
-# worth PASSES_SAVED of them.
+# loss. Documentation gives 0.03 to 0.1 less to plays of Shakespeare, prose 0.1 to 0.2. A model
+# that starts from a pretraining learns in 6 passes what one from random weights does in 20: each further pass is worth
+# PASSES_SAVED of them.
 PRETRAINING_GAIN, PRETRAINING_RATIO, PASSES_SAVED = 0.038, 6.0, 3.0
 # Beside that, a token of other text is worth SAME_KIND_WORTH exp(-WORTH_DECAY (distance - 1)) tokens of the user's own:
 # 0.5 for docstrings and Python's manual, 0.03 for the source of packages and of the standard library, almost nothing
@@ -144,8 +146,8 @@ def reducible_loss(config: RunConfig, text: TextStats, steps: int, law: ScalingL
 
 
 def pretraining_tokens(config: RunConfig, steps: int) -> float:
-    """Tokens of other text that a model of a run reads whose stages from random weights have `steps` steps."""
-    share = pretraining_share(config.train) / teacher_share(config.train)
+    """Tokens of other text that a model of a run reads whose stage on the own text has `steps` steps."""
+    share = pretraining_share(config.train) / model_share(config.train)
     return share * steps * config.train.batch_size * config.model.block_size
 
 
@@ -197,7 +199,8 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     """What other text first, teachers and merging add to ln(bits per byte): a negative number. For `steps` see
     `forecast`."""
     train = config.train
-    gain_of_merged = GAIN_OF_MANY_MERGED * (1 - 1 / max(1, n_merged(config, text.vocab_size)))
+    of_many = GAIN_OF_MERGED_TEACHERS if train.teachers else GAIN_OF_MERGED_PRETRAINED
+    gain_of_merged = of_many * (1 - 1 / max(1, n_merged(config, text.vocab_size)))
     if not train.first_share:
         of_teachers = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
         return -max(gain_of_merged, of_teachers)
@@ -205,7 +208,7 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     n_parameters = n_multiplied(config.model, text.vocab_size)
     reducible = law.reducible_loss(n_parameters, n_tokens, text.other_tokens or n_tokens)
     worth = law.token_scale / reducible ** (1 / law.exponent) / text.train_tokens
-    return -PRETRAINING_GAIN * math.log1p(worth / PRETRAINING_RATIO) - (0.0 if train.teachers else gain_of_merged)
+    return -PRETRAINING_GAIN * math.log1p(worth / PRETRAINING_RATIO) - gain_of_merged
 
 
 def _penalized_settings(config: RunConfig) -> list[str]:

@@ -25,7 +25,7 @@ from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import StepTimeModel
 from tiny_gpt.planning.types import Candidate, OtherText, TextStats
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.stages import pretraining_share, teacher_share
+from tiny_gpt.training.stages import model_share, pretraining_share
 
 # The share of a timed budget that training steps get; evaluations and the end of the run take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
@@ -113,7 +113,7 @@ class StagePlanner(NamedTuple):
         return forecast(config, self.text, steps).bits_per_byte
 
     def stage_epochs(self, config: RunConfig) -> float:
-        """Passes over the text in the time of a teacher from random weights, or of the only stage."""
+        """Passes over the text in the time of a teacher, or of a stage on the own text."""
         steps = steps_for(config, self.budget(config.train), self.step_time)
         return steps * tokens_per_step(config) / self.text.train_tokens
 
@@ -124,7 +124,7 @@ class StagePlanner(NamedTuple):
 
     def budget(self, train: TrainConfig, share: float = 0.0) -> ComputeBudget:
         """That of this `share` of the run; without it, of one stage: of a teacher, or of a run that has only one."""
-        share = share or teacher_share(train)
+        share = share or model_share(train)
         seconds = self.requested_seconds(train)
         if seconds is not None:
             return ComputeBudget(share * STEPS_SHARE * seconds)

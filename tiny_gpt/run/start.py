@@ -14,7 +14,7 @@ from tiny_gpt.data.progress import Notice, PreparationEvent
 from tiny_gpt.device import configure_torch, pick_device, require_memory
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.errors import UsageError
-from tiny_gpt.evaluation import LONGEST_BLOCK
+from tiny_gpt.evaluation import LONGEST_BLOCK, LONGEST_FUSED_BLOCK
 from tiny_gpt.files import user_path
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.lora import add_adapters
@@ -33,7 +33,7 @@ from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.events import REFERENCE_TEXT
 from tiny_gpt.run.forgetting import measure_known
 from tiny_gpt.run.group_plan import plan_for_group
-from tiny_gpt.run.other_text import measure_for_plan, prepare_texts
+from tiny_gpt.run.other_text import measure_for_plan, prepare_texts, refuse_conflicts_with_first
 from tiny_gpt.run.output_folder import archive_earlier_run, write_json_atomically
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
 from tiny_gpt.run.sharing import share_batches
@@ -51,6 +51,7 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
 
     Raises UsageError, BadInputError and OutOfResourcesError before anything in the folder is changed.
     """
+    refuse_conflicts_with_first(requested)
     initial = open_initial_model(requested.train.start_from)
     shaped = take_shape(requested, initial) if initial else requested
     device = pick_device(shaped.train.device)
@@ -79,7 +80,8 @@ def start_run(requested: RunConfig, request: RunRequest) -> Generator[Preparatio
         yield from map(Notice, unasked_changes(shaped, planned))
     planned = resolve_steps(planned, len(dataset.train))
     if initial:
-        require_memory_for_training(planned, vocab_size, device)
+        needed = planner.memory_bytes(planned) if planner else estimate_memory_bytes(planned, vocab_size, device)
+        require_memory_for_training(planned, vocab_size, device, needed)
     yield from compilation_notices(planned, device)
     choice = choose_backend(planned, vocab_size, device)
     config = with_choices(planned, dataset.sources, choice.candidate)
@@ -196,16 +198,22 @@ def take_shape(requested: RunConfig, initial: LoadedModel) -> RunConfig:
 
 
 def _block_size(requested: RunConfig, longest: int) -> int:
-    """The block size that the user gave, if the model has it; else the model's, or LONGEST_BLOCK if that is less."""
+    """The block size that the user gave, if the model has it; else the model's, or the longest that is worth its time
+    if that is less."""
     given, auto = requested.model.block_size, requested.train.auto
     is_given = "block_size" not in auto and (bool(auto) or given != RECIPES["overnight"].model.block_size)
-    return given if is_given and given <= longest else min(longest, LONGEST_BLOCK)
+    if is_given and given <= longest:
+        return given
+    candidates = backend_candidates(requested, pick_device(requested.train.device))
+    is_fused = any(candidate.backend == "fused" for candidate in candidates)
+    return min(longest, LONGEST_FUSED_BLOCK if is_fused else LONGEST_BLOCK)
 
 
-def require_memory_for_training(config: RunConfig, vocab_size: int, device: torch.device) -> None:
-    """Raise OutOfResourcesError where training --start-from's model as `config` says does not fit into memory."""
+def require_memory_for_training(config: RunConfig, vocab_size: int, device: torch.device, n_bytes: int) -> None:
+    """Raise OutOfResourcesError where training --start-from's model as `config` says, which takes `n_bytes`, does not
+    fit into memory."""
     require_memory(
-        estimate_memory_bytes(config, vocab_size, device),
+        n_bytes,
         f"training {config.train.start_from}, {n_parameters(config.model, vocab_size):,} parameters,",
         device,
         "close other programs, give a smaller --block-size, more --grad-accum-steps or --lora auto, or start from a "

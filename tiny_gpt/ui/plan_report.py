@@ -67,8 +67,10 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         n_teachers = f"{plan.teachers} teachers" if plan.teachers > 1 else "a teacher"
         prediction = "their mean prediction" if plan.teachers > 1 else "its prediction"
         students = "the final model, which learns" if plan.students == 1 else f"{plan.students} models, which learn"
+        students = f"{n_teachers}, then {students} from the text and from {prediction}"
         merged = "; the best of all are merged into one model" if plan.merged > 1 else ""
-        yield "", f"{n_teachers}, then {students} from the text and from {prediction}{merged}"
+        models = students if plan.students else f"{plan.teachers} models, one after the other"
+        yield "", f"{models}{merged}"
     yield "memory", f"about {plan.memory_bytes / 2**30:.1f} GiB"
     yield from forecast_rows(plan)
 
