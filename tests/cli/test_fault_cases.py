@@ -428,7 +428,7 @@ CASES = [
     ("train text.txt --checkpoint-minutes nan", 2, "value-not-positive"),
     ("train text.txt --devices 1.5", 2, "devices-invalid"),
     ("train text.txt --teachers -1", 2, "teachers-out-of-range"),
-    ("train text.txt --students 0", 2, "students-out-of-range"),
+    ("train text.txt --students -1", 2, "students-out-of-range"),
     ("train text.txt --first-share 1", 2, "share-out-of-range"),
     ("train text.txt --rope-theta nan", 2, "rope-theta-out-of-range"),
     ("train text.txt --head-dim -2", 2, "head-dim-out-of-range"),

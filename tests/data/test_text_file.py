@@ -114,3 +114,9 @@ def test_sample_is_drawn_evenly_from_the_text(tmp_path, monkeypatch):
     assert 9_000 < sum(map(len, sample)) <= 10_000
     numbers = [int(line) for piece in sample for line in piece.split("\n") if len(line) == 9]
     assert np.histogram(numbers, bins=10, range=(0, 10_000))[0].min() > 40
+
+
+def test_a_large_fraction_of_short_documents_leaves_some_to_train_on(tmp_path):
+    documents = [f"document {number}" for number in range(5000)]
+    train, val = write_documents(tmp_path / "text", documents).split(0.8)
+    assert [len(documents_of(split)) for split in (train, val)] == [1000, 4000]

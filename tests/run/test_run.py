@@ -30,7 +30,7 @@ from tiny_gpt.host import monitor as host_monitor
 from tiny_gpt.host.battery import Battery
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run import clock, trainer
+from tiny_gpt.run import clock, out_of_memory
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.events import (
     Checkpointed,
@@ -107,7 +107,7 @@ def test_an_update_that_ran_out_of_memory_is_not_repeated(config, tmp_path, monk
         return update(self, *args)
 
     monkeypatch.setattr(AdamW, "step", fail_half_way)
-    monkeypatch.setattr(trainer, "is_watched", lambda: is_watched)
+    monkeypatch.setattr(out_of_memory, "is_watched", lambda: is_watched)
     with pytest.raises(RestartRequestedError if is_watched else OutOfResourcesError) as ended:
         list(run(config))
     assert ended.value.code == "out-of-memory-in-update" and "step 7" in str(ended.value)

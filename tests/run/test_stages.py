@@ -1,6 +1,7 @@
 """Runs with stages: pretrainings on other text, or teachers and their students; and what survives a kill in each."""
 
 import dataclasses
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from tiny_gpt.data.sources import download
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model.shapes import merged_config
 from tiny_gpt.model_io.model_file import load_model, save_model
-from tiny_gpt.run import other_text, stages
+from tiny_gpt.run import kept_models, other_text
 from tiny_gpt.run.evaluator import Evaluator
-from tiny_gpt.run.events import Evaluated, Finished, Merged, Prepared, StageBegun
+from tiny_gpt.run.events import Evaluated, Finished, Merged, Prepared, StageBegun, Warned
 from tiny_gpt.run.other_text import prepare_other, prepare_texts, tokenizer_for
 from tiny_gpt.run.planned_run import measure_run
 from tiny_gpt.run.run import run
+from tiny_gpt.run.saved_run import find_checkpoint, merge_settings
 from tiny_gpt.tokenizer.bpe import BpeTokenizer
 
 pytestmark = pytest.mark.usefixtures("save_at_every_step")
@@ -71,7 +73,7 @@ def with_rms_norm(config):
 
 @pytest.fixture
 def mergeable(staged, monkeypatch):
-    monkeypatch.setattr(stages, "MAX_BEHIND", 2.0)  # so few steps make unequal models
+    monkeypatch.setattr(kept_models, "MAX_BEHIND", 2.0)  # so few steps make unequal models
     return with_rms_norm(staged)
 
 
@@ -101,7 +103,7 @@ def test_merged_models_become_the_best_model_and_stay_it(mergeable, merged_wins)
 @pytest.fixture
 def pretrained(french_first, monkeypatch):
     """Two models, each pretrained on French and then trained on the own text."""
-    monkeypatch.setattr(stages, "MAX_BEHIND", 2.0)
+    monkeypatch.setattr(kept_models, "MAX_BEHIND", 2.0)
     return with_train(with_rms_norm(french_first), pretrainings=2, first_share=0.5, steps=40)
 
 
@@ -206,7 +208,7 @@ def test_a_student_follows_its_teacher(config):
 
 
 def test_a_second_student_learns_from_the_first_too(staged, monkeypatch):
-    monkeypatch.setattr(stages, "MAX_BEHIND", 100.0)
+    monkeypatch.setattr(kept_models, "MAX_BEHIND", 100.0)
     events = list(run(with_train(staged, students=2, steps=40)))
     begun = of(StageBegun, events)
     assert [event.name for event in begun[-2:]] == ["student 1 of 2", "student 2 of 2"]
@@ -214,8 +216,21 @@ def test_a_second_student_learns_from_the_first_too(staged, monkeypatch):
 
 
 def test_teachers_that_are_far_behind_are_not_learned_from(staged, monkeypatch):
-    monkeypatch.setattr(stages, "MAX_BEHIND", 1.0)
+    monkeypatch.setattr(kept_models, "MAX_BEHIND", 1.0)
     assert "from a teacher," in of(StageBegun, run(staged))[-1].description
+
+
+def test_a_student_without_teachers_learns_from_the_text_alone(staged):
+    interrupt(staged, after=19)
+    for number in (1, 2):
+        (out_dir(staged) / TEACHERS_FOLDER / f"{number}.pt").unlink(missing_ok=True)
+    (out_dir(staged) / TEACHERS_FOLDER).rmdir()
+    (out_dir(staged) / TEACHERS_FOLDER).write_text("in the way")  # of the second teacher
+    events = list(run(staged, resume=True))
+    (student,) = of(StageBegun, events)
+    assert "from the text alone" in student.description
+    assert any("no teacher can be used" in event.text for event in of(Warned, events))
+    assert of(Finished, events)[0].last_step == 34
 
 
 def test_a_damaged_teacher_is_left_out(staged):
@@ -342,6 +357,34 @@ def test_what_other_text_needs_is_told_where_there_is_none(config):
     config = with_train(config, own_data_epochs=2.0, pretrainings=2, steps=3)
     notices = [event.text for event in of(Notice, run(config))]
     assert any("--own-data-epochs and --pretrainings: without effect" in text for text in notices)
+
+
+def test_settings_for_other_text_cannot_be_added_on_resume(config):
+    interrupt(config, after=3)
+    for changed in with_train(config, first_share=0.5), with_data(config, first=("french.txt",)):
+        with pytest.raises(BadInputError) as error:
+            list(run(changed, resume=True))
+        assert error.value.code == "model-or-optimizer-changed"
+    assert finish(with_data(config, first=("none",)), resume=True).finished
+
+
+def test_runs_of_earlier_versions_that_pretrained_teachers_are_refused(french_first):
+    interrupt(french_first, after=4)
+    saved = find_checkpoint(out_dir(french_first))
+    description = replace(saved.description, config=with_train(saved.description.config, teachers=2))
+    with pytest.raises(BadInputError) as error:
+        merge_settings(replace(saved, description=description), french_first)
+    assert error.value.code == "stages-of-earlier-version"
+
+
+def test_a_full_disk_costs_a_run_the_models_of_its_stages_at_most(french_first, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kept_models, "save_model", full)
+    outcome = finish(french_first)
+    assert outcome.finished.last_step == 34 and any("training continues" in line for line in outcome.warnings)
+    assert not (out_dir(french_first) / PRETRAINED_FILE).exists()
 
 
 def test_a_tokenizer_for_both_texts_is_trained_once(shared_tokenizer, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from tiny_gpt.data.progress import finish as prepared
 from tiny_gpt.evaluation import FixedWindows
 from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run import clock, stages
+from tiny_gpt.run import clock, kept_models, stages
 from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Checkpointed, Evaluated, Finished, Prepared, Saved, StageBegun, StepDone, Warned
@@ -61,13 +61,13 @@ def machine(monkeypatch, save_at_every_step):
     return machine
 
 
-def events_of(config, machine, resume=False, request=None, until=lambda event: False, step_s=0.1):
+def events_of(config, machine, resume=False, request=None, until=lambda event: False, step_s=0.1, first_s=0.1):
     """All events, to the end or to the first for which `until` is true; the run is then abandoned, as by a kill."""
     found, events = [], run(config, resume, request)
     for event in events:
         found.append(event)
         if isinstance(event, StepDone):
-            machine.pass_time(step_s)
+            machine.pass_time(first_s if event.step == 1 else step_s)
         if until(event):
             break
     events.close()
@@ -130,7 +130,7 @@ def staged_events(config, machine, slept_after, sleep_s):
 @pytest.mark.parametrize(("slept_after", "kept"), [(0.15, ["2.pt"]), (None, ["1.pt", "2.pt"])])
 def test_a_teacher_that_a_sleep_cut_short_is_not_used(config, machine, monkeypatch, slept_after, kept):
     monkeypatch.setattr(Evaluator, "eval_s", lambda _: 0.0)  # so it is evaluated as often as it may be
-    monkeypatch.setattr(stages, "MAX_BEHIND", 100.0)
+    monkeypatch.setattr(kept_models, "MAX_BEHIND", 100.0)
     config = with_train(config, for_="20s", teachers=2, schedule="wsd", min_learning_rate=0.0)
     events = staged_events(config, machine, slept_after, sleep_s=12)
     begun = of(StageBegun, events)
@@ -171,6 +171,25 @@ def test_passes_over_the_own_text_do_not_depend_on_the_speed(own_text_last, mach
     assert n_evaluations >= stages.MIN_FINE_TUNING_EVALS - 1
 
 
+def test_a_slow_first_step_does_not_end_the_pretraining(own_text_last, machine):
+    """It compiles; with its time, the own text would take longer than the run."""
+    first, last = own_steps(events_of(own_text_last, machine, step_s=0.05, first_s=5.0))
+    assert last - first + 1 == pytest.approx(30, abs=3) and first > 150
+
+
+def test_a_stopped_run_with_stages_cools_down_in_its_stage(config, machine):
+    config = with_train(config, for_="20s", teachers=2, schedule="wsd", min_learning_rate=0.0)
+
+    stopped = events_of(config, machine, until=lambda event: isinstance(event, StepDone) and event.progress > 0.4)
+    last = of(StepDone, stopped)[-1]
+    longer = with_train(config, for_="3s", cooldown=1.0)
+    events = events_of(longer, machine, True, RunRequest(NOON, extends=True))
+    rates = [share(event, config) for event in of(StepDone, events)]
+    assert not of(StageBegun, events) and len(rates) > 10
+    assert rates[0] == pytest.approx(share(last, config), rel=0.2)
+    assert rates == sorted(rates, reverse=True) and rates[-1] == 0
+
+
 def test_several_models_have_equally_much_time(own_text_last, machine):
     """The own text gets 30 steps of each, at any speed."""
     events = events_of(with_train(own_text_last, pretrainings=2), machine, step_s=0.05)
@@ -188,6 +207,31 @@ def test_a_model_that_was_pretrained_before_a_long_sleep_learns_the_own_text_aft
     own_1, own_2 = [event.step for event in of(StageBegun, events) if event.name.startswith("your text")]
     next_one = next(event.step for event in of(StageBegun, events) if event.name == "pretraining 2 of 2")
     assert 5 < next_one - own_1 < 40 and own_2 > next_one
+
+
+def test_after_such_a_sleep_a_killed_process_continues_with_the_own_text(own_text_last, machine):
+    config = with_train(own_text_last, pretrainings=2)
+    found, slept_after = [], 0.42
+    events = run(config)
+    for event in events:
+        found.append(event)
+        if isinstance(event, StepDone):
+            machine.pass_time(0.1)
+            if slept_after is not None and event.progress >= slept_after:
+                machine.now, slept_after = machine.now + 3, None
+            if event.step > 3 + max((begun.step for begun in of(StageBegun, found)), default=0) and slept_after is None:
+                break
+    events.close()
+    assert of(StageBegun, found)[-1].name == "your text 1 of 2"
+    n_before = found[-1].step
+    rest = events_of(config, machine, resume=True)
+    next_one = next(event.step for event in of(StageBegun, rest) if event.name == "pretraining 2 of 2")
+    assert next_one - n_before > 3
+
+
+def test_both_models_of_such_a_run_are_kept(own_text_last, machine):
+    config = with_train(own_text_last, pretrainings=2)
+    staged_events(config, machine, slept_after=0.42, sleep_s=3)
     assert all((Path(config.train.out_dir) / MODELS_FOLDER / f"{number}.pt").exists() for number in (1, 2))
 
 

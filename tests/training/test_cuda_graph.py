@@ -12,11 +12,12 @@ from tiny_gpt.config.recipes import RECIPES
 from tiny_gpt.data.dataloader import BatchLoader, DeviceBatchReader, HostBatchReader
 from tiny_gpt.data.sampler import Sampler
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.soft_targets import SoftTargets
 from tiny_gpt.run.events import Evaluated, Finished, Prepared
 from tiny_gpt.run.run import run
 from tiny_gpt.training.cuda_graph import CudaGraph, make_cuda_graph_update
 from tiny_gpt.training.guard import Guard
-from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer
+from tiny_gpt.training.optimizer import OPTIMIZERS, make_optimizer, set_regularization
 from tiny_gpt.training.schedule import learning_rate_at
 from tiny_gpt.training.step import train_step
 
@@ -56,8 +57,12 @@ class Training:
         block_size, batch_size = config.model.block_size, config.train.batch_size
         self.batches = BatchLoader(ids, block_size, batch_size, seed=1, device=self.model.device)
 
-    def step(self, step):
+    def step(self, step, is_soft=False):
+        """One step; `is_soft`: towards a teacher that predicts the token after the right one, by its number."""
         batch = self.batches.batch(step)
+        if is_soft:
+            ids_BTN = (batch.targets_BT.unsqueeze(-1) + 1) % VOCAB_SIZE
+            batch = batch._replace(soft_targets=SoftTargets(ids_BTN, torch.ones(ids_BTN.shape, device=ids_BTN.device)))
         more = dict(n_micro_batches=self.n_micro_batches, guard=self.guard, cuda_graph=self.cuda_graph)
         train = self.config.train
         return train_step(self.model, self.optimizer, batch, train, step, learning_rate_at(step, train), **more)
@@ -86,8 +91,9 @@ def test_gpu_batches_equal_cpu_batches():
         HostBatchReader(ids, order, CPU),
     )
     for step in (0, 1, 2, 7, 31, 32, 500):
-        for one, other, expected in zip(held.batch(step), read.batch(step), here.batch(step), strict=True):
-            for found in (one, other):
+        batches = [reader.batch(step)[:2] for reader in (held, read, here)]
+        for *on_gpu, expected in zip(*batches, strict=True):
+            for found in on_gpu:
                 assert found.is_cuda and found.is_contiguous() and torch.equal(found.cpu(), expected)
 
 
@@ -119,6 +125,26 @@ def test_graphed_steps_equal_eager_ones(backend, n_micro_batches, architecture):
     for one, other in zip(recorded.losses(8), expected, strict=True):
         assert one == pytest.approx(other, rel=2e-3)
     assert recorded.cuda_graph.is_recorded and recorded.cuda_graph.problem is None
+
+
+@pytest.mark.parametrize("backend", GRAPHED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphed_steps_follow_the_stage(backend, dtype):
+    """One stage with dropout, then one without, with soft targets and another weight decay."""
+    config = replace(CONFIG, model=replace(MODEL, dropout=0.5))
+
+    def losses(backend):
+        training = Training(config, dtype=dtype, backend=backend)
+        training.losses(4)
+        set_regularization(training.model, training.optimizer, dropout=0.0, weight_decay=2.0)
+        with torch.no_grad():  # the dropout of the two backends differs
+            for number, parameter in enumerate(training.model.parameters()):
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) / 50)
+        if training.cuda_graph:
+            training.cuda_graph.forget()
+        return [training.step(step, is_soft=True).loss.item() for step in range(4, 8)]
+
+    assert losses(backend) == pytest.approx(losses("eager"), rel=2e-3 if dtype == torch.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

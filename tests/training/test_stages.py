@@ -9,11 +9,11 @@ from tiny_gpt.training.schedule import learning_rate, schedule_point
 from tiny_gpt.training.stages import (
     FINE_TUNING_RATE_FACTOR,
     last_share,
+    model_share,
     settings_of,
     stage_index,
     stage_point,
     stages_of,
-    teacher_share,
 )
 
 WSD = TrainConfig(schedule="wsd", min_learning_rate=0.0, steps=1000, warmup_steps=20)
@@ -55,7 +55,7 @@ def test_stages_fill_the_run_without_gaps(train):
     config = replace(WSD, **train)
     assert parts[-1].end - parts[-1].start == pytest.approx(last_share(config))
     if config.teachers:
-        assert parts[-2].end - parts[-2].start == pytest.approx(teacher_share(config))
+        assert parts[-2].end - parts[-2].start == pytest.approx(model_share(config))
 
 
 def test_the_rate_warms_up_and_decays_to_nearly_zero_in_each_stage():
@@ -84,7 +84,7 @@ def test_each_of_several_models_has_a_pretraining_and_the_own_text_for_equally_l
 
 
 def test_a_pretrained_stage_learns_at_a_lower_rate():
-    config = replace(RunConfig(), train=replace(WSD, first_share=0.5))
-    pretraining, only = stages_of(config.train)
-    assert settings_of(config, only).rate_factor == FINE_TUNING_RATE_FACTOR
-    assert settings_of(config, pretraining).rate_factor == 1.0
+    pretraining, only = stages(first_share=0.5)
+    point = schedule_point(500, 1000, 20)
+    assert stage_point(point, only, 0.4).peak_fraction == FINE_TUNING_RATE_FACTOR
+    assert stage_point(point, pretraining, 0.0).peak_fraction == 1.0

@@ -111,7 +111,7 @@ def test_a_gpu_with_a_queue_of_steps_ends_on_time(total_s, step_s):
     while not budget.is_over(step):
         point = budget.begin_step(step, machine.after_s)
         queue += 1
-        if budget.is_measured(step) or budget.steps_left < 32:
+        if budget.is_timed_step(step) or budget.steps_left < 32:
             machine.pass_time(queue * machine.step_s + (step < 3))
             queue = 0
         budget.end_step(step)

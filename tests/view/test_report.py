@@ -43,12 +43,12 @@ def test_it_needs_nothing_beside_itself_and_is_small(tmp_path):
 
 def test_stages_are_named_in_the_chart_where_there_is_room(tmp_path):
     folder = plant(tmp_path / "night", seconds=900)
-    names = ("pretraining on 9 tokens of other text", "teacher 1 of 2: from random weights", "student: learns")
+    names = ("teacher 1 of 2: from random weights", "teacher 2 of 2: from random weights", "student: learns")
     lines = [f"{stamp(-t)}  step 1: {name}" for t, name in zip((900, 500, 10), names, strict=True)]
     (folder / "train.log").write_text("\n".join(lines))
     page = page_of(folder)
     labels = set(re.findall(r'class="shade-label"[^>]*>(.*?)<', page))
-    assert labels == {"other text", "teacher 1"} and "<title>student</title>" in page
+    assert labels == {"teacher 1", "teacher 2"} and "<title>student</title>" in page
 
 
 def test_all_rows_count_in_the_smoothed_line(tmp_path):

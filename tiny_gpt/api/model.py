@@ -42,7 +42,7 @@ class Model:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         """The network, its tokenizer, how far it was trained, and the settings of its run."""
-        self._writer = engine_for(loaded)
+        self._engine = engine_for(loaded)
         self._idle_decoder: Decoder | None = None
         self._precision = ""
 
@@ -57,9 +57,9 @@ class Model:
         config = replace(SampleConfig(**settings), prompt=prompt)
         decoder, self._idle_decoder = self._idle_decoder, None
         if decoder is None or self._precision != config.precision:
-            decoder = self._writer.make_decoder(1, config.precision)
+            decoder = self._engine.make_decoder(1, config.precision)
         try:
-            for (text,) in write(self._writer, config, [_seed(config)], decoder):
+            for (text,) in write(self._engine, config, [_seed(config)], decoder):
                 if piece := text.take():
                     yield piece
         finally:
@@ -69,7 +69,7 @@ class Model:
         """`n` continuations, written beside one another; the i-th is what the seed `seed` + i gives."""
         config = replace(SampleConfig(**settings), prompt=prompt, num_samples=n)
         seed = _seed(config)
-        return [text.text for text in list(write(self._writer, config, [seed + i for i in range(n)]))[-1]]
+        return [text.text for text in list(write(self._engine, config, [seed + i for i in range(n)]))[-1]]
 
     def logprobs(self, text: str) -> list[TokenScore]:
         """Each token of `text` but the first, which nothing stands before, scored in sequences as val_loss is."""

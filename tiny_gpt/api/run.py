@@ -6,7 +6,6 @@
 """
 
 import contextlib
-import json
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from tiny_gpt.config import (
     CONFIG_FILE,
     FINAL_FILE,
     METRICS_FILE,
-    PLAN_FILE,
     RunConfig,
     load_config,
 )
@@ -34,6 +32,7 @@ from tiny_gpt.host.signals import StopRequest
 from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.events import Evaluated, Event, Finished
 from tiny_gpt.run.folders import config_of, find_run, unfinished
+from tiny_gpt.run.plan_file import read_saved_plan
 from tiny_gpt.run.summary import RunState, RunSummary, summarize_run
 from tiny_gpt.training.budget import RunRequest
 from tiny_gpt.ui.consumers import Consumer, RecordedRun
@@ -182,10 +181,7 @@ class Run:
     @property
     def plan(self) -> Plan | None:
         """What was expected of the run; None where its settings were not chosen by the planner."""
-        try:
-            return Plan.from_dict(json.loads((self.folder / PLAN_FILE).read_bytes()))
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+        return read_saved_plan(self.folder)
 
     @property
     def best_model(self) -> Model:

@@ -23,6 +23,7 @@ from tiny_gpt.cli.process import run_command
 from tiny_gpt.config import RecipeName, ReliabilityConfig, ReportingConfig, RunConfig, load_config
 from tiny_gpt.config.checks import OPTIONAL
 from tiny_gpt.config.recipes import RECIPES
+from tiny_gpt.config.training import BUDGETS
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import remove_partial_files, user_path
 from tiny_gpt.host.torchrun import is_follower
@@ -62,7 +63,7 @@ class TrainCommand(RunConfig):
 # What `tiny-gpt resume --help` lists: how long, how it learns, where its text is, what it runs on. Other settings are
 # accepted too, but not those of the model and the optimizer (run/saved_run.py).
 RESUME_SETTINGS = (
-    *("for_", "until", "steps", "tokens", "data_epochs", "epochs"),
+    *BUDGETS,
     *("learning_rate", "cooldown", "weight_decay", "batch_size"),
     *("data", "val"),
     *("device", "devices", "precision", "backend", "grad_accum_steps"),

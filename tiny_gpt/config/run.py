@@ -32,6 +32,26 @@ BASE_FILE = "base.pt"
 PRETRAINED_FILE = "pretrained.pt"
 TEACHERS_FOLDER = "teachers"
 MODELS_FOLDER = "models"
+CHECKPOINTS_FOLDER = "checkpoints"
+# All that a run writes to its folder, but for the lock and earlier runs.
+RUN_FILES = (
+    BEST_FILE,
+    FINAL_FILE,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    PLAN_FILE,
+    METRICS_FILE,
+    LOG_FILE,
+    SAMPLES_FOLDER,
+    REPORT_FILE,
+    STATUS_FILE,
+    TEXT_FACTS_FILE,
+    PRETRAINED_FILE,
+    TEACHERS_FOLDER,
+    MODELS_FOLDER,
+    BASE_FILE,
+    TRACKERS_FOLDER,
+)
 
 
 def sample_file(step: int) -> str:

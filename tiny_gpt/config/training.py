@@ -69,10 +69,11 @@ class TrainConfig:
     token_noise: float = 0.0
     """Fraction of input tokens replaced by random ones in training; reduces overfitting on text read many times."""
     teachers: Annotated[int, OPTIONAL] = 0
-    """Models to train before the final one, which learns from the text and from their mean prediction.
+    """Models to train one after the other, from different random weights.
+    They are merged into one model, and students learn from their mean prediction.
     They share the length of the run. Worth it where one model cannot use all of the time: on small texts, overnight."""
     students: Annotated[int, OPTIONAL] = 1
-    """Models that learn from the teachers, one after the other, each also from the last ones before it.
+    """Models that learn from the teachers, one after the other, each also from the last ones before it; 0 for none.
     The best model is kept."""
     teacher_weight: Annotated[float, OPTIONAL] = 0.7
     """How much the final model's targets follow its teachers; the rest is the text itself."""
@@ -153,19 +154,18 @@ class TrainConfig:
         )
         require(not (self.shard and self.teachers), message, "shard-and-teachers")
         require(0 <= self.teachers <= 64, f"--teachers {self.teachers}: must be from 0 to 64", "teachers-out-of-range")
-        require(1 <= self.students <= 64, f"--students {self.students}: must be from 1 to 64", "students-out-of-range")
+        require(0 <= self.students <= 64, f"--students {self.students}: must be from 0 to 64", "students-out-of-range")
         message = f"--own-data-epochs {self.own_data_epochs}: must be at least 0 and below 10^6"
         require(0 <= self.own_data_epochs < 1e6, message, "own-data-epochs-out-of-range")
         message = f"--pretrainings {self.pretrainings}: must be from 1 to 64"
         require(1 <= self.pretrainings <= 64, message, "pretrainings-out-of-range")
         for_first = {
-            "first_share": self.first_share > 0,
             "own_data_epochs": self.own_data_epochs > 0,
             "pretrainings": self.pretrainings > 1,
         }
         given = " and ".join(flag(name) for name, is_given in for_first.items() if is_given)
         message = f"--teachers {self.teachers} and {given}: {TEACHERS_OR_FIRST}"
-        require(not (self.teachers and given), message, "teachers-and-first")
+        require(not (self.teachers and given), message, "teachers-and-pretraining")
         for name in ("teacher_weight", "first_share"):
             value = getattr(self, name)
             message = f"{flag(name)} {value}: must be at least 0 and below 1"

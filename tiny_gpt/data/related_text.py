@@ -15,7 +15,7 @@ MIN_CODE_SHARE = 0.03
 MIN_TECHNICAL_SHARE = 0.012
 # English prose that must be downloaded: 5 MB, or, for runs that can read so much, 192 MB.
 ARTICLES, ALL_ARTICLES = "wikitext-2", "wikitext-103"
-# What they are worth, where they cannot be had; 25 minutes of one core (docs/log/stages.md).
+# What they are worth, where they are unavailable; 25 minutes of one core (docs/log/stages.md).
 PROSE_GAIN = "Prose first lowered the loss on 150 kB of Shakespeare by 12%, documentation by 4%"
 
 

@@ -120,10 +120,8 @@ class TextFile:
         sizes = self.documents[:, 1] - self.documents[:, 0]
         total = int(sizes.sum())
         fraction = min(val_fraction, MAX_VALIDATION_BYTES / max(total, 1))
-        every = round(1 / fraction)  # one in `every` short documents is held out
         is_long = sizes * LONG_DOCUMENT > total
-        is_held_out = np.zeros(len(sizes), dtype=bool)
-        is_held_out[np.flatnonzero(~is_long)[every - 1 :: every]] = True
+        is_held_out = _is_one_in(fraction, ~is_long)
         # Where the training part of each document ends: at its end, or within a long one.
         cuts = self.documents[:, 1].copy()
         with open(self.path, "rb") as file:
@@ -133,6 +131,14 @@ class TextFile:
         train = np.stack([starts, cuts], axis=1)[~is_held_out]
         val = np.stack([np.where(is_long, cuts, starts), ends], axis=1)[is_long | is_held_out]
         return TextSplit(self.path, _merged(train)), TextSplit(self.path, _merged(val))
+
+
+def _is_one_in(fraction: float, is_candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the candidates are chosen: one in so many, or, of more than half, all but one in so many."""
+    is_chosen = is_candidate & (fraction > 0.5)
+    every = round(1 / min(fraction, 1 - fraction))
+    is_chosen[np.flatnonzero(is_candidate)[every - 1 :: every]] = fraction <= 0.5
+    return is_chosen
 
 
 @dataclass(frozen=True)

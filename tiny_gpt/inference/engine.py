@@ -47,14 +47,14 @@ class Engine:
 
 
 def engine_for(loaded: LoadedModel) -> Engine:
-    """A writer with a model that torch holds."""
+    """An engine for a model that torch holds."""
     config = loaded.model.config
     make, make_batch = partial(make_decoder, loaded.model), partial(make_batch_decoder, loaded.model)
     return Engine(loaded.tokenizer, config, make, make_batch, must_compile(config))
 
 
 def open_engine(path: Path, device: str) -> Engine:
-    """A writer with the model at `path`: a model file, a run's folder, an exported folder or GGUF file.
+    """An engine for the model at `path`: a model file, a run's folder, an exported folder or GGUF file.
 
     `device` "auto" is the processor for a small model, else the best there is. Raises BadInputError and UsageError.
     """

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tiny_gpt.config.run import CHECKPOINTS_FOLDER
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import Writable, sha256_of, sha256_of_json, sync_folder, sync_to_disk
 
 CHECKPOINT_FORMAT = "tiny_gpt checkpoint"
 FORMAT_VERSION = 1
-CHECKPOINTS_FOLDER = "checkpoints"
 MANIFEST_FILE = "manifest.json"
 SET_ASIDE_FOLDER = "set-aside"
 STATE_FILE = "state.json"

@@ -10,6 +10,7 @@ from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE, FixedWindows, affordable_tokens, bits_per_byte
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.schedule import SchedulePoint
 from tiny_gpt.training.timed_budget import LATE_S, TimedBudget
@@ -36,7 +37,7 @@ class Evaluator:
         self.val_windows = self._windows(dataset.val, affordable_tokens(tokens_between, VAL_SHARE))
         self.train_windows = self._windows(dataset.train, affordable_tokens(tokens_between, TRAIN_SHARE))
         self.best_cost = 1.0
-        """How many times as long scoring a token takes with the best model as with the one in training."""
+        """How many times as long scoring a token takes with the best model (`expect_best`)."""
         self._measured_token_s: float | None = None
         self._last_progress, self._last_train_s = 0.0, 0.0
 
@@ -88,6 +89,17 @@ class Evaluator:
         self._last_progress, self._last_train_s = point.progress, clock.train_s
         return losses
 
+    def expect_best(self, model: GPT) -> None:
+        """Reserve time for `model`, the best one so far, to be scored at the end. A merged one is wider than that in
+        training, and rank 0 scores it without the other ranks."""
+        present = self.state.model
+        self.best_cost = n_multiplied(model.config, model.vocab_size) / n_multiplied(present.config, present.vocab_size)
+        if self._is_merged(model):
+            self.best_cost *= self.state.ranks.size
+
+    def _is_merged(self, model: GPT) -> bool:
+        return model.config.d_model != self.state.model.config.d_model
+
     def final_windows(self, left_s: float | None) -> FixedWindows | None:
         """More windows of the validation text, for the best model's final score; None if a run was too short for more.
 
@@ -102,7 +114,7 @@ class Evaluator:
 
     def score_best(self, windows: FixedWindows, model: GPT, beat: Callable[[], None]) -> float:
         """The loss over `windows` of the validation text of a `model` that is not the one in training."""
-        if model.config != self.state.model.config:  # a merged one, for which other ranks have no place
+        if self._is_merged(model):  # other ranks have no place for it
             return windows.loss(model, beat)
         return self.state.leader.score(windows, "val", model, beat, is_other_model=True)[0]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, LOG_FILE, METRICS_FILE, STATUS_FILE, RunConfig
+from tiny_gpt.config.run import CHECKPOINTS_FOLDER
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.files import quoted, user_path
 from tiny_gpt.hub import HUB_PREFIX, fetch_model
 from tiny_gpt.run.checkpoint_store import (
-    CHECKPOINTS_FOLDER,
     MAX_STATE_BYTES,
     STATE_FILE,
     CheckpointStore,

@@ -35,6 +35,7 @@ from tiny_gpt.run.sharded_state import ShardedState
 from tiny_gpt.run.sharing import measure_together
 from tiny_gpt.tokenizer.base import Tokenizer
 from tiny_gpt.training.guard import Guard
+from tiny_gpt.training.optimizer import set_regularization
 from tiny_gpt.training.sharing import own_part
 from tiny_gpt.training.step import train_step
 
@@ -67,7 +68,7 @@ def _obey_commands(ranks: Ranks) -> None:
             is_cpu = command["device"] == "cpu"
             measure_network(ranks.size, ranks.add, torch.device("cpu") if is_cpu else follower_device())
         elif command["do"] == "begin":
-            replica = _begin(RunConfig().with_flat(command["config"], "rank 0"), command["data"], ranks)
+            replica = _begin(RunConfig().with_flat(command["config"], "rank 0"), command, ranks)
         elif replica is not None:
             replica.obey(command)
 
@@ -78,11 +79,11 @@ def follower_device() -> torch.device:
     return torch.device("cuda", local_rank()) if device.type == "cuda" else torch.device("cpu")
 
 
-def _begin(config: RunConfig, identity: dict[str, Any], ranks: Ranks) -> "Replica | None":
+def _begin(config: RunConfig, command: Command, ranks: Ranks) -> "Replica | None":
     """A replica for the run of `config`, unless a problem of this or another rank ends it."""
     replica, problem = None, ""
     try:
-        replica = Replica(config, identity, ranks)
+        replica = Replica(config, command["data"], command["has_other"], ranks)
     except TinyGPTError as failure:
         problem = f"{where()}: {failure}"
     return None if any(ranks.gather(problem, after_preparation=True)) else replica
@@ -91,12 +92,13 @@ def _begin(config: RunConfig, identity: dict[str, Any], ranks: Ranks) -> "Replic
 class Replica:
     """The copy of a run's model, and the text that it learns from."""
 
-    def __init__(self, config: RunConfig, identity: dict[str, Any], ranks: Ranks) -> None:
-        """`identity` is that of rank 0's dataset. Raises BadInputError where the text is another one here."""
+    def __init__(self, config: RunConfig, identity: dict[str, Any], has_other: bool, ranks: Ranks) -> None:
+        """`identity` is that of rank 0's dataset; `has_other`: whether that rank has the text of --first, which a run
+        that is done with it may have lost. Raises BadInputError where the text is another one here."""
         self.config, self.ranks, self.device = config, ranks, device_of(config)
         configure_torch(self.device, config.train.deterministic)
         self.dataset = open_same_text(config, identity)
-        self.other = open_same_other_text(config, identity, self.dataset)
+        self.other = open_same_other_text(config, identity, self.dataset) if has_other else None
         model = build_model(config, self.dataset.tokenizer.vocab_size, self.device)
         self.model, self.optimizer, self.gradient_sum, shards = own_part(model, config.train, ranks, self.device)
         self.model.train()
@@ -142,10 +144,7 @@ class Replica:
         tokens = self.dataset.train if command["text"] == "own" else self.other
         assert tokens is not None, "rank 0 has the other text, so this one has it"
         if command["dropout"] is not None:
-            self.model.set_dropout(command["dropout"])
-            for group in self.optimizer.param_groups:
-                if group["weight_decay"]:
-                    group["weight_decay"] = command["weight_decay"]
+            set_regularization(self.model, self.optimizer, command["dropout"], command["weight_decay"])
         if command["predictions"]:
             shape, vocab_size = command["predictions"], self.dataset.tokenizer.vocab_size
             ids_PN = np.empty(shape, dtype=np.min_scalar_type(vocab_size - 1))

@@ -38,11 +38,12 @@ class Leader:
         self._sharded: ShardedState | None = None
         self._source: StateSource | None = None
 
-    def begin(self, config: RunConfig, dataset: Dataset) -> None:
-        """Have the other ranks prepare for the run. Raises BadInputError where one sees another text."""
+    def begin(self, config: RunConfig, dataset: Dataset, has_other: bool) -> None:
+        """Have the other ranks prepare for the run; `has_other`: with the text of --first. Raises BadInputError where
+        one sees another text."""
         if self.ranks.is_alone:
             return
-        command = {"do": "begin", "config": config.to_flat(), "data": dataset.identity}
+        command = {"do": "begin", "config": config.to_flat(), "data": dataset.identity, "has_other": has_other}
         problems = self._together(command, lambda: self.ranks.gather("", after_preparation=True))
         if problem := "\n".join(filter(None, problems)):
             raise BadInputError(problem, code="rank-sees-other-text")

@@ -16,13 +16,13 @@ from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Event, Merged
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.stages import StageRunner
-from tiny_gpt.training.stages import n_pretrainings
+from tiny_gpt.training.stages import n_to_merge
 
 # Text on which the scales of the models are measured.
 N_MEASURED_SEQUENCES = 8
-# Evaluations of the largest merged model: of teachers, students, and both (stages.StageRunner.mixtures), half of the
-# teachers in a quarter of the time, and the training loss of the best.
-N_MIXTURES, N_MIXTURES_OF_PRETRAINED = 3 + 0.25 + 1, 1 + 0.25 + 1
+# Evaluations of the largest merged model: of teachers, students, and both (KeptModels.mixtures), of half the teachers
+# in a quarter of the time, and the training loss of the best.
+N_MIXTURES, N_MIXTURES_WITHOUT_STUDENTS = 3 + 0.25 + 1, 1 + 0.25 + 1
 
 
 def merge_stages(
@@ -37,7 +37,7 @@ def merge_stages(
     try:
         with state.clock.count_as("eval"):
             best = None
-            for models in stages.mixtures(most):
+            for models in stages.kept.mixtures(most):
                 candidate = _score(models, evaluator, beat)
                 best = min(best or candidate, candidate, key=lambda each: each.val_loss)
             train_loss = evaluator.score_merged(best.model, beat, is_val=False) if best else 0.0
@@ -54,7 +54,7 @@ def merge_stages(
     evaluated = replace(state.history[-1], val_loss=best.val_loss, val_bits_per_byte=bits_per_byte)
     evaluated = replace(evaluated, train_loss=train_loss)
     if files.is_better(evaluated):
-        evaluator.best_cost = cost_of(best.model, state.model)
+        evaluator.expect_best(best.model)
         if saved := files.save_best(evaluated, best.model):
             yield saved
 
@@ -73,18 +73,12 @@ def _score(models: list[GPT], evaluator: Evaluator, beat: Callable[[], None]) ->
 
 def merging_cost(train: TrainConfig, model: GPT) -> float:
     """How many evaluations of `model` take as long as merging at the end of the run does, at most."""
-    n_kept = 2 * train.teachers or n_pretrainings(train)
-    n_models = min(n_kept, max_merged(model.config, model.vocab_size))
+    n_models = min(n_to_merge(train), max_merged(model.config, model.vocab_size))
     if n_models < 2:
         return 0.0
     wide = n_multiplied(merged_config(model.config, n_models), model.vocab_size)
-    n_mixtures = N_MIXTURES if train.teachers else N_MIXTURES_OF_PRETRAINED
+    n_mixtures = N_MIXTURES if train.teachers and train.students else N_MIXTURES_WITHOUT_STUDENTS
     return n_mixtures * wide / n_multiplied(model.config, model.vocab_size)
-
-
-def cost_of(best: GPT, model: GPT) -> float:
-    """How many times as long it takes to score a token with `best` as with `model`."""
-    return n_multiplied(best.config, best.vocab_size) / n_multiplied(model.config, model.vocab_size)
 
 
 def _some_text(evaluator: Evaluator, model: GPT) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Other text that a run reads before its own: which one can be had, and both in the tokens of one tokenizer."""
+"""Other text that a run reads before its own: which one is available, and both in the tokens of one tokenizer."""
 
 import time
 from collections.abc import Generator
@@ -72,9 +72,8 @@ def prepare_texts(config: RunConfig, own: Dataset, any_time: bool = False) -> Pr
     `any_time`: whether the plan is for other lengths of the run than that of `config` too. Raises UsageError and
     BadInputError.
     """
-    first = config.data.first
-    if first not in ((), (NO_FIRST,)):
-        return RunTexts(own, first, (yield from _prepare_named(config, own)))
+    if begins_with_named_text(config):
+        return RunTexts(own, config.data.first, (yield from _prepare_named(config, own)))
     if may_begin_with_related_text(config, own, any_time):
         sample = decoded_text(own.tokenizer, own.train, SAMPLE_BYTES)
         seconds = requested_seconds(config.train, time.time(), time.time())
@@ -92,7 +91,15 @@ def may_begin_with_related_text(config: RunConfig, own: Dataset, any_time: bool)
     return is_open and is_long and own.train.shards is None
 
 
-def _prepare_named(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
+def begins_with_named_text(config: RunConfig) -> bool:
+    """Whether the user has named a text with --first."""
+    return config.data.first not in ((), (NO_FIRST,))
+
+
+def refuse_conflicts_with_first(config: RunConfig) -> None:
+    """Raise UsageError for settings that --first does not go together with."""
+    if not begins_with_named_text(config):
+        return
     if config.train.start_from:
         message = "--first and --start-from: give only one of them; a model that has been trained needs no pretraining"
         raise UsageError(message, code="first-and-start-from")
@@ -102,6 +109,9 @@ def _prepare_named(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
     if config.train.shard:
         message = "--first and --shard: give only one of them; a sharded model is trained in one stage"
         raise UsageError(message, code="first-and-shard")
+
+
+def _prepare_named(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
     texts = yield from _prepare_shared(config, own)
     if overlap := _overlap(texts):
         message = "of the validation text also occurs in the text of --first: val_loss will look too good"
@@ -110,7 +120,7 @@ def _prepare_named(config: RunConfig, own: Dataset) -> Preparation[SharedTexts]:
 
 
 def _prepare_related(config: RunConfig, own: Dataset, sources: tuple[str, ...]) -> Preparation[SharedTexts | None]:
-    """None where the text cannot be had, is the run's own, or holds what is validated on."""
+    """None where the text is unavailable, is the run's own, or holds what is validated on."""
     if set(sources) & set(config.data.data):
         return None
     try:
@@ -153,7 +163,7 @@ def _other_data(config: RunConfig) -> DataConfig:
 def tokenizer_for(config: RunConfig) -> Preparation[Tokenizer | None]:
     """The tokenizer for the run's own text and that of --first; None where the own text decides alone."""
     data = config.data
-    if data.first in ((), (NO_FIRST,)) or data.tokenizer not in TRAINED_TOKENIZERS:
+    if not begins_with_named_text(config) or data.tokenizer not in TRAINED_TOKENIZERS:
         return None
     if sole_corpus(data.data) or sole_corpus(data.first):  # in shards, which have a tokenizer
         return None

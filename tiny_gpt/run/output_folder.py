@@ -11,48 +11,14 @@ from typing import Any
 
 import filelock
 
-from tiny_gpt.config import (
-    BASE_FILE,
-    BEST_FILE,
-    CONFIG_FILE,
-    FINAL_FILE,
-    LOG_FILE,
-    METRICS_FILE,
-    MODELS_FOLDER,
-    PLAN_FILE,
-    PRETRAINED_FILE,
-    REPORT_FILE,
-    SAMPLES_FOLDER,
-    STATUS_FILE,
-    TEACHERS_FOLDER,
-    TEXT_FACTS_FILE,
-    TRACKERS_FOLDER,
-)
+from tiny_gpt.config import BEST_FILE, FINAL_FILE
+from tiny_gpt.config.run import CHECKPOINTS_FOLDER, RUN_FILES
 from tiny_gpt.errors import UsageError
 from tiny_gpt.files import atomic_write, ensure_writable_folder, remove_partial_files, write_error
-from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER, CheckpointStore
+from tiny_gpt.run.checkpoint_store import CheckpointStore
 from tiny_gpt.run.held_folder import HeldFolder
 
 EARLIER_FOLDER = "earlier"
-# All that a run writes to its folder, but for the lock and earlier runs.
-RUN_FILES = (
-    BEST_FILE,
-    FINAL_FILE,
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    PLAN_FILE,
-    METRICS_FILE,
-    LOG_FILE,
-    SAMPLES_FOLDER,
-    REPORT_FILE,
-    STATUS_FILE,
-    TEXT_FACTS_FILE,
-    PRETRAINED_FILE,
-    TEACHERS_FOLDER,
-    MODELS_FOLDER,
-    BASE_FILE,
-    TRACKERS_FOLDER,
-)
 LOCK_FILE = ".lock"
 
 

@@ -12,7 +12,7 @@ from tiny_gpt.planning.further_training import measure_initial_model
 from tiny_gpt.planning.heuristics import min_block_size
 from tiny_gpt.planning.memory import require_memory_for_smallest
 from tiny_gpt.planning.planner import Planner
-from tiny_gpt.run.other_text import measure_for_plan, prepare_texts
+from tiny_gpt.run.other_text import measure_for_plan, prepare_texts, refuse_conflicts_with_first
 from tiny_gpt.run.start import for_text, open_initial_model, take_shape
 
 
@@ -37,6 +37,7 @@ def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, Plann
 
     Raises UsageError, BadInputError, and OutOfResourcesError where not even the smallest model fits into memory.
     """
+    refuse_conflicts_with_first(requested)
     device = pick_device(requested.train.device)
     configure_torch(device, requested.train.deterministic)
     initial = open_initial_model(requested.train.start_from)
@@ -49,7 +50,6 @@ def measure_run(requested: RunConfig) -> Generator[PreparationEvent, None, Plann
     shaped = take_shape(requested, initial)
     dataset = yield from prepare(shaped.data, min_block_size(shaped), initial.tokenizer)
     shaped = for_text(shaped, dataset)
-    yield from prepare_texts(shaped, dataset)  # refuses --first
     planner = yield from measure_initial_model(shaped, dataset, initial.model, device)
     del initial
     new = replace(requested, train=replace(requested.train, start_from=""))

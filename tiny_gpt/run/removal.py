@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiny_gpt.config import SAMPLES_FOLDER, STATUS_FILE
+from tiny_gpt.config.run import CHECKPOINTS_FOLDER, RUN_FILES
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.files import write_error
-from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER
-from tiny_gpt.run.output_folder import EARLIER_FOLDER, LOCK_FILE, RUN_FILES, run_lock
+from tiny_gpt.run.output_folder import EARLIER_FOLDER, LOCK_FILE, run_lock
 from tiny_gpt.run.status import read_status
 from tiny_gpt.run.summary import files_below, is_run, is_running
 

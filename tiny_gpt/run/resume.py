@@ -2,14 +2,13 @@
 not."""
 
 import contextlib
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from tiny_gpt.config import BEST_FILE, CONFIG_FILE, PLAN_FILE, RunConfig
+from tiny_gpt.config import BEST_FILE, CONFIG_FILE, RunConfig
 from tiny_gpt.data.choose_tokenizer import tokenizer_sha256
 from tiny_gpt.data.prepare import Dataset, open_stored_dataset, open_stored_tokenizer, prepare
 from tiny_gpt.data.progress import PreparationEvent
@@ -28,6 +27,7 @@ from tiny_gpt.run.checkpoint_store import DamagedError
 from tiny_gpt.run.description import RunDescription, machine_fingerprint
 from tiny_gpt.run.other_text import prepare_other, tokenizer_for
 from tiny_gpt.run.output_folder import write_json_atomically
+from tiny_gpt.run.plan_file import read_saved_plan
 from tiny_gpt.run.prepared_run import PreparedRun, build_model, prepared_event, with_choices
 from tiny_gpt.run.saved_run import SavedRun, find_resume_point, merge_settings
 from tiny_gpt.run.sharing import share_again
@@ -107,9 +107,9 @@ def load_checkpoint(trainer: Trainer, saved: SavedRun, extends: bool, notes: lis
 
 def read_plan(out_dir: Path, config: RunConfig) -> Plan | None:
     """The plan that the run started with, where it is still that of `config`."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        plan = Plan.from_dict(json.loads((out_dir / PLAN_FILE).read_bytes()))
-        return plan if config.train.is_timed or plan.steps == config.train.total_steps else None
+    plan = read_saved_plan(out_dir)
+    if plan and (config.train.is_timed or plan.steps == config.train.total_steps):
+        return plan
     return None
 
 

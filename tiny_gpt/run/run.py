@@ -32,7 +32,7 @@ def run(
         use_all_cores()
         prepared = yield from (resume_run if resume else start_run)(config, request)
         trainer = prepared.trainer
-        trainer.state.leader.begin(prepared.config, trainer.dataset)
+        trainer.state.leader.begin(prepared.config, trainer.dataset, trainer.stages.other is not None)
         yield prepared.event
         stop.listen()
         with HostMonitor(stop, prepared.config.reliability.keep_awake) as monitor:

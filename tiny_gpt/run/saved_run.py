@@ -4,8 +4,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tiny_gpt.config import BUDGETS, ModelConfig, RunConfig, flag
+from tiny_gpt.config import BUDGETS, NO_FIRST, ModelConfig, RunConfig, flag
 from tiny_gpt.errors import BadInputError
+from tiny_gpt.files import quoted
 from tiny_gpt.run.checkpoint import check_model, read_state
 from tiny_gpt.run.checkpoint_store import Checkpoint, CheckpointStore, DamagedError, is_before_cooldown
 from tiny_gpt.run.description import RunDescription, read_description
@@ -113,6 +114,7 @@ def merge_settings(saved: SavedRun, requested: RunConfig) -> tuple[RunConfig, li
     Raises BadInputError for settings that its weights and moments depend on: the model, the optimizer and the stages.
     """
     before, used = saved.description.requested, saved.description.config
+    _require_present_stages(used)
     changes = _changed_settings(before, used, requested)
     old = before.to_flat() | {name: used.to_flat()[name] for name in before.train.auto}
     _require_same_model(used, old, changes)
@@ -142,6 +144,16 @@ def _changed_settings(before: RunConfig, used: RunConfig, requested: RunConfig) 
     return changes
 
 
+def _require_present_stages(used: RunConfig) -> None:
+    """Raise BadInputError for a run of an earlier version, which pretrained its teachers."""
+    if used.train.teachers and used.train.first_share and used.data.first:
+        raise BadInputError(
+            "this run has teachers that start from a pretraining, which this version no longer trains. Its best model "
+            f"remains: tiny-gpt train TEXT --start-from {quoted(used.train.out_dir)} trains it further",
+            code="stages-of-earlier-version",
+        )
+
+
 def _require_same_model(used: RunConfig, old: dict[str, Any], changes: dict[str, Any]) -> None:
     fixed = [
         *(setting.name for setting in fields(ModelConfig)),
@@ -153,10 +165,12 @@ def _require_same_model(used: RunConfig, old: dict[str, Any], changes: dict[str,
     ]
     if used.train.start_from:
         fixed += ["tokenizer", "vocab_size"]
+    if not used.train.first_share and changes.get("first") != (NO_FIRST,):
+        fixed += ["first", "first_share", "own_data_epochs"]
     differences = [f"{flag(name)} was {old[name]}, is now {changes[name]}" for name in fixed if name in changes]
     if differences:
         raise BadInputError(
-            f"this run cannot continue with another model, optimizer or number of models: {'; '.join(differences)}.\n"
+            f"this run cannot continue with another model, optimizer, or other stages: {'; '.join(differences)}.\n"
             "Keep the run's own settings, or start a new run with tiny-gpt train",
             code="model-or-optimizer-changed",
         )

@@ -46,6 +46,8 @@ class RunCounters:
     """Index of the stage (training/stages.py) that the run is in."""
     stage_start: float = 0.0
     """The run's progress (0 to 1) when that stage began."""
+    stage_end: float = 0.0
+    """The progress at which it was to end then; 0 where it has been the first one."""
     batch_offset: int = 0
     """Batches left out by rollbacks: step s reads batch s + batch_offset."""
     lowest_val_loss: float = 1e9
@@ -146,7 +148,7 @@ class TrainState:
         """
         budget, counters = self.budget, self.counters
         if isinstance(budget, TimedBudget) and (
-            budget.is_measured(counters.step) or budget.steps_left < 2 * GUARD_INTERVAL
+            budget.is_timed_step(counters.step) or budget.steps_left < 2 * GUARD_INTERVAL
         ):
             synchronize(self.model.device)
         budget.end_step(counters.step)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from tiny_gpt.config import BEST_FILE, CONFIG_FILE, FINAL_FILE, METRICS_FILE, STATUS_FILE, RunConfig
+from tiny_gpt.config.run import CHECKPOINTS_FOLDER, LOG_FILE
 from tiny_gpt.errors import BadInputError
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.run.checkpoint_store import CheckpointStore, DamagedError, read_bounded
@@ -183,7 +184,7 @@ def files_below(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _newest_mtime(folder: Path) -> float:
-    names = (METRICS_FILE, BEST_FILE, FINAL_FILE, "checkpoints", "train.log")
+    names = (METRICS_FILE, BEST_FILE, FINAL_FILE, CHECKPOINTS_FOLDER, LOG_FILE)
     return max((path.stat().st_mtime for name in names if (path := folder / name).exists()), default=0.0)
 
 

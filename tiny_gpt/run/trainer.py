@@ -15,9 +15,8 @@ from tiny_gpt.config import RunConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.data.prepare import Dataset
 from tiny_gpt.data.token_store import Tokens
-from tiny_gpt.device import is_out_of_memory, memory_bytes
-from tiny_gpt.errors import BadInputError, OutOfResourcesError, RestartRequestedError, TinyGPTError
-from tiny_gpt.host.heartbeat import is_watched
+from tiny_gpt.device import memory_bytes
+from tiny_gpt.errors import BadInputError, RestartRequestedError
 from tiny_gpt.host.monitor import HostMonitor
 from tiny_gpt.host.signals import Stopped
 from tiny_gpt.run.checkpoint_manager import CheckpointManager
@@ -38,13 +37,14 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.final_score import SAMPLE_S, finished
 from tiny_gpt.run.forgetting import Known
-from tiny_gpt.run.merged_stages import cost_of, merge_stages, merging_cost
+from tiny_gpt.run.merged_stages import merge_stages, merging_cost
 from tiny_gpt.run.model_files import ModelFiles
+from tiny_gpt.run.out_of_memory import retry_out_of_memory
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.stages import StageRunner
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.schedule import SchedulePoint, is_cooling, learning_rate, sequence_length
-from tiny_gpt.training.step import StepResult, UpdateInterruptedError, train_step
+from tiny_gpt.training.step import StepResult, train_step
 from tiny_gpt.training.timed_budget import TimedBudget
 
 Result = TypeVar("Result")
@@ -86,10 +86,11 @@ class Trainer:
         self.checkpoints = CheckpointManager(state, description, store, saver)
         self.model_files = ModelFiles(state, config, dataset.tokenizer, out_dir, store, saver)
         self.evaluator = Evaluator(state, dataset)
-        self.stages = StageRunner(state, config, dataset, other, out_dir)
+        self.stages = StageRunner(state, config, dataset, other, out_dir, saver)
         self.divergence = Divergence(state, config.train, self.checkpoints, self.model_files)
         self.tokens_per_step = self.evaluator.tokens_per_step
-        self._merging_cost = merging_cost(config.train, state.model)  # needed at every step
+        # Needed at every step. Rank 0 scores merged models alone, and the others help with an evaluation.
+        self._merging_cost = state.ranks.size * merging_cost(config.train, state.model)
         self.known = Known.of(description.initial)
 
     def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
@@ -98,7 +99,7 @@ class Trainer:
         best = self.model_files.resume()
         self.evaluator.resume()
         if best:
-            self.evaluator.best_cost = cost_of(best, self.state.model)
+            self.evaluator.expect_best(best)
 
     def train(self, monitor: HostMonitor) -> Iterator[Event]:
         """Train to the last step, or to the end of the step in which `monitor` is asked to stop.
@@ -144,7 +145,7 @@ class Trainer:
                 if not math.isfinite(evaluated.train_loss + evaluated.val_loss):
                     yield from self._roll_back("the validation loss became NaN or infinite")
                     continue
-                yield from self._record(evaluated)
+                yield from self._record(evaluated, is_due)
                 if line := monitor.throughput_note(evaluated.tokens_per_s):
                     yield Warned(state.step, line)
                 if is_epoch_end:
@@ -152,11 +153,13 @@ class Trainer:
             if stop_signal is not None:
                 break
             yield from self._between_steps(monitor, is_epoch_end)
-        if self.stages.end(budget.is_over(state.step)):
-            yield from self._merge_stages(monitor.beat)
+        may_merge = self.stages.end(budget.is_over(state.step))
         yield from self._report(self.model_files.save_pending(force=True))
         yield from self._report(self.checkpoints.save())
         yield from self._report(self.model_files.save_final())
+        if may_merge:
+            yield from self._merge_stages(monitor.beat)
+            yield from self._report(self.model_files.save_pending(force=True))
         yield finished(state, self.evaluator, self.model_files, monitor, self.known)
 
     # --- stages ---
@@ -220,7 +223,7 @@ class Trainer:
         batch = batch.cut(sequence_length(point, train, state.model.config.block_size))
         scheduled_rate = learning_rate(point, train)
         rate = scheduled_rate * counters.rate_factor
-        result = self._retry_out_of_memory(lambda: self._compute(batch, number, rate))
+        result = retry_out_of_memory(state, self.evaluator, lambda: self._compute(batch, number, rate))
         state.finish_step(point, scheduled_rate)
         return DoneStep(point, rate, result)
 
@@ -255,28 +258,6 @@ class Trainer:
             ),
         )
 
-    def _retry_out_of_memory(self, compute: Callable[[], Result]) -> Result:
-        """What `compute` returns, with micro-batches of half the size each time that memory runs out.
-
-        Raises RestartRequestedError or OutOfResourcesError where it ran out while weights were updated.
-        """
-        state = self.state
-        while True:
-            try:
-                return compute()
-            except UpdateInterruptedError as failure:
-                raise _cannot_repeat(state.step + 1) from failure
-            except Exception as failure:
-                if not is_out_of_memory(failure) or state.micro_batch_size == 1:
-                    raise
-            before = state.micro_batch_size
-            state.shrink_micro_batches()
-            self.evaluator.fit_batch_size()
-            state.warn(
-                f"out of memory: from now on {state.micro_batch_size} sequences are computed at once instead of "
-                f"{before}; the loss is still that of the whole batch"
-            )
-
     def _is_epoch_end(self, point: SchedulePoint) -> bool:
         train = self.config.train
         return not train.is_timed and (self.state.step % train.iters_per_epoch == 0 or point.is_last)
@@ -304,7 +285,9 @@ class Trainer:
     def _evaluate(self, done: DoneStep, monitor: HostMonitor) -> Evaluated:
         step, clock = self.state.step, self.state.clock
         n_steps, train_s, wait_s = clock.lap(step)
-        train_loss, val_loss, error = self._retry_out_of_memory(lambda: self.evaluator.score(done.point, monitor.beat))
+        train_loss, val_loss, error = retry_out_of_memory(
+            self.state, self.evaluator, lambda: self.evaluator.score(done.point, monitor.beat)
+        )
         return Evaluated(
             step=step,
             epoch=math.ceil(step / self.config.train.iters_per_epoch),
@@ -323,10 +306,14 @@ class Trainer:
             **monitor.sensors.read(self.state.model.device),
         )
 
-    def _record(self, evaluated: Evaluated) -> Iterator[Event]:
-        """Add an evaluation to the history; save the model if it is the best so far, or that of its stage."""
+    def _record(self, evaluated: Evaluated, is_due: bool) -> Iterator[Event]:
+        """Add an evaluation to the history; save the model if it is the best so far, or that of its stage, unless an
+        uninterrupted run would not have evaluated here."""
         self.state.record(evaluated)
-        self.stages.keep_best(evaluated)
+        if is_due:
+            self.stages.keep_best(evaluated)
+        if self.model_files.is_better(evaluated):
+            self.evaluator.expect_best(self.state.model)
         yield evaluated
         yield from self._report(self.model_files.record(evaluated))
 
@@ -385,16 +372,3 @@ class Trainer:
         """The warnings since the last report, then those of `events` that are not None."""
         yield from self.state.take_warnings()
         yield from (event for event in events if event is not None)
-
-
-def _cannot_repeat(step: int) -> TinyGPTError:
-    """The end of this process: the weights are no longer those of any step, and are not saved."""
-    kind: type[TinyGPTError] = OutOfResourcesError
-    remedy = "close other programs and continue from there with tiny-gpt resume"
-    if is_watched():
-        kind, remedy = RestartRequestedError, "training continues from there"
-    return kind(
-        f"out of memory while the weights were updated in step {step:,}, which cannot be repeated. Everything up to "
-        f"the last checkpoint is saved; {remedy}",
-        code="out-of-memory-in-update",
-    )

@@ -39,6 +39,16 @@ class TrainingBudget(Protocol):
         """By how much the progress grows from one step to the next, as far as is known."""
         ...
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether `progress_per_step` is known well: at the start of a process, the time of a step is not."""
+        ...
+
+    @property
+    def is_cooldown(self) -> bool:
+        """Whether all of the budget is a cool-down of a run that was stopped."""
+        ...
+
     def remaining_s(self) -> float | None:
         """Seconds until the run ends; None unless its budget is a time."""
         ...
@@ -73,6 +83,14 @@ class StepBudget:
 
     def progress_per_step(self) -> float:
         return 1 / max(1, self.total_steps - 1)
+
+    @property
+    def is_measured(self) -> bool:
+        return True
+
+    @property
+    def is_cooldown(self) -> bool:
+        return False
 
     def remaining_s(self) -> None:
         return None

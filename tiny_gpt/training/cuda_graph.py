@@ -18,6 +18,7 @@ from tiny_gpt.config import TrainConfig
 from tiny_gpt.data.dataloader import Batch
 from tiny_gpt.distributed.ranks import current_ranks
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.soft_targets import SoftTargets
 from tiny_gpt.training.guard import Guard
 from tiny_gpt.training.micro_batches import MicroBatch, micro_batches
 from tiny_gpt.training.step import StepResult, accumulate_gradients, update_weights
@@ -54,8 +55,11 @@ class CudaGraphUpdate:
         self.forget()
 
     def forget(self) -> None:
-        """Free the graphs' memory, as when it has run out; the next steps record new ones."""
-        self._micro_batch_graphs: dict[tuple[torch.Size, float], _MicroBatchGraph] = {}
+        """Free the graphs' memory; the next steps record new ones. For when memory has run out, or another dropout or
+        weight decay is set: a graph has those of its recording."""
+        if self._cast_model is not None:
+            self._cast_model.set_dropout(self.model.config.dropout)
+        self._micro_batch_graphs: dict[tuple[torch.Size, float, bool], _MicroBatchGraph] = {}
         self._update_graph = CudaGraph(self._update, self.model.device)
         self.optimizer.zero_grad(set_to_none=True)
         self._gradients: list[torch.Tensor] = []
@@ -66,7 +70,7 @@ class CudaGraphUpdate:
             self._allocate_gradients()
         for micro_batch in micro_batches(batch, self.config, step, n_micro_batches, self.model.device):
             # The share is a Python number: a graph has it as a constant, so another share needs another graph.
-            key = micro_batch.inputs_BT.shape, micro_batch.share
+            key = micro_batch.inputs_BT.shape, micro_batch.share, micro_batch.soft_targets is None
             if key not in self._micro_batch_graphs:
                 self._micro_batch_graphs[key] = _MicroBatchGraph(micro_batch, self._accumulate)
             self._micro_batch_graphs[key](micro_batch)
@@ -136,17 +140,22 @@ def _cast_copy(model: GPT) -> GPT | None:
 
 
 class _MicroBatchGraph:
-    """The graph for micro-batches of one shape, and the memory that it reads their tokens from."""
+    """The graph for micro-batches of one shape, and the memory that it reads their tokens and soft targets from."""
 
     def __init__(self, example: MicroBatch, work: Callable[[MicroBatch], None]) -> None:
         inputs_BT, targets_BT = torch.empty_like(example.inputs_BT), torch.empty_like(example.targets_BT)
-        self._micro_batch = MicroBatch(inputs_BT, targets_BT, example.share)
+        soft = example.soft_targets and SoftTargets(*map(torch.empty_like, example.soft_targets))
+        self._micro_batch = MicroBatch(inputs_BT, targets_BT, example.share, soft)
         self.graph = CudaGraph(lambda: work(self._micro_batch), inputs_BT.device)
 
     def __call__(self, micro_batch: MicroBatch) -> None:
-        self._micro_batch.inputs_BT.copy_(micro_batch.inputs_BT)
-        self._micro_batch.targets_BT.copy_(micro_batch.targets_BT)
+        for own, new in zip(_tensors_of(self._micro_batch), _tensors_of(micro_batch), strict=True):
+            own.copy_(new)
         self.graph()
+
+
+def _tensors_of(micro_batch: MicroBatch) -> tuple[torch.Tensor, ...]:
+    return micro_batch.inputs_BT, micro_batch.targets_BT, *(micro_batch.soft_targets or ())
 
 
 class CudaGraph:

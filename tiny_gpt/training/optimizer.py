@@ -39,6 +39,14 @@ def make_optimizer(
     return OPTIMIZERS[config.optimizer](model, config, ranks, shards)
 
 
+def set_regularization(model: GPT, optimizer: torch.optim.Optimizer, dropout: float, weight_decay: float) -> None:
+    """Train `model` with these from now on; what had no weight decay (norms) keeps none."""
+    model.set_dropout(dropout)
+    for group in optimizer.param_groups:
+        if group["weight_decay"]:
+            group["weight_decay"] = weight_decay
+
+
 def _make_adamw(model: GPT, config: TrainConfig, _ranks: Ranks, shards: "Shards | None") -> torch.optim.AdamW:
     return _adamw_over(list(trained_weights(model, shards).values()), config)
 

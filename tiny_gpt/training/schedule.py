@@ -34,8 +34,10 @@ class SchedulePoint:
     """0 at the end of the warm-up, 1 at the last step."""
     is_last: bool
     peak_fraction: float = 1.0
-    """The rate at the end of the warm-up, as a fraction of `learning_rate`; below 1 if the whole budget is a cool-down
-    from the run's last rate."""
+    """The rate at the end of the warm-up, as a fraction of `learning_rate`; below 1 in fine-tuning, or if the whole
+    budget is a cool-down from the run's last rate."""
+    is_fine_tuning: bool = False
+    """Whether the step is in a stage that continues with a pretrained model."""
 
 
 def schedule_point(step: int, total_steps: int, warmup_steps: int) -> SchedulePoint:
@@ -71,11 +73,12 @@ def sequence_length(point: SchedulePoint, config: TrainConfig, block_size: int) 
     """The sequence length, in tokens, of the step at `point`.
 
     It grows with progress through the first `sequence_warmup` of the run, in powers of two, from SHORTEST_SEQUENCE to
-    `block_size`: a model learns short-range patterns first (arXiv 2108.06084). A stage that continues a trained model
-    begins below the peak rate, and uses the full `block_size` throughout.
+    `block_size`: a model learns short-range patterns first (arXiv 2108.06084). Fine-tuning, and a cool-down alone, use
+    the full `block_size` throughout.
     """
     length = block_size
-    while point.peak_fraction == 1 and length % 2 == 0 and length // 2 >= SHORTEST_SEQUENCE:
+    is_short = not point.is_fine_tuning and point.peak_fraction == 1
+    while is_short and length % 2 == 0 and length // 2 >= SHORTEST_SEQUENCE:
         if point.decay_progress * block_size >= config.sequence_warmup * length:
             break
         length //= 2
@@ -98,7 +101,7 @@ def is_cooling(point: SchedulePoint, config: TrainConfig) -> bool:
     """Whether the rate has begun to fall. A checkpoint from before that can be trained further for any time."""
     if config.resolved_schedule != "wsd":
         return True  # a cosine depends on the run's length from the first step on
-    return point.decay_progress > 1 - config.cooldown or point.peak_fraction < 1
+    return point.decay_progress > 1 - config.cooldown or point.peak_fraction < 1 or point.is_fine_tuning
 
 
 def _cosine(decay_progress: float, peak: float, config: TrainConfig) -> float:

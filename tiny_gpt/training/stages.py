@@ -36,8 +36,8 @@ FINE_TUNING_RATE_FACTOR = 0.5
 # Factors of the settings for a student. Soft targets regularize; with the teachers' regularization on top, two thirds
 # of the ensemble's gain were lost, and these factors kept 84%.
 DISTILLATION = {"dropout": 2 / 3, "weight_decay": 0.75, "token_noise": 0.5}
-# Other text is read about once: nothing to regularize.
-PRETRAINING_DROPOUT, PRETRAINING_WEIGHT_DECAY, PRETRAINING_NOISE = 0.0, 0.1, 0.0
+# Other text is read about once: there is little to regularize.
+PRETRAINING_WEIGHT_DECAY = 0.1
 # Each stage warms up in this fraction of its length, and its first step has at least a twentieth of the peak rate.
 WARMUP_SHARE, MIN_WARMUP = 0.02, 0.05
 
@@ -53,11 +53,8 @@ class Stage:
     number: int = 1
     """Counted from 1 among the stages of its kind."""
     n_of_kind: int = 1
-
-    @property
-    def is_fine_tuning(self) -> bool:
-        """Whether the stage continues with the model of a pretraining, on the own text."""
-        return self.kind == "own" and self.start > 0
+    is_fine_tuning: bool = False
+    """Whether the stage continues with the model of the pretraining before it, on the own text."""
 
     def __str__(self) -> str:
         name = "your text" if self.kind == "own" else self.kind
@@ -71,8 +68,6 @@ class StageSettings:
     dropout: float
     weight_decay: float
     token_noise: float
-    rate_factor: float = 1.0
-    """Multiplies the learning rate."""
 
     def scaled(self, factors: dict[str, float]) -> "StageSettings":
         return replace(self, **{name: getattr(self, name) * factor for name, factor in factors.items()})
@@ -80,20 +75,20 @@ class StageSettings:
 
 def stages_of(train: TrainConfig) -> tuple[Stage, ...]:
     """The stages of a run; a single one, `own`, for a run without teachers or other text."""
-    stages, start, unit, n = [], 0.0, teacher_share(train), n_pretrainings(train)
+    n, unit = n_pretrainings(train), model_share(train)
+    parts: list[tuple[Kind, float, int, int]] = []
     for number in range(1, n + 1):
-        stages.append(Stage("pretraining", start, start := start + pretraining_share(train), number, n))
-        if number < n:
-            stages.append(Stage("own", start, start := start + unit, number, n))
-    for number in range(1, train.teachers + 1):
-        stages.append(Stage("teacher", start, start := start + unit, number, train.teachers))
+        parts += [("pretraining", pretraining_share(train), number, n), ("own", unit, number, n)]
+    parts += [("teacher", unit, number, train.teachers) for number in range(1, train.teachers + 1)]
     n_students = train.students if train.teachers else 0
-    for number in range(1, n_students):
-        stages.append(Stage("student", start, start := start + STUDENT_LENGTH * unit, number, n_students))
-    # The last one to the very end, whatever the rounding of the sums.
-    kind: Kind = "student" if n_students else "own"
-    n_of_kind = n_students or max(1, n)
-    stages.append(Stage(kind, start, 1.0, n_of_kind, n_of_kind))
+    parts += [("student", STUDENT_LENGTH * unit, number, n_students) for number in range(1, n_students + 1)]
+    parts = parts or [("own", 1.0, 1, 1)]
+    stages, start = [], 0.0
+    for index, (kind, length, number, n_of_kind) in enumerate(parts):
+        # The last one to the very end, whatever the rounding of the sums.
+        end = start + length if index < len(parts) - 1 else 1.0
+        stages.append(Stage(kind, start, end, number, n_of_kind, is_fine_tuning=kind == "own" and n > 0))
+        start = end
     return tuple(stages)
 
 
@@ -116,8 +111,8 @@ def n_pretrainings(train: TrainConfig) -> int:
 
 
 def n_to_merge(train: TrainConfig) -> int:
-    """How many models a run trains that may be merged into one, without students."""
-    return train.teachers or n_pretrainings(train)
+    """How many models a run trains that may be merged into one."""
+    return train.teachers + train.students if train.teachers else n_pretrainings(train)
 
 
 def n_merged(config: RunConfig, vocab_size: int) -> int:
@@ -130,7 +125,7 @@ def pretraining_share(train: TrainConfig) -> float:
     return train.first_share / train.pretrainings
 
 
-def teacher_share(train: TrainConfig) -> float:
+def model_share(train: TrainConfig) -> float:
     """The fraction of the run that a teacher has; in a run without teachers, a model on the user's own text."""
     if train.teachers:
         return 1 / (train.teachers + train.students * STUDENT_LENGTH)
@@ -139,20 +134,14 @@ def teacher_share(train: TrainConfig) -> float:
 
 def last_share(train: TrainConfig) -> float:
     """The fraction of the run that the last stage has."""
-    return teacher_share(train) * (STUDENT_LENGTH if train.teachers else 1.0)
+    return model_share(train) * (STUDENT_LENGTH if train.teachers and train.students else 1.0)
 
 
 def settings_of(config: RunConfig, stage: Stage) -> StageSettings:
     """The settings of a stage. Those of `config` are for a teacher, or for a stage on the own text."""
     settings = StageSettings(config.model.dropout, config.train.weight_decay, config.train.token_noise)
     if stage.kind == "pretraining":
-        return StageSettings(
-            min(settings.dropout, PRETRAINING_DROPOUT),
-            min(settings.weight_decay, PRETRAINING_WEIGHT_DECAY),
-            min(settings.token_noise, PRETRAINING_NOISE),
-        )
-    if stage.is_fine_tuning:
-        return replace(settings, rate_factor=FINE_TUNING_RATE_FACTOR)
+        return StageSettings(0.0, min(settings.weight_decay, PRETRAINING_WEIGHT_DECAY), 0.0)
     return settings.scaled(DISTILLATION) if stage.kind == "student" else settings
 
 
@@ -161,19 +150,20 @@ def stage_index(stages: tuple[Stage, ...], progress: float) -> int:
     return max(index for index, stage in enumerate(stages) if stage.start <= progress or index == 0)
 
 
-def stage_point(point: SchedulePoint, stage: Stage, start: float, rate_factor: float = 1.0) -> SchedulePoint:
+def stage_point(point: SchedulePoint, stage: Stage, start: float) -> SchedulePoint:
     """Where a step at `point` of the run stands in its stage, which began at the progress `start`.
 
     A stage may begin later than planned: where the machine slept over its beginning, or where a run is extended.
     """
-    if stage.kind == "own" and not stage.is_fine_tuning:
+    if stage.kind == "own" and not stage.is_fine_tuning:  # the only one
         return point
     progress = min(1.0, max(0.0, point.progress - start) / max(1e-9, stage.end - start))
     return SchedulePoint(
         progress=point.progress,
         warmup_done=max(MIN_WARMUP * WARMUP_SHARE, progress),
-        warmup_length=WARMUP_SHARE if point.peak_fraction == 1 else 0.0,
+        warmup_length=WARMUP_SHARE,
         decay_progress=max(0.0, progress - WARMUP_SHARE) / (1 - WARMUP_SHARE),
         is_last=point.is_last,
-        peak_fraction=point.peak_fraction * rate_factor,
+        peak_fraction=FINE_TUNING_RATE_FACTOR if stage.is_fine_tuning else 1.0,
+        is_fine_tuning=stage.is_fine_tuning,
     )

@@ -154,7 +154,7 @@ class TimedBudget:
         """`train_s` returns the seconds spent in steps so far, without evaluations and saving.
 
         A GPU works through a queue of steps, so a single one cannot be timed without waiting for the queue: there the
-        caller waits only after steps that `is_measured` names, `measure_every` apart.
+        caller waits only after steps that `is_timed_step` names, `measure_every` apart.
         """
         self.state = state
         self.steps_left = math.inf
@@ -192,7 +192,7 @@ class TimedBudget:
         assert self._measured_from is not None, "begin_step comes before end_step"
         first_step, first_s = self._measured_from
         n_steps = step + 1 - first_step
-        if self.is_measured(step):
+        if self.is_timed_step(step):
             train_s = self._train_s()
             if self._measure_every > 1 and self._n_measured == N_GPU_WARMUP_STEPS:
                 self._step_times.clear()
@@ -204,9 +204,9 @@ class TimedBudget:
                 longest_s = STOPPED_FACTOR * statistics.median_low(self._step_times)
                 self.state.trained_s += n_steps * min(self._step_times[-1], longest_s)
 
-    def is_measured(self, step: int) -> bool:
+    def is_timed_step(self, step: int) -> bool:
         """Whether the time is taken at the end of `step`, which has begun. The first steps are all measured."""
-        assert self._measured_from is not None, "begin_step comes before is_measured"
+        assert self._measured_from is not None, "begin_step comes before is_timed_step"
         interval = self._measure_every if self._n_measured >= N_GPU_WARMUP_STEPS + MIN_STEP_TIMES else 1
         return step + 1 - self._measured_from[0] >= interval
 
@@ -218,6 +218,14 @@ class TimedBudget:
 
     def progress_per_step(self) -> float:
         return (1 - self.state.progress) / self.steps_left
+
+    @property
+    def is_measured(self) -> bool:
+        return len(self._step_times) >= MIN_STEP_TIMES
+
+    @property
+    def is_cooldown(self) -> bool:
+        return self._config.cooldown == 1 and self.state.first_step > 0
 
     def remaining_s(self) -> float:
         return self.state.total_s - self._spent_s()

@@ -13,13 +13,11 @@ from typing import Any
 from tiny_gpt.config import (
     CONFIG_FILE,
     LOG_FILE,
-    PLAN_FILE,
     SAMPLE_INDEX_FILE,
     SAMPLES_FOLDER,
     sample_file,
 )
 from tiny_gpt.errors import BadInputError
-from tiny_gpt.planning.types import Plan
 from tiny_gpt.run.checkpoint_store import CheckpointStore, DamagedError, read_bounded
 
 MAX_FILE_BYTES = 4 << 20
@@ -81,18 +79,6 @@ def read_json_file(path: Path) -> dict[str, Any]:
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in config.json, flat."""
     return read_json_file(folder / CONFIG_FILE)
-
-
-def read_saved_plan(folder: Path) -> Plan | None:
-    """The plan, if the run had one; with finite numbers only."""
-    try:
-        plan = Plan.from_dict(read_json_file(folder / PLAN_FILE))
-        forecast = plan.forecast
-        numbers = [plan.n_parameters, plan.steps, plan.step_s, plan.tokens, plan.data_epochs, plan.seconds]
-        numbers += [plan.memory_bytes, plan.saturation_s, forecast.bits_per_byte, forecast.low, forecast.high]
-        return plan if all(abs(number) < 1e18 for number in numbers) else None
-    except _UNREADABLE:
-        return None
 
 
 def read_checkpoint(folder: Path) -> CheckpointNote | None:

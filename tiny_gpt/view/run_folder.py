@@ -18,7 +18,8 @@ from tiny_gpt.config import (
     STATUS_FILE,
     TEXT_FACTS_FILE,
 )
-from tiny_gpt.run.checkpoint_store import CHECKPOINTS_FOLDER
+from tiny_gpt.config.run import CHECKPOINTS_FOLDER
+from tiny_gpt.run.plan_file import read_saved_plan
 from tiny_gpt.run.status import RunStatus, read_status
 from tiny_gpt.view.copied import CopiedText
 from tiny_gpt.view.metrics_reader import MAX_BYTES_READ, MetricsReader
@@ -28,7 +29,6 @@ from tiny_gpt.view.run_files import (
     read_checkpoint,
     read_events,
     read_samples,
-    read_saved_plan,
     read_settings,
 )
 from tiny_gpt.view.run_view import PreviousRun, RunView

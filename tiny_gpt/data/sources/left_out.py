@@ -9,41 +9,19 @@ from collections.abc import Set
 from functools import cache
 
 from tiny_gpt.config.run import (
-    BASE_FILE,
     BEST_FILE,
+    CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     FINAL_FILE,
     LOG_FILE,
     METRICS_FILE,
-    MODELS_FOLDER,
-    PLAN_FILE,
-    PRETRAINED_FILE,
-    REPORT_FILE,
-    SAMPLES_FOLDER,
-    STATUS_FILE,
-    TEACHERS_FOLDER,
-    TEXT_FACTS_FILE,
+    RUN_FILES,
 )
 from tiny_gpt.files import cache_folder
 
-_CHECKPOINTS = "checkpoints"  # run/checkpoint_store.py, which this room may not import
 MODEL_FILES = {BEST_FILE, FINAL_FILE}
 # What a run leaves in its folder; train.py's is the current one.
-NAMES_IN_RUN = MODEL_FILES | {
-    _CHECKPOINTS,
-    BASE_FILE,
-    CONFIG_FILE,
-    LOG_FILE,
-    METRICS_FILE,
-    MODELS_FOLDER,
-    PLAN_FILE,
-    PRETRAINED_FILE,
-    REPORT_FILE,
-    SAMPLES_FOLDER,
-    STATUS_FILE,
-    TEACHERS_FOLDER,
-    TEXT_FACTS_FILE,
-}
+NAMES_IN_RUN = set(RUN_FILES)
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx")
 LIBRARY_FOLDERS = {"node_modules", "site-packages", "dist-packages", "bower_components", "__pycache__"}
 
@@ -65,7 +43,7 @@ def reason_to_leave_out(path: str, names: Set[str]) -> str | None:
 
 def holds_run(names: Set[str]) -> bool:
     """Whether a folder with entries of these names is that of a run, finished or not."""
-    return bool(names & (MODEL_FILES | {_CHECKPOINTS})) and bool(names & {LOG_FILE, METRICS_FILE, CONFIG_FILE})
+    return bool(names & (MODEL_FILES | {CHECKPOINTS_FOLDER})) and bool(names & {LOG_FILE, METRICS_FILE, CONFIG_FILE})
 
 
 @cache
