@@ -76,7 +76,7 @@ class TrainConfig:
     """Models that learn from the teachers, one after the other, each also from the last ones before it; 0 for none.
     The best model is kept."""
     teacher_weight: Annotated[float, OPTIONAL] = 0.7
-    """How much the final model's targets follow its teachers; the rest is the text itself."""
+    """How much a student's targets follow the teachers; the rest is the text itself."""
     first_share: Annotated[float, OPTIONAL] = 0.0
     """Fraction of the run for the text of --first. Without it, chosen in a timed run, otherwise a half."""
     pretrainings: Annotated[int, OPTIONAL] = 1
