@@ -21,7 +21,7 @@ from tiny_gpt.data.sources import download
 from tiny_gpt.errors import BadInputError, UsageError
 from tiny_gpt.model.shapes import merged_config
 from tiny_gpt.model_io.model_file import load_model, save_model
-from tiny_gpt.run import kept_models, other_text
+from tiny_gpt.run import kept_models, other_text, teachers
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.events import Evaluated, Finished, Merged, Prepared, StageBegun, Warned
 from tiny_gpt.run.other_text import prepare_other, prepare_texts, tokenizer_for
@@ -213,6 +213,20 @@ def test_a_second_student_learns_from_the_first_too(staged, monkeypatch):
     begun = of(StageBegun, events)
     assert [event.name for event in begun[-2:]] == ["student 1 of 2", "student 2 of 2"]
     assert "2 teachers" in begun[-2].description and "3 teachers" in begun[-1].description
+
+
+def test_predictions_are_computed_once_for_all_students_and_again_where_memory_is_short(staged, monkeypatch, tmp_path):
+    monkeypatch.setattr(kept_models, "MAX_BEHIND", 100.0)
+    predict, n_batches, outcomes = teachers.predict, [], []
+    monkeypatch.setattr(teachers, "predict", lambda *args: (n_batches.append(len(args[2])), predict(*args))[1])
+    students = with_train(staged, students=3, steps=50)
+    outcomes.append(finish(students))
+    assert len(n_batches) == 2 + 2 and n_batches[0] > 1  # the last student teaches nobody
+    expected, n_batches[:] = (2 + 3 + 4) * n_batches[0], []
+    monkeypatch.setattr(teachers, "MAX_REMEMBERED_BYTES", 0)
+    outcomes.append(finish(with_train(students, out_dir=str(tmp_path / "twin"))))
+    assert sum(n_batches) == expected
+    assert same_weights(outcomes[0].weights, outcomes[1].weights)
 
 
 def test_teachers_that_are_far_behind_are_not_learned_from(staged, monkeypatch):

@@ -54,17 +54,17 @@ class KeptModels:
                 return
         self.save(stage)
 
-    def teachers_of(self, student: int) -> list[GPT]:
-        """What the student of this number, from 1, learns from: the teachers and the last students before it, as far
-        as they are nearly as good as the best."""
+    def teachers_of(self, student: int) -> list[tuple[Path, GPT]]:
+        """What the student of this number, from 1, learns from, with its file: the teachers and the last students
+        before it, as far as they are nearly as good as the best; in eval mode."""
         model, loaded = self.state.model, []
         for path in self._teacher_paths(student):
             try:
-                loaded.append(load_model(path, model.device, model.compute_dtype))
+                loaded.append((path, load_model(path, model.device, model.compute_dtype)))
             except BadInputError as damage:
                 self.state.warn(f"this teacher is left out: {damage}")
-        best = min((teacher.progress.val_loss for teacher in loaded), default=math.inf)
-        return [teacher.model.eval() for teacher in loaded if teacher.progress.val_loss <= MAX_BEHIND * best]
+        limit = MAX_BEHIND * min((teacher.progress.val_loss for _, teacher in loaded), default=math.inf)
+        return [(path, teacher.model.eval()) for path, teacher in loaded if teacher.progress.val_loss <= limit]
 
     def mixtures(self, most: int) -> list[list[GPT]]:
         """Which models to try to merge, at most so many: teachers (or pretrained models), the better half of them,

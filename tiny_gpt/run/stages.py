@@ -1,9 +1,10 @@
 """Carries out the stages of a run (training/stages.py): what happens where one ends and the next begins.
 
 Where a stage ends, its model is kept in the run's folder (kept_models.py). Then the model gets the next stage's initial
-weights, unless it was just pretrained, moments of zero, and the stage's regularization. Which stage a state is in is
-part of every checkpoint, and what a stage needs besides (the teachers' models and predictions) is in those files, so a
-run resumes in any stage. A model whose stage was cut short, by a sleep of the machine for example, is not used.
+weights, unless it was just pretrained, moments of zero, and the stage's regularization. A student learns from what the
+models before it predict (teachers.py). Which stage a state is in is part of every checkpoint, and what a stage needs
+besides is in those files, so a run resumes in any stage. A model whose stage was cut short, by a sleep of the machine
+for example, is not used.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from tiny_gpt.run.events import Evaluated
 from tiny_gpt.run.kept_models import KeptModels
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.state import TrainState
-from tiny_gpt.training.distill import predict
+from tiny_gpt.run.teachers import Teachers
 from tiny_gpt.training.optimizer import set_regularization
 from tiny_gpt.training.schedule import SchedulePoint
 from tiny_gpt.training.stages import (
@@ -65,8 +66,7 @@ class StageRunner:
         self.state, self.config, self.dataset, self.other = state, config, dataset, other
         self.kept = KeptModels(state, config, dataset.tokenizer, out_dir, saver)
         self.stages = stages_of(config.train)
-        self._n_teachers = 0
-        """That the present student learns from."""
+        self.teachers = Teachers(self.kept, dataset.train)
         self._prepared: int | None = None
         """The stage that the model, the optimizer and `batches` are set up for."""
         self.batches: BatchLoader
@@ -217,7 +217,7 @@ class StageRunner:
             assert self.other is not None, "there is no pretraining without other text"
             return f"{stage} on {len(self.other):,} tokens of other text"
         if stage.kind == "student":
-            n = self._n_teachers
+            n = self.teachers.n_models
             teachers = " alone" if n == 0 else " and from a teacher" if n == 1 else f" and from {n} teachers"
             return f"{stage}: learns from the text{teachers}, from random weights"
         return f"{stage}: from {'the pretrained model' if stage.is_fine_tuning else 'random weights'}"
@@ -245,15 +245,10 @@ class StageRunner:
         return self.other
 
     def _predictions(self, beat: Callable[[], None]) -> Predictions | None:
-        """The mean prediction of each token of the text by teachers that are nearly as good as the best, computed again
-        in every process: it takes less time than a pass over the text. None, with a warning, where no teacher is left.
-        """
-        teachers = self.kept.teachers_of(self.stage.number)
-        self._n_teachers = len(teachers)
-        if not teachers:
+        """What the teachers of the present student predict. None, with a warning, where no teacher is left."""
+        with self.state.clock.count_as("eval"):
+            top = self.teachers.predictions_for(self.stage.number, beat)
+        if top is None:
             self.state.warn(f"no teacher can be used: the {self.stage} learns from the text alone")
             return None
-        train = self.config.train
-        with self.state.clock.count_as("eval"):
-            ids_PN, probabilities_PN = predict(teachers, self.dataset.train.ids, self.state.micro_batch_size, beat)
-        return Predictions(ids_PN, probabilities_PN, train.teacher_weight)
+        return Predictions(top.ids_PN, top.probabilities_PN, self.config.train.teacher_weight)
