@@ -43,10 +43,10 @@ HARDEST = 1.2
 # The penalty of a character tokenizer, for a text whose pilot run used BPE.
 CHAR_PENALTY = "tokenizer char"
 # What a student gains in ln(bits per byte) from a great many teachers, and how much less of it from one alone; and what
-# a great many teachers, or pretrained models, gain as one. An ensemble of k gains 1 - 1/k of what a great many gain
-# (docs/log/stages.md).
+# a great many teachers, or pretrained models, gain as one, and students of these teachers among them. An ensemble of k
+# gains 1 - 1/k of what a great many gain (docs/log/stages.md).
 GAIN_OF_MANY_TEACHERS, LOSS_WITH_ONE = 0.026, 0.011
-GAIN_OF_MERGED_TEACHERS, GAIN_OF_MERGED_PRETRAINED = 0.046, 0.041
+GAIN_OF_MERGED_TEACHERS, GAIN_OF_MERGED_PRETRAINED, GAIN_OF_MERGED_STUDENTS = 0.046, 0.041, 0.005
 # What a model gains in ln(bits per byte) from other text first: PRETRAINING_GAIN ln(1 + r / PRETRAINING_RATIO), where r
 # tokens for each token of the user's own text, learned by a model of any size, would give the pretraining's reducible
 # loss. Documentation gives 0.03 to 0.1 less to plays of Shakespeare, prose 0.1 to 0.2. A model
@@ -203,6 +203,8 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     gain_of_merged = of_many * (1 - 1 / max(1, n_merged(config, text.vocab_size)))
     if not train.first_share:
         of_teachers = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
+        if gain_of_merged and train.students:
+            gain_of_merged += GAIN_OF_MERGED_STUDENTS * (1 - 1 / train.students)
         return -max(gain_of_merged, of_teachers)
     law, n_tokens = load_scaling_law(), pretraining_tokens(config, steps)
     n_parameters = n_multiplied(config.model, text.vocab_size)
