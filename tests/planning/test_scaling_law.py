@@ -31,6 +31,20 @@ def test_batches_beyond_the_critical_size_waste_tokens():
     assert factors[-1] / factors[-2] == pytest.approx(8, rel=0.2)
 
 
+def test_merging_gains_what_its_teachers_differ_and_students_a_little():
+    model = replace(choose().model, architecture="qwen3")
+
+    def loss(teachers: int, students: int = 1) -> float:
+        config = replace(choose(), model=model)
+        train = replace(config.train, teachers=teachers, students=students)
+        return forecast(replace(config, train=train), LARGE_TEXT, 1000).bits_per_byte
+
+    # A student of one teacher is no second model of an ensemble.
+    assert loss(0) > loss(1) > 0.98 * loss(0)
+    assert loss(1) > loss(2) > loss(4) > loss(8) > 0.95 * loss(0)
+    assert loss(8, 0) == loss(8, 1) > loss(8, 4) > 0.99 * loss(8, 0)
+
+
 @pytest.mark.slow
 def test_the_law_is_the_fit_to_the_recorded_runs():
     law, fitted = load_scaling_law(), benchmark.fit(recorded_runs())

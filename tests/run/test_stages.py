@@ -215,18 +215,20 @@ def test_a_second_student_learns_from_the_first_too(staged, monkeypatch):
     assert "2 teachers" in begun[-2].description and "3 teachers" in begun[-1].description
 
 
-def test_predictions_are_computed_once_for_all_students_and_again_where_memory_is_short(staged, monkeypatch, tmp_path):
+def test_predictions_are_computed_once_for_all_students_as_far_as_memory_allows(staged, monkeypatch, tmp_path):
     monkeypatch.setattr(kept_models, "MAX_BEHIND", 100.0)
-    predict, n_batches, outcomes = teachers.predict, [], []
-    monkeypatch.setattr(teachers, "predict", lambda *args: (n_batches.append(len(args[2])), predict(*args))[1])
-    students = with_train(staged, students=3, steps=50)
-    outcomes.append(finish(students))
-    assert len(n_batches) == 2 + 2 and n_batches[0] > 1  # the last student teaches nobody
-    expected, n_batches[:] = (2 + 3 + 4) * n_batches[0], []
-    monkeypatch.setattr(teachers, "MAX_REMEMBERED_BYTES", 0)
-    outcomes.append(finish(with_train(students, out_dir=str(tmp_path / "twin"))))
-    assert sum(n_batches) == expected
-    assert same_weights(outcomes[0].weights, outcomes[1].weights)
+    predict, calls, outcomes, n_calls = teachers.predict, [], [], []
+    monkeypatch.setattr(teachers, "predict", lambda *args: (calls.append(args), predict(*args))[1])
+    monkeypatch.setattr(teachers, "prediction_bytes", lambda *args: 1)
+    for n_remembered in (100, 2, 0):  # models
+        monkeypatch.setattr(teachers, "MAX_REMEMBERED_BYTES", n_remembered)
+        calls.clear()
+        outcomes.append(finish(with_train(staged, students=3, steps=50, out_dir=str(tmp_path / str(n_remembered)))))
+        n_calls.append(len(calls))
+    # Two, three and four teachers: the students but the last one teach, too.
+    n_batches = n_calls[0] // (2 + 1 + 1)
+    assert n_batches > 1 and n_calls == [4 * n_batches, (2 + 1 + 2) * n_batches, (2 + 3 + 4) * n_batches]
+    assert all(same_weights(outcomes[0].weights, outcome.weights) for outcome in outcomes[1:])
 
 
 def test_teachers_that_are_far_behind_are_not_learned_from(staged, monkeypatch):
@@ -247,10 +249,18 @@ def test_a_student_without_teachers_learns_from_the_text_alone(staged):
     assert of(Finished, events)[0].last_step == 34
 
 
-def test_a_damaged_teacher_is_left_out(staged):
+@pytest.mark.parametrize("is_header_whole", [False, True])
+def test_a_damaged_teacher_is_left_out(staged, monkeypatch, is_header_whole):
+    monkeypatch.setattr(kept_models, "MAX_BEHIND", 100.0)
     interrupt(staged, after=30)
-    (out_dir(staged) / TEACHERS_FOLDER / "1.pt").write_bytes(b"damaged")
-    assert any("left out" in warning for warning in finish(staged, resume=True).warnings)
+    path = out_dir(staged) / TEACHERS_FOLDER / "1.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # of a weight
+    path.write_bytes(content if is_header_whole else b"damaged")
+    events = list(run(staged, resume=True))
+    assert any("left out" in event.text for event in of(Warned, events))
+    (out_dir(staged) / TEACHERS_FOLDER / "2.pt").write_bytes(content)
+    assert any("no teacher can be used" in warning for warning in finish(with_train(staged, steps=40), True).warnings)
 
 
 def test_a_finished_run_with_stages_is_extended_in_its_last_one(staged):

@@ -5,9 +5,10 @@ import torch
 from tiny_gpt.config import ModelConfig
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.training import distill
-from tiny_gpt.training.distill import TopTokens, mean_prediction, predict, windows_of
+from tiny_gpt.training.distill import TopTokens, Windows, mean_prediction, predict, prediction_bytes, windows_of
 
 VOCAB_SIZE, BLOCK_SIZE = 48, 16
+CPU = torch.device("cpu")
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, 100).astype(np.uint16)
 
 
@@ -30,17 +31,16 @@ def reference(model: GPT, position: int, n_before: int) -> np.ndarray:
     return torch.softmax(model(ids)[0, -1].float(), dim=-1).numpy()
 
 
-def predict_all(model: GPT) -> TopTokens:
-    return predict(model, TOKENS, windows_of(len(TOKENS), BLOCK_SIZE, VOCAB_SIZE))
+def batches_of(n_tokens: int) -> list[Windows]:
+    return windows_of(n_tokens, BLOCK_SIZE, VOCAB_SIZE, CPU)
 
 
 def test_predictions_are_those_of_the_tokens_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "N_KEPT", VOCAB_SIZE)
-    monkeypatch.setattr(distill, "PREDICTED_AT_ONCE", 3 * BLOCK_SIZE * VOCAB_SIZE)  # three windows at a time
-    model, batches = make_model(1), windows_of(len(TOKENS), BLOCK_SIZE, VOCAB_SIZE)
-    beats: list[None] = []
-    found_PV = dense(predict(model, TOKENS, batches, lambda: beats.append(None)))
-    assert len(beats) == len(batches) == 4  # of twelve windows, which overlap by half
+    monkeypatch.setattr(distill, "CPU_LOGITS", 3 * BLOCK_SIZE * VOCAB_SIZE)  # three windows at a time
+    model, batches = make_model(1), batches_of(len(TOKENS))
+    assert [len(windows.starts_W) for windows in batches] == [3, 3, 3, 3]  # which overlap by half
+    found_PV = np.concatenate([dense(predict(model, TOKENS, windows)) for windows in batches])
     assert len(found_PV) == len(TOKENS) - 1
     stride = BLOCK_SIZE // 2
     for position in range(1, len(TOKENS)):
@@ -56,16 +56,16 @@ def test_predictions_are_those_of_the_tokens_before_them(monkeypatch: pytest.Mon
 def test_windows_predict_each_token_once(n_tokens: int) -> None:
     predicted = [
         start + 1 + t
-        for batch in windows_of(n_tokens, BLOCK_SIZE, VOCAB_SIZE)
+        for batch in batches_of(n_tokens)
         for start, n_known in zip(*batch, strict=True)
         for t in range(n_known, BLOCK_SIZE)
     ]
     assert predicted == list(range(1, n_tokens))
 
 
-def test_the_mean_of_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distill, "PREDICTED_AT_ONCE", 30 * VOCAB_SIZE)  # 30 positions at a time
-    alone = [predict_all(make_model(seed)) for seed in range(3)]
+def test_the_mean_of_predictions() -> None:
+    (windows,) = batches_of(len(TOKENS))
+    alone = [predict(make_model(seed), TOKENS, windows) for seed in range(3)]
     found_PV = dense(mean_prediction(alone, VOCAB_SIZE))
     expected_PV = np.mean([dense(top) for top in alone], axis=0)
     ranked_PV = -np.sort(-expected_PV, axis=1)
@@ -77,5 +77,10 @@ def test_the_mean_of_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_mean_of_one_is_itself() -> None:
-    top = predict_all(make_model(1))
+    top = predict(make_model(1), TOKENS, batches_of(len(TOKENS))[0])
     assert mean_prediction([top], VOCAB_SIZE) is top
+
+
+@pytest.mark.parametrize("vocab_size", [20, 512, 100_000])
+def test_the_memory_of_predictions(vocab_size: int) -> None:
+    assert prediction_bytes(1000, vocab_size) == sum(array.nbytes for array in TopTokens.zeros(1000, vocab_size))

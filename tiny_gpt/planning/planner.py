@@ -32,8 +32,8 @@ from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH, model_share, n
 # The most teachers that a plan has, and the passes over the text for which each must have time. The gain of an ensemble
 # of k models is that of infinitely many, times 1 - 1/k (docs/log/stages.md).
 MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
-# Where teachers can be merged, a few students add nothing, and more passes than so many make the merged model worse, so
-# that the run ends early (docs/log/stages.md).
+# Where teachers can be merged, fewer students than MIN_STUDENTS add little, and more passes than so many make the
+# merged model worse, so that the run ends early (docs/log/stages.md).
 MIN_STUDENTS, MAX_TEACHER_EPOCHS = 4, 17
 # The most pretrainings that a plan has. It takes the largest number whose expected loss is at most this many times the
 # lowest: what merging gains is surer than what the law expects of a longer pretraining (docs/log/stages.md).

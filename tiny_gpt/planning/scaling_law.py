@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tiny_gpt.config import RunConfig
 from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.planning.types import Forecast, TextStats
-from tiny_gpt.training.stages import model_share, n_merged, pretraining_share
+from tiny_gpt.training.stages import model_share, n_merged, n_pretrainings, pretraining_share
 
 FILE = Path(__file__).with_name("scaling_law.json")
 # The best batch size in tokens: BASE_BATCH_TOKENS for runs of up to BASE_RUN_TOKENS, growing beyond that as a power of
@@ -200,7 +200,8 @@ def stages_gain(config: RunConfig, text: TextStats, steps: int) -> float:
     `forecast`."""
     train = config.train
     of_many = GAIN_OF_MERGED_TEACHERS if train.teachers else GAIN_OF_MERGED_PRETRAINED
-    gain_of_merged = of_many * (1 - 1 / max(1, n_merged(config, text.vocab_size)))
+    n_models = min(n_merged(config, text.vocab_size), train.teachers or n_pretrainings(train))
+    gain_of_merged = of_many * (1 - 1 / max(1, n_models))
     if not train.first_share:
         of_teachers = GAIN_OF_MANY_TEACHERS - LOSS_WITH_ONE / train.teachers if train.teachers else 0.0
         if gain_of_merged and train.students:

@@ -25,7 +25,8 @@ from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import StepTimeModel
 from tiny_gpt.planning.types import Candidate, OtherText, TextStats
 from tiny_gpt.training.budget import requested_seconds
-from tiny_gpt.training.stages import model_share, pretraining_share
+from tiny_gpt.training.distill import MAX_REMEMBERED_BYTES, prediction_bytes
+from tiny_gpt.training.stages import model_share, n_to_merge, pretraining_share
 
 # The share of a timed budget that training steps get; evaluations and the end of the run take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
@@ -140,14 +141,20 @@ class StagePlanner(NamedTuple):
         return self.n_sharing * self.memory_bytes(config) <= available_memory_bytes(self.device)
 
     def memory_bytes(self, config: RunConfig) -> int:
+        """Peak memory: of the GPU on cuda, elsewhere of the process; with what a student's teachers predict."""
         train = config.train
         if train.backend == "auto":
             train = replace(train, **asdict(self.candidate))
             if why_unsuitable(train.backend, train):
                 train = replace(train, backend="eager")
-        return estimate_memory_bytes(
+        n_bytes = estimate_memory_bytes(
             replace(config, train=train), self.text.vocab_size, self.device, n_devices=self.n_devices
         )
+        if train.teachers and train.students and self.device.type != "cuda":
+            of_one = prediction_bytes(self.text.train_tokens, self.text.vocab_size)
+            of_single = min(MAX_REMEMBERED_BYTES, n_to_merge(train) * of_one)
+            n_bytes += of_one + (of_single if train.students > 1 else 0)
+        return n_bytes
 
 
 def with_train(config: RunConfig, **changes: Any) -> RunConfig:

@@ -8,6 +8,7 @@ that model alone.
 import contextlib
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,9 +25,16 @@ from tiny_gpt.training.stages import Stage
 # A teacher whose loss is more than this times that of the best one makes their mean prediction worse
 # (docs/log/stages.md).
 MAX_BEHIND = 1.05
-# A student learns from this many of those before it, so that predicting the text with all of them takes less time than
-# training it.
+# A student learns from this many of those before it. They differ little from one another, and each takes time and
+# memory to predict the text.
 N_LAST_STUDENTS = 4
+
+
+class KeptModel(NamedTuple):
+    """The file of a model, and how far that was trained: after a rollback, another model may be in the file."""
+
+    path: Path
+    progress: Progress
 
 
 class KeptModels:
@@ -54,17 +62,27 @@ class KeptModels:
                 return
         self.save(stage)
 
-    def teachers_of(self, student: int) -> list[tuple[Path, GPT]]:
-        """What the student of this number, from 1, learns from, with its file: the teachers and the last students
-        before it, as far as they are nearly as good as the best; in eval mode."""
-        model, loaded = self.state.model, []
+    def teachers_of(self, student: int) -> list[KeptModel]:
+        """What the student of this number, from 1, learns from: the teachers and the last students before it, as far as
+        they are nearly as good as the best."""
+        found = []
         for path in self._teacher_paths(student):
             try:
-                loaded.append((path, load_model(path, model.device, model.compute_dtype)))
+                with open_model_file(path) as stored:
+                    found.append(KeptModel(path, stored.progress))
             except BadInputError as damage:
-                self.state.warn(f"this teacher is left out: {damage}")
-        limit = MAX_BEHIND * min((teacher.progress.val_loss for _, teacher in loaded), default=math.inf)
-        return [(path, teacher.model.eval()) for path, teacher in loaded if teacher.progress.val_loss <= limit]
+                self._leave_out(damage)
+        limit = MAX_BEHIND * min((kept.progress.val_loss for kept in found), default=math.inf)
+        return [kept for kept in found if kept.progress.val_loss <= limit]
+
+    def load(self, teacher: KeptModel) -> GPT | None:
+        """The model of a teacher, in eval mode; None, with a warning, where its file is damaged."""
+        model = self.state.model
+        try:
+            return load_model(teacher.path, model.device, model.compute_dtype).model
+        except BadInputError as damage:
+            self._leave_out(damage)
+            return None
 
     def mixtures(self, most: int) -> list[list[GPT]]:
         """Which models to try to merge, at most so many: teachers (or pretrained models), the better half of them,
@@ -93,6 +111,9 @@ class KeptModels:
             with contextlib.suppress(BadInputError):
                 models.append((loss, load_model(path, torch.device("cpu"), self.state.model.compute_dtype).model))
         return models
+
+    def _leave_out(self, damage: BadInputError) -> None:
+        self.state.warn(f"this teacher is left out: {damage}")
 
     def _path(self, stage: Stage) -> Path:
         return {

@@ -3,8 +3,8 @@
 Where a stage ends, its model is kept in the run's folder (kept_models.py). Then the model gets the next stage's initial
 weights, unless it was just pretrained, moments of zero, and the stage's regularization. A student learns from what the
 models before it predict (teachers.py). Which stage a state is in is part of every checkpoint, and what a stage needs
-besides is in those files, so a run resumes in any stage. A model whose stage was cut short, by a sleep of the machine
-for example, is not used.
+besides is in the kept models' files, so a run resumes in any stage. A model whose stage was cut short, by a sleep of
+the machine for example, is not used.
 """
 
 from collections.abc import Callable
