@@ -8,6 +8,7 @@ from tiny_gpt.data.prepare import prepare
 from tiny_gpt.data.progress import finish
 from tiny_gpt.evaluation import TRAIN_SHARE, VAL_SHARE
 from tiny_gpt.model.gpt import GPT
+from tiny_gpt.model.shapes import n_multiplied
 from tiny_gpt.run.evaluator import Evaluator
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.training.schedule import schedule_point
@@ -63,3 +64,17 @@ def test_the_final_score_needs_more_text_than_an_evaluation(evaluator_of):
     assert evaluator.final_windows(left_s=None) is None, "no step is done"
     evaluator.state.counters.step = 10_000
     assert evaluator.final_windows(left_s=None).n_tokens == len(evaluator.dataset.val) - 1
+
+
+def test_the_time_for_merged_models_is_measured_where_some_were_merged(evaluator_of, monkeypatch):
+    evaluator = evaluator_of(eval_interval=3)
+    n_val, n_train = evaluator.val_windows.n_tokens, evaluator.train_windows.n_tokens
+    monkeypatch.setattr(Evaluator, "_token_s", lambda _: 1e-4)
+    one = n_multiplied(MODEL, evaluator.dataset.tokenizer.vocab_size)
+    assert evaluator.merged_s(10 * one, 3) == pytest.approx(10 * 1e-4 * (3 * n_val + n_train))
+    # Wider models take less time for each weight.
+    evaluator.merging_was(10 * 0.4e-4 * 2 * n_val, 10 * one * 2 * n_val)
+    expected = pytest.approx(10 * 0.4e-4 * (3 * n_val + n_train))
+    assert evaluator.merged_s(10 * one, 3) == expected
+    evaluator.merging_was(3600.0, 10 * one * 2 * n_val)  # the machine slept
+    assert evaluator.merged_s(10 * one, 3) == expected

@@ -36,9 +36,11 @@ class Evaluator:
         tokens_between = self.tokens_per_step * self.steps_between
         self.val_windows = self._windows(dataset.val, affordable_tokens(tokens_between, VAL_SHARE))
         self.train_windows = self._windows(dataset.train, affordable_tokens(tokens_between, TRAIN_SHARE))
-        self.best_cost = 1.0
-        """How many times as long scoring a token takes with the best model (`expect_best`)."""
+        self._n_weights = n_multiplied(state.model.config, state.model.vocab_size)
+        self._n_weights_of_merged_best = 0
         self._measured_token_s: float | None = None
+        self._measured_weight_s: float | None = None
+        """Seconds to score a token with a merged model, for each of its multiplied weights."""
         self._last_progress, self._last_train_s = 0.0, 0.0
 
     @property
@@ -90,12 +92,9 @@ class Evaluator:
         return losses
 
     def expect_best(self, model: GPT) -> None:
-        """Reserve time for `model`, the best one so far, to be scored at the end. A merged one is wider than that in
-        training, and rank 0 scores it without the other ranks."""
-        present = self.state.model
-        self.best_cost = n_multiplied(model.config, model.vocab_size) / n_multiplied(present.config, present.vocab_size)
-        if self._is_merged(model):
-            self.best_cost *= self.state.ranks.size
+        """Reserve time for `model`, the best one so far, to be scored at the end: a merged one takes longer."""
+        is_merged = self._is_merged(model)
+        self._n_weights_of_merged_best = n_multiplied(model.config, model.vocab_size) if is_merged else 0
 
     def _is_merged(self, model: GPT) -> bool:
         return model.config.d_model != self.state.model.config.d_model
@@ -107,7 +106,7 @@ class Evaluator:
         faster or slower since the time was reserved.
         """
         n_tokens = self._final_tokens()
-        if left_s is not None and (token_s := self._token_s() * self.best_cost) > 0:
+        if left_s is not None and (token_s := self._best_token_s()) > 0:
             in_time, at_latest = left_s / token_s, (left_s + LATE_S / 2) / token_s
             n_tokens = self._if_more(int(min(max(n_tokens, in_time), at_latest)))
         return self._windows(self.dataset.val, n_tokens, "eager") if n_tokens else None
@@ -127,13 +126,25 @@ class Evaluator:
             windows, tokens = self.val_windows, self.dataset.val
         return self.score_best(self._windows(tokens, windows.max_tokens, backend), model, beat)
 
+    def merging_was(self, seconds: float, n_weight_tokens: float) -> None:
+        """Note how long it took to score merged models: the sum of their multiplied weights, times tokens."""
+        weight_s = seconds / n_weight_tokens
+        if not 0 < INTERRUPTED_FACTOR * self._merged_token_s(1) < weight_s:
+            self._measured_weight_s = weight_s
+
+    def merged_s(self, n_weights: int, n_models: float) -> float:
+        """Seconds that it takes to score `n_models` merged models of so many multiplied weights on the validation text,
+        and one of them on the training text."""
+        n_tokens = n_models * self.val_windows.n_tokens + self.train_windows.n_tokens
+        return n_tokens * self._merged_token_s(n_weights)
+
     def eval_s(self) -> float:
         """Seconds that an evaluation takes."""
         return self.n_tokens * self._token_s()
 
     def final_s(self) -> float:
         """Seconds that the last evaluation and the best model's final score take."""
-        return self.eval_s() + self._final_tokens() * self._token_s() * self.best_cost
+        return self.eval_s() + self._final_tokens() * self._best_token_s()
 
     def _final_tokens(self) -> int:
         tokens_trained = self.state.step * self.tokens_per_step
@@ -149,6 +160,18 @@ class Evaluator:
     def _token_s(self) -> float:
         """Seconds to score a token, as in the last evaluation."""
         return self._estimated_token_s() if self._measured_token_s is None else self._measured_token_s
+
+    def _best_token_s(self) -> float:
+        """The same for the best model so far."""
+        n_weights = self._n_weights_of_merged_best
+        return self._merged_token_s(n_weights) if n_weights else self._token_s()
+
+    def _merged_token_s(self, n_weights: int) -> float:
+        """The same for a merged model of so many multiplied weights. The wider a model, the less time each takes, so
+        this is too much until models were merged. Rank 0 scores them alone, and the others help with an evaluation."""
+        if self._measured_weight_s is not None:
+            return n_weights * self._measured_weight_s
+        return n_weights / self._n_weights * self.state.ranks.size * self._token_s()
 
     def _estimated_token_s(self) -> float:
         """A third of a step's seconds per token, as a forward pass has a third of its arithmetic; 0 if unknown."""

@@ -1,13 +1,13 @@
 """The models of a run's stages as one: made where StageRunner says and at the end of the run, and kept if it is the
 best model so far."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from tiny_gpt.config import TrainConfig
 from tiny_gpt.device import is_out_of_memory
 from tiny_gpt.model.gpt import GPT
 from tiny_gpt.model.merging import merge_models
@@ -20,65 +20,72 @@ from tiny_gpt.training.stages import n_to_merge
 
 # Text on which the scales of the models are measured.
 N_MEASURED_SEQUENCES = 8
-# Evaluations of the largest merged model: of teachers, students, and both (KeptModels.mixtures), of half the teachers
-# in a quarter of the time, and the training loss of the best.
-N_MIXTURES, N_MIXTURES_WITHOUT_STUDENTS = 3 + 0.25 + 1, 1 + 0.25 + 1
+# What the validation of all merged models costs at most, in units of the widest: of teachers, students, and both
+# (KeptModels.mixtures), and of half the teachers in a quarter of the time.
+N_MIXTURES, N_MIXTURES_WITHOUT_STUDENTS = 3 + 0.25, 1 + 0.25
 
 
-def merge_stages(
-    stages: StageRunner, evaluator: Evaluator, files: ModelFiles, beat: Callable[[], None]
-) -> Iterator[Event]:
-    """Merge the models of `stages` in a few ways, and save the best result as the run's best model if it is that.
-    Nothing where they cannot be merged, there are not two, or memory runs out."""
-    state = stages.state
-    most = max_merged(state.model.config, state.model.vocab_size)
-    if most == 1 or not state.history:
-        return
-    try:
-        with state.clock.count_as("eval"):
-            best = None
-            for models in stages.kept.mixtures(most):
-                candidate = _score(models, evaluator, beat)
-                best = min(best or candidate, candidate, key=lambda each: each.val_loss)
-            train_loss = evaluator.score_merged(best.model, beat, is_val=False) if best else 0.0
-    except Exception as failure:
-        if not is_out_of_memory(failure):
-            raise
-        return
-    if best is None:
-        return
-    bits_per_byte = evaluator.bits_per_byte(best.val_loss)
-    alone = min(state.history, key=lambda each: each.val_loss)
-    n_weights = n_parameters(best.model.config, best.model.vocab_size)
-    yield Merged(state.step, best.n_models, n_weights, bits_per_byte, alone.val_bits_per_byte)
-    evaluated = replace(state.history[-1], val_loss=best.val_loss, val_bits_per_byte=bits_per_byte)
-    evaluated = replace(evaluated, train_loss=train_loss)
-    if files.is_better(evaluated):
-        evaluator.expect_best(best.model)
-        if saved := files.save_best(evaluated, best.model):
-            yield saved
+class StageMerger:
+    """Merges the models of `stages`."""
+
+    def __init__(self, stages: StageRunner, evaluator: Evaluator, files: ModelFiles) -> None:
+        self.stages, self.evaluator, self.files = stages, evaluator, files
+        model, train = stages.state.model, stages.config.train
+        self._most = max_merged(model.config, model.vocab_size)
+        n_models = min(n_to_merge(train), self._most)
+        self._widest = n_multiplied(merged_config(model.config, n_models), model.vocab_size) if n_models > 1 else 0
+        self._n_mixtures = N_MIXTURES if train.teachers and train.students else N_MIXTURES_WITHOUT_STUDENTS
+
+    def final_s(self) -> float:
+        """Seconds that merging at the end of the run takes, at most."""
+        return self.evaluator.merged_s(self._widest, self._n_mixtures) if self._widest else 0.0
+
+    def merge(self, beat: Callable[[], None]) -> Iterator[Event]:
+        """Merge the models in a few ways, and save the best result as the run's best model if it is that. Nothing where
+        they cannot be merged, there are not two, or memory runs out."""
+        state = self.stages.state
+        if self._most == 1 or not state.history:
+            return
+        try:
+            with state.clock.count_as("eval"):
+                best = self._best_mixture(beat)
+        except Exception as failure:
+            if not is_out_of_memory(failure):
+                raise
+            return
+        if best is None:
+            return
+        bits_per_byte = self.evaluator.bits_per_byte(best.val_loss)
+        alone = min(state.history, key=lambda each: each.val_loss)
+        n_weights = n_parameters(best.model.config, best.model.vocab_size)
+        yield Merged(state.step, best.n_models, n_weights, bits_per_byte, alone.val_bits_per_byte)
+        evaluated = replace(state.history[-1], val_loss=best.val_loss, val_bits_per_byte=bits_per_byte)
+        evaluated = replace(evaluated, train_loss=best.train_loss)
+        if self.files.is_better(evaluated):
+            self.evaluator.expect_best(best.model)
+            if saved := self.files.save_best(evaluated, best.model):
+                yield saved
+
+    def _best_mixture(self, beat: Callable[[], None]) -> "_Mixture | None":
+        """The one with the lowest validation loss; None if there is none."""
+        evaluator, best, n_weight_tokens = self.evaluator, None, 0
+        start = time.perf_counter()
+        for models in self.stages.kept.mixtures(self._most):
+            merged = merge_models(models, _some_text(evaluator, self.stages.state.model)).to(self.stages.state.home)
+            mixture = _Mixture(len(models), merged, evaluator.score_merged(merged, beat))
+            n_weight_tokens += evaluator.val_windows.n_tokens * n_multiplied(merged.config, merged.vocab_size)
+            best = min(best or mixture, mixture, key=lambda each: each.val_loss)
+        if best is None:
+            return None
+        evaluator.merging_was(time.perf_counter() - start, n_weight_tokens)
+        return best._replace(train_loss=evaluator.score_merged(best.model, beat, is_val=False))
 
 
-class _Candidate(NamedTuple):
+class _Mixture(NamedTuple):
     n_models: int
     model: GPT
     val_loss: float
-
-
-def _score(models: list[GPT], evaluator: Evaluator, beat: Callable[[], None]) -> _Candidate:
-    state = evaluator.state
-    merged = merge_models(models, _some_text(evaluator, state.model)).to(state.home)
-    return _Candidate(len(models), merged, evaluator.score_merged(merged, beat))
-
-
-def merging_cost(train: TrainConfig, model: GPT) -> float:
-    """How many evaluations of `model` take as long as merging at the end of the run does, at most."""
-    n_models = min(n_to_merge(train), max_merged(model.config, model.vocab_size))
-    if n_models < 2:
-        return 0.0
-    wide = n_multiplied(merged_config(model.config, n_models), model.vocab_size)
-    n_mixtures = N_MIXTURES if train.teachers and train.students else N_MIXTURES_WITHOUT_STUDENTS
-    return n_mixtures * wide / n_multiplied(model.config, model.vocab_size)
+    train_loss: float = 0.0
 
 
 def _some_text(evaluator: Evaluator, model: GPT) -> torch.Tensor:

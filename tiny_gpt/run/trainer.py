@@ -37,7 +37,7 @@ from tiny_gpt.run.events import (
 )
 from tiny_gpt.run.final_score import SAMPLE_S, finished
 from tiny_gpt.run.forgetting import Known
-from tiny_gpt.run.merged_stages import merge_stages, merging_cost
+from tiny_gpt.run.merged_stages import StageMerger
 from tiny_gpt.run.model_files import ModelFiles
 from tiny_gpt.run.out_of_memory import retry_out_of_memory
 from tiny_gpt.run.saver import Saver
@@ -89,8 +89,7 @@ class Trainer:
         self.stages = StageRunner(state, config, dataset, other, out_dir, saver)
         self.divergence = Divergence(state, config.train, self.checkpoints, self.model_files)
         self.tokens_per_step = self.evaluator.tokens_per_step
-        # Needed at every step. Rank 0 scores merged models alone, and the others help with an evaluation.
-        self._merging_cost = state.ranks.size * merging_cost(config.train, state.model)
+        self.merger = StageMerger(self.stages, self.evaluator, self.model_files)
         self.known = Known.of(description.initial)
 
     def resume(self, checkpoint: Checkpoint, extends: bool = False) -> None:
@@ -158,7 +157,7 @@ class Trainer:
         yield from self._report(self.checkpoints.save())
         yield from self._report(self.model_files.save_final())
         if may_merge:
-            yield from self._merge_stages(monitor.beat)
+            yield from self._report(*self.merger.merge(monitor.beat))
             yield from self._report(self.model_files.save_pending(force=True))
         yield finished(state, self.evaluator, self.model_files, monitor, self.known)
 
@@ -172,13 +171,10 @@ class Trainer:
         stages = self.stages
         if stages.must_begin(point):
             if stages.begin(point, trained, beat):
-                yield from self._merge_stages(beat)
+                yield from self._report(*self.merger.merge(beat))
             yield from self._report(StageBegun(self.state.step, stages.describe(), str(stages.stage)))
         stages.prepare(beat)
         return stages.point(point)
-
-    def _merge_stages(self, beat: Callable[[], None]) -> Iterator[Event]:
-        yield from self._report(*merge_stages(self.stages, self.evaluator, self.model_files, beat))
 
     # --- steps ---
 
@@ -357,8 +353,7 @@ class Trainer:
         if not self.config.train.is_timed:
             return 0.0
         known_s = self.known.seconds if self.known else 0.0
-        merge_s = self._merging_cost * self.evaluator.eval_s() if self._merging_cost else 0.0
-        return self.evaluator.final_s() + merge_s + 2 * self.checkpoints.write_s + SAMPLE_S + known_s
+        return self.evaluator.final_s() + self.merger.final_s() + 2 * self.checkpoints.write_s + SAMPLE_S + known_s
 
     def _roll_back(self, trouble: str) -> Iterator[Event]:
         """Return to a healthy checkpoint. Raises DivergedError where that has not helped before."""
