@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.run.support import FRENCH, SHAPE, TEXT, tiny_config, with_train
+from tests.run.support import FRENCH, SHAPE, TEXT, SimulatedMachine, tiny_config, with_data, with_train
 from tiny_gpt.config import BEST_FILE, DataConfig, ModelConfig
+from tiny_gpt.host.clocks import Clocks
 from tiny_gpt.run import clock
 from tiny_gpt.run.run import run
+from tiny_gpt.training import timed_budget
 
 
 @pytest.fixture
@@ -28,6 +30,15 @@ def config(text, tmp_path):
 def save_at_every_step(monkeypatch):
     """Checkpoints, best models and samples are written whatever time that takes."""
     monkeypatch.setattr(clock, "MAX_OVERHEAD", 1e9)
+
+
+@pytest.fixture
+def french_first(config, tmp_path, monkeypatch):
+    """French for 10 steps, then the own text."""
+    monkeypatch.setenv("TINY_GPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "french.txt").write_text(FRENCH)
+    config = with_train(config, steps=34, first_share=0.3, optimizer="muon", token_noise=0.1)
+    return with_data(config, first=(str(tmp_path / "french.txt"),))
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +66,12 @@ def initial_config(initial, tmp_path, monkeypatch):
     config = tiny_config(tmp_path / "french.txt", tmp_path / "run")
     config = with_train(config, epochs=2, iters_per_epoch=6, eval_interval=3, start_from=str(initial))
     return replace(config, model=ModelConfig())
+
+
+@pytest.fixture
+def machine(monkeypatch, save_at_every_step):
+    """Each step takes 0.1 s; checkpoints may take any share of the time."""
+    machine = SimulatedMachine()
+    monkeypatch.setattr(timed_budget, "system_clocks", lambda: Clocks(elapsed=lambda: machine.now))
+    monkeypatch.setattr(clock.RunClock, "train_s", property(lambda _: machine.train_s))
+    return machine

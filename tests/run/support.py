@@ -1,6 +1,8 @@
 """What tests of whole runs share: a tiny config, and runs that are finished or interrupted."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +11,12 @@ import torch
 
 from tiny_gpt.config import FINAL_FILE, DataConfig, ModelConfig, ReliabilityConfig, RunConfig, TrainConfig
 from tiny_gpt.model_io.model_file import load_model
-from tiny_gpt.run.events import Checkpointed, Evaluated, Event, Finished, Prepared, Warned
+from tiny_gpt.run.events import Checkpointed, Evaluated, Event, Finished, Prepared, StepDone, Warned
 from tiny_gpt.run.run import run
+from tiny_gpt.training.budget import RunRequest
 
 CPU = torch.device("cpu")
+NOON = time.mktime((2026, 6, 1, 12, 0, 0, 0, 0, -1))
 TEXT = "the cat sat on a mat and said hello to every dog in town.\n" * 60
 FRENCH = "là-bas, l'été, un élève préfère à tout le reste sa forêt rêvée.\n" * 60
 SHAPE = ModelConfig(n_layer=1, n_head=2, d_model=16, d_ff=24, block_size=8, dropout=0.1, architecture="qwen3")
@@ -100,3 +104,47 @@ def warnings_in(events: list[Event]) -> list[str]:
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class SimulatedMachine:
+    """Time passes only as tests let it: `now` by the clock, `train_s` in steps."""
+
+    def __init__(self) -> None:
+        self.now = self.train_s = 0.0
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.train_s += seconds
+
+
+def nine_seconds(config: RunConfig) -> RunConfig:
+    """A budget of time; evaluated on as much text as the defaults have it."""
+    train = TrainConfig()
+    return with_train(config, for_="9s", iters_per_epoch=train.iters_per_epoch, eval_interval=train.eval_interval)
+
+
+def events_of(
+    config: RunConfig,
+    machine: SimulatedMachine,
+    resume: bool = False,
+    request: RunRequest | None = None,
+    until: Callable[[Event], bool] = lambda event: False,
+    step_s: float = 0.1,
+    first_s: float = 0.1,
+) -> list[Event]:
+    """All events, to the end or to the first for which `until` is true; the run is then abandoned, as by a kill."""
+    found: list[Event] = []
+    events: Any = run(config, resume, request)
+    for event in events:
+        found.append(event)
+        if isinstance(event, StepDone):
+            machine.pass_time(first_s if event.step == 1 else step_s)
+        if until(event):
+            break
+    events.close()
+    return found
+
+
+def share(event: StepDone, config: RunConfig) -> float:
+    """The learning rate of a step as a fraction of the peak."""
+    return event.learning_rate / config.train.learning_rate
