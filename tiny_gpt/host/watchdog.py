@@ -34,6 +34,7 @@ from tiny_gpt.host.heartbeat import (
     RESTART_REQUEST,
 )
 from tiny_gpt.host.heartbeat_file import heartbeat_file
+from tiny_gpt.host.huge_pages import with_huge_pages
 from tiny_gpt.host.limits import Limits
 from tiny_gpt.host.memory_leak import LeakDetector
 from tiny_gpt.host.process_tree import descendants, end_processes
@@ -170,7 +171,7 @@ def _run(command: Sequence[str], reason: str, surroundings: _Surroundings, stops
             words = stack.enter_context(view.cast("Q"))
             if surroundings.is_group:  # torchrun passes no descriptors on to the processes that it starts
                 path = path.replace("/proc/self/", f"/proc/{os.getpid()}/")
-            environment = {**os.environ, HEARTBEAT_VARIABLE: path, REASON_VARIABLE: reason}
+            environment = with_huge_pages(os.environ) | {HEARTBEAT_VARIABLE: path, REASON_VARIABLE: reason}
             process = stack.enter_context(
                 subprocess.Popen(
                     command,
