@@ -14,9 +14,10 @@ from tiny_gpt.data.progress import finish
 from tiny_gpt.model.shapes import n_parameters
 from tiny_gpt.planning import planner as planner_module
 from tiny_gpt.planning import stage_planner
+from tiny_gpt.planning.planner import MAX_TEACHER_EPOCHS
 from tiny_gpt.planning.throughput import StepTimeModel
 from tiny_gpt.planning.types import OtherText, TextStats
-from tiny_gpt.training.stages import FIRST_SHARE
+from tiny_gpt.training.stages import FIRST_SHARE, STUDENT_LENGTH
 
 
 def for_time(time):
@@ -183,3 +184,17 @@ def test_more_time_is_expected_to_give_a_better_model(n_bytes, slowness):
     # Sizes and stages change in jumps; and on a fast machine the smallest text has given all before the night is over.
     assert all(longer < shorter * 1.005 for shorter, longer in itertools.pairwise(losses)), losses
     assert losses[-1] < 0.98 * losses[0]
+
+
+@pytest.mark.parametrize("n_tokens", [40_000, 500_000])
+def test_models_that_are_merged_have_as_much_time_as_they_can_use(n_tokens):
+    """Also where the settings that suit the whole time are not those that suit what is used of it."""
+    planner = make_planner()
+    planner = planner._replace(text=replace(planner.text, train_bytes=2 * n_tokens, train_tokens=n_tokens))
+    alone = [replace(for_time(time), data=DataConfig(first=("none",))) for time in ("1h", "6h", "12h", "24h")]
+    plans = [planner.plan(config)[1] for config in alone]
+    losses = [plan.forecast.bits_per_byte for plan in plans]
+    assert all(longer < shorter * 1.001 for shorter, longer in itertools.pairwise(losses)), losses
+    *_, last = plans
+    n_passes = last.data_epochs / (last.teachers + STUDENT_LENGTH * last.students)
+    assert last.teachers > 2 and last.students == 64 and 15 < n_passes <= MAX_TEACHER_EPOCHS

@@ -35,6 +35,8 @@ MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
 # Where teachers can be merged, fewer students than MIN_STUDENTS add little, and more passes than so many make the
 # merged model worse, so that the run ends early (docs/log/stages.md).
 MIN_STUDENTS, MAX_TEACHER_EPOCHS = 4, 17
+# How often a plan looks for the time in which they have so many passes, and the least part of these that it accepts.
+MAX_SHORTENINGS, MIN_USED = 6, 0.9
 # The most pretrainings that a plan has. It takes the largest number whose expected loss is at most this many times the
 # lowest: what merging gains is surer than what the law expects of a longer pretraining (docs/log/stages.md).
 MAX_PRETRAININGS, MORE_MODELS_RATIO = 4, 1.005
@@ -234,14 +236,25 @@ class Planner(StagePlanner):
         return self._with_models(sized, teachers, fewest + n_more)
 
     def _with_models(self, config: RunConfig, teachers: int, students: int) -> RunConfig:
-        """`config` complete with so many teachers and students."""
+        """`config` complete with so many teachers and students; where they can be merged, for as much of its time as
+        they need for the most useful passes over the text."""
         taught = with_train(config, teachers=teachers, students=students)
+        seconds = asked = self.requested_seconds(config.train)
         complete = self.complete(taught)
-        if teachers < 2 or not can_merge(config.model):
+        if teachers < 2 or not can_merge(config.model) or seconds is None or asked is None:
             return complete
-        least = 1.1 * MIN_TEACHER_STEPS * tokens_per_step(complete) / self.text.train_tokens
-        shorter = self._shortened(complete, max(MAX_TEACHER_EPOCHS, least)).train
-        return self.complete(with_train(taught, for_=shorter.for_, until=shorter.until))
+        # Shorter runs have other settings, which make passes longer or shorter.
+        tried: list[tuple[float, RunConfig]] = []
+        while len(tried) < MAX_SHORTENINGS:
+            least = 1.1 * MIN_TEACHER_STEPS * tokens_per_step(complete) / self.text.train_tokens
+            share = self.stage_epochs(complete) / max(MAX_TEACHER_EPOCHS, least)  # of the useful passes
+            is_whole = share <= 1 and seconds == asked
+            if is_whole or MIN_USED <= share <= 1:
+                return complete
+            tried.append((share, complete))
+            seconds = min(asked, max(1, math.floor(seconds / share)))
+            complete = self.complete(with_train(taught, for_=f"{seconds}s", until=""))
+        return max((each for each in tried if each[0] <= 1), default=tried[-1], key=lambda each: each[0])[1]
 
     def _is_useful(self, plan: RunConfig) -> bool:
         """Whether the models of a `plan` have time to learn what one can learn from the text, and all teachers may
