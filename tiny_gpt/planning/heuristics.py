@@ -222,10 +222,8 @@ def with_hyperparameters(
     if steps < FEW_STEPS and not config.train.first_share and not config.train.start_from:
         config = with_batch(config, min(shortest, SHORT_BLOCK_SIZE + 1))
     else:
-        # The best batch size, as a power of two times BASE_BATCH_TOKENS.
-        power = 2 ** round(math.log2(best_batch_tokens(n_tokens) / BASE_BATCH_TOKENS))
         longest = LONG_BLOCK_SIZE if n_tokens >= (MANY_TOKENS if grows else VERY_MANY_TOKENS) else BLOCK_SIZE
-        config = with_batch(config, shortest, batch_multiple * power * BASE_BATCH_TOKENS, longest)
+        config = with_batch(config, shortest, batch_multiple * rounded_batch_tokens(n_tokens), longest)
     steps = steps_for(config, budget, step_time)
     data_epochs = steps * tokens_per_step(config) / text.train_tokens
     if config.train.first_share:
@@ -242,6 +240,16 @@ def with_hyperparameters(
         learning_rate=peak_learning_rate(config, steps),
         warmup_steps=max(1, round(WARMUP_SHARE * steps)),
     )
+
+
+def least_batch_tokens(d_model: int) -> int:
+    """The smallest batch size, a power of two, with which Muon does not dominate a step."""
+    return int(2 ** math.ceil(math.log2(MIN_BATCH_TOKENS_PER_WIDTH * d_model)))
+
+
+def rounded_batch_tokens(n_tokens: float) -> int:
+    """The best batch size for a run of `n_tokens`, as a power of two times BASE_BATCH_TOKENS."""
+    return BASE_BATCH_TOKENS * int(2 ** round(math.log2(best_batch_tokens(n_tokens) / BASE_BATCH_TOKENS)))
 
 
 def may_grow(config: RunConfig) -> bool:
@@ -263,9 +271,9 @@ def with_batch(
     config = _with_open(config, optimizer="adamw" if config.train.start_from else "muon")
     longest = config.model.block_size if config.train.start_from else longest
     config = _with_open(config, block_size=min(longest, max(1, shortest - 1)))  # targets are one token further
-    for_muon = 2 ** math.ceil(math.log2(MIN_BATCH_TOKENS_PER_WIDTH * config.model.d_model))
     n_micro_batches = config.train.grad_accum_steps
-    least = for_muon if config.train.optimizer == "muon" or not config.train.start_from else 0
+    for_muon = config.train.optimizer == "muon" or not config.train.start_from
+    least = least_batch_tokens(config.model.d_model) if for_muon else 0
     n_sequences = max(batch_tokens, least) / config.model.block_size
     return _with_open(config, batch_size=n_micro_batches * max(1, round(n_sequences / n_micro_batches)))
 

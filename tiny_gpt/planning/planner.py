@@ -156,22 +156,34 @@ class Planner(StagePlanner):
         candidates = [self.complete(each) for each in shared]
         if asked := config.train.own_data_epochs:
             return self._with_own_data_epochs(self._nearest(candidates, asked), asked)
-        suited = [each for each in candidates if self._suits_pretraining(each)]
-        if suited:
+        if suited := self._suited(candidates):
             best = self._smaller_if_better(shared, min(suited, key=self.expected_loss))
             return with_train(best, own_data_epochs=round(self.stage_epochs(best), 2))
-        # Too little time for any, or too much.
-        n_steps = 1.5 * MIN_FINE_TUNING_STEPS
-        epochs = max(MAX_FINE_TUNING_EPOCHS, n_steps * tokens_per_step(candidates[-1]) / self.text.train_tokens)
+        # Too little time for any.
+        epochs = self._most_epochs(candidates[-1])
         nearest = self._nearest(candidates, epochs)
         return self._with_own_data_epochs(nearest, min(epochs, self.stage_epochs(nearest)))
+
+    def _suited(self, candidates: list[RunConfig]) -> list[RunConfig]:
+        """Those of `candidates`, complete configs in FIRST_SHARES of the time, that suit a pretraining. Where there is
+        so much time that the largest fraction leaves too many passes over the own text, also a larger one."""
+        suited = [each for each in candidates if self._suits_pretraining(each)]
+        *_, last = candidates
+        if self.stage_epochs(last) > (most := self._most_epochs(last)):
+            suited.append(self._with_own_data_epochs(last, most))
+        return suited
+
+    def _most_epochs(self, config: RunConfig) -> float:
+        """Passes over the own text that are good after a pretraining, or as many as give enough steps."""
+        enough = 1.5 * MIN_FINE_TUNING_STEPS * tokens_per_step(config) / self.text.train_tokens
+        return max(MAX_FINE_TUNING_EPOCHS, enough)
 
     def _smaller_if_better(self, shared: list[RunConfig], best: RunConfig) -> RunConfig:
         """`best`, whose size suits its pretraining, or a smaller model, in one of the `shared` fractions, that is
         expected to be much better: the right size for plenty of other text may be too slow to learn the own one. Or
         the best of those that are small enough to be merged."""
-        smaller = (each for config in shared for each in self._in_smaller_sizes(config, best))
-        suited = [each for each in smaller if self._suits_pretraining(each) and self._can_merge_all(each)]
+        sizes = (self._suited(candidates) for candidates in self._in_smaller_sizes(shared, best))
+        suited = [each for candidates in sizes for each in candidates if self._can_merge_all(each)]
         rival = min(suited, key=self.expected_loss, default=best)
         is_better = self.expected_loss(rival) < SMALLER_MODEL_RATIO * self.expected_loss(best)
         return rival if is_better or not self._can_merge_all(best) else best
@@ -179,13 +191,13 @@ class Planner(StagePlanner):
     def _can_merge_all(self, config: RunConfig) -> bool:
         return n_pretrainings(config.train) <= max_merged(config.model, self.text.vocab_size)
 
-    def _in_smaller_sizes(self, config: RunConfig, than: RunConfig) -> Iterator[RunConfig]:
-        """`config` complete in each smaller size than that of `than` which auto may choose."""
-        auto = tuple(name for name in config.train.auto if name not in SHAPE)
-        for n_layer, d_model in SIZES if set(config.train.auto) >= SHAPE else ():
-            sized = with_size(config, n_layer, d_model)
-            if n_parameters(sized.model, 0) < n_parameters(than.model, 0):
-                yield self.complete(replace(sized, train=replace(config.train, auto=auto)))
+    def _in_smaller_sizes(self, configs: list[RunConfig], than: RunConfig) -> Iterator[list[RunConfig]]:
+        """`configs` complete, for each smaller size than that of `than` which auto may choose."""
+        for n_layer, d_model in SIZES if set(configs[0].train.auto) >= SHAPE else ():
+            sized = [with_size(config, n_layer, d_model) for config in configs]
+            if n_parameters(sized[0].model, 0) < n_parameters(than.model, 0):
+                auto = tuple(name for name in sized[0].train.auto if name not in SHAPE)
+                yield [self.complete(replace(each, train=replace(each.train, auto=auto))) for each in sized]
 
     def _nearest(self, candidates: list[RunConfig], epochs: float) -> RunConfig:
         """The one of `candidates` whose passes over the own text are nearest to `epochs`."""

@@ -15,12 +15,14 @@ from tiny_gpt.planning.heuristics import (
     SEQUENCE_WARMUP,
     ComputeBudget,
     choose_settings,
+    least_batch_tokens,
     may_grow,
+    rounded_batch_tokens,
     steps_for,
     tokens_per_step,
 )
 from tiny_gpt.planning.memory import estimate_memory_bytes
-from tiny_gpt.planning.scaling_law import forecast
+from tiny_gpt.planning.scaling_law import forecast, load_scaling_law
 from tiny_gpt.planning.several_devices import Network, SharedStepTime
 from tiny_gpt.planning.throughput import StepTimeModel
 from tiny_gpt.planning.types import Candidate, OtherText, TextStats
@@ -89,6 +91,14 @@ class StagePlanner(NamedTuple):
             return self.fits_memory(with_train(candidate, first_share=config.train.first_share))
 
         chosen = self._choose(alone, text, budget, fits)
+        if "batch_size" in alone.train.auto:
+            n_tokens = steps_for(chosen, budget, self.step_time) * tokens_per_step(chosen)
+            smaller = _batch_for_new_tokens(chosen, n_tokens, n_other)
+            if smaller.train.batch_size < chosen.train.batch_size:
+                auto = tuple(
+                    name for name in alone.train.auto if name != "batch_size" and not hasattr(alone.model, name)
+                )
+                chosen = self._choose(replace(smaller, train=replace(smaller.train, auto=auto)), text, budget, fits)
         model = replace(chosen.model, dropout=config.model.dropout)
         names = ("batch_size", "learning_rate", "optimizer", "sequence_warmup")
         settings = {name: getattr(chosen.train, name) for name in names}
@@ -155,6 +165,15 @@ class StagePlanner(NamedTuple):
             of_single = min(MAX_REMEMBERED_BYTES, n_to_merge(train) * of_one)
             n_bytes += of_one + (of_single if train.students > 1 else 0)
         return n_bytes
+
+
+def _batch_for_new_tokens(config: RunConfig, n_tokens: float, n_other: int) -> RunConfig:
+    """`config`, which trains for `n_tokens`, with the smaller batch that suits what these are worth: however often a
+    text of `n_other` tokens is read, it has no more to say than so many new ones."""
+    n_effective = load_scaling_law().effective_tokens(n_tokens, n_other)
+    batch_tokens = tokens_per_step(config) * rounded_batch_tokens(n_effective) // rounded_batch_tokens(n_tokens)
+    batch_tokens = max(batch_tokens, least_batch_tokens(config.model.d_model))
+    return with_train(config, batch_size=max(1, batch_tokens // config.model.block_size))
 
 
 def with_train(config: RunConfig, **changes: Any) -> RunConfig:
