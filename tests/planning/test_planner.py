@@ -198,3 +198,13 @@ def test_models_that_are_merged_have_as_much_time_as_they_can_use(n_tokens):
     *_, last = plans
     n_passes = last.data_epochs / (last.teachers + STUDENT_LENGTH * last.students)
     assert last.teachers > 2 and last.students == 64 and 15 < n_passes <= MAX_TEACHER_EPOCHS
+
+
+def test_batches_after_a_pretraining_have_whole_micro_batches():
+    planner = make_planner()._replace(step_time=StepTimeModel(0.0005, 2e-14, 512))
+    planner = planner._replace(other=OtherText(("package-docs",), 400_000, 50_000, 2048, 4_000_000))
+    config = for_time("24h")
+    auto = tuple(name for name in config.train.auto if name != "grad_accum_steps")
+    config = replace(config, train=replace(config.train, grad_accum_steps=48, auto=auto))
+    train = planner.plan(replace(config, data=DataConfig(first=planner.other.sources)))[0].train
+    assert train.first_share and train.batch_size % 48 == 0

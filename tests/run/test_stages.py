@@ -11,7 +11,7 @@ import torch
 from tests.run.support import CPU, FRENCH, finish, first, interrupt, of, out_dir, same_weights, with_data, with_train
 from tiny_gpt.config import BEST_FILE, FINAL_FILE, MODELS_FOLDER, PRETRAINED_FILE, TEACHERS_FOLDER
 from tiny_gpt.errors import BadInputError, UsageError
-from tiny_gpt.model.shapes import merged_config
+from tiny_gpt.model.shapes import merged_config, n_multiplied
 from tiny_gpt.model_io.model_file import load_model, save_model
 from tiny_gpt.run import kept_models, teachers
 from tiny_gpt.run.evaluator import Evaluator
@@ -64,8 +64,11 @@ def merged_wins(monkeypatch):
     monkeypatch.setattr(Evaluator, "score_merged", lambda self, model, beat, is_val=True: 0.5)
 
 
-def test_merged_models_become_the_best_model_and_stay_it(mergeable, merged_wins):
-    staged = with_train(mergeable, students=2, steps=40)
+def test_merged_models_become_the_best_model_and_stay_it(mergeable, merged_wins, monkeypatch):
+    staged, measured = with_train(mergeable, students=2, steps=40), []
+    monkeypatch.setattr(
+        Evaluator, "merging_was", lambda self, *args: measured.append((*args, self.val_windows.n_tokens))
+    )
     events = list(run(staged))
     begun, merged = of(StageBegun, events), of(Merged, events)
     # After the last teacher, and at the end.
@@ -73,6 +76,8 @@ def test_merged_models_become_the_best_model_and_stay_it(mergeable, merged_wins)
     one = load_model(out_dir(staged) / f"{TEACHERS_FOLDER}/1.pt", CPU).model.config
     best = load_model(out_dir(staged) / BEST_FILE, CPU)
     assert best.model.config == merged_config(one, merged[-1].n_models) and best.progress.val_loss == 0.5
+    seconds, n_weight_tokens, n_tokens = measured[0]
+    assert seconds > 0 and n_weight_tokens == n_tokens * n_multiplied(merged_config(one, 2), best.model.vocab_size)
     assert load_model(out_dir(staged) / FINAL_FILE, CPU).model.config.d_model == one.d_model
     (finished,) = of(Finished, events)
     assert finished.best_path == out_dir(staged) / BEST_FILE
@@ -198,17 +203,19 @@ def test_a_second_student_learns_from_the_first_too(staged, monkeypatch):
 
 def test_predictions_are_computed_once_for_all_students_as_far_as_memory_allows(staged, monkeypatch, tmp_path):
     monkeypatch.setattr(kept_models, "MAX_BEHIND", 100.0)
+    monkeypatch.setattr(kept_models, "N_LAST_STUDENTS", 1)
     predict, calls, outcomes, n_calls = teachers.predict, [], [], []
     monkeypatch.setattr(teachers, "predict", lambda *args: (calls.append(args), predict(*args))[1])
     monkeypatch.setattr(teachers, "prediction_bytes", lambda *args: 1)
-    for n_remembered in (100, 2, 0):  # models
+    for n_remembered in (100, 1, 0):  # models
         monkeypatch.setattr(teachers, "MAX_REMEMBERED_BYTES", n_remembered)
         calls.clear()
-        outcomes.append(finish(with_train(staged, students=3, steps=50, out_dir=str(tmp_path / str(n_remembered)))))
+        outcomes.append(finish(with_train(staged, students=4, steps=60, out_dir=str(tmp_path / str(n_remembered)))))
         n_calls.append(len(calls))
-    # Two, three and four teachers: the students but the last one teach, too.
-    n_batches = n_calls[0] // (2 + 1 + 1)
-    assert n_batches > 1 and n_calls == [4 * n_batches, (2 + 1 + 2) * n_batches, (2 + 3 + 4) * n_batches]
+    # Two teachers of the first student, three of each later one: the student before it teaches, too.
+    n_batches = n_calls[0] // (2 + 1 + 1 + 1)
+    assert n_batches > 1
+    assert n_calls == [5 * n_batches, (2 + 2 + 2 + 2) * n_batches, (2 + 3 + 3 + 3) * n_batches]
     assert all(same_weights(outcomes[0].weights, outcome.weights) for outcome in outcomes[1:])
 
 

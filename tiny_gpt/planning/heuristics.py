@@ -271,11 +271,15 @@ def with_batch(
     config = _with_open(config, optimizer="adamw" if config.train.start_from else "muon")
     longest = config.model.block_size if config.train.start_from else longest
     config = _with_open(config, block_size=min(longest, max(1, shortest - 1)))  # targets are one token further
-    n_micro_batches = config.train.grad_accum_steps
     for_muon = config.train.optimizer == "muon" or not config.train.start_from
     least = least_batch_tokens(config.model.d_model) if for_muon else 0
-    n_sequences = max(batch_tokens, least) / config.model.block_size
-    return _with_open(config, batch_size=n_micro_batches * max(1, round(n_sequences / n_micro_batches)))
+    return _with_open(config, batch_size=batch_size_of(config, max(batch_tokens, least)))
+
+
+def batch_size_of(config: RunConfig, batch_tokens: int) -> int:
+    """Sequences of about so many tokens, in whole micro-batches."""
+    n_micro_batches = config.train.grad_accum_steps
+    return n_micro_batches * max(1, round(batch_tokens / config.model.block_size / n_micro_batches))
 
 
 def peak_learning_rate(config: RunConfig, steps: int) -> float:

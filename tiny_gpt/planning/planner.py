@@ -159,7 +159,7 @@ class Planner(StagePlanner):
         if suited := self._suited(candidates):
             best = self._smaller_if_better(shared, min(suited, key=self.expected_loss))
             return with_train(best, own_data_epochs=round(self.stage_epochs(best), 2))
-        # Too little time for any.
+        # Too little time for any, or none of these fractions leaves a good number of passes.
         epochs = self._most_epochs(candidates[-1])
         nearest = self._nearest(candidates, epochs)
         return self._with_own_data_epochs(nearest, min(epochs, self.stage_epochs(nearest)))
@@ -265,7 +265,7 @@ class Planner(StagePlanner):
                 return complete
             tried.append((share, complete))
             seconds = min(asked, max(1, math.floor(seconds / share)))
-            complete = self.complete(with_train(taught, for_=f"{seconds}s", until=""))
+            complete = self.complete(with_train(taught, for_=f"{seconds}s", until="") if seconds < asked else taught)
         return max((each for each in tried if each[0] <= 1), default=tried[-1], key=lambda each: each[0])[1]
 
     def _is_useful(self, plan: RunConfig) -> bool:

@@ -14,6 +14,7 @@ from tiny_gpt.planning.autotune import why_unsuitable
 from tiny_gpt.planning.heuristics import (
     SEQUENCE_WARMUP,
     ComputeBudget,
+    batch_size_of,
     choose_settings,
     least_batch_tokens,
     may_grow,
@@ -28,7 +29,7 @@ from tiny_gpt.planning.throughput import StepTimeModel
 from tiny_gpt.planning.types import Candidate, OtherText, TextStats
 from tiny_gpt.training.budget import requested_seconds
 from tiny_gpt.training.distill import MAX_REMEMBERED_BYTES, prediction_bytes
-from tiny_gpt.training.stages import model_share, n_to_merge, pretraining_share
+from tiny_gpt.training.stages import N_LAST_STUDENTS, model_share, pretraining_share
 
 # The share of a timed budget that training steps get; evaluations and the end of the run take the rest.
 STEPS_SHARE = 1 - VAL_SHARE - TRAIN_SHARE
@@ -162,8 +163,8 @@ class StagePlanner(NamedTuple):
         )
         if train.teachers and train.students and self.device.type != "cuda":
             of_one = prediction_bytes(self.text.train_tokens, self.text.vocab_size)
-            of_single = min(MAX_REMEMBERED_BYTES, n_to_merge(train) * of_one)
-            n_bytes += of_one + (of_single if train.students > 1 else 0)
+            n_single = min(train.teachers + min(train.students - 1, N_LAST_STUDENTS), MAX_REMEMBERED_BYTES // of_one)
+            n_bytes += of_one * (1 + n_single)
         return n_bytes
 
 
@@ -173,7 +174,7 @@ def _batch_for_new_tokens(config: RunConfig, n_tokens: float, n_other: int) -> R
     n_effective = load_scaling_law().effective_tokens(n_tokens, n_other)
     batch_tokens = tokens_per_step(config) * rounded_batch_tokens(n_effective) // rounded_batch_tokens(n_tokens)
     batch_tokens = max(batch_tokens, least_batch_tokens(config.model.d_model))
-    return with_train(config, batch_size=max(1, batch_tokens // config.model.block_size))
+    return with_train(config, batch_size=batch_size_of(config, batch_tokens))
 
 
 def with_train(config: RunConfig, **changes: Any) -> RunConfig:

@@ -129,7 +129,7 @@ class Evaluator:
     def merging_was(self, seconds: float, n_weight_tokens: float) -> None:
         """Note how long it took to score merged models: the sum of their multiplied weights, times tokens."""
         weight_s = seconds / n_weight_tokens
-        if not 0 < INTERRUPTED_FACTOR * self._merged_token_s(1) < weight_s:
+        if self._measured_weight_s is None or weight_s <= INTERRUPTED_FACTOR * self._measured_weight_s:
             self._measured_weight_s = weight_s
 
     def merged_s(self, n_weights: int, n_models: float) -> float:
@@ -167,8 +167,11 @@ class Evaluator:
         return self._merged_token_s(n_weights) if n_weights else self._token_s()
 
     def _merged_token_s(self, n_weights: int) -> float:
-        """The same for a merged model of so many multiplied weights. The wider a model, the less time each takes, so
-        this is too much until models were merged. Rank 0 scores them alone, and the others help with an evaluation."""
+        """The same for a merged model of so many multiplied weights.
+
+        Until models were merged, as if a wide model took as long for each weight as the one in training; it mostly
+        takes less. Rank 0 scores merged models alone, while the others help with an evaluation.
+        """
         if self._measured_weight_s is not None:
             return n_weights * self._measured_weight_s
         return n_weights / self._n_weights * self.state.ranks.size * self._token_s()

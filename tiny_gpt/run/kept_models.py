@@ -8,7 +8,6 @@ that model alone.
 import contextlib
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -20,21 +19,11 @@ from tiny_gpt.model_io.stored_model import Progress, open_model_file
 from tiny_gpt.run.saver import Saver
 from tiny_gpt.run.state import TrainState
 from tiny_gpt.tokenizer.base import Tokenizer
-from tiny_gpt.training.stages import Stage
+from tiny_gpt.training.stages import N_LAST_STUDENTS, Stage
 
 # A teacher whose loss is more than this times that of the best one makes their mean prediction worse
 # (docs/log/stages.md).
 MAX_BEHIND = 1.05
-# A student learns from this many of those before it. They differ little from one another, and each takes time and
-# memory to predict the text.
-N_LAST_STUDENTS = 4
-
-
-class KeptModel(NamedTuple):
-    """The file of a model, and how far that was trained: after a rollback, another model may be in the file."""
-
-    path: Path
-    progress: Progress
 
 
 class KeptModels:
@@ -62,24 +51,24 @@ class KeptModels:
                 return
         self.save(stage)
 
-    def teachers_of(self, student: int) -> list[KeptModel]:
-        """What the student of this number, from 1, learns from: the teachers and the last students before it, as far as
-        they are nearly as good as the best."""
-        found = []
+    def teachers_of(self, student: int) -> list[Path]:
+        """The files of what the student of this number, from 1, learns from: the teachers and the last students before
+        it, as far as they are nearly as good as the best."""
+        losses: dict[Path, float] = {}
         for path in self._teacher_paths(student):
             try:
                 with open_model_file(path) as stored:
-                    found.append(KeptModel(path, stored.progress))
+                    losses[path] = stored.progress.val_loss
             except BadInputError as damage:
                 self._leave_out(damage)
-        limit = MAX_BEHIND * min((kept.progress.val_loss for kept in found), default=math.inf)
-        return [kept for kept in found if kept.progress.val_loss <= limit]
+        limit = MAX_BEHIND * min(losses.values(), default=math.inf)
+        return [path for path, val_loss in losses.items() if val_loss <= limit]
 
-    def load(self, teacher: KeptModel) -> GPT | None:
-        """The model of a teacher, in eval mode; None, with a warning, where its file is damaged."""
+    def load(self, teacher: Path) -> GPT | None:
+        """The model of a teacher, in eval mode; None, with a warning, where its weights are damaged."""
         model = self.state.model
         try:
-            return load_model(teacher.path, model.device, model.compute_dtype).model
+            return load_model(teacher, model.device, model.compute_dtype).model
         except BadInputError as damage:
             self._leave_out(damage)
             return None

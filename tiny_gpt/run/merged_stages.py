@@ -21,8 +21,8 @@ from tiny_gpt.training.stages import n_to_merge
 # Text on which the scales of the models are measured.
 N_MEASURED_SEQUENCES = 8
 # What the validation of all merged models costs at most, in units of the widest: of teachers, students, and both
-# (KeptModels.mixtures), and of half the teachers in a quarter of the time.
-N_MIXTURES, N_MIXTURES_WITHOUT_STUDENTS = 3 + 0.25, 1 + 0.25
+# (KeptModels.mixtures), and of half the teachers, two of three at most: the square of that.
+N_MIXTURES, N_MIXTURES_WITHOUT_STUDENTS = 3 + 0.45, 1 + 0.45
 
 
 class StageMerger:

@@ -1,10 +1,11 @@
 """What a student learns from: the mean prediction, at each token of the own text, of the models before it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from tiny_gpt.data.token_store import Tokens
 from tiny_gpt.model.gpt import GPT
-from tiny_gpt.run.kept_models import KeptModel, KeptModels
+from tiny_gpt.run.kept_models import KeptModels
 from tiny_gpt.training.distill import (
     MAX_REMEMBERED_BYTES,
     TopTokens,
@@ -27,45 +28,57 @@ class Teachers:
         self.kept, self.tokens = kept, tokens
         self.n_models = 0
         """That the present student learns from."""
-        self._remembered: dict[KeptModel, TopTokens] = {}
+        self._remembered: dict[Path, TopTokens] = {}
+        """By the model's file."""
         self._mean: TopTokens | None = None
 
     def predictions_for(self, student: int, beat: Callable[[], None]) -> TopTokens | None:
         """The mean prediction for the student of this number, from 1, until the next call; None where no model can be
         used. `beat` is called often meanwhile."""
-        known, unknown = self._teachers_of(student)
-        self.n_models = len(known) + len(unknown)
-        if not self.n_models:
+        teachers = self._teachers_of(student)
+        self.n_models = len(teachers)
+        if not teachers:
             return None
         ids, model = self.tokens.ids, self.kept.state.model
-        vocab_size = model.vocab_size
-        is_last = student >= self.kept.config.train.students  # nobody learns from its teachers again
-        n_remembered = 0 if is_last else MAX_REMEMBERED_BYTES // prediction_bytes(len(ids), vocab_size) - len(known)
-        new = {kept: TopTokens.zeros(len(ids), vocab_size) for kept in list(unknown)[: max(0, n_remembered)]}
-        # The same memory for each student; the one before has read it to the end.
-        mean = self._mean = self._mean or TopTokens.zeros(len(ids), vocab_size)
+        new = {path: TopTokens.zeros(len(ids), model.vocab_size) for path in self._to_remember(teachers, student)}
+        # The same memory for each student: a batch that was read ahead for the one before is not used.
+        mean = self._mean = self._mean or TopTokens.zeros(len(ids), model.vocab_size)
         end = 1  # nothing predicts the first token
-        for windows in windows_of(len(ids), model.config.block_size, vocab_size, model.device):
-            rows = slice(end, end + len(windows.starts_W) * model.config.block_size - int(windows.n_known_W.sum()))
-            predictions = [top.part(rows) for top in known.values()]
-            for kept, teacher in unknown.items():
-                predictions.append(predict(teacher, ids, windows))
-                if kept in new:
-                    new[kept].put(rows, predictions[-1])
+        for windows in windows_of(len(ids), model.config.block_size, model.vocab_size, model.device):
+            rows = slice(end, end + windows.n_predicted(model.config.block_size))
+            predictions = []
+            for path, teacher in teachers.items():
+                if isinstance(teacher, TopTokens):
+                    predictions.append(teacher.part(rows))
+                else:
+                    predictions.append(predict(teacher, ids, windows))
+                if path in new:
+                    new[path].put(rows, predictions[-1])
                 beat()
-            mean.put(rows, mean_prediction(predictions, vocab_size))
-            beat()
+            mean.put(rows, mean_prediction(predictions, model.vocab_size))
             end = rows.stop
-        self._remembered = {} if is_last else known | new
+        self._remembered |= new
         return mean
 
-    def _teachers_of(self, student: int) -> tuple[dict[KeptModel, TopTokens], dict[KeptModel, GPT]]:
-        """What the student's teachers have predicted, as far as it is remembered, and the other teachers."""
-        known: dict[KeptModel, TopTokens] = {}
-        unknown: dict[KeptModel, GPT] = {}
-        for kept in self.kept.teachers_of(student):
-            if kept in self._remembered:
-                known[kept] = self._remembered[kept]
-            elif (model := self.kept.load(kept)) is not None:
-                unknown[kept] = model
-        return known, unknown
+    def forget(self) -> None:
+        """After a rollback, other models may be written to the files."""
+        self._remembered = {}
+
+    def _teachers_of(self, student: int) -> dict[Path, TopTokens | GPT]:
+        """The student's teachers by their files: what each has predicted, if that is remembered, or else the model."""
+        teachers: dict[Path, TopTokens | GPT] = {}
+        for path in self.kept.teachers_of(student):
+            teacher = self._remembered.get(path) or self.kept.load(path)
+            if teacher is not None:
+                teachers[path] = teacher
+        self._remembered = {path: each for path, each in teachers.items() if isinstance(each, TopTokens)}
+        return teachers
+
+    def _to_remember(self, teachers: dict[Path, TopTokens | GPT], student: int) -> list[Path]:
+        """Which of them to remember from now on, as far as there is room. From the last student's, nobody learns."""
+        if student >= self.kept.config.train.students:
+            self._remembered = {}
+            return []
+        n_models = MAX_REMEMBERED_BYTES // prediction_bytes(len(self.tokens.ids), self.kept.state.model.vocab_size)
+        new = [path for path in teachers if path not in self._remembered]
+        return new[: max(0, n_models - len(self._remembered))]

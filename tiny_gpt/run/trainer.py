@@ -359,6 +359,7 @@ class Trainer:
         """Return to a healthy checkpoint. Raises DivergedError where that has not helped before."""
         yield from self._report(self.model_files.save_pending(force=True))
         step = self.divergence.roll_back(trouble)
+        self.stages.teachers.forget()
         self.evaluator.resume()
         yield from self._report()
         yield RolledBack(step, list(self.state.history))

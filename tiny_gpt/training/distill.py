@@ -19,7 +19,7 @@ from tiny_gpt.model.gpt import GPT
 
 # The most likely tokens that are kept for each position. With a vocabulary of 512, 32 have 97% of the probability.
 N_KEPT = 32
-# The memory that predictions of single models may take between two students: those of 350,000 tokens by twelve models.
+# The memory that predictions of single models may take between two students: those of 340,000 tokens by twelve models.
 MAX_REMEMBERED_BYTES = 1 << 29
 # Logits of a batch of windows, unless one window has more; about four times their memory is used. On a CPU, 4 MiB of
 # them fit into a core's own cache: with 16 MiB, a forward pass takes 1.4 times as long, and with few windows at once it
@@ -34,6 +34,10 @@ class Windows(NamedTuple):
     """Positions of their first tokens."""
     n_known_W: NDArray[np.int64]
     """How many of the first predictions of each are those of the window before it, and not used."""
+
+    def n_predicted(self, block_size: int) -> int:
+        """Tokens that they predict."""
+        return len(self.starts_W) * block_size - int(self.n_known_W.sum())
 
 
 class TopTokens(NamedTuple):

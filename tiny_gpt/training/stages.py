@@ -31,6 +31,9 @@ Kind = Literal["pretraining", "own", "teacher", "student"]
 FIRST_SHARE = 0.5
 # The length of a student's stage, in units of a teacher's: it learns more slowly, from smoother targets.
 STUDENT_LENGTH = 1.4
+# A student learns from this many of those before it. They differ little from one another, and each takes time and
+# memory to predict the text.
+N_LAST_STUDENTS = 4
 # Multiplies the learning rate after a pretraining: a high rate would make the model forget what it knows.
 FINE_TUNING_RATE_FACTOR = 0.5
 # Factors of the settings for a student. Soft targets regularize; with the teachers' regularization on top, two thirds
