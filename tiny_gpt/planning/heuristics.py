@@ -277,7 +277,7 @@ def with_batch(
 
 
 def batch_size_of(config: RunConfig, batch_tokens: int) -> int:
-    """Sequences of about so many tokens, in whole micro-batches."""
+    """Sequences that have about `batch_tokens` tokens, in whole micro-batches."""
     n_micro_batches = config.train.grad_accum_steps
     return n_micro_batches * max(1, round(batch_tokens / config.model.block_size / n_micro_batches))
 
