@@ -73,8 +73,8 @@ def test_the_time_for_merged_models_is_measured_where_some_were_merged(evaluator
     one = n_multiplied(MODEL, evaluator.dataset.tokenizer.vocab_size)
     assert evaluator.merged_s(10 * one, 3) == pytest.approx(10 * 1e-4 * (3 * n_val + n_train))
     # Wider models take less time for each weight.
-    evaluator.merging_was(10 * 0.4e-4 * 2 * n_val, 10 * one * 2 * n_val)
+    evaluator.record_merging_time(10 * 0.4e-4 * 2 * n_val, 10 * one * 2 * n_val)
     expected = pytest.approx(10 * 0.4e-4 * (3 * n_val + n_train))
     assert evaluator.merged_s(10 * one, 3) == expected
-    evaluator.merging_was(3600.0, 10 * one * 2 * n_val)  # the machine slept
+    evaluator.record_merging_time(3600.0, 10 * one * 2 * n_val)  # the machine slept
     assert evaluator.merged_s(10 * one, 3) == expected

@@ -67,7 +67,7 @@ def merged_wins(monkeypatch):
 def test_merged_models_become_the_best_model_and_stay_it(mergeable, merged_wins, monkeypatch):
     staged, measured = with_train(mergeable, students=2, steps=40), []
     monkeypatch.setattr(
-        Evaluator, "merging_was", lambda self, *args: measured.append((*args, self.val_windows.n_tokens))
+        Evaluator, "record_merging_time", lambda self, *args: measured.append((*args, self.val_windows.n_tokens))
     )
     events = list(run(staged))
     begun, merged = of(StageBegun, events), of(Merged, events)

@@ -1,8 +1,9 @@
-"""Has Linux give a training process memory in pages of 2 MiB instead of 4 KiB. The processor then looks up fewer
-addresses of pages (TLB misses), and a step takes 2 to 13% less time (docs/log/training-step.md).
+"""Transparent huge pages for training on Linux: pages of 2 MiB instead of 4 KiB cause fewer TLB misses, and a step took
+2 to 13% less time (docs/log/training-step.md).
 
-Most distributions give them only to programs that ask. glibc asks from version 2.35 on if a tunable says so, which it
-reads when a process starts (GNU C Library Reference Manual, Memory Allocation Tunables); others ignore the variable.
+Where the system's setting is `madvise`, only programs that ask get them. glibc 2.35 or later asks for what malloc
+allocates if a tunable is set when the process starts (GNU C Library Reference Manual, Memory Allocation Tunables).
+Other systems ignore the variable.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ _VARIABLE, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 def with_huge_pages(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for a process that asks for them, unless the user has set whether it does."""
+    """`environment` for a process that asks for huge pages; unchanged if it sets the tunable already."""
     tunables = environment.get(_VARIABLE, "")
     if _TUNABLE in tunables:
         return dict(environment)

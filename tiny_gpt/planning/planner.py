@@ -35,7 +35,7 @@ MAX_TEACHERS, MIN_TEACHER_EPOCHS, MAX_STUDENTS = 8, 10, 64
 # Where teachers can be merged, fewer students than MIN_STUDENTS add little, and more passes than so many make the
 # merged model worse, so that the run ends early (docs/log/stages.md).
 MIN_STUDENTS, MAX_TEACHER_EPOCHS = 4, 17
-# How often a plan looks for the time in which they have so many passes, and the least part of these that it accepts.
+# Attempts at finding the length of run that gives so many passes, and the fraction of them that is enough.
 MAX_SHORTENINGS, MIN_USED = 6, 0.9
 # The most pretrainings that a plan has. It takes the largest number whose expected loss is at most this many times the
 # lowest: what merging gains is surer than what the law expects of a longer pretraining (docs/log/stages.md).
@@ -165,8 +165,8 @@ class Planner(StagePlanner):
         return self._with_own_data_epochs(nearest, min(epochs, self.stage_epochs(nearest)))
 
     def _suited(self, candidates: list[RunConfig]) -> list[RunConfig]:
-        """Those of `candidates`, complete configs in FIRST_SHARES of the time, that suit a pretraining. Where there is
-        so much time that the largest fraction leaves too many passes over the own text, also a larger one."""
+        """Those of `candidates`, one complete config for each of FIRST_SHARES, that suit a pretraining. In a very long
+        run, where even the largest share leaves too many passes over the own text, also one with a larger share."""
         suited = [each for each in candidates if self._suits_pretraining(each)]
         *_, last = candidates
         if self.stage_epochs(last) > (most := self._most_epochs(last)):
@@ -174,7 +174,7 @@ class Planner(StagePlanner):
         return suited
 
     def _most_epochs(self, config: RunConfig) -> float:
-        """Passes over the own text that are good after a pretraining, or as many as give enough steps."""
+        """The most passes over the own text after a pretraining: more undo it, unless they are only a few steps."""
         enough = 1.5 * MIN_FINE_TUNING_STEPS * tokens_per_step(config) / self.text.train_tokens
         return max(MAX_FINE_TUNING_EPOCHS, enough)
 
@@ -248,14 +248,15 @@ class Planner(StagePlanner):
         return self._with_models(sized, teachers, fewest + n_more)
 
     def _with_models(self, config: RunConfig, teachers: int, students: int) -> RunConfig:
-        """`config` complete with so many teachers and students; where they can be merged, for as much of its time as
-        they need for the most useful passes over the text."""
+        """`config` complete with so many teachers and students. A run whose models can be merged is shortened to the
+        time in which each of them reads the text MAX_TEACHER_EPOCHS times."""
         taught = with_train(config, teachers=teachers, students=students)
-        seconds = asked = self.requested_seconds(config.train)
+        asked = self.requested_seconds(config.train)
         complete = self.complete(taught)
-        if teachers < 2 or not can_merge(config.model) or seconds is None or asked is None:
+        if teachers < 2 or not can_merge(config.model) or asked is None:
             return complete
-        # Shorter runs have other settings, which make passes longer or shorter.
+        # A shorter run gets other settings, with which a pass takes longer or shorter.
+        seconds = asked
         tried: list[tuple[float, RunConfig]] = []
         while len(tried) < MAX_SHORTENINGS:
             least = 1.1 * MIN_TEACHER_STEPS * tokens_per_step(complete) / self.text.train_tokens

@@ -152,7 +152,7 @@ class StagePlanner(NamedTuple):
         return self.n_sharing * self.memory_bytes(config) <= available_memory_bytes(self.device)
 
     def memory_bytes(self, config: RunConfig) -> int:
-        """Peak memory: of the GPU on cuda, elsewhere of the process; with what a student's teachers predict."""
+        """Peak memory of a run, as `estimate_memory_bytes`, with the predictions of a student's teachers."""
         train = config.train
         if train.backend == "auto":
             train = replace(train, **asdict(self.candidate))
@@ -169,8 +169,8 @@ class StagePlanner(NamedTuple):
 
 
 def _batch_for_new_tokens(config: RunConfig, n_tokens: float, n_other: int) -> RunConfig:
-    """`config`, which trains for `n_tokens`, with the smaller batch that suits what these are worth: however often a
-    text of `n_other` tokens is read, it has no more to say than so many new ones."""
+    """`config`, which trains for `n_tokens`, with the batch size that suits its effective tokens: repeated passes over
+    a text of `n_other` tokens teach less than as many new tokens would."""
     n_effective = load_scaling_law().effective_tokens(n_tokens, n_other)
     batch_tokens = tokens_per_step(config) * rounded_batch_tokens(n_effective) // rounded_batch_tokens(n_tokens)
     batch_tokens = max(batch_tokens, least_batch_tokens(config.model.d_model))

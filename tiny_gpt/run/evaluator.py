@@ -126,15 +126,16 @@ class Evaluator:
             windows, tokens = self.val_windows, self.dataset.val
         return self.score_best(self._windows(tokens, windows.max_tokens, backend), model, beat)
 
-    def merging_was(self, seconds: float, n_weight_tokens: float) -> None:
-        """Note how long it took to score merged models: the sum of their multiplied weights, times tokens."""
+    def record_merging_time(self, seconds: float, n_weight_tokens: float) -> None:
+        """Note how long merging and scoring took. `n_weight_tokens`: multiplied weights of each merged model, times the
+        tokens that it scored, summed over the models."""
         weight_s = seconds / n_weight_tokens
         if self._measured_weight_s is None or weight_s <= INTERRUPTED_FACTOR * self._measured_weight_s:
             self._measured_weight_s = weight_s
 
     def merged_s(self, n_weights: int, n_models: float) -> float:
-        """Seconds that it takes to score `n_models` merged models of so many multiplied weights on the validation text,
-        and one of them on the training text."""
+        """Seconds to score `n_models` merged models on the validation text, and one of them on the training text; each
+        has `n_weights` multiplied weights."""
         n_tokens = n_models * self.val_windows.n_tokens + self.train_windows.n_tokens
         return n_tokens * self._merged_token_s(n_weights)
 
@@ -162,15 +163,15 @@ class Evaluator:
         return self._estimated_token_s() if self._measured_token_s is None else self._measured_token_s
 
     def _best_token_s(self) -> float:
-        """The same for the best model so far."""
+        """Seconds to score a token with the best model so far."""
         n_weights = self._n_weights_of_merged_best
         return self._merged_token_s(n_weights) if n_weights else self._token_s()
 
     def _merged_token_s(self, n_weights: int) -> float:
-        """The same for a merged model of so many multiplied weights.
+        """Seconds to score a token with a merged model of `n_weights` multiplied weights.
 
-        Until models were merged, as if a wide model took as long for each weight as the one in training; it mostly
-        takes less. Rank 0 scores merged models alone, while the others help with an evaluation.
+        Estimated from the model in training until one was merged; a wide model usually takes less time per weight. Rank
+        0 scores merged models alone, whereas all ranks share an evaluation.
         """
         if self._measured_weight_s is not None:
             return n_weights * self._measured_weight_s

@@ -20,8 +20,8 @@ from tiny_gpt.training.stages import n_to_merge
 
 # Text on which the scales of the models are measured.
 N_MEASURED_SEQUENCES = 8
-# What the validation of all merged models costs at most, in units of the widest: of teachers, students, and both
-# (KeptModels.mixtures), and of half the teachers, two of three at most: the square of that.
+# The cost of validating all merged models, in evaluations of the widest one: of teachers, students and both, and of
+# half the teachers (KeptModels.mixtures). Half is two of three models at most, and the cost grows with the square.
 N_MIXTURES, N_MIXTURES_WITHOUT_STUDENTS = 3 + 0.45, 1 + 0.45
 
 
@@ -77,7 +77,7 @@ class StageMerger:
             best = min(best or mixture, mixture, key=lambda each: each.val_loss)
         if best is None:
             return None
-        evaluator.merging_was(time.perf_counter() - start, n_weight_tokens)
+        evaluator.record_merging_time(time.perf_counter() - start, n_weight_tokens)
         return best._replace(train_loss=evaluator.score_merged(best.model, beat, is_val=False))
 
 

@@ -19,9 +19,9 @@ from tiny_gpt.training.distill import (
 class Teachers:
     """Predicts the own text with the models that a student learns from.
 
-    Several students learn from the same teachers. What each model predicts is remembered meanwhile, of as many models
-    as memory is allowed for: predicting a small text with all of them would take as long as training a student. A
-    resumed run computes it again, to the same bits.
+    Several students learn from the same teachers, and predicting a small text with all of them would take as long as
+    training a student. So each model's predictions are kept for the next student, for as many models as fit into
+    MAX_REMEMBERED_BYTES. A resumed run computes them again, to the same bits.
     """
 
     def __init__(self, kept: KeptModels, tokens: Tokens) -> None:
@@ -33,15 +33,15 @@ class Teachers:
         self._mean: TopTokens | None = None
 
     def predictions_for(self, student: int, beat: Callable[[], None]) -> TopTokens | None:
-        """The mean prediction for the student of this number, from 1, until the next call; None where no model can be
-        used. `beat` is called often meanwhile."""
+        """The mean prediction for the student of this number, from 1, valid until the next call; None if no model can
+        be used. `beat` is called after each batch of each model."""
         teachers = self._teachers_of(student)
         self.n_models = len(teachers)
         if not teachers:
             return None
         ids, model = self.tokens.ids, self.kept.state.model
         new = {path: TopTokens.zeros(len(ids), model.vocab_size) for path in self._to_remember(teachers, student)}
-        # The same memory for each student: a batch that was read ahead for the one before is not used.
+        # The memory is reused: the previous student's loader may still read it, but its batch is discarded.
         mean = self._mean = self._mean or TopTokens.zeros(len(ids), model.vocab_size)
         end = 1  # nothing predicts the first token
         for windows in windows_of(len(ids), model.config.block_size, model.vocab_size, model.device):
@@ -61,7 +61,7 @@ class Teachers:
         return mean
 
     def forget(self) -> None:
-        """After a rollback, other models may be written to the files."""
+        """Forget all predictions. After a rollback, other models may be written to the same files."""
         self._remembered = {}
 
     def _teachers_of(self, student: int) -> dict[Path, TopTokens | GPT]:

@@ -19,11 +19,11 @@ from tiny_gpt.model.gpt import GPT
 
 # The most likely tokens that are kept for each position. With a vocabulary of 512, 32 have 97% of the probability.
 N_KEPT = 32
-# The memory that predictions of single models may take between two students: those of 340,000 tokens by twelve models.
+# Memory for the predictions of single models that are kept between students: twelve models on 340,000 tokens.
 MAX_REMEMBERED_BYTES = 1 << 29
-# Logits of a batch of windows, unless one window has more; about four times their memory is used. On a CPU, 4 MiB of
-# them fit into a core's own cache: with 16 MiB, a forward pass takes 1.4 times as long, and with few windows at once it
-# takes longer too. Other devices need large batches.
+# The most logits of a batch of windows, unless a single window has more; about four times their memory is used. On a
+# CPU, 4 MiB of them fit into a core's L2 cache: with 16 MiB, a forward pass takes 1.4 times as long, and with few
+# windows it takes longer too. Other devices need large batches.
 CPU_LOGITS, GPU_LOGITS = 1 << 20, 1 << 24
 
 
@@ -49,7 +49,7 @@ class TopTokens(NamedTuple):
 
     @classmethod
     def zeros(cls, n_positions: int, vocab_size: int) -> Self:
-        """For predictions of so many positions, which `put` fills in."""
+        """For `n_positions` positions, to be filled in by `put`."""
         shape = n_positions, min(N_KEPT, vocab_size)
         return cls(np.zeros(shape, _id_type(vocab_size)), np.zeros(shape, np.float16))
 
@@ -61,7 +61,7 @@ class TopTokens(NamedTuple):
 
 
 def prediction_bytes(n_positions: int, vocab_size: int) -> int:
-    """Memory of the TopTokens of so many positions."""
+    """Memory of the TopTokens of `n_positions` positions."""
     itemsize = _id_type(vocab_size).itemsize + np.dtype(np.float16).itemsize
     return n_positions * min(N_KEPT, vocab_size) * itemsize
 
