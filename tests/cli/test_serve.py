@@ -41,7 +41,8 @@ def test_a_server_answers_and_finishes_what_runs_when_it_is_stopped(model_file):
         assert page.status_code == 200 and "<html" in page.text and "script-src 'self'" in str(page.headers)
         assert requests.get(f"{url}/play/model").status_code == 200
         assert requests.get(f"{url}/nothing").json()["error"]["code"] == "not-found"
-        settings = dict(prompt="Once", max_tokens=2000, stream=True)
+        # More tokens than are written before the signal arrives.
+        settings = dict(prompt="Once", max_tokens=20_000, stream=True)
         stream = requests.post(f"{url}/v1/completions", json=settings, stream=True)
         lines = (line for line in stream.iter_lines() if line)
         next(lines)

@@ -108,6 +108,13 @@ def _stop_after(is_trained: Callable[[], bool], stop: Stop) -> None:
     stop.set()
 
 
+def _tell(process: "subprocess.Popen[bytes]", line: str) -> None:
+    """Write `line` to the standard input of a process, which may have ended, and close it."""
+    assert process.stdin is not None, "it is a pipe"
+    with contextlib.suppress(OSError), process.stdin:
+        process.stdin.write(line.encode())
+
+
 class TrackerProcesses:
     """The trackers of one training."""
 
@@ -132,13 +139,11 @@ class TrackerProcesses:
         """Say how the training ended, wait a while for the trackers to get the rest, and report what they have."""
         for name, process in list(self._processes.items()):
             if process.poll() not in (None, 0):
+                _tell(process, "")
                 self._start(name)  # it has crashed; a new process sends what is missing
         deadline = time.monotonic() + TRACKER_PATIENCE_S
         for process in self._processes.values():
-            assert process.stdin is not None, "it is a pipe"
-            with contextlib.suppress(OSError):
-                process.stdin.write(f"{state}\n".encode())
-                process.stdin.close()
+            _tell(process, f"{state}\n")
         for name, process in self._processes.items():
             try:
                 code = process.wait(max(0.0, deadline - time.monotonic()))
